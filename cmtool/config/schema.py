@@ -1,0 +1,203 @@
+"""The schema of a preset: every setting with its default, unit and bounds.
+
+A preset file holds the tables below; `RunConfig` is one of its recipes fully resolved, which is what a run
+folder keeps as `config.toml` and what every other room is given. All tables are frozen and refuse unknown keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from cmtool.config.parts import RecipeConfig
+
+Family = Literal["edm", "ct", "cd"]
+FAMILIES: tuple[Family, ...] = ("edm", "ct", "cd")
+
+DATA_SOURCES = ("digits", "shapes", "toy2d", "folder", "cifar10", "imagenet32", "imagenet64", "lsun", "celeba64", "npz", "packed")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
+
+
+class Table(BaseModel):
+    """A frozen table that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class AboutConfig(Table):
+    """What a preset is."""
+
+    title: str = ""
+    paper: str = ""
+    note: str = ""
+
+
+class DataConfig(Table):
+    """Where images come from and what shape they take."""
+
+    source: Literal["digits", "shapes", "toy2d", "folder", "cifar10", "imagenet32", "imagenet64", "lsun", "celeba64", "npz", "packed"]
+    path: str | None = Field(None, description="file or folder; None for built-in sources")
+    resolution: int = Field(ge=1, le=1024, description="image side in pixels")
+    channels: int = Field(3, ge=1, le=4)
+    flip: bool = Field(False, description="mirror half of the images, drawn per step")
+    labels: bool = Field(False, description="condition the network on class labels")
+    num_classes: int | None = Field(None, ge=1, description="number of classes; None: taken from the data")
+    size: int | None = Field(None, ge=1, description="number of images of a generated source; a limit for the others")
+    kind: str | None = Field(None, description="variant of the source, e.g. the mixture of toy2d")
+    fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image of another shape becomes square")
+    filter: Literal["adm", "edm", "bicubic", "box", "lanczos"] = Field("adm", description="down-sampling rule")
+    small: Literal["skip", "upscale"] = Field("skip", description="images smaller than the resolution")
+
+
+class NetworkConfig(Table):
+    """The raw network F(x, c_noise, label, r)."""
+
+    kind: Literal["adm", "mlp", "song"] = "adm"
+    channels: int = Field(32, ge=4, description="base width of a U-Net, hidden width of an MLP")
+    channel_mult: tuple[int, ...] = Field((1, 2), min_length=1)
+    num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")
+    attention: tuple[int, ...] = Field((), description="resolutions in pixels that have attention")
+    head_channels: int = Field(32, ge=1)
+    dropout: float | tuple[float, ...] = 0.0
+    scale_shift: bool = Field(True, description="time embedding scales and shifts (FiLM) instead of being added")
+    embedding: Literal["positional", "fourier"] = "positional"
+    fourier_scale: float = Field(16.0, gt=0)
+    encoder: Literal["standard", "residual"] = Field("standard", description="NCSN++ input pyramid (song)")
+    resample_filter: tuple[int, ...] = Field((1, 1), description="FIR filter of a song network")
+    two_time: bool = Field(False, description="takes a second time input r")
+    log_variance: bool = Field(False, description="has a learned log-variance head w(t)")
+    attention_kernel: Literal["auto", "math"] = Field("auto", description="math works under forward-mode derivatives")
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+
+class ProcessConfig(Table):
+    """The noise process and how a raw network becomes f(x, t)."""
+
+    kind: Literal["ve", "trig", "flow"] = "ve"
+    parameterization: Literal["edm", "consistency", "hard", "trig", "flow"] = "consistency"
+    sigma_min: float = Field(0.002, gt=0, description="smallest noise level, where f is the identity")
+    sigma_max: float = Field(80.0, gt=0, description="largest noise level")
+    sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
+    rho: float = Field(7.0, gt=0, description="exponent of the Karras grid")
+    noise_scale: float = Field(0.25, gt=0, description="c_noise = noise_scale * ln t (0.25: EDM, 250: OpenAI's ADM)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ProcessConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min = {self.sigma_min} must be below sigma_max = {self.sigma_max}")
+        return self
+
+
+class EmaConfig(Table):
+    """A moving average of the weights: exponential with a fixed decay, or EDM2's power function."""
+
+    kind: Literal["exponential", "power", "none"] = "exponential"
+    decay: float = Field(0.9999, ge=0, lt=1, description="exponential: weight of the old average per step")
+    std: float = Field(0.10, gt=0, lt=0.29, description="power: relative width (EDM2 sigma_rel; 0.10 is gamma 6.94)")
+
+
+class TrainConfig(Table):
+    """The optimizer, the length of the run and its rhythm."""
+
+    steps: int = Field(ge=1, description="optimizer steps; every schedule scales with it")
+    batch_size: int = Field(64, ge=1, description="images per step over all processes")
+    micro_batch: int | None = Field(None, ge=1, description="images per forward pass; None: the whole batch")
+    optimizer: Literal["radam", "adam", "adamw", "lion", "sgd"] = "radam"
+    lr: float = Field(1e-4, gt=0, le=10)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which lr rises from zero")
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_start: float = Field(0.0, ge=0, lt=1, description="share of the run after which lr falls")
+    decay_end: float = Field(0.0, ge=0, le=1, description="lr at the end as a share of lr")
+    grad_clip: float | None = Field(None, gt=0, description="largest global gradient norm")
+    ema: EmaConfig = EmaConfig()
+    extra_emas: tuple[EmaConfig, ...] = ()
+    label_dropout: float = Field(0.0, ge=0, lt=1, description="share of labels replaced by the null class")
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
+    deterministic: bool = False
+    compile: bool = False
+    threads: int | None = Field(None, ge=1, description="CPU threads; None: torch's choice")
+    log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    sample_every: int = Field(1000, ge=1, description="steps between sample grids")
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: none")
+    keep_every: int = Field(0, ge=0, description="keep every checkpoint whose step this divides; 0: the last two")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("both betas must lie in [0, 1)")
+        return value
+
+    @model_validator(mode="after")
+    def _micro(self) -> TrainConfig:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch = {self.micro_batch} is larger than batch_size = {self.batch_size}")
+        return self
+
+
+class SampleConfig(Table):
+    """Default sampling: noise levels per number of evaluations, and the sampler."""
+
+    times: dict[str, tuple[float, ...]] = Field(default_factory=dict, description="number of evaluations -> noise levels")
+    sampler: str | None = None
+    steps: int | None = Field(None, ge=1, description="evaluations (consistency) or solver steps (teacher)")
+
+    @field_validator("times")
+    @classmethod
+    def _decreasing(cls, value: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for key, times in value.items():
+            if not key.isdigit() or int(key) != len(times):
+                raise ValueError(f"times['{key}'] must hold as many noise levels as its key says")
+            if any(a <= b for a, b in zip(times, times[1:], strict=False)):
+                raise ValueError(f"times['{key}'] must be strictly decreasing")
+        return value
+
+
+class EvalConfig(Table):
+    """What `cmtool eval` compares with when it is not told."""
+
+    reference: str | None = None
+    features: str | None = None
+    count: int = Field(50_000, ge=2, description="number of samples")
+    metrics: tuple[str, ...] = ()
+
+
+class PresetFile(Table):
+    """A preset file as written: tables of shared defaults, and recipes that may override any of them."""
+
+    about: AboutConfig = AboutConfig()
+    data: dict[str, Any]
+    network: dict[str, Any] = Field(default_factory=dict)
+    process: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any]
+    sample: dict[str, Any] = Field(default_factory=dict)
+    eval: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class RunConfig(Table):
+    """One recipe of one preset, fully resolved: all that a run needs to know."""
+
+    preset: str
+    recipe_name: str
+    about: AboutConfig = AboutConfig()
+    data: DataConfig
+    network: NetworkConfig
+    process: ProcessConfig
+    train: TrainConfig
+    sample: SampleConfig = SampleConfig()
+    eval: EvalConfig = EvalConfig()
+    recipe: RecipeConfig
+    teacher: str | None = None
+    init: str | None = None
+
+    @property
+    def family(self) -> str:
+        """The command that trains it: "edm", "ct" or "cd"."""
+        return self.recipe.family

@@ -1,0 +1,102 @@
+"""How a raw network F becomes f(x, t): c_skip x + c_out F(c_in x, c_noise).
+
+The boundary f(x, sigma_min) = x lives here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmtool.config.schema import ProcessConfig
+from cmtool.diffusion.process import expand
+
+
+class Coefficients(NamedTuple):
+    """The four scalings of an image at its time, each (B,)."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+@dataclass(frozen=True)
+class Edm:
+    """EDM's scalings, for denoisers and teachers (Karras et al. 2022, table 1)."""
+
+    process: ProcessConfig
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return the scalings at t (B,), positive. At t = 0 they are those of the identity and c_noise stays finite."""
+        data = self.process.sigma_data
+        total = t**2 + data**2
+        c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
+        return Coefficients(data**2 / total, t * data / total.sqrt(), total.rsqrt(), c_noise)
+
+    def combine(self, x: Tensor, raw: Tensor, t: Tensor) -> Tensor:
+        """Return c_skip x + c_out F for x and F of shape (B, C, H, W)."""
+        c = self.coefficients(t)
+        return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw
+
+
+@dataclass(frozen=True)
+class Consistency(Edm):
+    """The consistency model's scalings (Song et al. 2023, Appendix C).
+
+    Only the numerator of c_out and the denominator of c_skip see t - sigma_min; c_in and the root keep t. At
+    t <= sigma_min c_skip is 1 and c_out is 0 to the bit, also in float32, where a grid may end a rounding below.
+    """
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return the scalings at t (B,)."""
+        data = self.process.sigma_data
+        root = (t**2 + data**2).sqrt()
+        # The identity must hold for the float32 neighbor of sigma_min as well, hence a gap of zero, never negative.
+        gap = (t - self.process.sigma_min).clamp_min(0.0)
+        gap = torch.where(t <= self.process.sigma_min * (1 + 1e-6), torch.zeros_like(gap), gap)
+        c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
+        return Coefficients(data**2 / (gap**2 + data**2), gap * data / root, 1 / root, c_noise)
+
+
+@dataclass(frozen=True)
+class HardSwitch(Edm):
+    """f = x at sigma_min and F elsewhere (Song et al. 2023, Eq. 4): published, never used there."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return the scalings at t (B,): 1 and 0 at the boundary, 0 and 1 above it."""
+        at_boundary = t <= self.process.sigma_min * (1 + 1e-6)
+        c_skip = at_boundary.to(t.dtype)
+        data = self.process.sigma_data
+        c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
+        return Coefficients(c_skip, 1 - c_skip, (t**2 + data**2).rsqrt(), c_noise)
+
+
+PARAMETERIZATIONS: dict[str, Callable[[ProcessConfig], Edm]] = {
+    "edm": Edm,
+    "consistency": Consistency,
+    "hard": HardSwitch,
+}
+
+
+def build_parameterization(process: ProcessConfig) -> Edm:
+    """Return the parameterization that `process.parameterization` names."""
+    return PARAMETERIZATIONS[process.parameterization](process)
+
+
+def gaussian_consistency(x: Tensor, t: Tensor, std: float, sigma_min: float) -> Tensor:
+    """The exact consistency function of data N(0, std^2): x sqrt((std^2 + sigma_min^2) / (std^2 + t^2)).
+
+    Used as an oracle; `x` (B, ...), `t` (B,).
+    """
+    return x * expand(((std**2 + sigma_min**2) / (std**2 + t**2)).sqrt(), x)
+
+
+def log_time(t: float) -> float:
+    """Natural logarithm of a noise level, as the networks' conditioning sees it."""
+    return math.log(max(t, 1e-20))

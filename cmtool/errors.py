@@ -1,0 +1,63 @@
+"""Everything a user can cause, as one small family of exceptions.
+
+A `UserError` carries one clear sentence and, where there is one, the next thing to type. The command
+line prints both and exits with `exit_code`; a library user catches `UserError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence (`message`) and what to do next (`hint`)."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(UserError):
+    """The command line itself is wrong (an option, its value, a combination): exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A preset, a recipe or a `--set` holds something that the schema refuses."""
+
+
+class DataError(UserError):
+    """A data source is missing, empty, unreadable or of the wrong shape."""
+
+
+class CheckpointError(UserError):
+    """A model file, checkpoint or run folder is missing, damaged or of another kind."""
+
+
+class OfflineError(UserError):
+    """Something has to be downloaded and cannot be."""
+
+
+class DivergenceError(UserError):
+    """Training produced numbers that are not finite; the last good checkpoint is kept."""
+
+
+def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to `count` of `choices` that look most like `word`, best first."""
+    pool = list(choices)
+    by_case = {choice.lower(): choice for choice in reversed(pool)}
+    found = difflib.get_close_matches(word.lower(), list(by_case), n=count, cutoff=0.55)
+    return [by_case[name] for name in found]
+
+
+def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
+    """Say that `word` is no `kind`, name the choices, and the nearest right one."""
+    pool = list(choices)
+    sentence = f"unknown {kind} '{word}'; choose from {', '.join(pool)}" if pool else f"unknown {kind} '{word}'"
+    close = nearest(word, pool)
+    return f"{sentence}. Did you mean {close[0]}?" if close else f"{sentence}."

@@ -1,0 +1,67 @@
+"""Curricula: the number of grid points N(k), the target's decay mu(k), the stage of a ratio map.
+
+All are functions of the step k of K; none keeps state, so that a resumed run cannot drift.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cmtool.config.parts import CurriculumPart, GapPart, TargetPart
+
+
+def num_scales_sqrt(step: int, steps: int, s0: int, s1: int) -> int:
+    """N(k) = ceil(sqrt(k/K ((s1+1)^2 - s0^2) + s0^2) - 1) + 1 points (Song et al. 2023, Appendix C), at least 2."""
+    share = min(step, steps) / steps
+    intervals = math.ceil(math.sqrt(share * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1)
+    return max(intervals, 1) + 1
+
+
+def num_scales_doubling(step: int, steps: int, s0: int, s1: int) -> int:
+    """N(k) = min(s0 2^floor(k/K'), s1) + 1 points, K' = floor(K / (log2 floor(s1/s0) + 1)) (iCT, Eq. 10)."""
+    stage_length = max(math.floor(steps / (math.log2(math.floor(s1 / s0)) + 1)), 1)
+    return min(s0 * 2 ** (min(step, steps) // stage_length), s1) + 1
+
+
+def num_scales(part: CurriculumPart, step: int, steps: int) -> int:
+    """Return N at `step` of `steps`: grid points, at least 2."""
+    if part.scales == "fixed":
+        return part.s1
+    if part.scales == "sqrt":
+        return num_scales_sqrt(step, steps, part.s0, part.s1)
+    return num_scales_doubling(step, steps, part.s0, part.s1)
+
+
+def target_decay(part: TargetPart, curriculum: CurriculumPart, points: int) -> float:
+    """Return mu: fixed, or exp(s0 ln mu0 / M) with M = N - 1 as the released code has it, or M = N as the paper."""
+    if not part.adaptive:
+        return part.ema
+    if part.ema == 0:
+        return 0.0
+    divisor = points if curriculum.form == "paper" else points - 1
+    return math.exp(curriculum.s0 * math.log(part.ema) / divisor)
+
+
+def ratio_stage(part: GapPart, step: int, steps: int) -> int:
+    """Return the stage a = 0 .. stages-1 of a ratio map (ECT): equal shares of the run."""
+    return min(step * part.stages // max(steps, 1), part.stages - 1)
+
+
+@dataclass(frozen=True)
+class CurriculumState:
+    """What a step of training is told: where it stands, and every scheduled number."""
+
+    step: int
+    steps: int
+    num_scales: int
+    target_ema: float
+    stage: int
+
+
+def curriculum_at(
+    curriculum: CurriculumPart, target: TargetPart, gap: GapPart, step: int, steps: int
+) -> CurriculumState:
+    """Return the scheduled numbers at `step` (0-based) of a run of `steps`."""
+    points = num_scales(curriculum, step, steps)
+    return CurriculumState(step, steps, points, target_decay(target, curriculum, points), ratio_stage(gap, step, steps))

@@ -1,0 +1,23 @@
+"""The learning rate as a function of the share of the run that is done."""
+
+from __future__ import annotations
+
+import math
+
+from cmtool.config.schema import TrainConfig
+
+
+def lr_factor(train: TrainConfig, step: int) -> float:
+    """Return the factor on `train.lr` for the 0-based `step`: linear warm-up, then the chosen decay to `decay_end`.
+
+    The last step of a decayed run has the factor `decay_end` (plus one step's share), whatever the run's length.
+    """
+    steps = train.steps
+    warm = train.warmup * steps
+    factor = min(1.0, (step + 1) / warm) if warm >= 1 else 1.0
+    start = train.decay_start * steps
+    if train.decay == "none" or step < start:
+        return factor
+    done = min((step - start) / max(steps - start, 1), 1.0)
+    curve = 1 - done if train.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return factor * (train.decay_end + (1 - train.decay_end) * curve)
