@@ -1,0 +1,233 @@
+"""The one file format, and how files are written so that a kill leaves the old one or the new one.
+
+A model file is safetensors with one JSON header under the metadata key `cmtool`, and a digest over header and
+tensors under `cmtool_digest`. The header is read with the standard library alone; torch is imported only by the
+functions that touch tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmtool.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+_LARGEST_HEADER = 100_000_000
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into one sentence each."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise UserError(f"the disk is full: {path} could not be written.", "free some space and run it again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"no permission to write {path}.", "choose another place with --out") from error
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"{path} cannot be written: {error.strerror}.", "choose another place with --out") from error
+        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut (POSIX; Windows cannot open folders and needs no such call)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, else it is removed.
+
+    Raises:
+        UserError: if the disk is full, or the place cannot be written.
+    """
+    target = Path(path)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays last: writers such as Pillow choose their format by it.
+        temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
+        try:
+            yield temporary
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def atomic_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path` whole or not at all."""
+    atomic_bytes(path, text.encode("utf-8"))
+
+
+def read_preamble(path: str | Path) -> dict[str, Any]:
+    """Return the whole JSON preamble of a safetensors file (tensor names, shapes, offsets, metadata).
+
+    Standard library only.
+
+    Raises:
+        CheckpointError: if the file is missing, is no safetensors file, or is shorter than it says.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+                raise CheckpointError(f"{path} is damaged or is no safetensors file.")
+            preamble = json.loads(stream.read(length))
+        if not isinstance(preamble, dict):
+            raise CheckpointError(f"{path} is damaged or is no safetensors file.")
+        entries = [entry for name, entry in preamble.items() if name != "__metadata__"]
+        end = max((int(entry["data_offsets"][1]) for entry in entries), default=0)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"{path} is damaged or is no safetensors file.") from error
+    if size != 8 + length + end:
+        raise CheckpointError(f"{path} is damaged: it holds {size} bytes where its header says {8 + length + end}.")
+    return preamble
+
+
+def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the `cmtool` header inside a preamble.
+
+    Raises:
+        CheckpointError: if there is none, or it is of a newer format.
+    """
+    try:
+        text = preamble["__metadata__"]["cmtool"]
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{path} is no cmtool model: its header has no 'cmtool' entry.", f"cmtool import {path} --out model.safetensors"
+        ) from None
+    try:
+        header = json.loads(text)
+        number = int(header["format"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its header cannot be read.") from error
+    if number > FORMAT:
+        raise CheckpointError(f"{path} has format {number}; this cmtool reads up to {FORMAT}.", "pip install -U cmtool")
+    return header
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Return the header of a model file, with the standard library alone.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or no cmtool model.
+    """
+    return header_of(read_preamble(path), path)
+
+
+def _digest(header_text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    import torch
+
+    digest = hashlib.blake2b(header_text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def save_model(path: str | Path, tensors: Mapping[str, torch.Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and header to `path` whole or not at all.
+
+    Raises:
+        UserError: if the place cannot be written or the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
+    # A clone where memory is shared (tied or channels-last views): safetensors stores each tensor dense and once.
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": "pt", "cmtool": text, "cmtool_digest": _digest(text, plain)}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(plain, str(temporary), metadata=metadata)
+        except Exception as error:
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, "No space left on device") from error
+            if type(error).__name__ == "SafetensorError":
+                raise OSError(errno.EIO, str(error)) from error
+            raise
+
+
+def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return (tensors, header) of a model file after checking its digest.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged (any bit), or no cmtool model.
+    """
+    from safetensors.torch import load_file
+
+    preamble = read_preamble(path)
+    header = header_of(preamble, path)
+    try:
+        tensors = load_file(str(path), device="cpu")
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    said = preamble["__metadata__"].get("cmtool_digest")
+    if said != _digest(preamble["__metadata__"]["cmtool"], tensors):
+        raise CheckpointError(f"{path} is damaged: its contents do not match the digest in its header.")
+    if device != "cpu":
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return tensors, header
+
+
+def model_hash(path: str | Path) -> str:
+    """Return the short digest that names a model in samples and evaluations."""
+    metadata = read_preamble(path).get("__metadata__") or {}
+    return str(metadata.get("cmtool_digest", ""))[:12]
+
+
+def resolve_file(path: str | Path) -> Path:
+    """Return the model file that `path` means: the file itself, or `model.safetensors` of a run folder.
+
+    Raises:
+        CheckpointError: if neither exists, or the run is not finished.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = path / "model.safetensors"
+        if inside.is_file():
+            return inside
+        if (path / "config.toml").is_file():
+            raise CheckpointError(f"the run in {path} has not finished: it has no model.safetensors yet.")
+        raise CheckpointError(f"{path} holds no model.safetensors.")
+    if not path.is_file():
+        raise CheckpointError(f"there is no model at {path}.", "cmtool models lists the names that can be fetched")
+    return path

@@ -1,0 +1,189 @@
+"""Network + parameterization = a model that is called as `model(x, t, label, r)` and answers a clean image."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cmtool.checkpoint import load_tensors, resolve_file
+from cmtool.config.schema import NetworkConfig, ProcessConfig, RunConfig
+from cmtool.diffusion.parameterization import build_parameterization
+from cmtool.diffusion.process import VarianceExploding, expand
+from cmtool.errors import CheckpointError
+from cmtool.networks import build_network
+
+
+class Model(nn.Module):
+    """A raw network inside its parameterization.
+
+    Call: x (B, C, H, W) of any side that the network's down-sampling divides, t (B,) in [sigma_min, sigma_max],
+    label (B,) int or None (None and -1 are the null class), r (B,) the time to go to in two-time models. Returns
+    (B, C, H, W), the estimate of x0, in x's dtype.
+    """
+
+    kind = "model"
+
+    def __init__(self, network: nn.Module, process: ProcessConfig, header: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.process = process
+        self.header = header
+        self.parameterization = build_parameterization(process)
+        self.autocast: torch.dtype | None = None
+
+    @property
+    def sigma_min(self) -> float:
+        """Smallest noise level: f is the identity there."""
+        return self.process.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest noise level: where sampling starts."""
+        return self.process.sigma_max
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the data that the scalings assume."""
+        return self.process.sigma_data
+
+    @property
+    def rho(self) -> float:
+        """Exponent of the Karras grid."""
+        return self.process.rho
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of class labels that the network is conditioned on; None: unconditional."""
+        return self.header["data"].get("num_classes")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images it was trained on."""
+        data = self.header["data"]
+        return data["channels"], data["resolution"], data["resolution"]
+
+    @property
+    def float_samples(self) -> bool:
+        """Whether samples are points (toy data), to be kept as floats and never clamped."""
+        return bool(self.header["data"].get("float_samples", False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return next(self.network.parameters()).dtype
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """Return c_skip x + c_out F(c_in x, c_noise, label, r), the scalings in at least x's precision."""
+        c = self.parameterization.coefficients(t)
+        inner = expand(c.c_in.to(x.dtype), x) * x
+        to = None if r is None else self.parameterization.coefficients(r).c_noise.to(x.dtype)
+        with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            raw = self.network(inner, c.c_noise.to(x.dtype), label, to)
+        return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw.to(x.dtype)
+
+
+class ConsistencyModel(Model):
+    """f(x, t): the clean end of the trajectory through x at t."""
+
+    kind = "consistency"
+
+
+class Denoiser(Model):
+    """D(x, t) = E[x0 | x_t = x]: a diffusion model, the teacher of a distillation."""
+
+    kind = "diffusion"
+
+    def velocity(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """dx/dt = (x - D(x, t)) / t along the probability-flow ODE; x (B, C, H, W), t (B,)."""
+        return (x - self(x, t, label)) / expand(t, x)
+
+
+KINDS: dict[str, type[Model]] = {"consistency": ConsistencyModel, "diffusion": Denoiser}
+
+
+def ve_process(model: Model) -> VarianceExploding:
+    """Return the noise process of a model."""
+    return VarianceExploding(model.sigma_min, model.sigma_max, model.sigma_data)
+
+
+def model_header(config: RunConfig, *, num_classes: int | None, class_names: list[str] | None, fingerprint: str) -> dict[str, Any]:
+    """Return the header that a model trained by `config` starts with: all that rebuilding it needs."""
+    data = config.data
+    return {
+        "kind": "diffusion" if config.family == "edm" else "consistency",
+        "preset": config.preset,
+        "recipe_name": config.recipe_name,
+        "recipe": config.recipe.model_dump(mode="json"),
+        "seed": config.train.seed,
+        "step": 0,
+        "network": config.network.model_dump(mode="json"),
+        "process": config.process.model_dump(mode="json"),
+        "data": {
+            "source": data.source,
+            "resolution": data.resolution,
+            "channels": data.channels,
+            "num_classes": num_classes,
+            "class_names": class_names,
+            "fingerprint": fingerprint,
+            "float_samples": data.source == "toy2d",
+        },
+        "times": {key: list(value) for key, value in config.sample.times.items()},
+    }
+
+
+def build_model(header: dict[str, Any]) -> Model:
+    """Build a model of fresh weights from its header (kind, network, process, data).
+
+    Raises:
+        CheckpointError: if the header names something that this version does not know.
+    """
+    try:
+        network_config = NetworkConfig(**header["network"])
+        process = ProcessConfig(**header["process"])
+        data = header["data"]
+        channels, resolution, num_classes = data["channels"], data["resolution"], data.get("num_classes")
+        kind = KINDS[header["kind"]]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(f"the model's header cannot be understood: {error}.") from error
+    network = build_network(network_config, channels=channels, resolution=resolution, num_classes=num_classes)
+    return kind(network, process, header)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """Rebuild a model (its sampling average, in evaluation mode, without gradients) from a file or run folder.
+
+    Raises:
+        CheckpointError: if there is no model there, or it is damaged.
+    """
+    file = resolve_file(path)
+    tensors, header = load_tensors(file)
+    # Built without memory of its own: the file's tensors become the weights.
+    with torch.device("meta"):
+        model = build_model(header)
+    if set(dict(model.named_buffers())) - set(model.state_dict()):
+        model = build_model(header)  # a network with derived buffers needs them computed
+    missing = set(model.network.state_dict()) ^ set(tensors)
+    if missing:
+        raise CheckpointError(f"{file} does not fit its own header: {len(missing)} tensors differ, first {sorted(missing)[0]}.")
+    try:
+        model.network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} does not fit its own header: {str(error).splitlines()[-1].strip()}") from error
+    model.header = header
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of weights."""
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())
