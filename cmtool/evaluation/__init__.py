@@ -1,0 +1,1 @@
+"""Judging samples: features, their statistics, and the figures that papers report."""
