@@ -59,6 +59,7 @@ class NetworkConfig(Table):
     num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")
     attention: tuple[int, ...] = Field((), description="resolutions in pixels that have attention")
     head_channels: int = Field(32, ge=1)
+    group_channels: int = Field(1, ge=1, description="fewest channels of a normalization group (1: OpenAI, 4: EDM); 32 groups at most")
     dropout: float | tuple[float, ...] = 0.0
     scale_shift: bool = Field(True, description="time embedding scales and shifts (FiLM) instead of being added")
     embedding: Literal["positional", "fourier"] = "positional"

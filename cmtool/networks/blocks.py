@@ -1,0 +1,208 @@
+"""What the networks share: normalization, attention, embeddings of the noise level, and the checks of their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cmtool.errors import ConfigError, UserError
+
+Number = TypeVar("Number", int, float)
+HALF = (torch.float16, torch.bfloat16)
+MAX_GROUPS = 32
+
+
+def per_level(value: Number | Sequence[Number], levels: int, name: str) -> tuple[Number, ...]:
+    """Return one value for each of `levels` resolutions from a number or a sequence of that length.
+
+    Raises `ConfigError` when a sequence has another length; `name` is the setting's name for that message.
+    """
+    if isinstance(value, int | float):
+        return (value,) * levels
+    if len(value) != levels:
+        raise ConfigError(
+            f"network.{name} has {len(value)} values and channel_mult has {levels}; give one number or {levels}."
+        )
+    return tuple(value)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Set a module's weights to zero, so that the branch it ends starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalization in float32 for half-precision inputs, over min(32, channels / group_channels) groups.
+
+    Widths that 32 does not divide take the largest common divisor, so that every width works.
+    """
+
+    def __init__(self, channels: int, group_channels: int = 1, eps: float = 1e-5) -> None:
+        wanted = min(MAX_GROUPS, max(1, channels // group_channels))
+        super().__init__(wanted if channels % wanted == 0 else math.gcd(channels, wanted), channels, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (B, C, ...) and return it in its own dtype."""
+        if x.dtype in HALF:
+            return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(
+                x.dtype
+            )
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (B, heads, S, d), written out: works under every derivative."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    weights = scores.float().softmax(-1).to(v.dtype) if scores.dtype in HALF else scores.softmax(-1)
+    return weights @ v
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
+    """Attention of (B, heads, S, d) tensors: torch's fused kernel, or the explicit one for `kernel="math"`.
+
+    The fused kernels have no forward-mode derivative: inside `torch.func.jvp` "auto" falls back to the explicit form.
+    """
+    if kernel == "auto":
+        try:
+            return F.scaled_dot_product_attention(q, k, v)
+        except NotImplementedError:
+            return explicit_attention(q, k, v)
+    return explicit_attention(q, k, v)
+
+
+def set_attention_kernel(network: nn.Module, kernel: str) -> None:
+    """Switch every attention layer of a built network to "auto" (fused) or "math" (explicit)."""
+    if kernel not in ("auto", "math"):
+        raise ValueError(f"unknown attention kernel '{kernel}'; choose auto or math")
+    for module in network.modules():
+        if hasattr(module, "attention_kernel"):
+            setattr(module, "attention_kernel", kernel)  # noqa: B010 (a module's attribute to the type checker is a tensor)
+
+
+def number_of_heads(channels: int, head_channels: int) -> int:
+    """Return channels / head_channels, or 1 for narrow layers; raises `ConfigError` when they do not divide."""
+    heads = max(1, channels // head_channels)
+    if heads > 1 and channels % head_channels:
+        raise ConfigError(
+            f"network.head_channels = {head_channels} does not divide the {channels} channels of an attention layer."
+        )
+    return heads
+
+
+def positional_features(c: Tensor, size: int, endpoint: bool = False) -> Tensor:
+    """Return [cos, sin] of c times geometric frequencies 1 .. 1/10000: (B,) -> (B, size) (Ho et al. 2020).
+
+    `endpoint`: the last frequency is exactly 1/10000 (DDPM++), otherwise one ratio above it (ADM). Computed in float32
+    at least: a half cannot hold the phase of c = 250 ln t.
+    """
+    half = size // 2
+    steps = torch.arange(half, device=c.device, dtype=c.dtype)
+    phase = c[:, None] * torch.exp(steps * (-math.log(10000.0) / (half - endpoint)))
+    features = torch.cat([phase.cos(), phase.sin()], dim=1)
+    return F.pad(features, (0, 1)) if size % 2 else features
+
+
+class FourierFeatures(nn.Module):
+    """[cos, sin] of 2 pi f c with frozen random frequencies f ~ N(0, scale^2) (Tancik et al. 2020; NCSN++)."""
+
+    freqs: Tensor
+
+    def __init__(self, size: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(size // 2) * scale)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """Return (B, size) features of c (B,)."""
+        phase = c[:, None] * (2 * math.pi * self.freqs.to(c.dtype))
+        return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class LogVariance(nn.Linear):
+    """A learned log-variance w(c_noise): a linear map of positional features, zero at the start."""
+
+    FEATURES = 64
+
+    def __init__(self) -> None:
+        super().__init__(self.FEATURES, 1)
+        zeroed(self)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """Return (B,) for c (B,)."""
+        return super().forward(positional_features(c, self.FEATURES).to(self.weight.dtype)).squeeze(1).to(c.dtype)
+
+
+def add_label(embedding: Tensor, table: Tensor, label: Tensor | None) -> Tensor:
+    """Add rows of `table` (classes, E) to `embedding` (B, E); label (B,), -1 or None adds nothing (the null class)."""
+    if label is None:
+        return embedding
+    try:
+        rows = F.embedding(label.clamp_min(0), table)
+    except IndexError:
+        raise UserError(f"label {int(label.max())} is outside 0..{len(table) - 1}; -1 is the null class.") from None
+    return embedding + rows * (label >= 0).unsqueeze(1)
+
+
+class RawNetwork(nn.Module):
+    """A raw network F(x, c_noise, label, r): what all kinds have in common.
+
+    Attributes: `channels` (of an image), `resolution` (nominal side), `num_classes` (None: no labels), `two_time`,
+    `downsampling` (sides must be multiples of it), `checkpointing` (recompute blocks in the backward pass).
+    """
+
+    log_variance_head: LogVariance | None = None
+
+    def __init__(
+        self, channels: int, resolution: int, num_classes: int | None, two_time: bool, checkpointing: bool
+    ) -> None:
+        super().__init__()
+        self.channels, self.resolution, self.num_classes = channels, resolution, num_classes
+        self.two_time, self.checkpointing = two_time, checkpointing
+        self.downsampling = 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype, in which the network computes."""
+        return next(self.parameters()).dtype
+
+    def log_variance(self, c_noise: Tensor) -> Tensor:
+        """Return w(c_noise) (B,) of the log-variance head; raises `ConfigError` for a network without one."""
+        if self.log_variance_head is None:
+            raise ConfigError("this network has no log-variance head; set network.log_variance = true.")
+        return self.log_variance_head(c_noise)
+
+    def check_inputs(self, x: Tensor, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> None:
+        """Raise `UserError` for shapes this network cannot take, a label or an r it does not know, or one it lacks."""
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise UserError(f"the network takes images of shape (B, {self.channels}, H, W), not {tuple(x.shape)}.")
+        if x.shape[2] % self.downsampling or x.shape[3] % self.downsampling:
+            sides = f"{x.shape[2]}x{x.shape[3]}"
+            raise UserError(f"image sides must be multiples of {self.downsampling} for this network, not {sides}.")
+        if c_noise.shape != x.shape[:1]:
+            raise UserError(f"one noise level an image is needed: shape ({len(x)},), not {tuple(c_noise.shape)}.")
+        if label is not None and self.num_classes is None:
+            raise UserError("this network knows no labels; leave the label out.")
+        if label is not None and label.shape != x.shape[:1]:
+            raise UserError(f"one label an image is needed: shape ({len(x)},), not {tuple(label.shape)}.")
+        if (r is not None) != self.two_time:
+            raise UserError(
+                "this network needs a second time r." if self.two_time else "this network takes no second time r."
+            )
+
+    def run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Call a block, recomputing it in the backward pass when `checkpointing` is on."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+def wide(c: Tensor) -> Tensor:
+    """Return a conditioning value in float32 at least."""
+    return c.float() if c.dtype in HALF else c

@@ -1,0 +1,92 @@
+"""A residual MLP over flat pixels: for points in the plane (images of shape (2, 1, 1)) and small flat images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmtool.config.schema import NetworkConfig
+from cmtool.errors import ConfigError, UserError
+from cmtool.networks.blocks import (
+    FourierFeatures,
+    LogVariance,
+    RawNetwork,
+    add_label,
+    positional_features,
+    wide,
+    zeroed,
+)
+
+
+class ResidualLayer(nn.Module):
+    """LayerNorm, SiLU, linear, embedding (scale and shift, or added), SiLU, linear, plus the input."""
+
+    def __init__(self, width: int, cfg: NetworkConfig) -> None:
+        super().__init__()
+        self.dropout, self.scale_shift = (
+            float(cfg.dropout if isinstance(cfg.dropout, float | int) else 0),
+            cfg.scale_shift,
+        )
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.condition = nn.Linear(width, width * (2 if cfg.scale_shift else 1))
+        self.outer = zeroed(nn.Linear(width, width))
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """Map h (B, width) to the same shape; `emb` (B, width) is the embedding after its activation."""
+        inner, condition = self.inner(F.silu(self.norm(h))), self.condition(emb)
+        if self.scale_shift:
+            scale, shift = condition.chunk(2, dim=1)
+            inner = torch.addcmul(shift, inner, scale + 1)
+        else:
+            inner = inner + condition
+        inner = F.silu(inner)
+        if self.dropout:
+            inner = F.dropout(inner, self.dropout, self.training)
+        return h + self.outer(inner)
+
+
+class Mlp(RawNetwork):
+    """F(x, c_noise, label, r) for images of exactly `channels` x `resolution` x `resolution`."""
+
+    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+        super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
+        if not isinstance(cfg.num_blocks, int) or not isinstance(cfg.dropout, float | int):
+            raise ConfigError("an mlp has no levels: network.num_blocks and network.dropout are one number each.")
+        self.downsampling, self.width = resolution, cfg.channels
+        flat = channels * resolution**2
+        if cfg.embedding == "fourier":
+            self.map_noise = FourierFeatures(self.width, cfg.fourier_scale)
+        self.time_embed = nn.Linear(self.width, self.width)
+        if cfg.two_time:
+            self.time_embed_r = zeroed(nn.Linear(self.width, self.width))
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, self.width)
+        self.first = nn.Linear(flat, self.width)
+        self.layers = nn.ModuleList([ResidualLayer(self.width, cfg) for _ in range(cfg.num_blocks)])
+        self.norm = nn.LayerNorm(self.width)
+        self.last = zeroed(nn.Linear(self.width, flat))
+        if cfg.log_variance:
+            self.log_variance_head = LogVariance()
+
+    def _features(self, c: Tensor) -> Tensor:
+        c = wide(c)
+        features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
+        return features.to(self.dtype)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
+        self.check_inputs(x, c_noise, label, r)
+        if x.shape[2:] != (self.resolution, self.resolution):
+            raise UserError(f"an mlp takes {self.resolution}x{self.resolution} images, not {x.shape[2]}x{x.shape[3]}.")
+        emb = self.time_embed(self._features(c_noise))
+        if r is not None:
+            emb = emb + self.time_embed_r(self._features(r))
+        if label is not None:
+            emb = add_label(emb, self.label_emb.weight, label)
+        emb = F.silu(emb)
+        h = self.first(x.flatten(1).to(self.dtype))
+        for layer in self.layers:
+            h = self.run(layer, h, emb)
+        return self.last(F.silu(self.norm(h))).view(x.shape).to(x.dtype)
