@@ -1,0 +1,142 @@
+"""Which sampler at which noise levels: decided and checked from a model's header alone, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmtool.errors import UsageError, UserError, unknown
+from cmtool.samplers.times import default_times, solver_times, times_from_indices, validate_times
+
+
+@dataclass(frozen=True)
+class SamplerInfo:
+    """What is known of a sampler before it runs.
+
+    `kind` is the kind of model it fits, `steps` its usual number of noise levels, `evaluations` gives the network
+    evaluations an image for a number of noise levels.
+    """
+
+    name: str
+    title: str
+    kind: str
+    steps: int
+    evaluations: Callable[[int], int]
+
+
+def _once(levels: int) -> int:
+    return levels
+
+
+def _twice(levels: int) -> int:
+    return 2 * levels - 1
+
+
+SAMPLERS: dict[str, SamplerInfo] = {
+    info.name: info
+    for info in (
+        SamplerInfo("multistep", "Algorithm 1: evaluate, renoise, repeat", "consistency", 1, _once),
+        SamplerInfo("heun", "probability-flow ODE, order 2 (Karras et al. 2022)", "diffusion", 18, _twice),
+        SamplerInfo("euler", "probability-flow ODE, order 1 (DDIM)", "diffusion", 40, _once),
+        SamplerInfo("ancestral", "stochastic, Euler to below and noise up again", "diffusion", 100, _once),
+        SamplerInfo("dpm", "probability-flow ODE, midpoint of order 2 (DPM-Solver-2)", "diffusion", 18, _twice),
+    )
+}
+# The sampler that a kind of model gets when none is named.
+USUAL = {"consistency": "multistep", "diffusion": "heun"}
+KIND_NAMES = {"consistency": "a consistency model", "diffusion": "a diffusion model (a teacher)"}
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """A sampler and its noise levels; `source` says in words where the levels are from."""
+
+    sampler: str
+    times: tuple[float, ...]
+    source: str
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations an image."""
+        return SAMPLERS[self.sampler].evaluations(len(self.times))
+
+
+def choose_sampler(name: str | None, kind: str) -> SamplerInfo:
+    """Return the sampler called `name`, or the usual one for this kind of model.
+
+    Raises:
+        UserError: for an unknown name, or a sampler that does not fit the model.
+    """
+    if name is None:
+        return SAMPLERS[USUAL[kind]]
+    if name not in SAMPLERS:
+        raise UserError(unknown("sampler", name, SAMPLERS))
+    info = SAMPLERS[name]
+    if info.kind != kind:
+        fitting = ", ".join(other.name for other in SAMPLERS.values() if other.kind == kind)
+        raise UserError(
+            f"sampler '{name}' is for {KIND_NAMES[info.kind]}, and this is {KIND_NAMES[kind]}; choose from {fitting}."
+        )
+    return info
+
+
+def check_request(
+    steps: int | None, times: Sequence[float] | None, indices: Sequence[int] | None, of: int | None
+) -> None:
+    """Refuse ways of naming noise levels that contradict each other, before any model is looked at.
+
+    Raises:
+        UsageError: for more than one of steps, times and indices, or indices without their grid.
+    """
+    named = [
+        flag for flag, value in (("--steps", steps), ("--times", times), ("--indices", indices)) if value is not None
+    ]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} both say when to evaluate; give one of them.")
+    if indices is not None and of is None:
+        raise UsageError(
+            "--indices needs --of, the number of points of the grid they count on.",
+            f"e.g. --indices {','.join(map(str, indices))} --of 40",
+        )
+    if of is not None and indices is None:
+        raise UsageError(
+            "--of only counts the grid of --indices, and there are none.",
+            f"e.g. --indices 0,{of // 2},{of - 1} --of {of}",
+        )
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps {steps} is no evaluation; use at least 1.")
+
+
+def plan_sampling(
+    header: Mapping[str, Any],
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    times: Sequence[float] | None = None,
+    indices: Sequence[int] | None = None,
+    of: int | None = None,
+) -> SamplePlan:
+    """Decide sampler and noise levels for the model with this header.
+
+    At most one of `steps` (evaluations of a consistency model, solver steps of a teacher), `times` (noise levels) and
+    `indices` with `of` (points of a Karras grid from the noisy end) is given; with none a consistency model takes one
+    evaluation and a teacher its sampler's usual number of steps.
+
+    Raises:
+        UserError: for contradictory or unusable requests.
+    """
+    check_request(steps, times, indices, of)
+    info = choose_sampler(sampler, header["kind"])
+    process = header["process"]
+    sigma_min, sigma_max, rho = (float(process[key]) for key in ("sigma_min", "sigma_max", "rho"))
+    if times is not None:
+        return SamplePlan(info.name, validate_times(times, sigma_min, sigma_max), "as given")
+    if indices is not None and of is not None:
+        levels = times_from_indices(indices, of, sigma_min, sigma_max, rho)
+        return SamplePlan(info.name, levels, f"indices {','.join(map(str, indices))} of a grid of {of}")
+    if info.kind == "diffusion":
+        count = steps or info.steps
+        return SamplePlan(info.name, solver_times(count, sigma_min, sigma_max, rho), f"Karras grid of {count}")
+    chosen = default_times(steps or info.steps, header)
+    return SamplePlan(info.name, chosen.times, chosen.source)
