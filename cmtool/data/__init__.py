@@ -1,0 +1,45 @@
+"""Data: index -> (image in [-1, 1], label), every reader of data files, image files in and out."""
+
+from cmtool.data.dataset import Dataset, Summary, describe, fingerprint, from_tensors
+from cmtool.data.images import (
+    fit_image,
+    from_uint8,
+    npz_writer,
+    read_image,
+    read_png_text,
+    save_folder,
+    save_grid,
+    save_npz,
+    save_png,
+    save_points,
+    save_scatter,
+    to_nhwc,
+    to_uint8,
+)
+from cmtool.data.load import load_dataset
+from cmtool.data.order import batch_indices, flip_mask, split_indices
+
+__all__ = [
+    "Dataset",
+    "Summary",
+    "batch_indices",
+    "describe",
+    "fingerprint",
+    "fit_image",
+    "flip_mask",
+    "from_tensors",
+    "from_uint8",
+    "load_dataset",
+    "npz_writer",
+    "read_image",
+    "read_png_text",
+    "save_folder",
+    "save_grid",
+    "save_npz",
+    "save_png",
+    "save_points",
+    "save_scatter",
+    "split_indices",
+    "to_nhwc",
+    "to_uint8",
+]

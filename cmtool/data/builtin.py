@@ -1,0 +1,103 @@
+"""The data sets that need no file: scikit-learn's digits, procedural shapes, mixtures in the plane."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cmtool.config.schema import DataConfig
+from cmtool.data.dataset import Dataset, from_tensors
+from cmtool.data.order import split_indices
+from cmtool.data.shapes import HELD_OUT, SHAPES, shapes_images
+from cmtool.data.toy import toy2d_classes, toy2d_points
+from cmtool.errors import DataError, unknown
+
+PARTS = ("train", "heldout")
+SHAPES_SIZE = 5000
+TOY_SIZE = 10_000
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The 1,797 scans: values 0..16 become round(v * 255 / 16); halves, at v = 8 alone, go up to 128."""
+    from sklearn.datasets import load_digits
+
+    table = load_digits()
+    pixels = np.floor(table.images * (255 / 16) + 0.5).astype(np.uint8)
+    return pixels, table.target.astype(np.int64)
+
+
+def _enlarged(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
+    """Enlarge (N, 8, 8) bytes with Pillow's bicubic filter, which is integer arithmetic and so the same everywhere."""
+    side = (resolution, resolution)
+    rows = [np.asarray(Image.fromarray(row).resize(side, Image.Resampling.BICUBIC)) for row in pixels]
+    return np.stack(rows)
+
+
+def _channels(images: Tensor, channels: int, source: str) -> Tensor:
+    """Repeat a grey plane into RGB, or keep it."""
+    if channels not in (1, 3):
+        raise DataError(f"{source} has 1 or 3 channels, not {channels}.", "set data.channels to 1 or 3")
+    return images.expand(-1, channels, -1, -1).contiguous() if channels == 3 else images
+
+
+def _part(kind: str | None, source: str) -> str | None:
+    if kind not in (None, *PARTS):
+        raise DataError(unknown(f"part of {source}", str(kind), PARTS))
+    return kind
+
+
+def _finish(
+    images: Tensor, labels: Tensor | None, cfg: DataConfig, names: tuple[str, ...] | None, classes: int
+) -> Dataset:
+    kept = labels if cfg.labels else None
+    return from_tensors(images, kept, cfg.source, names if cfg.labels else None, classes if cfg.labels else None)
+
+
+def load_digits(cfg: DataConfig) -> Dataset:
+    """Load scikit-learn's 1,797 real 8 x 8 digits, enlarged when a larger resolution is asked for.
+
+    `kind` "train" or "heldout" takes 80 or 20 % of them (see `split_indices`), for questions about copying.
+    """
+    if cfg.resolution < 8:
+        raise DataError(
+            f"digits are 8 pixels wide and are not shrunk to {cfg.resolution}.", "use --set data.resolution=8"
+        )
+    pixels, target = _digits()
+    grown = pixels if cfg.resolution == 8 else _enlarged(pixels, cfg.resolution)
+    images, labels = torch.from_numpy(grown)[:, None].clone(), torch.from_numpy(target)
+    part = _part(cfg.kind, "digits")
+    if part:
+        rows = split_indices(len(images))[PARTS.index(part)]
+        images, labels = images[rows], labels[rows]
+    images, labels = images[: cfg.size], labels[: cfg.size]
+    return _finish(_channels(images, cfg.channels, "digits"), labels, cfg, tuple("0123456789"), 10)
+
+
+def load_shapes(cfg: DataConfig) -> Dataset:
+    """Draw `size` procedural pictures (5,000 unless told); `kind` "heldout" draws from a disjoint range of indices."""
+    if cfg.channels != 3:
+        raise DataError(f"shapes are RGB: data.channels must be 3, not {cfg.channels}.")
+    start = HELD_OUT if _part(cfg.kind, "shapes") == "heldout" else 0
+    images, labels = shapes_images(start, cfg.size or SHAPES_SIZE, cfg.resolution)
+    return _finish(torch.from_numpy(images), torch.from_numpy(labels), cfg, SHAPES, len(SHAPES))
+
+
+def load_toy2d(cfg: DataConfig) -> Dataset:
+    """Draw `size` points (10,000 unless told) of the mixture `kind` ("gaussians8" unless told) as (2, 1, 1) floats."""
+    if cfg.channels != 2 or cfg.resolution != 1:
+        raise DataError(
+            f"toy2d points have 2 channels and resolution 1, not {cfg.channels} and {cfg.resolution}.",
+            "set data.channels = 2 and data.resolution = 1",
+        )
+    kind = cfg.kind or "gaussians8"
+    points, labels = toy2d_points(kind, 0, cfg.size or TOY_SIZE)
+    return _finish(torch.from_numpy(points), torch.from_numpy(labels), cfg, None, toy2d_classes(kind))
+
+
+BUILTIN = {"digits": load_digits, "shapes": load_shapes, "toy2d": load_toy2d}

@@ -1,0 +1,156 @@
+"""A data set in memory or memory-mapped: index -> (image in [-1, 1], label), and what there is to say about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmtool.data.images import from_uint8
+from cmtool.errors import DataError
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a source held: files found, images used, what was skipped and why, exact duplicates among the used."""
+
+    source: str
+    found: int
+    used: int
+    duplicates: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    path: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "source": self.source,
+            "path": self.path,
+            "found": self.found,
+            "used": self.used,
+            "skipped": dict(self.skipped),
+            "duplicates": self.duplicates,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images (N, C, H, W), uint8 or (toy data) float32, with labels when the run is to be conditioned on them.
+
+    `fingerprint` is a hash of the content: images, labels and shape.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    fingerprint: str
+    info: Summary
+    class_names: tuple[str, ...] | None = None
+    classes: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None without labels."""
+        return None if self.labels is None else self.classes
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return int(self.images.shape[1])
+
+    @property
+    def resolution(self) -> int:
+        """Side of an image in pixels."""
+        return int(self.images.shape[2])
+
+    @property
+    def float_samples(self) -> bool:
+        """Whether samples are points to be kept as floats, not pictures to be quantized."""
+        return self.images.is_floating_point()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Plain values about the source: found, used, skipped by reason, duplicates, classes."""
+        names = None if self.class_names is None else list(self.class_names)
+        return {**self.info.as_dict(), "classes": self.num_classes, "class_names": names}
+
+    def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
+        """Return float32 images in [-1, 1], (B, C, H, W), and int64 labels (B,) or None, on `device`.
+
+        Bytes travel to the device and become floats there: a quarter of the traffic.
+        """
+        images = self.images[indices].to(device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[indices].to(device)
+        return (images if images.is_floating_point() else from_uint8(images)), labels
+
+    def subset(self, indices: Tensor) -> Dataset:
+        """Return the data set of the given rows (copied), with a fingerprint of its own."""
+        images, labels = self.images[indices], None if self.labels is None else self.labels[indices]
+        info = replace(self.info, used=len(images), duplicates=count_duplicates(images))
+        return replace(self, images=images, labels=labels, info=info, fingerprint=fingerprint(images, labels))
+
+
+def fingerprint(images: Tensor, labels: Tensor | None) -> str:
+    """Return 32 hexadecimal digits that name this content: bytes, shape, type and labels."""
+    digest = hashlib.blake2b(f"{images.dtype} {tuple(images.shape)}".encode(), digest_size=16)
+    for start in range(0, len(images), 4096):
+        digest.update(images[start : start + 4096].contiguous().numpy().tobytes())
+    if labels is not None:
+        digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def count_duplicates(images: Tensor) -> int:
+    """Return how many images repeat an earlier one to the byte."""
+    rows = {hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest() for image in images}
+    return len(images) - len(rows)
+
+
+def from_tensors(
+    images: Tensor,
+    labels: Tensor | None,
+    source: str,
+    class_names: tuple[str, ...] | None = None,
+    classes: int | None = None,
+) -> Dataset:
+    """Make a data set of tensors in memory; `classes` defaults to the number of names, else the largest label + 1."""
+    if not len(images):
+        raise DataError(f"{source}: there is no image to use.")
+    if labels is not None and classes is None:
+        classes = len(class_names) if class_names else int(labels.max()) + 1
+    info = Summary(source, len(images), len(images), count_duplicates(images))
+    return Dataset(images, labels, fingerprint(images, labels), info, class_names, classes)
+
+
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def describe(data: Dataset) -> list[str]:
+    """Return the lines said at start-up: images and size, classes, duplicates, what was skipped and why."""
+    info, names = data.info, data.class_names
+    kind = "points" if data.float_samples else "images"
+    size = "in the plane" if data.float_samples else f"of {data.resolution} x {data.resolution} x {data.channels}"
+    lines = [f"{info.source}: {len(data):,} {kind} {size}"]
+    if data.labels is not None:
+        counts = torch.bincount(data.labels, minlength=data.classes or 0)
+        lines.append(
+            f"{_plural(len(counts), 'class', 'classes')}, {int(counts.min()):,} to {int(counts.max()):,} {kind} each"
+        )
+        empty = [names[i] if names else str(i) for i in torch.nonzero(counts == 0).flatten().tolist()]
+        if empty:
+            lines.append(f"without any image: {', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}")
+    if info.duplicates:
+        lines.append(f"{_plural(info.duplicates, 'exact duplicate')} among them (kept)")
+    if info.skipped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(info.skipped.items()))
+        lines.append(f"skipped {sum(info.skipped.values()):,} of {info.found:,} files: {reasons}")
+    return [*lines, *info.notes]

@@ -1,0 +1,188 @@
+"""One image file to bytes, and bytes of any shape to a square: the decoding and resizing rules of the project.
+
+Decoding never runs foreign programs (only raster formats that Pillow decodes itself are opened) and checks the size
+before it allocates. Embedded color profiles are not applied: pixels are taken as they are stored.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cmtool.errors import DataError
+
+Bytes = NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib")
+SUFFIXES += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
+MAX_PIXELS = 120_000_000  # larger than any camera's single frame in common use, small enough to decode in 0.5 GB
+RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "lanczos": Image.Resampling.LANCZOS,
+    "edm": Image.Resampling.LANCZOS,
+}
+# Pillow warns at its own, lower limit; `read_image` refuses at ours with a sentence: the warning would be noise.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class SkippedImage(DataError):
+    """An image file that cannot be used; `reason` is the short form that is counted."""
+
+    def __init__(self, name: str, reason: str, detail: str) -> None:
+        super().__init__(f"{name}: {detail}")
+        self.reason = reason
+
+
+def _open(source: Path | bytes, name: str) -> Image.Image:
+    """Open without decoding; every failure becomes a `SkippedImage`."""
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise SkippedImage(name, "unreadable", "not an image in a format that is read here.") from None
+    except Image.DecompressionBombError:
+        raise SkippedImage(name, "too large", f"more than {MAX_PIXELS // 10**6} megapixels.") from None
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file.") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise SkippedImage(name, "unreadable", f"cannot be read ({error}).") from None
+
+
+def _deep_to_bytes(picture: Image.Image, name: str) -> Image.Image:
+    """Scale 16-bit grey (0..65535) and float grey (0..1) to 8 bits by rounding; Pillow's own conversion would clip."""
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            raise SkippedImage(name, "unreadable", "a floating-point image whose values leave [0, 1].")
+        return Image.fromarray(np.round(values * 255).astype(np.uint8))
+    if values.min() < 0 or values.max() > 65535:
+        raise SkippedImage(name, "unreadable", "an integer image of more than 16 bits.")
+    return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+
+
+def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
+    """Bring any Pillow mode to L, RGB or RGBA; transparency is laid on white unless four channels are asked for."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        picture = _deep_to_bytes(picture, name)
+    transparent = picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
+    if channels == 4:
+        return picture.convert("RGBA")
+    if transparent:
+        rgba = picture.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(ground, rgba).convert("RGB")
+    elif picture.mode == "P":
+        picture = picture.convert("RGB")
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def read_image(source: str | Path | bytes, channels: int = 3, name: str | None = None, animated: bool = False) -> Bytes:
+    """Decode one image file into bytes, upright as the EXIF orientation says.
+
+    CMYK, palette, grey, 16-bit and float images are converted; transparent ones are laid on white (with `channels=4`
+    alpha is kept); embedded color profiles are ignored.
+
+    Args:
+        source: a path, or the bytes of a file.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        name: what messages call the image; None: its path.
+        animated: take the first frame of an animation instead of refusing it.
+
+    Returns:
+        uint8 (H, W, channels).
+
+    Raises:
+        DataError: the file is missing, no image, damaged, animated or above `MAX_PIXELS`; the sentence names it.
+    """
+    if channels not in (1, 3, 4):
+        raise DataError(f"images have 1, 3 or 4 channels, not {channels}.")
+    source = Path(source) if isinstance(source, str) else source
+    label = name or ("an image" if isinstance(source, bytes) else str(source))
+    with _open(source, label) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            size = f"{picture.width} x {picture.height} pixels"
+            raise SkippedImage(label, "too large", f"{size} is more than {MAX_PIXELS // 10**6} megapixels.")
+        # A phone's MPO and a scanner's TIFF hold further pages, not an animation.
+        if not animated and picture.format not in ("MPO", "TIFF") and getattr(picture, "is_animated", False):
+            raise SkippedImage(label, "animated", "an animation; only still images are used.")
+        return _decode(picture, channels, label)
+
+
+def _decode(picture: Image.Image, channels: int, name: str) -> Bytes:
+    """Decode an opened picture; Pillow reports damage under several exception types."""
+    try:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        array = np.asarray(_convert(upright, channels, name))
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, IndexError, EOFError, KeyError, TypeError) as error:
+        raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _resize(picture: Image.Image, size: tuple[int, int], rule: str) -> Image.Image:
+    """Resize by one of the named filters; "adm" halves with a box filter while that stays at least twice too large."""
+    if rule != "adm":
+        return picture.resize(size, RESAMPLING[rule])
+    while picture.width >= 2 * size[0] and picture.height >= 2 * size[1]:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _center(picture: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _crop(picture: Image.Image, size: int, rule: str) -> Image.Image:
+    """Square by cropping: ADM resizes first and crops then, EDM and the plain filters crop first."""
+    side = min(picture.size)
+    if rule != "adm" or side < size:
+        return _resize(_center(picture, side, side), (size, size), rule)
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    wide, high = round(picture.width * scale), round(picture.height * scale)
+    return _center(picture.resize((wide, high), Image.Resampling.BICUBIC), size, size)
+
+
+def _pad(picture: Image.Image, size: int, rule: str) -> Image.Image:
+    """Square by a black border: the long side becomes `size`."""
+    scale = size / max(picture.size)
+    inner = _resize(picture, (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), rule)
+    canvas = Image.new(picture.mode, (size, size))
+    canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    return canvas
+
+
+def fit_image(image: Bytes, size: int, fit: str = "crop", filter: str = "adm") -> Bytes:
+    """Make an image of any shape a square of `size` pixels.
+
+    Args:
+        image: uint8 (H, W, C) with 1, 3 or 4 channels.
+        size: side of the result in pixels.
+        fit: "crop" keeps the middle, "pad" adds black borders, "stretch" ignores the aspect.
+        filter: "adm" is guided-diffusion's rule (halve with BOX while at least twice too large, then BICUBIC, then
+            crop), which is also EDM2's center-crop-dhariwal; "edm" is EDM's dataset tool (crop, then LANCZOS);
+            "bicubic", "box" and "lanczos" are Pillow's filters after a crop.
+
+    Returns:
+        uint8 (size, size, C).
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    picture: Any = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    if fit == "stretch":
+        square = _resize(picture, (size, size), filter)
+    else:
+        square = (_crop if fit == "crop" else _pad)(picture, size, filter)
+    array = np.asarray(square)
+    return array[..., None] if array.ndim == 2 else array
