@@ -157,8 +157,6 @@ class RawNetwork(nn.Module):
     `downsampling` (sides must be multiples of it), `checkpointing` (recompute blocks in the backward pass).
     """
 
-    log_variance_head: LogVariance | None = None
-
     def __init__(
         self, channels: int, resolution: int, num_classes: int | None, two_time: bool, checkpointing: bool
     ) -> None:
@@ -166,6 +164,7 @@ class RawNetwork(nn.Module):
         self.channels, self.resolution, self.num_classes = channels, resolution, num_classes
         self.two_time, self.checkpointing = two_time, checkpointing
         self.downsampling = 1
+        self.log_variance_head: LogVariance | None = None
 
     @property
     def dtype(self) -> torch.dtype:

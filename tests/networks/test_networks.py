@@ -1,0 +1,238 @@
+"""What every network must do: derivatives, labels, independence of images in a batch, and clear refusals."""
+
+import pytest
+import torch
+from network_helpers import inputs, redraw
+
+from cmtool.config.schema import NetworkConfig
+from cmtool.errors import ConfigError, UserError
+from cmtool.networks import build_network, set_attention_kernel
+from cmtool.networks.blocks import GroupNorm, attention, positional_features
+
+ADM = NetworkConfig(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+CASES = {
+    "adm": (ADM, 1, 8, 10),
+    "adm-additive": (
+        ADM.model_copy(update={"scale_shift": False, "num_blocks": (1, 2), "group_channels": 4}),
+        3,
+        8,
+        None,
+    ),
+    "adm-two-time": (
+        ADM.model_copy(update={"two_time": True, "log_variance": True, "embedding": "fourier", "fourier_scale": 1.0}),
+        1,
+        8,
+        3,
+    ),
+    "mlp": (NetworkConfig(kind="mlp", channels=32, num_blocks=2), 2, 1, 4),
+    "mlp-two-time": (
+        NetworkConfig(kind="mlp", channels=32, num_blocks=1, two_time=True, scale_shift=False),
+        1,
+        4,
+        None,
+    ),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def network(request):
+    config, channels, resolution, classes = CASES[request.param]
+    built = build_network(config, channels=channels, resolution=resolution, num_classes=classes)
+    return redraw(built).double().eval()
+
+
+def test_forward_mode_derivative_equals_a_central_difference(network):
+    set_attention_kernel(network, "math")
+    x, c, label, r = inputs(network)
+    dx = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
+    dc = torch.full_like(c, 0.7)
+
+    def along(eps):
+        return network(x + eps * dx, c + eps * dc, label, r)
+
+    value, slope = torch.func.jvp(lambda a, b: network(a, b, label, r), (x, c), (dx, dc))
+    difference = (along(1e-5) - along(-1e-5)) / 2e-5
+    assert value.std() > 0.3
+    assert slope.abs().max() > 0.1
+    torch.testing.assert_close(slope, difference, rtol=1e-6, atol=1e-7)
+
+
+def test_the_fused_kernel_falls_back_inside_a_forward_mode_derivative(network):
+    x, c, label, r = inputs(network)
+    tangents = (torch.ones_like(x), torch.zeros_like(c))
+    fused = torch.func.jvp(lambda a, b: network(a, b, label, r), (x, c), tangents)
+    set_attention_kernel(network, "math")
+    explicit = torch.func.jvp(lambda a, b: network(a, b, label, r), (x, c), tangents)
+    torch.testing.assert_close(fused, explicit, rtol=1e-10, atol=1e-10)
+
+
+def test_an_image_does_not_see_the_rest_of_its_batch(network):
+    x, c, label, r = inputs(network)
+    whole = network(x, c, label, r)
+    for row in range(len(x)):
+        part = slice(row, row + 1)
+        alone = network(x[part], c[part], None if label is None else label[part], None if r is None else r[part])
+        torch.testing.assert_close(alone, whole[part], rtol=1e-9, atol=1e-9)
+
+
+def test_every_input_matters(network):
+    x, c, label, r = inputs(network)
+    base = network(x, c, label, r)
+    assert (network(x + 0.1, c, label, r) - base).abs().max() > 1e-2
+    assert (network(x, c + 0.3, label, r) - base).abs().max() > 1e-3
+    if label is not None:
+        assert (network(x, c, (label + 1) % network.num_classes, r) - base).abs().max() > 1e-3
+    if r is not None:
+        assert (network(x, c, label, r + 0.3) - base).abs().max() > 1e-3
+
+
+def test_minus_one_and_no_label_are_the_null_class(network):
+    x, c, label, r = inputs(network)
+    if label is None:
+        pytest.skip("an unconditional network")
+    without = network(x, c, None, r)
+    torch.testing.assert_close(network(x, c, torch.full_like(label, -1), r), without)
+    mixed = label.clone()
+    mixed[0] = -1
+    torch.testing.assert_close(network(x, c, mixed, r)[0], without[0])
+    torch.testing.assert_close(network(x, c, mixed, r)[1:], network(x, c, label, r)[1:])
+
+
+def test_half_precision_weights_stay_close_and_keep_the_input_dtype(network):
+    x, c, label, r = inputs(network, dtype=torch.float32)
+    exact = network(x.double(), c.double(), label, None if r is None else r.double())
+    half = network.to(torch.bfloat16)(x, c, label, r)
+    assert half.dtype == torch.float32
+    assert (half - exact).abs().max() / exact.std() < 0.25
+
+
+def test_the_first_output_is_zero_and_seeds_decide_the_weights():
+    config, channels, resolution, classes = CASES["adm"]
+    sizes = {"channels": channels, "resolution": resolution, "num_classes": classes}
+    torch.manual_seed(3)
+    one, same, other = (build_network(config, seed=seed, **sizes) for seed in (0, 0, 1))
+    x, c, label, _ = inputs(one, dtype=torch.float32)
+    assert one(x, c, label).abs().max() == 0
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.input_blocks[0][0].weight, other.input_blocks[0][0].weight)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1)), "building a network must leave the global generator alone"
+
+
+def test_a_second_time_changes_nothing_before_it_is_learned():
+    config, *_ = CASES["adm"]
+    plain = redraw(build_network(config, channels=1, resolution=8, num_classes=10))
+    double = build_network(config.model_copy(update={"two_time": True}), channels=1, resolution=8, num_classes=10)
+    absent = double.load_state_dict(plain.state_dict(), strict=False)
+    assert [name.split(".")[0] for name in absent.missing_keys] == ["time_embed_r"] * 4
+    x, c, label, _ = inputs(plain, dtype=torch.float32)
+    torch.testing.assert_close(double(x, c, label, c - 1), plain(x, c, label))
+
+
+def test_any_side_that_the_down_sampling_divides():
+    network = redraw(build_network(ADM, channels=1, resolution=8, num_classes=None)).double()
+    for height, width in ((8, 12), (2, 2), (14, 6)):
+        x = torch.randn(2, 1, height, width, dtype=torch.float64)
+        assert network(x, torch.zeros(2, dtype=torch.float64)).shape == x.shape
+
+
+def test_recomputing_activations_changes_no_gradient():
+    config, channels, resolution, classes = CASES["adm"]
+    gradients = []
+    for on in (False, True):
+        made = config.model_copy(update={"checkpointing": on, "dropout": 0.3})
+        network = redraw(build_network(made, channels=channels, resolution=resolution, num_classes=classes)).train()
+        x, c, label, _ = inputs(network, dtype=torch.float32)
+        torch.manual_seed(0)
+        network(x, c, label).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+def test_dropout_acts_in_training_mode_only():
+    network = redraw(
+        build_network(ADM.model_copy(update={"dropout": (0.0, 0.5)}), channels=1, resolution=8, num_classes=None)
+    )
+    x, c, *_ = inputs(network, dtype=torch.float32)
+    torch.manual_seed(0)
+    assert not torch.equal(network.train()(x, c), network(x, c))
+    assert torch.equal(network.eval()(x, c), network(x, c))
+
+
+def test_both_attention_kernels_agree():
+    q, k, v = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = torch.einsum("bhsd,bhtd->bhst", q, k) / 8**0.5
+    by_hand = torch.einsum("bhst,bhtd->bhsd", scores.exp() / scores.exp().sum(-1, keepdim=True), v)
+    for kernel in ("auto", "math"):
+        torch.testing.assert_close(attention(q, k, v, kernel), by_hand)
+
+
+def test_positional_features_by_hand():
+    features = positional_features(torch.tensor([250.0 * -1.0], dtype=torch.float64), 4)
+    expected = torch.tensor([[-250.0, -2.5]], dtype=torch.float64)
+    torch.testing.assert_close(features, torch.cat([expected.cos(), expected.sin()], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("channels", "group_channels", "groups"),
+    [(192, 1, 32), (192, 4, 32), (32, 1, 32), (32, 4, 8), (48, 1, 16), (6, 1, 6), (3, 4, 1)],
+)
+def test_group_counts(channels, group_channels, groups):
+    assert GroupNorm(channels, group_channels).num_groups == groups
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x": torch.zeros(2, 3, 8, 8)}, "shape \\(B, 1, H, W\\)"),
+        ({"x": torch.zeros(2, 1, 8, 7)}, "multiples of 2"),
+        ({"c": torch.zeros(3)}, "one noise level an image"),
+        ({"label": torch.tensor([0])}, "one label an image"),
+        ({"label": torch.tensor([0, 10])}, "label 10 is outside 0..9"),
+        ({"r": torch.zeros(2)}, "takes no second time"),
+    ],
+)
+def test_wrong_inputs_are_named(change, words):
+    network = build_network(ADM, channels=1, resolution=8, num_classes=10)
+    given = {"x": torch.zeros(2, 1, 8, 8), "c": torch.zeros(2), "label": None, "r": None} | change
+    with pytest.raises(UserError, match=words):
+        network(given["x"], given["c"], given["label"], given["r"])
+
+
+def test_labels_for_an_unconditional_network_and_a_missing_second_time_are_refused():
+    network = build_network(ADM, channels=1, resolution=8, num_classes=None)
+    with pytest.raises(UserError, match="knows no labels"):
+        network(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+    two_time = build_network(ADM.model_copy(update={"two_time": True}), channels=1, resolution=8, num_classes=None)
+    with pytest.raises(UserError, match="needs a second time"):
+        two_time(torch.zeros(1, 1, 8, 8), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "resolution", "words"),
+    [
+        ({"channel_mult": (1, 2, 2)}, 10, "multiple of 4"),
+        ({"num_blocks": (1, 2, 3)}, 8, "num_blocks has 3 values"),
+        ({"head_channels": 12}, 8, "does not divide"),
+        ({"kind": "mlp", "num_blocks": (1, 1)}, 8, "an mlp has no levels"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(change, resolution, words):
+    with pytest.raises(ConfigError, match=words):
+        build_network(ADM.model_copy(update=change), channels=1, resolution=resolution)
+
+
+def test_an_mlp_takes_its_own_side_only():
+    network = build_network(CASES["mlp-two-time"][0], channels=1, resolution=4)
+    with pytest.raises(UserError, match="4x4 images"):
+        network(torch.zeros(1, 1, 8, 8), torch.zeros(1), None, torch.zeros(1))
+
+
+def test_log_variance_starts_at_zero_and_is_refused_without_a_head():
+    config, channels, resolution, classes = CASES["adm-two-time"]
+    network = build_network(config, channels=channels, resolution=resolution, num_classes=classes)
+    assert torch.equal(network.log_variance(torch.linspace(-1, 1, 5)), torch.zeros(5))
+    with pytest.raises(ConfigError, match="log_variance"):
+        build_network(ADM, channels=1, resolution=8).log_variance(torch.zeros(1))
