@@ -48,11 +48,15 @@ class DivergenceError(UserError):
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to `count` of `choices` that look most like `word`, best first."""
-    pool = list(choices)
-    by_case = {choice.lower(): choice for choice in reversed(pool)}
-    found = difflib.get_close_matches(word.lower(), list(by_case), n=count, cutoff=0.55)
-    return [by_case[name] for name in found]
+    """Return up to `count` of `choices` that look most like `word` or have such a part (of_this_kind), best first."""
+
+    def likeness(choice: str) -> float:
+        parts = [choice.lower(), *choice.lower().replace("-", "_").split("_")]
+        begins = any(part.startswith(word.lower()) for part in parts) and len(word) > 1
+        return max(0.9 * begins, *(difflib.SequenceMatcher(None, word.lower(), part).ratio() for part in parts))
+
+    ranked = sorted(((likeness(choice), choice) for choice in choices), key=lambda pair: -pair[0])
+    return [choice for score, choice in ranked if score >= 0.6][:count]
 
 
 def unknown(kind: str, word: str, choices: Iterable[str]) -> str:

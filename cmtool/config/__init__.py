@@ -1,0 +1,1 @@
+"""Settings: their schema, the methods as data, and presets from file to frozen configuration."""

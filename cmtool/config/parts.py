@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 class Part(BaseModel):
     """A frozen part of an objective."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class TimesPart(Part):
     """Which noise levels a step looks at.
 
-    `grid_uniform`: index uniform on the grid (Song et al. 2023); `grid_lognormal`: index with log-normal mass (iCT, Eq. 10);
+    `grid_uniform`: index uniform on the grid (Song et al. 2023); `grid_lognormal`: index with log-normal mass (iCT,
+    Eq. 10);
     `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT); `karras_uniform`: uniform in t^(1/rho) (continuous time).
     """
 

@@ -6,6 +6,7 @@ folder keeps as `config.toml` and what every other room is given. All tables are
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -15,14 +16,26 @@ from cmtool.config.parts import RecipeConfig
 Family = Literal["edm", "ct", "cd"]
 FAMILIES: tuple[Family, ...] = ("edm", "ct", "cd")
 
-DATA_SOURCES = ("digits", "shapes", "toy2d", "folder", "cifar10", "imagenet32", "imagenet64", "lsun", "celeba64", "npz", "packed")
+DATA_SOURCES = (
+    "digits",
+    "shapes",
+    "toy2d",
+    "folder",
+    "cifar10",
+    "imagenet32",
+    "imagenet64",
+    "lsun",
+    "celeba64",
+    "npz",
+    "packed",
+)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
 
 
 class Table(BaseModel):
     """A frozen table that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class AboutConfig(Table):
@@ -36,7 +49,19 @@ class AboutConfig(Table):
 class DataConfig(Table):
     """Where images come from and what shape they take."""
 
-    source: Literal["digits", "shapes", "toy2d", "folder", "cifar10", "imagenet32", "imagenet64", "lsun", "celeba64", "npz", "packed"]
+    source: Literal[
+        "digits",
+        "shapes",
+        "toy2d",
+        "folder",
+        "cifar10",
+        "imagenet32",
+        "imagenet64",
+        "lsun",
+        "celeba64",
+        "npz",
+        "packed",
+    ]
     path: str | None = Field(None, description="file or folder; None for built-in sources")
     resolution: int = Field(ge=1, le=1024, description="image side in pixels")
     channels: int = Field(3, ge=1, le=4)
@@ -59,7 +84,9 @@ class NetworkConfig(Table):
     num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")
     attention: tuple[int, ...] = Field((), description="resolutions in pixels that have attention")
     head_channels: int = Field(32, ge=1)
-    group_channels: int = Field(1, ge=1, description="fewest channels of a normalization group (1: OpenAI, 4: EDM); 32 groups at most")
+    group_channels: int = Field(
+        1, ge=1, description="fewest channels of a normalization group (1: OpenAI, 4: EDM); 32 groups at most"
+    )
     dropout: float | tuple[float, ...] = 0.0
     scale_shift: bool = Field(True, description="time embedding scales and shifts (FiLM) instead of being added")
     embedding: Literal["positional", "fourier"] = "positional"
@@ -145,7 +172,9 @@ class TrainConfig(Table):
 class SampleConfig(Table):
     """Default sampling: noise levels per number of evaluations, and the sampler."""
 
-    times: dict[str, tuple[float, ...]] = Field(default_factory=dict, description="number of evaluations -> noise levels")
+    times: dict[str, tuple[float, ...]] = Field(
+        default_factory=dict, description="number of evaluations -> noise levels"
+    )
     sampler: str | None = None
     steps: int | None = Field(None, ge=1, description="evaluations (consistency) or solver steps (teacher)")
 
@@ -155,7 +184,7 @@ class SampleConfig(Table):
         for key, times in value.items():
             if not key.isdigit() or int(key) != len(times):
                 raise ValueError(f"times['{key}'] must hold as many noise levels as its key says")
-            if any(a <= b for a, b in zip(times, times[1:], strict=False)):
+            if any(a <= b for a, b in pairwise(times)):
                 raise ValueError(f"times['{key}'] must be strictly decreasing")
         return value
 

@@ -1,0 +1,145 @@
+"""What the schema refuses, as one sentence: where it stands, what was given, what would be right."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from cmtool.errors import ConfigError, nearest
+
+_MUST = {
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "finite_number": "a finite number",
+    "too_short": "a list of at least {min_length} values",
+    "too_long": "a list of at most {max_length} values",
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a table",
+    "model": "a table",
+}
+
+
+def table_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """Return the table (pydantic model) that the field `key` of `model` holds, or None where it holds a value."""
+    return _tables(model.model_fields[key].annotation) if key in model.model_fields else None
+
+
+def _tables(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for arg in get_args(annotation) if (found := _tables(arg))), None)
+    return None
+
+
+def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str, str], default: str) -> ConfigError:
+    """Turn the first complaint of pydantic into a `ConfigError`.
+
+    Args:
+        error: what pydantic raised for `model`.
+        model: the schema, to name the choices of an unknown key.
+        origins: dotted key -> where its value was written, e.g. "presets/my.toml: recipe.ict.distance.kind".
+        default: where a key without an origin belongs, e.g. "presets/my.toml".
+    """
+    problem = error.errors(include_url=False)[0]
+    owner, keys = _resolve(model, problem["loc"])
+    key = ".".join(keys)
+    place = _place(key, origins, default)
+    kind = problem["type"]
+    if kind == "missing" and isinstance(problem["loc"][-1], int):
+        return ConfigError(f"{place} has too few values: {problem['loc'][-1]}")
+    if kind == "missing":
+        return ConfigError(f"{default}: {key} is missing")
+    if kind == "extra_forbidden":
+        return ConfigError(unknown_key(place, keys[-1], list(owner.model_fields)))
+    if kind == "value_error":
+        return ConfigError(f"{place}: {problem['ctx']['error']}")
+    return ConfigError(f"{place} = {_shown(problem['input'])} {_requirement(problem, owner, keys[-1])}")
+
+
+def unknown_key(place: str, key: str, choices: Sequence[str]) -> str:
+    """Say that the key at `place` is unknown, name those that exist there and the nearest."""
+    return f"{place} is an unknown key; choose {', '.join(choices)}.{_suggestion(key, choices)}"
+
+
+def _suggestion(word: str, choices: Sequence[str]) -> str:
+    close = nearest(word, choices)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
+    """Follow pydantic's location down to the first value; what lies inside it no user wrote as a key."""
+    owner, keys = model, []
+    for part in loc:
+        if isinstance(part, int):
+            break
+        keys.append(part)
+        inner = table_of(owner, part)
+        if inner is None:
+            break
+        owner = inner
+    return owner, keys
+
+
+def _place(key: str, origins: Mapping[str, str], default: str) -> str:
+    """Return where `key` was written; a table complains where its last written key stands."""
+    if key in origins:
+        return origins[key]
+    inside = [place for dotted, place in origins.items() if dotted.startswith(key + ".")]
+    given = [place for place in inside if place.startswith("--")]
+    if given:
+        return given[-1]
+    parent = key.rpartition(".")[0]
+    while parent:
+        if parent in origins:
+            return origins[parent]
+        parent = parent.rpartition(".")[0]
+    return f"{default}: {key}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
+
+
+def _requirement(problem: Any, owner: type[BaseModel], key: str) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "literal_error":
+        choices = _choices(owner.model_fields[key].annotation) or [str(context.get("expected", ""))]
+        return f"is unknown; choose {', '.join(choices)}.{_suggestion(str(problem['input']), choices)}"
+    if kind in _MUST:
+        return "must be " + _MUST[kind].format(**context)
+    stem = kind.split("_")[0]
+    if stem in _KINDS:
+        return "must be " + _accepted(owner, key, stem)
+    return f"is not right: {problem['msg']}"
+
+
+def _accepted(owner: type[BaseModel], key: str, stem: str) -> str:
+    """Name what a field takes; a field of two kinds (a number or a list of them) names both."""
+    field = owner.model_fields.get(key)
+    names = [_KINDS[stem]]
+    for arg in get_args(field.annotation) if field else ():
+        name = _KINDS.get(getattr(get_origin(arg) or arg, "__name__", ""))
+        if name and get_origin(field.annotation if field else None) in (Union, types.UnionType) and name not in names:
+            names.append(name)
+    return " or ".join(names)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for arg in get_args(annotation) for choice in _choices(arg)]

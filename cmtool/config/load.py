@@ -1,0 +1,242 @@
+"""A preset, one of its recipes and what the command line changes become one frozen `RunConfig`.
+
+Order, the later wins: defaults of the schema, the tables of the preset, the row of the method, the recipe, flags,
+`--set`. Every value remembers where it was written, and every mistake is answered with that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cmtool.config.explain import explain, unknown_key
+from cmtool.config.find import find_preset, shown
+from cmtool.config.methods import METHODS
+from cmtool.config.overrides import Override, flag_overrides, parse_sets, route
+from cmtool.config.schema import FAMILIES, PresetFile, RunConfig
+from cmtool.config.toml import read_toml, write_toml
+from cmtool.errors import ConfigError, nearest, unknown
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and, for each dotted key that is not a default, where its value was written."""
+
+    config: RunConfig
+    origins: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset file as read: its tables unchecked but for their names."""
+
+    name: str
+    label: str
+    tables: dict[str, Any]
+    default: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """The recipes that the file holds, by name."""
+        return self.tables.get("recipe", {})
+
+    def method(self, recipe: str) -> str:
+        """Return the method of a recipe: the one it names, else the method of its own name.
+
+        Raises:
+            ConfigError: the recipe names no method, or one that does not exist.
+        """
+        table = self.recipes.get(recipe, {})
+        method = table.get("method", recipe if recipe in METHODS else None)
+        place = f"{self.label}: recipe.{recipe}.method"
+        if method is None:
+            raise ConfigError(f"{place} is missing; choose {', '.join(METHODS)}.")
+        if method not in METHODS:
+            close = nearest(str(method), METHODS)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{place} = {method!r} is unknown; choose {', '.join(METHODS)}.{hint}")
+        return str(method)
+
+    def family(self, recipe: str) -> str:
+        """Return the family of a recipe: "edm", "ct" or "cd"."""
+        return str(METHODS[self.method(recipe)]["family"])
+
+    def fitting(self, family: str | None) -> list[str]:
+        """Return the recipes of a family (None: all): those of the file first, then the bare methods."""
+        names = [*self.recipes, *(name for name in METHODS if name not in self.recipes)]
+        return [name for name in names if family in (None, self.family(name))]
+
+
+def read_preset(preset: str) -> Preset:
+    """Find and read a preset, check the names of its tables and its default recipes.
+
+    Raises:
+        ConfigError: not found, not TOML, an unknown or missing table, a default that is no recipe.
+    """
+    path = find_preset(preset)
+    label = shown(path)
+    tables = read_toml(path, label)
+    try:
+        PresetFile.model_validate(tables)
+    except ValidationError as error:
+        raise explain(error, PresetFile, {}, label) from None
+    default = tables["train"].pop("default", {})
+    loaded = Preset(path.stem, label, tables, default if isinstance(default, dict) else {})
+    _check_default(loaded, default)
+    return loaded
+
+
+def _check_default(preset: Preset, default: Any) -> None:
+    place = f"{preset.label}: train.default"
+    if not isinstance(default, dict):
+        raise ConfigError(f'{place} = {default!r} must be a table such as {{ ct = "ict" }}')
+    for family, recipe in default.items():
+        if family not in FAMILIES:
+            raise ConfigError(unknown_key(f"{place}.{family}", family, FAMILIES))
+        fitting = preset.fitting(family)
+        if recipe not in fitting:
+            close = nearest(str(recipe), fitting)
+            more = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{place}.{family} = {recipe!r} must be one of its recipes: {', '.join(fitting)}.{more}")
+
+
+def choose_recipe(preset: Preset, family: str | None, recipe: str | None) -> str:
+    """Return the recipe to use: the one asked for, else the preset's default of the family, else that of its name.
+
+    Raises:
+        ConfigError: unknown, or of another family.
+    """
+    if recipe is None:
+        if family is None:
+            return next(
+                iter([*(preset.default[f] for f in ("ct", "cd", "edm") if f in preset.default), *preset.recipes]), "ct"
+            )
+        return preset.default.get(family, family)
+    fitting = preset.fitting(family)
+    if recipe in fitting:
+        return recipe
+    if recipe not in preset.fitting(None):
+        raise ConfigError(f"{preset.label}: {unknown('recipe', recipe, fitting)}", f"See cmtool presets {preset.name}.")
+    other = preset.family(recipe)
+    raise ConfigError(
+        f"recipe '{recipe}' belongs to train-{other}, not to train-{family}; choose {', '.join(fitting)}.",
+        f"cmtool train-{other} --preset {preset.name} --recipe {recipe}",
+    )
+
+
+def resolve(
+    preset: str,
+    *,
+    family: str | None = None,
+    recipe: str | None = None,
+    sets: Sequence[str] = (),
+    flags: dict[str, Any] | None = None,
+) -> Resolved:
+    """Resolve one recipe of a preset.
+
+    Args:
+        preset: a preset's name, or the path of a file.
+        family: "edm", "ct" or "cd": which command asks; None takes any.
+        recipe: a recipe of the preset or the name of any method; None: the preset's default.
+        sets: the values of `--set`, each "a.b=c"; `recipe.` means the chosen recipe.
+        flags: dotted key -> value; None leaves the key alone. "teacher" and "init" are keys too.
+
+    Raises:
+        ConfigError: anything unknown, of the wrong type or out of bounds; one sentence with file, key and value.
+    """
+    loaded = read_preset(preset)
+    name = choose_recipe(loaded, family, recipe)
+    overrides = [*_preset_layer(loaded), *_method_layer(loaded.method(name)), *_recipe_layer(loaded, name)]
+    overrides += [*flag_overrides(flags or {}), *parse_sets(sets, name)]
+    tables, origins = merge(overrides)
+    tables = {"network": {}, "process": {}} | tables | {"preset": loaded.name, "recipe_name": name}
+    tables["recipe"] = tables.get("recipe", {}) | _identity(loaded.method(name))
+    _fit_micro_batch(tables["train"], origins)
+    try:
+        return Resolved(RunConfig.model_validate(tables), origins)
+    except ValidationError as error:
+        raise explain(error, RunConfig, origins, loaded.label) from None
+
+
+def _fit_micro_batch(train: dict[str, Any], origins: dict[str, str]) -> None:
+    """Let a preset's micro-batch shrink with a smaller batch; one asked for by hand stays and is checked."""
+    micro, batch = train.get("micro_batch"), train.get("batch_size")
+    by_hand = origins.get("train.micro_batch", "").startswith("--")
+    if isinstance(micro, int) and isinstance(batch, int) and not by_hand and 0 < batch < micro:
+        train["micro_batch"] = batch
+
+
+def _identity(method: str) -> dict[str, str]:
+    return {"method": method, "family": METHODS[method]["family"]}
+
+
+def _preset_layer(preset: Preset) -> Iterator[Override]:
+    for table, values in preset.tables.items():
+        if table != "recipe":
+            for keys, value in leaves(values, (table,)):
+                yield Override(keys, value, f"{preset.label}: {'.'.join(keys)}")
+
+
+def _method_layer(method: str) -> Iterator[Override]:
+    row = {key: value for key, value in METHODS[method].items() if key != "family"}
+    for keys, value in leaves(row):
+        place = f"method {method}: {'.'.join(keys)}"
+        yield Override(route(keys, place), value, place)
+
+
+def _recipe_layer(preset: Preset, recipe: str) -> Iterator[Override]:
+    table = {key: value for key, value in preset.recipes.get(recipe, {}).items() if key != "method"}
+    for keys, value in leaves(table):
+        place = f"{preset.label}: recipe.{recipe}.{'.'.join(keys)}"
+        yield Override(route(keys, place), value, place)
+
+
+def leaves(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (path, value) for every value of nested tables; an empty table is a value."""
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def merge(overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Lay values over one another, the later over the earlier; return the nested tables and where each came from."""
+    tables: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for override in overrides:
+        keys, value = override.keys, override.value
+        here = tables
+        for key in keys[:-1]:
+            inner = here.get(key)
+            here[key] = inner if isinstance(inner, dict) else {}
+            here = here[key]
+        if value == {} and isinstance(here.get(keys[-1]), dict):
+            continue
+        if isinstance(value, dict) and isinstance(here.get(keys[-1]), dict):
+            value = here[keys[-1]] | value
+        here[keys[-1]] = value
+        origins[".".join(keys)] = override.origin
+    return tables, origins
+
+
+def to_toml(config: RunConfig) -> str:
+    """Write a resolved configuration as TOML; `from_toml` gives it back unchanged."""
+    return write_toml(config.model_dump())
+
+
+def from_toml(path: str | Path) -> RunConfig:
+    """Read a resolved configuration, as a run folder keeps it.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or refused by the schema.
+    """
+    tables = read_toml(Path(path))
+    try:
+        return RunConfig.model_validate(tables)
+    except ValidationError as error:
+        raise explain(error, RunConfig, {}, str(path)) from None
