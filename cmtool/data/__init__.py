@@ -12,12 +12,12 @@ from cmtool.data.images import (
     save_npz,
     save_png,
     save_points,
-    save_scatter,
     to_nhwc,
     to_uint8,
 )
 from cmtool.data.load import load_dataset
 from cmtool.data.order import batch_indices, flip_mask, split_indices
+from cmtool.data.scatter import save_scatter
 
 __all__ = [
     "Dataset",

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmtool.data.images import from_uint8
@@ -98,14 +100,31 @@ class Dataset:
         return replace(self, images=images, labels=labels, info=info, fingerprint=fingerprint(images, labels))
 
 
+class Fingerprint:
+    """Names a content by 32 hexadecimal digits while it streams by: image bytes, then labels, type and shape."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def update(self, images: NDArray[Any]) -> None:
+        """Take in the next images, in order."""
+        self._digest.update(np.ascontiguousarray(images).tobytes())
+
+    def finish(self, dtype: str, shape: tuple[int, ...], labels: NDArray[np.int64] | None) -> str:
+        """Return the name of all that was taken in."""
+        if labels is not None:
+            self._digest.update(labels.tobytes())
+        self._digest.update(f"{dtype} {tuple(shape)}".encode())
+        return self._digest.hexdigest()
+
+
 def fingerprint(images: Tensor, labels: Tensor | None) -> str:
-    """Return 32 hexadecimal digits that name this content: bytes, shape, type and labels."""
-    digest = hashlib.blake2b(f"{images.dtype} {tuple(images.shape)}".encode(), digest_size=16)
+    """Return 32 hexadecimal digits that name this content: bytes, labels, type and shape."""
+    made = Fingerprint()
     for start in range(0, len(images), 4096):
-        digest.update(images[start : start + 4096].contiguous().numpy().tobytes())
-    if labels is not None:
-        digest.update(labels.numpy().tobytes())
-    return digest.hexdigest()
+        made.update(images[start : start + 4096].numpy())
+    dtype = str(images.dtype).removeprefix("torch.")
+    return made.finish(dtype, tuple(images.shape), None if labels is None else labels.numpy())
 
 
 def count_duplicates(images: Tensor) -> int:

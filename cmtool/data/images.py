@@ -32,6 +32,7 @@ __all__ = [
     "fit_image",
     "from_uint8",
     "npz_writer",
+    "png_info",
     "read_image",
     "read_png_text",
     "save_folder",
@@ -39,7 +40,6 @@ __all__ = [
     "save_npz",
     "save_png",
     "save_points",
-    "save_scatter",
     "to_nhwc",
     "to_uint8",
 ]
@@ -112,7 +112,7 @@ def _picture(image: Bytes) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image, MODES[image.shape[-1]])
 
 
-def _png_info(text: Mapping[str, Any] | None) -> PngInfo | None:
+def png_info(text: Mapping[str, Any] | None) -> PngInfo | None:
     """Turn a dictionary into PNG text entries; what is not a string is written as JSON."""
     if not text:
         return None
@@ -125,7 +125,7 @@ def _png_info(text: Mapping[str, Any] | None) -> PngInfo | None:
 def _write_png(picture: Image.Image, path: str | Path, text: Mapping[str, Any] | None) -> Path:
     target = Path(path)
     with atomic_write(target) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=_png_info(text))
+        picture.save(temporary, format="PNG", pnginfo=png_info(text))
     return target
 
 
@@ -281,30 +281,3 @@ def save_points(
     with npz_writer(path, array.shape, "float32", given, meta) as writer:
         writer.append(array)
     return Path(path)
-
-
-def save_scatter(
-    points: Tensor,
-    path: str | Path,
-    labels: Tensor | None = None,
-    reference: Tensor | None = None,
-    text: Mapping[str, Any] | None = None,
-) -> Path:
-    """Draw 2-D samples (B, 2, 1, 1) or (B, 2) as a scatter picture, over `reference` points in grey when given."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5), dpi=120, layout="tight")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    if reference is not None:
-        ground = reference.detach().cpu().reshape(len(reference), 2).numpy()
-        axes.scatter(ground[:, 0], ground[:, 1], s=3, c="0.8", linewidths=0)
-    data = points.detach().cpu().reshape(len(points), 2).float().numpy()
-    colors = "tab:blue" if labels is None else labels.cpu().numpy()
-    axes.scatter(data[:, 0], data[:, 1], s=4, c=colors, cmap=None if labels is None else "tab10", linewidths=0)
-    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
-    target = Path(path)
-    with atomic_write(target) as temporary:
-        figure.savefig(temporary, format="png", pil_kwargs={"pnginfo": _png_info(text)} if text else None)
-    return target

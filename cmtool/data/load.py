@@ -2,18 +2,126 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
 from cmtool.config.schema import DataConfig
 from cmtool.data.builtin import BUILTIN
+from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
+from cmtool.data.packed import is_packed, read_packed
+from cmtool.data.packing import Progress, Rules, pack
+from cmtool.data.sources.base import Source
+from cmtool.data.sources.known import locate
+from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
 
 
-def load_dataset(cfg: DataConfig) -> Dataset:
-    """Load the data set of a run.
+def rules_of(cfg: DataConfig) -> Rules:
+    """Return the size and fitting rules of a [data] table."""
+    return Rules(cfg.resolution, cfg.channels, cfg.fit, cfg.filter, cfg.small)
+
+
+def _cached(source: Source, rules: Rules) -> Path:
+    key = hashlib.blake2b(f"1 {source.signature} {rules}".encode(), digest_size=8).hexdigest()
+    return cache_dir() / "packed" / f"{source.path.stem[:40]}-{rules.resolution}px-{key}.cmdata"
+
+
+def _pack_temporary(source: Source, rules: Rules, progress: Progress | None) -> Dataset:
+    """Pack where no cache can be written: into a temporary file that goes when the process ends."""
+    with tempfile.TemporaryDirectory(prefix="cmtool-") as folder:
+        path = Path(folder) / "data.cmdata"
+        pack(source, path, rules, progress)
+        data = read_packed(path)
+        # Windows keeps mapped files: there the pixels are copied before the file goes.
+        return data if os.name == "posix" else replace(data, images=data.images.clone())
+
+
+def load_source(source: Source, rules: Rules, progress: Progress | None = None) -> Dataset:
+    """Load a source through its packed copy in the cache, which is made the first time and whenever files changed.
+
+    Raises:
+        DataError: the disk is short, or no usable image is left.
+    """
+    path = _cached(source, rules)
+    if path.exists():
+        try:
+            return read_packed(path)
+        except DataError:
+            path.unlink()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        return _pack_temporary(source, rules, progress)
+    pack(source, path, rules, progress)
+    return read_packed(path)
+
+
+def _matching(data: Dataset, cfg: DataConfig, path: Path) -> Dataset:
+    """Refuse a packed file of another shape: its pixels were fitted once and are not fitted again."""
+    if (data.resolution, data.channels) != (cfg.resolution, cfg.channels):
+        raise DataError(
+            f"{path} holds images of {data.resolution} pixels and {data.channels} channels; "
+            f"the preset wants {cfg.resolution} and {cfg.channels}.",
+            f"pack it again: cmtool data make SRC --resolution {cfg.resolution} --out {path}",
+        )
+    return data
+
+
+def _labelled(data: Dataset, cfg: DataConfig) -> Dataset:
+    """Drop labels that are not asked for, and check those that are."""
+    if not cfg.labels:
+        return replace(data, labels=None, class_names=None, classes=None)
+    if data.labels is None:
+        raise DataError(
+            f"{data.info.path or cfg.source} has no class labels and the preset conditions on them.",
+            "put images into one folder per class, or use --set data.labels=false",
+        )
+    if cfg.num_classes is not None and (data.classes or 0) > cfg.num_classes:
+        raise DataError(
+            f"{data.info.path or cfg.source} has {data.classes} classes, more than data.num_classes = {cfg.num_classes}.",
+            f"use --set data.num_classes={data.classes}",
+        )
+    return replace(data, classes=cfg.num_classes or data.classes)
+
+
+def _limited(data: Dataset, size: int | None) -> Dataset:
+    """Keep `size` images, drawn at random so that every class stays in, in their old order."""
+    if size is None or size >= len(data):
+        return data
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:size]
+    return data.subset(rows.sort().values)
+
+
+def load_dataset(cfg: DataConfig, progress: Progress | None = None) -> Dataset:
+    """Load the data set of a run. A `path` wins over the name of the source, and its form is found by looking.
+
+    Labels are loaded only when `cfg.labels` asks for them.
+
+    Args:
+        cfg: the [data] table.
+        progress: called with (images done, images in all) while files are packed.
 
     Raises:
         DataError: the source is missing, empty, unreadable or of another shape than the configuration says.
+        OfflineError: a data set has to be fetched and cannot be.
     """
     if cfg.path is None and cfg.source in BUILTIN:
         return BUILTIN[cfg.source](cfg)
-    raise DataError(f"{cfg.source}: no path given.")
+    path = locate(cfg)
+    try:
+        if path.is_file() and is_packed(path):
+            data = _matching(read_packed(path), cfg, path)
+        else:
+            data = load_source(open_source(path, cfg), rules_of(cfg), progress)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return _limited(_labelled(data, cfg), cfg.size)

@@ -40,9 +40,9 @@ def hashed_uniforms(start: int, count: int, columns: int, salt: int = 0) -> NDAr
 
     SplitMix64 (Steele, Lea, Flood 2014) of the running number: integer arithmetic, the same on every machine.
     """
-    rows = np.arange(start, start + count, dtype=np.uint64)[:, None]
+    place = np.arange(start * columns + 1, (start + count) * columns + 1, dtype=np.uint64).reshape(count, columns)
     with np.errstate(over="ignore"):
-        z = (rows * np.uint64(columns) + np.arange(columns, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
+        z = place * _GOLDEN
         z = z ^ (np.uint64(salt) * np.uint64(0xD1342543DE82EF95))
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,0 +1,117 @@
+"""Large sample sets in parts: what was made before a kill is kept, and the end is one file or folder.
+
+While `big.npz` is made, `big.npz.partial/` holds the request (JSON) and shards of consecutive samples, each written
+atomically. Running the same request again goes on after the last whole shard; at the end the shards are streamed
+into the file and removed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmtool.checkpoint import atomic_text, atomic_write
+from cmtool.data.images import npz_writer
+from cmtool.errors import DataError
+
+Array = NDArray[Any]
+REQUEST = "request.json"
+# A shard is closed when it is this large or this old, so that a kill costs seconds and 50,000 samples few files.
+SHARD_BYTES = 32 * 2**20
+SHARD_SECONDS = 5.0
+
+
+def read_request(path: Path, request: Mapping[str, Any]) -> bool:
+    """Whether `path` holds this very request; False if there is none.
+
+    Raises:
+        DataError: if it holds another one; the sentence names the first entry that differs.
+    """
+    if not path.exists():
+        return False
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        held = {}
+    plain = json.loads(json.dumps(dict(request)))
+    different = [key for key in sorted({*held, *plain}) if held.get(key) != plain.get(key)]
+    if not different:
+        return True
+    key = different[0]
+    raise DataError(
+        f"{path.parent} belongs to another request: {key} is {held.get(key)!r} there and {plain.get(key)!r} now.",
+        f"choose another --out, or remove {path.parent}",
+    )
+
+
+class ShardStore:
+    """Appends batches of samples (and labels) and assembles them; memory is bounded by one shard."""
+
+    def __init__(self, target: Path, request: Mapping[str, Any]) -> None:
+        self.target = target
+        self.folder = target.with_name(target.name + ".partial")
+        self._batches: list[tuple[Array, Array | None]] = []
+        self._bytes, self._opened = 0, time.monotonic()
+        if not read_request(self.folder / REQUEST, request):
+            atomic_text(self.folder / REQUEST, json.dumps(dict(request), indent=1))
+        self.count = sum(stop - start for start, stop, _ in self.shards())
+
+    def shards(self) -> list[tuple[int, int, Path]]:
+        """Return (start, stop, file) of the shards that follow each other from sample 0."""
+        found, stop = [], 0
+        for file in sorted(self.folder.glob("[0-9]*-[0-9]*.npz")):
+            first, last = (int(part) for part in file.stem.split("-"))
+            if first == stop:
+                found.append((first, last, file))
+                stop = last
+        return found
+
+    def append(self, samples: Array, labels: Array | None) -> None:
+        """Add the next samples (B, ...) and their labels (B,); they survive a kill once their shard is closed."""
+        self._batches.append((samples, labels))
+        self._bytes += samples.nbytes
+        if self._bytes >= SHARD_BYTES or time.monotonic() - self._opened >= SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Close the shard that is being filled."""
+        if self._batches:
+            samples = np.concatenate([batch for batch, _ in self._batches])
+            labels = [label for _, label in self._batches if label is not None]
+            entries = {"samples": samples, **({"labels": np.concatenate(labels)} if labels else {})}
+            stop = self.count + len(samples)
+            with (
+                atomic_write(self.folder / f"{self.count:09d}-{stop:09d}.npz") as temporary,
+                temporary.open("wb") as stream,
+            ):
+                np.savez(stream, **entries)
+            self.count = stop
+        self._batches, self._bytes, self._opened = [], 0, time.monotonic()
+
+    def assemble(self, meta: Mapping[str, Any]) -> Path:
+        """Stream all shards into the target (`arr_0`, `arr_1` when labelled, `meta`) and remove them."""
+        self.flush()
+        shards = self.shards()
+        labels: list[Array] = []
+        with np.load(shards[0][2], allow_pickle=False) as first:
+            shape, dtype, labelled = first["samples"].shape[1:], str(first["samples"].dtype), "labels" in first
+        if labelled:
+            labels = [self._entry(file, "labels") for _, _, file in shards]
+        given = np.concatenate(labels) if labelled else None
+        with npz_writer(self.target, (self.count, *shape), dtype, given, meta) as writer:
+            for _, _, file in shards:
+                writer.append(self._entry(file, "samples"))
+        shutil.rmtree(self.folder)
+        return self.target
+
+    @staticmethod
+    def _entry(file: Path, name: str) -> Array:
+        with np.load(file, allow_pickle=False) as archive:
+            return archive[name]
