@@ -1,0 +1,166 @@
+"""The `cmtool` command: its commands by name, and the one place where errors become sentences and exit codes.
+
+A command's module is imported when the command is asked for, so that help, version and mistakes answer at once
+however many commands there are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import typer
+import typer.core
+
+from cmtool.cli.failure import report
+from cmtool.errors import nearest
+
+
+class Entry(NamedTuple):
+    """A command: the module below `cmtool.cli`, the function or group in it, and its line in the help."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "train-ct": Entry("train", "train_ct", "Train a consistency model from scratch on images."),
+    "train-edm": Entry("train", "train_edm", "Train a diffusion model, the teacher of train-cd."),
+    "train-cd": Entry("train", "train_cd", "Distil a diffusion model into a consistency model."),
+    "sample": Entry("sample", "sample", "Make images in one or a few steps."),
+    "edit": Entry("edit", "app", "Inpaint, colorize, enlarge, denoise images without retraining."),
+    "interpolate": Entry("interpolate", "interpolate", "Walk between two samples."),
+    "eval": Entry("evaluate", "evaluate", "Judge samples: FID, KID, precision, recall."),
+    "search-times": Entry("evaluate", "search_times", "Find the best noise levels for several steps."),
+    "presets": Entry("presets", "presets", "List the presets, or show one in full."),
+    "models": Entry("models", "models", "List trained, imported and published models."),
+    "info": Entry("info", "info", "Say what a model file or a run is."),
+    "import": Entry("transfer", "import_model", "Turn other people's weights into a model file."),
+    "export": Entry("transfer", "export_model", "Write a model for other software."),
+    "data": Entry("datacmd", "app", "Make data sets and look at them."),
+    "theory": Entry("theory", "app", "Experiments whose answers are known exactly."),
+    "bench": Entry("bench", "bench", "Measure speed and memory."),
+    "report": Entry("report", "report", "Write a page about a run."),
+    "runs": Entry("runs", "app", "List and compare runs."),
+    "studio": Entry("studio", "studio", "Try a model in the browser."),
+}
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """A group that knows its commands by name and help, and imports one when it is asked for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """Return the names of the commands that are there."""
+        return [name for name, entry in COMMANDS.items() if _exists(entry.module)]
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+        """Import and return one command, None where there is none of this name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = _load(cmd_name, COMMANDS[cmd_name])
+        return self.commands[cmd_name]
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+        """Write the list of commands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+        """Find the command asked for; an unknown one is answered with the nearest."""
+        name, names = args[0], self.list_commands(ctx)
+        if name not in names and not name.startswith("-"):
+            close = nearest(name, names)
+            ctx.fail(f"no such command '{name}'." + (f" Did you mean {' or '.join(close)}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(f"cmtool.cli.{module}") is not None
+
+
+def _load(name: str, entry: Entry) -> Any:
+    target = getattr(importlib.import_module(f"cmtool.cli.{entry.module}"), entry.attribute)
+    if isinstance(target, typer.Typer):
+        return _plain(typer.main.get_group(target), name)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name)(target)
+    return _plain(typer.main.get_command(single), name)
+
+
+def _plain(command: Any, name: str) -> Any:
+    """Give a command its name and plain help: rich would cost a fifth of a second before the first word."""
+    command.name = name
+    command.rich_markup_mode = None
+    for inner_name, inner in getattr(command, "commands", {}).items():
+        _plain(inner, inner_name)
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: cmtool train-ct --preset digits, then: cmtool sample",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from cmtool import __version__
+
+        print(f"cmtool {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Train, distil, sample, edit and judge consistency models."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every error is reported here and nowhere else.
+
+    Args:
+        arguments: what follows `cmtool`.
+
+    Returns:
+        0 done, 1 the user's mistake or a failure, 2 wrong usage, 130 interrupted, 143 terminated.
+    """
+    json_mode = "--json" in arguments
+    try:
+        code = typer.main.get_command(app).main(list(arguments), prog_name="cmtool", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) and not isinstance(code, bool) else 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        _close_stdout()
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error, json_mode)
+
+
+def _close_stdout() -> None:
+    """Whoever read our output has gone: let the interpreter flush into nothing when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""What went wrong, as a sentence, a hint and an exit code: the one error table of the command line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from typing import Any, NamedTuple
+
+import typer
+
+from cmtool.errors import UserError, nearest
+
+
+class Failure(NamedTuple):
+    """One sentence, what to do next (or None), and the exit code."""
+
+    sentence: str
+    hint: str | None
+    code: int
+
+
+def report(error: BaseException, json_mode: bool) -> int:
+    """Say on stderr what went wrong (with `--json`: as a document on stdout) and return the exit code."""
+    failure = describe(error)
+    if os.environ.get("CMTOOL_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    if json_mode:
+        print(json.dumps({"error": failure.sentence, "hint": failure.hint}, ensure_ascii=False), flush=True)
+        return failure.code
+    print(f"Error: {failure.sentence}", file=sys.stderr)
+    if failure.hint:
+        print(f"Hint: {failure.hint}", file=sys.stderr)
+    return failure.code
+
+
+def describe(error: BaseException) -> Failure:
+    """Return what to tell the user about any exception."""
+    if isinstance(error, UserError):
+        return Failure(error.message, error.hint, error.exit_code)
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return Failure("interrupted", None, 130)
+    if isinstance(error, typer.TyperException):
+        return _usage(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return _system(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Failure("out of memory", "Use a smaller --batch-size; in training --micro-batch keeps the result.", 1)
+    words = " ".join(str(error).split()) or "no message"
+    short = words if len(words) <= 300 else words[:297] + "..."
+    return Failure(f"{type(error).__name__}: {short}", "This should not happen: CMTOOL_DEBUG=1 shows where it did.", 1)
+
+
+def _usage(error: Any) -> Failure:
+    """A wrong command line, in our form: the sentence, the nearest option, and where help is."""
+    context = getattr(error, "ctx", None)
+    sentence = error.format_message()
+    wrong = getattr(error, "option_name", None)
+    if context is not None and wrong and type(error).__name__ == "NoSuchOption":
+        known = [name for param in context.command.params for name in param.opts if name.startswith("--")]
+        close = nearest(wrong.lstrip("-"), [name[2:] for name in known])
+        sentence = f"no such option {wrong}." + (f" Did you mean --{close[0]}?" if close else "")
+    hint = f"{context.command_path} --help" if context is not None else "cmtool --help"
+    return Failure(" ".join(sentence.split()), hint, error.exit_code)
+
+
+def _system(error: OSError) -> Failure:
+    where = f"{error.filename}: " if error.filename else ""
+    hint = {
+        errno.ENOSPC: "Free some disk space or choose another place with --out.",
+        errno.EACCES: "Check the permissions, or choose another place with --out.",
+        errno.EROFS: "Choose another place with --out.",
+    }.get(error.errno or 0)
+    return Failure(f"{where}{(error.strerror or str(error)).lower()}", hint, 1)

@@ -1,0 +1,34 @@
+"""Options that several commands share, so that each has one name, one meaning and one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model file, run folder or published name; default: $CMTOOL_MODEL or the newest run."),
+]
+Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes the fastest present.")]
+Precision = Annotated[PrecisionName, typer.Option("--precision", help="Number format; auto suits the device.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all randomness.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images computed together; changes speed alone.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; the path is printed.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr.")]
+Preset = Annotated[str, typer.Option("--preset", "-p", help="Name of a preset (see cmtool presets) or a TOML file.")]
+Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe of the preset, or any method by name.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting, e.g. --set train.lr=1e-4; may be repeated.", metavar="KEY=VALUE"),
+]
+
+
+def sub_app(help: str) -> typer.Typer:
+    """Return a group of commands (`cmtool edit inpaint`) in the house style: plain help, shown when nothing is asked."""
+    return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, no_args_is_help=True)

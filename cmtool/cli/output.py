@@ -1,0 +1,133 @@
+"""Where everything that a user sees is written: the only module that imports rich.
+
+Data and results go to stdout, talk and progress to stderr; with `--json` stdout carries one document and nothing else.
+Rich is imported when a table or a progress bar is drawn, never before, so that the command line stays light.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+ProgressUpdate = Callable[..., None]
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether `stream` is a terminal that can redraw a line."""
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def columns() -> int:
+    """Return the width to write for: that of the terminal or `COLUMNS`, 80 where there is none; at least 40."""
+    import shutil
+
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+class Output:
+    """What one command says and shows.
+
+    Args:
+        json_mode: stdout carries the document given to `json` alone; tables, results and talk are dropped.
+        quiet: no talk and no progress; warnings, tables and results stay.
+    """
+
+    def __init__(self, json_mode: bool = False, quiet: bool = False) -> None:
+        self.json_mode = json_mode
+        self.quiet = quiet or json_mode
+
+    def say(self, text: str) -> None:
+        """Talk to the user on stderr."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Warn on stderr, whatever the mode."""
+        print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+    def result(self, text: str) -> None:
+        """Put a result (a path, a document) on stdout as it is."""
+        if not self.json_mode:
+            print(text.removesuffix("\n"), flush=True)
+
+    def json(self, document: Any) -> None:
+        """Put one JSON document on stdout; does nothing outside JSON mode."""
+        if self.json_mode:
+            print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Draw a table on stdout; columns whose every cell is a number are aligned to the right.
+
+        Args:
+            title: printed above; may be empty.
+            columns: the heads.
+            rows: cells of any kind; None is drawn as a dash.
+        """
+        if not self.json_mode:
+            _draw_table(title, columns, [[_cell(value) for value in row] for row in rows])
+
+    @contextmanager
+    def progress(self, total: int | None, description: str = "") -> Iterator[ProgressUpdate]:
+        """Show progress on stderr while the block runs; silent when quiet or when stderr is no terminal.
+
+        Yields:
+            update(advance=1, note="", completed=None): moves the bar by `advance`, or to `completed`, and shows `note`.
+        """
+        if self.quiet or not is_terminal(sys.stderr):
+            yield lambda advance=1, note="", completed=None: None
+            return
+        with _progress_bar(total, description) as update:
+            yield update
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "").rstrip("%"))
+    except ValueError:
+        return text == "-"
+    return True
+
+
+def _draw_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    for index, head in enumerate(heads):
+        numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
+        table.add_column(head, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(file=sys.stdout, width=columns(), highlight=False).print(table)
+
+
+@contextmanager
+def _progress_bar(total: int | None, description: str) -> Iterator[ProgressUpdate]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    plain = TextColumn("{task.description}", markup=False)
+    note = TextColumn("{task.fields[note]}", markup=False)
+    bars = (plain, BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), note)
+    with Progress(*bars, console=Console(file=sys.stderr), transient=False) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def update(advance: float = 1, note: str = "", completed: float | None = None) -> None:
+            moved: dict[str, Any] = {"advance": advance} if completed is None else {"completed": completed}
+            progress.update(task, note=note, **moved)
+
+        yield update
