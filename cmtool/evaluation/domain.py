@@ -8,14 +8,22 @@ size means nothing beside an Inception FID, and they are never printed without t
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cmtool.checkpoint import atomic_write
+from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 
-EPOCHS = {"digits": 6, "shapes": 8}
 FEATURES = 64
 
 
@@ -75,3 +83,54 @@ def extract(model: Classifier, images: Tensor, batch_size: int = 512) -> tuple[A
     parts = [model.features(batch) for batch in images.split(batch_size)]
     features = torch.cat(parts)
     return features.double().numpy(), model.logits(features).double().softmax(dim=1).numpy()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A shipped network: the classifier, what its file says about it, and the SHA-256 of the file."""
+
+    model: Classifier
+    about: dict[str, Any]
+    digest: str
+
+
+def weights_path(data: str, resolution: int) -> Path:
+    """Return where the weights for a data set at a resolution are shipped."""
+    return Path(__file__).parent / "weights" / f"{data}-{resolution}.safetensors"
+
+
+def shipped_resolutions(data: str) -> list[int]:
+    """Return the resolutions that a data set's features are shipped for, ascending."""
+    return sorted(
+        int(path.stem.rsplit("-", 1)[1]) for path in weights_path(data, 0).parent.glob(f"{data}-*.safetensors")
+    )
+
+
+def save_classifier(model: Classifier, path: Path, about: dict[str, Any]) -> None:
+    """Write weights and what is to be said about them."""
+    with atomic_write(path) as temporary:
+        save_file(model.state_dict(), str(temporary), metadata={"about": json.dumps(about, sort_keys=True)})
+
+
+def load_classifier(data: str, resolution: int) -> Trained:
+    """Load shipped weights.
+
+    Raises:
+        DataError: none are shipped for this resolution, or the file is damaged.
+    """
+    path = weights_path(data, resolution)
+    if not path.is_file():
+        known = ", ".join(f"{side} x {side}" for side in shipped_resolutions(data))
+        raise DataError(
+            f"the {data} features are for images of {known} pixels, not {resolution} x {resolution}.",
+            "use --features inception, or a TorchScript module of your own (--features FILE.pt)",
+        )
+    try:
+        with safe_open(path, framework="pt") as archive:
+            about = json.loads(archive.metadata()["about"])
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        model = Classifier(about["channels"], about["classes"])
+        model.load_state_dict(tensors)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(f"the feature weights {path} are damaged: {error}.", "reinstall cmtool") from error
+    return Trained(model.eval().requires_grad_(False), about, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -1,0 +1,118 @@
+"""Files that come from elsewhere (feature weights, reference statistics) and results worth keeping.
+
+Everything lies under one folder: `$CMTOOL_CACHE`, else `$XDG_CACHE_HOME/cmtool`, else `~/.cache/cmtool`. A file that
+is put there by hand is as good as a downloaded one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cmtool.checkpoint import atomic_write
+from cmtool.errors import DataError, OfflineError
+from cmtool.evaluation.statistics import Array
+
+TIMEOUT = 30.0
+
+
+def cache_dir() -> Path:
+    """Return the folder of downloaded files and cached results (it need not exist)."""
+    if chosen := os.environ.get("CMTOOL_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "cmtool"
+
+
+def offline() -> bool:
+    """Whether `CMTOOL_OFFLINE` forbids the network."""
+    return os.environ.get("CMTOOL_OFFLINE", "") not in ("", "0", "false", "no")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A published file: what it is in words, where it is, where it is kept, and its SHA-256 where that is known."""
+
+    what: str
+    url: str
+    folder: str
+    name: str
+    sha256: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it belongs on this machine."""
+        return cache_dir() / self.folder / self.name
+
+
+def fetch(remote: Remote, say: Callable[[str], None] = lambda text: None) -> Path:
+    """Return the local path of a published file, downloading it once.
+
+    Raises:
+        OfflineError: it is not here and the network is forbidden or silent; it says what to put where.
+        DataError: what was downloaded is not the published file.
+    """
+    path = remote.path
+    if path.is_file():
+        return path
+    if offline():
+        raise _absent(remote, "CMTOOL_OFFLINE forbids downloading it")
+    say(f"downloading {remote.what} from {remote.url}")
+    try:
+        with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as response, atomic_write(path) as temporary:
+            with open(temporary, "wb") as stream:
+                shutil.copyfileobj(response, stream, 1 << 20)
+            _check_download(remote, temporary, response.headers.get("Content-Length"))
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise _absent(remote, f"it could not be downloaded ({getattr(error, 'reason', error)})") from error
+    return path
+
+
+def _absent(remote: Remote, why: str) -> OfflineError:
+    return OfflineError(
+        f"{remote.what} is needed: the file {remote.name} is not at {remote.path}, and {why}.",
+        f"Download {remote.url} on a machine with a network, put it at {remote.path}, and run the command again.",
+    )
+
+
+def _check_download(remote: Remote, path: Path, length: str | None) -> None:
+    if length and length.isdigit() and path.stat().st_size != int(length):
+        raise DataError(f"the download of {remote.url} broke off; run the command again.")
+    if remote.sha256 and sha256(path) != remote.sha256:
+        raise DataError(f"{remote.url} does not hold the published file: its SHA-256 is another.")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cached(key: str, kind: str) -> dict[str, Array] | None:
+    """Return the arrays kept under a content key, or None; a damaged file counts as absent."""
+    path = cache_dir() / kind / f"{key}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive.items())
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def keep(key: str, kind: str, arrays: dict[str, Array]) -> None:
+    """Keep arrays under a content key. A cache that cannot be written is no reason to lose a result."""
+    path = cache_dir() / kind / f"{key}.npz"
+    try:
+        with atomic_write(path) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "UserError":
+            raise
