@@ -1,0 +1,115 @@
+"""Wasserstein distances: exact where a formula exists, otherwise with both bounds, sampled only where that is honest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from scipy.special import gammaln, ndtr
+
+from cmtool.errors import UserError
+
+Array = NDArray[np.float64]
+Map = Callable[[Array], Array]
+
+ASSIGNMENT_LIMIT = 2000
+SAMPLED_DIM_LIMIT = 3
+
+
+def folded(bias: float | Array, spread: float | Array) -> Array:
+    """E|bias + spread Z|: the exact W1 of two normals on the line whose quantiles differ by bias + spread z."""
+    bias, spread = np.broadcast_arrays(np.abs(np.asarray(bias, float)), np.abs(np.asarray(spread, float)))
+    ratio = np.divide(bias, spread, out=np.full(bias.shape, np.inf), where=spread > 0)
+    tail = np.where(np.isinf(ratio), 0.0, np.exp(-(np.minimum(ratio, 1e3) ** 2) / 2))
+    return spread * np.sqrt(2 / np.pi) * tail + bias * (1 - 2 * ndtr(-ratio))
+
+
+def chi_mean(dim: int) -> float:
+    """E||Z|| for Z ~ N(0, I_d): W1 of N(0, s^2 I) and N(0, r^2 I) is |s - r| times this, exactly."""
+    return float(np.sqrt(2) * np.exp(gammaln((dim + 1) / 2) - gammaln(dim / 2)))
+
+
+def normal_nodes(limit: float = 9.0, count: int = 40001) -> tuple[Array, Array]:
+    """Nodes z and weights phi(z) dz (count,) of the trapezoid rule for E over Z ~ N(0, 1)."""
+    z = np.linspace(-limit, limit, count)
+    return z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi) * (z[1] - z[0])
+
+
+def absolute_mean(gap: Array, z: Array, weight: Array) -> float:
+    """E|gap(Z)| from values at the nodes of `normal_nodes`, with the kinks put right.
+
+    Where the gap changes sign inside a step, the trapezoid rule misses the corner of |gap|: at 8001 nodes that costs
+    the sixth digit of W1. The step is replaced by the integral of the |straight line| through both values.
+    """
+    left, right = np.abs(gap[:-1]), np.abs(gap[1:])
+    kink = (gap[:-1] * gap[1:] < 0).nonzero()[0]
+    left, right = left[kink], right[kink]
+    density = 0.5 * (weight[kink] + weight[kink + 1])
+    corner = (left**2 + right**2) / (2 * (left + right)) - (left + right) / 2
+    return float(weight @ np.abs(gap) + density @ corner)
+
+
+def quantile_distances(output: Map, reference: Map, limit: float = 9.0, count: int = 40001) -> tuple[float, float]:
+    """W1 and W2 of two laws on the line given as increasing functions of z ~ N(0, 1)."""
+    z, weight = normal_nodes(limit, count)
+    gap = output(z) - reference(z)
+    return absolute_mean(gap, z, weight), float(np.sqrt(weight @ gap**2))
+
+
+def weighted_w1(values: Array, weights: Array, reference: Array, reference_weights: Array | None = None) -> float:
+    """Exact W1 of two weighted point sets on the line: the area between their distribution functions.
+
+    values (n,), weights (n,), reference (m,), reference_weights (m,) or None for `weights` once more.
+    """
+    reference_weights = weights if reference_weights is None else reference_weights
+    points = np.concatenate([values, reference])
+    mass = np.concatenate([weights / weights.sum(), -reference_weights / reference_weights.sum()])
+    order = np.argsort(points, kind="stable")
+    return float(np.abs(np.cumsum(mass[order])[:-1]) @ np.diff(points[order]))
+
+
+def product_bounds(per_axis_w1: Array, coupled: float, per_axis_w2: Array) -> tuple[float, float]:
+    """W1 of product laws: sqrt(sum W1_i^2) <= W1 <= min(E||coupled difference||, sqrt(sum W2_i^2))."""
+    return float(np.sqrt(np.sum(per_axis_w1**2))), float(min(coupled, np.sqrt(np.sum(per_axis_w2**2))))
+
+
+def gaussian_w2(mean: Array, cov: Array, mean2: Array, cov2: Array) -> float:
+    """W2 of two normals (Bures): ||m - m'||^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2); means (d,), covariances (d, d)."""
+    values, basis = np.linalg.eigh(cov)
+    root = basis * np.sqrt(np.maximum(values, 0)) @ basis.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov2 @ root), 0)).sum()
+    square = np.sum((mean - mean2) ** 2) + np.trace(cov) + np.trace(cov2) - 2 * cross
+    return float(np.sqrt(max(square, 0.0)))
+
+
+def assignment_w1(points: Array, others: Array) -> float:
+    """W1 of two clouds of n points each, (n, d), by the optimal assignment.
+
+    Raises:
+        UserError: above 2000 points (the solver is cubic) or three dimensions, where two clouds of *one* law are
+            already farther apart (.56 in d = 4, 1.5 in d = 8 for n = 1000) than what is to be measured.
+    """
+    if points.shape[1] > SAMPLED_DIM_LIMIT:
+        raise UserError(
+            f"W1 from samples is meaningless in {points.shape[1]} dimensions: the sampling floor dominates it",
+            f"stay at or below {SAMPLED_DIM_LIMIT} dimensions, or use a Gaussian or product law, which has a formula",
+        )
+    if len(points) > ASSIGNMENT_LIMIT or len(points) != len(others):
+        raise UserError(
+            f"the exact transport solver takes two clouds of the same size up to {ASSIGNMENT_LIMIT},"
+            f" not {len(points)} and {len(others)} points",
+            f"use --count {min(len(points), 1000)}",
+        )
+    cost = cdist(points, others)
+    rows, columns = linear_sum_assignment(cost)
+    return float(cost[rows, columns].mean())
+
+
+def sliced_w1(points: Array, others: Array, rng: np.random.Generator, directions: int = 200) -> float:
+    """Mean over random directions of the exact W1 of the two projections; clouds (n, d) of one size."""
+    axis = rng.standard_normal((directions, points.shape[1]))
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    return float(np.abs(np.sort(points @ axis.T, axis=0) - np.sort(others @ axis.T, axis=0)).mean())
