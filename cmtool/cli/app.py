@@ -54,11 +54,11 @@ COMMANDS: dict[str, Entry] = {
 class LazyGroup(typer.core.TyperGroup):
     """A group that knows its commands by name and help, and imports one when it is asked for."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands that are there."""
         return [name for name, entry in COMMANDS.items() if _exists(entry.module)]
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and return one command, None where there is none of this name."""
         if cmd_name not in self.list_commands(ctx):
             return None
@@ -66,12 +66,12 @@ class LazyGroup(typer.core.TyperGroup):
             self.commands[cmd_name] = _load(cmd_name, COMMANDS[cmd_name])
         return self.commands[cmd_name]
 
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands from the table, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command asked for; an unknown one is answered with the nearest."""
         name, names = args[0], self.list_commands(ctx)
         if name not in names and not name.startswith("-"):
@@ -123,7 +123,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Train, distil, sample, edit and judge consistency models."""
     if ctx.invoked_subcommand is None:

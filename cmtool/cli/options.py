@@ -12,12 +12,16 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model file, run folder or published name; default: $CMTOOL_MODEL or the newest run."),
+    typer.Option(
+        "--model", "-m", help="Model file, run folder or published name; default: $CMTOOL_MODEL or the newest run."
+    ),
 ]
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes the fastest present.")]
 Precision = Annotated[PrecisionName, typer.Option("--precision", help="Number format; auto suits the device.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all randomness.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images computed together; changes speed alone.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images computed together; changes speed alone.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; the path is printed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr.")]
@@ -30,5 +34,5 @@ Sets = Annotated[
 
 
 def sub_app(help: str) -> typer.Typer:
-    """Return a group of commands (`cmtool edit inpaint`) in the house style: plain help, shown when nothing is asked."""
+    """Return a group of commands (`cmtool edit inpaint`) with plain help, shown when nothing is asked."""
     return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, no_args_is_help=True)

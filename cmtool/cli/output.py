@@ -60,7 +60,7 @@ class Output:
             print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Draw a table on stdout; columns whose every cell is a number are aligned to the right.
+        """Draw a table on stdout; columns of numbers are aligned to the right, the first is never wrapped.
 
         Args:
             title: printed above; may be empty.
@@ -109,7 +109,7 @@ def _draw_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
     for index, head in enumerate(heads):
         numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
-        table.add_column(head, justify="right" if numbers else "left", overflow="fold")
+        table.add_column(head, justify="right" if numbers else "left", overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(file=sys.stdout, width=columns(), highlight=False).print(table)
@@ -118,7 +118,14 @@ def _draw_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 @contextmanager
 def _progress_bar(total: int | None, description: str) -> Iterator[ProgressUpdate]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     plain = TextColumn("{task.description}", markup=False)
     note = TextColumn("{task.fields[note]}", markup=False)

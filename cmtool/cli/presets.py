@@ -1,0 +1,88 @@
+"""`cmtool presets`: the list, or one preset written out in full."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cmtool.cli.options import Json
+from cmtool.cli.output import Output
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="A preset's name or file; left out: list them all.")] = None,
+    json_mode: Json = False,
+) -> None:
+    """List the presets with their published figures, or print one in full as TOML.
+
+    Example: cmtool presets digits > my.toml, change it, then: cmtool train-ct --preset my.toml
+    """
+    out = Output(json_mode)
+    if name is None:
+        _list(out)
+    else:
+        _show(name, out)
+
+
+def _list(out: Output) -> None:
+    from cmtool.config.find import list_presets
+
+    documents = [_summary(name) for name in list_presets()]
+    out.json(documents)
+    rows = [[d["name"], d["resolution"], "\n".join(_wrapped(d["recipes"])), _figures(d), d["note"]] for d in documents]
+    out.table("", ["preset", "px", "recipes", "FID in 1 / 2", "note"], rows)
+    out.say("cmtool presets NAME shows one in full; cmtool train-ct --preset NAME trains it.")
+
+
+def _summary(name: str) -> dict[str, Any]:
+    from cmtool.config.load import read_preset
+
+    preset = read_preset(name)
+    data, about = preset.tables["data"], preset.tables.get("about", {})
+    return {
+        "name": name,
+        "file": preset.label,
+        "title": about.get("title", ""),
+        "note": about.get("note", ""),
+        "paper": about.get("paper", ""),
+        "resolution": data.get("resolution"),
+        "channels": data.get("channels", 3),
+        "recipes": list(preset.recipes),
+        "default": preset.default,
+        "expected": {recipe: table["expected"] for recipe, table in preset.recipes.items() if "expected" in table},
+    }
+
+
+def _wrapped(names: list[str], width: int = 14) -> list[str]:
+    """Join names with commas into lines of at most `width` characters."""
+    lines = [""]
+    for index, name in enumerate(names):
+        piece = name + ("," if index + 1 < len(names) else "")
+        if lines[-1] and len(lines[-1]) + 1 + len(piece) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {piece}".strip()
+    return lines
+
+
+def _figures(document: dict[str, Any]) -> str:
+    """Return the figures of the recipes that have some for one or two evaluations, one recipe a line."""
+    known = {recipe: table for recipe, table in document["expected"].items() if "nfe1" in table or "nfe2" in table}
+    return "\n".join(f"{recipe} {_fid(table, 'nfe1')} / {_fid(table, 'nfe2')}" for recipe, table in known.items())
+
+
+def _fid(table: dict[str, Any], key: str) -> str:
+    """Write a figure with the digits that papers give: 8.70, but 13.0."""
+    value = table.get(key)
+    return "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _show(name: str, out: Output) -> None:
+    from cmtool.config.load import read_preset
+    from cmtool.config.show import preset_document
+    from cmtool.config.toml import write_toml
+
+    document = preset_document(name)
+    preset = read_preset(name)
+    out.json({"name": preset.name, "file": preset.label, **document})
+    out.result(f"# {preset.label}, every setting written out\n\n{write_toml(document)}")

@@ -1,0 +1,59 @@
+"""A preset written out in full: the shared tables with every default, and each recipe with all of its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from cmtool.config.explain import explain, table_of
+from cmtool.config.load import Preset, read_preset, resolve
+from cmtool.config.overrides import SHARED_TABLES
+from cmtool.config.schema import RunConfig
+
+
+def preset_document(name: str) -> dict[str, Any]:
+    """Return a preset fully resolved, as nested tables that are again a valid preset file.
+
+    Every recipe holds its method, all of its parts, and in sub-tables the settings in which it differs from the
+    shared ones; resolving any recipe of the document gives the same configuration as resolving it in the original.
+
+    Raises:
+        ConfigError: as `resolve` does, for the first recipe that is wrong.
+    """
+    preset = read_preset(name)
+    shared = {table: _shared(preset, table) for table in SHARED_TABLES}
+    recipes = {recipe: _recipe(name, recipe, shared) for recipe in preset.recipes}
+    about = preset.tables.get("about", {})
+    shared["train"] = shared["train"] | ({"default": preset.default} if preset.default else {})
+    return {"about": about, **shared, "recipe": recipes}
+
+
+def _shared(preset: Preset, table: str) -> dict[str, Any]:
+    model = table_of(RunConfig, table)
+    if model is None:
+        raise KeyError(table)
+    try:
+        return model.model_validate(preset.tables.get(table, {})).model_dump()
+    except ValidationError as error:
+        raise explain(error, model, {}, f"{preset.label}: {table}") from None
+
+
+def _recipe(name: str, recipe: str, shared: dict[str, Any]) -> dict[str, Any]:
+    config = resolve(name, recipe=recipe).config.model_dump()
+    parts = {key: value for key, value in config["recipe"].items() if key not in ("family", "method")}
+    changed = {table: difference(shared[table], config[table]) for table in SHARED_TABLES}
+    return {"method": config["recipe"]["method"], **parts, **{table: keys for table, keys in changed.items() if keys}}
+
+
+def difference(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of `other` that differ from `base`, table by table."""
+    found: dict[str, Any] = {}
+    for key, value in other.items():
+        before = base.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            inner = difference(before, value)
+            found |= {key: inner} if inner else {}
+        elif value != before:
+            found[key] = value
+    return found
