@@ -164,7 +164,9 @@ def describe(data: Dataset) -> list[str]:
         lines.append(
             f"{_plural(len(counts), 'class', 'classes')}, {int(counts.min()):,} to {int(counts.max()):,} {kind} each"
         )
-        empty = [names[i] if names else str(i) for i in torch.nonzero(counts == 0).flatten().tolist()]
+        empty = [
+            names[i] if names and i < len(names) else str(i) for i in torch.nonzero(counts == 0).flatten().tolist()
+        ]
         if empty:
             lines.append(f"without any image: {', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}")
     if info.duplicates:

@@ -80,14 +80,15 @@ def _labelled(data: Dataset, cfg: DataConfig) -> Dataset:
     """Drop labels that are not asked for, and check those that are."""
     if not cfg.labels:
         return replace(data, labels=None, class_names=None, classes=None)
+    place = data.info.path or cfg.source
     if data.labels is None:
         raise DataError(
-            f"{data.info.path or cfg.source} has no class labels and the preset conditions on them.",
+            f"{place} has no class labels and the preset conditions on them.",
             "put images into one folder per class, or use --set data.labels=false",
         )
     if cfg.num_classes is not None and (data.classes or 0) > cfg.num_classes:
         raise DataError(
-            f"{data.info.path or cfg.source} has {data.classes} classes, more than data.num_classes = {cfg.num_classes}.",
+            f"{place} has {data.classes} classes, more than data.num_classes = {cfg.num_classes}.",
             f"use --set data.num_classes={data.classes}",
         )
     return replace(data, classes=cfg.num_classes or data.classes)
