@@ -34,11 +34,15 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise UserError(f"the disk is full: {path} could not be written.", "free some space and run it again") from error
+            raise UserError(
+                f"the disk is full: {path} could not be written.", "free some space and run it again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"no permission to write {path}.", "choose another place with --out") from error
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"{path} cannot be written: {error.strerror}.", "choose another place with --out") from error
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}.", "choose another place with --out"
+            ) from error
         raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
 
 
@@ -129,7 +133,8 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
         text = preamble["__metadata__"]["cmtool"]
     except (KeyError, TypeError):
         raise CheckpointError(
-            f"{path} is no cmtool model: its header has no 'cmtool' entry.", f"cmtool import {path} --out model.safetensors"
+            f"{path} is no cmtool model: its header has no 'cmtool' entry.",
+            f"cmtool import {path} --out model.safetensors",
         ) from None
     try:
         header = json.loads(text)

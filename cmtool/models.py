@@ -116,7 +116,9 @@ def ve_process(model: Model) -> VarianceExploding:
     return VarianceExploding(model.sigma_min, model.sigma_max, model.sigma_data)
 
 
-def model_header(config: RunConfig, *, num_classes: int | None, class_names: list[str] | None, fingerprint: str) -> dict[str, Any]:
+def model_header(
+    config: RunConfig, *, num_classes: int | None, class_names: list[str] | None, fingerprint: str
+) -> dict[str, Any]:
     """Return the header that a model trained by `config` starts with: all that rebuilding it needs."""
     data = config.data
     return {
@@ -174,7 +176,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         model = build_model(header)  # a network with derived buffers needs them computed
     missing = set(model.network.state_dict()) ^ set(tensors)
     if missing:
-        raise CheckpointError(f"{file} does not fit its own header: {len(missing)} tensors differ, first {sorted(missing)[0]}.")
+        raise CheckpointError(
+            f"{file} does not fit its own header: {len(missing)} tensors differ, first {sorted(missing)[0]}."
+        )
     try:
         model.network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:

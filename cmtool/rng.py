@@ -33,7 +33,12 @@ def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -
 
 
 def _by_blocks(
-    draw: Callable[..., Tensor], shape: Sequence[int], seed: int, keys: tuple[int | str, ...], start: int, count: int | None
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    seed: int,
+    keys: tuple[int | str, ...],
+    start: int,
+    count: int | None,
 ) -> Tensor:
     total, row = shape[0], tuple(shape[1:])
     stop = total if count is None else start + count

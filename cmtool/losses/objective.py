@@ -64,9 +64,7 @@ class Objective:
         t, r = draw_times(self.times, self.gap, u, self.settings, state.num_scales, state.stage)
         return z, t.to(x0.device, x0.dtype), r.to(x0.device, x0.dtype)
 
-    def __call__(
-        self, nets: Nets, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice
-    ) -> Loss:
+    def __call__(self, nets: Nets, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Loss:
         """Return the loss of the images x0 (B, C, H, W) in [-1, 1] with labels (B,), at rows `rows` of the batch."""
         z, t, r = self.draw(x0, state, rows)
         x0, z = self.coupling(x0, z)

@@ -19,9 +19,7 @@ from cmtool.diffusion.grid import karras_grid
 @functools.lru_cache(maxsize=64)
 def grid_tensor(points: int, process: ProcessConfig) -> Tensor:
     """The ascending Karras grid of `process` with N = `points` levels, float64 (N,)."""
-    return torch.tensor(
-        karras_grid(points, process.sigma_min, process.sigma_max, process.rho), dtype=torch.float64
-    )
+    return torch.tensor(karras_grid(points, process.sigma_min, process.sigma_max, process.rho), dtype=torch.float64)
 
 
 @functools.lru_cache(maxsize=64)

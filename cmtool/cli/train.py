@@ -1,0 +1,252 @@
+"""`cmtool train-edm`, `train-ct`, `train-cd`: resolve the settings, open the run, train, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets
+
+if TYPE_CHECKING:
+    from cmtool.cli.output import Output
+    from cmtool.config.load import Resolved
+    from cmtool.config.schema import RunConfig
+
+Data = Annotated[str | None, typer.Option("--data", help="Folder or file of images in place of the preset's.")]
+OutDir = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/<preset>-<recipe>.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps; every schedule scales with it.")]
+Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per optimizer step.")]
+Micro = Annotated[
+    int | None, typer.Option("--micro-batch", min=1, help="Images at once; saves memory, changes nothing.")
+]
+RunSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights, noise and data order.")]
+Init = Annotated[str | None, typer.Option("--init", help="Model whose weights the student starts from.")]
+Teacher = Annotated[
+    str | None, typer.Option("--teacher", help="Diffusion model to distil; default: the newest train-edm run.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what the run folder holds.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Print the resolved settings and stop.")]
+ListRecipes = Annotated[bool, typer.Option("--list-recipes", help="List the recipes that this command can run.")]
+MaxTime = Annotated[str | None, typer.Option("--max-time", help="Save and stop after this long, e.g. 3h55m.")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="Only algorithms that repeat to the bit (GPU).")]
+
+
+def train_ct(
+    preset: Preset = "digits",
+    recipe: Recipe = None,
+    data: Data = None,
+    out: OutDir = None,
+    steps: Steps = None,
+    batch_size: Batch = None,
+    micro_batch: Micro = None,
+    seed: RunSeed = None,
+    init: Init = None,
+    teacher: Teacher = None,
+    sets: Sets = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    list_recipes: ListRecipes = False,
+    max_time: MaxTime = None,
+    deterministic: Deterministic = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a consistency model from scratch on images.
+
+    Example: cmtool train-ct --preset digits
+    """
+    _train("ct", locals())
+
+
+def train_cd(
+    preset: Preset = "digits",
+    recipe: Recipe = None,
+    data: Data = None,
+    out: OutDir = None,
+    steps: Steps = None,
+    batch_size: Batch = None,
+    micro_batch: Micro = None,
+    seed: RunSeed = None,
+    init: Init = None,
+    teacher: Teacher = None,
+    sets: Sets = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    list_recipes: ListRecipes = False,
+    max_time: MaxTime = None,
+    deterministic: Deterministic = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a diffusion model (the teacher) into a consistency model.
+
+    Example: cmtool train-cd --preset digits --teacher runs/digits-edm
+    """
+    _train("cd", locals())
+
+
+def train_edm(
+    preset: Preset = "digits",
+    recipe: Recipe = None,
+    data: Data = None,
+    out: OutDir = None,
+    steps: Steps = None,
+    batch_size: Batch = None,
+    micro_batch: Micro = None,
+    seed: RunSeed = None,
+    init: Init = None,
+    teacher: Teacher = None,
+    sets: Sets = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    list_recipes: ListRecipes = False,
+    max_time: MaxTime = None,
+    deterministic: Deterministic = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a diffusion model, the teacher of train-cd.
+
+    Example: cmtool train-edm --preset digits
+    """
+    _train("edm", locals())
+
+
+def _train(family: str, given: dict[str, Any]) -> None:
+    from cmtool.cli.output import Output
+    from cmtool.training.stopping import parse_span
+
+    output = Output(given["json"], given["quiet"])
+    if given["list_recipes"]:
+        return _list_recipes(family, given["preset"], output)
+    seconds = parse_span(given["max_time"]) if given["max_time"] else None
+    resolved = _resolve(family, given)
+    config = _with_models(resolved.config, given, output)
+    if given["dry_run"]:
+        return _show(config, resolved, output)
+    folder = given["out"] or Path("runs") / f"{config.preset}-{config.recipe_name}"
+    _run(config, folder, given, seconds, output)
+
+
+def _resolve(family: str, given: dict[str, Any]) -> Resolved:
+    from cmtool.config.load import resolve
+
+    flags = {
+        "train.steps": given["steps"],
+        "train.batch_size": given["batch_size"],
+        "train.micro_batch": given["micro_batch"],
+        "train.seed": given["seed"],
+        "train.precision": None if given["precision"] == "auto" else given["precision"],
+        "train.deterministic": True if given["deterministic"] else None,
+        "data.path": given["data"],
+        "init": given["init"],
+        "teacher": given["teacher"],
+    }
+    return resolve(given["preset"], family=family, recipe=given["recipe"], sets=given["sets"] or (), flags=flags)
+
+
+def _with_models(config: RunConfig, given: dict[str, Any], output: Output) -> RunConfig:
+    """Name the teacher or the model to start from, and take its network and scalings over."""
+    from cmtool.checkpoint import read_header
+    from cmtool.cli.find_model import find_model
+    from cmtool.errors import UserError
+    from cmtool.training.inherit import adopt, check_needs
+
+    wants = config.recipe.needs
+    if wants == "teacher" and config.teacher is None:
+        try:
+            found = find_model(
+                None,
+                kinds=("diffusion",),
+                fits=lambda h: h.get("preset") == config.preset,
+                wanted="teacher",
+                option="--teacher",
+            )
+        except UserError:
+            check_needs(config)
+            raise
+        output.say(found.describe())
+        config = config.model_copy(update={"teacher": str(found.path)})
+    check_needs(config)
+    for name in ("teacher", "init"):
+        value = getattr(config, name)
+        if value is not None:
+            kinds = ("diffusion",) if name == "teacher" else ("consistency", "diffusion")
+            path = find_model(value, kinds=kinds, option=f"--{name}").path
+            config = adopt(config, read_header(path)).model_copy(update={name: str(path)})
+    return config
+
+
+def _show(config: RunConfig, resolved: Resolved, output: Output) -> None:
+    from cmtool.config.load import to_toml
+
+    output.result(to_toml(config))
+    output.json({"config": config.model_dump(mode="json"), "origins": resolved.origins})
+
+
+def _list_recipes(family: str, preset: str, output: Output) -> None:
+    from cmtool.config.load import read_preset, resolve
+
+    rows, documents = [], []
+    for name in read_preset(preset).fitting(family):
+        recipe = resolve(preset, family=family, recipe=name).config.recipe
+        expected = recipe.expected
+        parts = (recipe.times, recipe.curriculum, recipe.coupling, recipe.direction, recipe.distance, recipe.weighting)
+        kinds = [getattr(part, "kind", None) or getattr(part, "scales", "") for part in parts]
+        figures = [expected.nfe1 if expected else None, expected.nfe2 if expected else None]
+        rows.append([name, *kinds, recipe.needs, *figures])
+        documents.append({"recipe": name, "settings": recipe.model_dump(mode="json")})
+    heads = ["recipe", "times", "N(k)", "coupling", "direction", "distance", "weight", "needs", "1 step", "2 steps"]
+    output.table(f"Recipes of train-{family} with preset {preset}", heads, rows)
+    output.json({"preset": preset, "family": family, "recipes": documents})
+
+
+def _run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output) -> None:
+    from cmtool.training.run_folder import locked, open_run
+
+    folder = open_run(path, config, given["fresh"])
+    if folder.finished():
+        output.say(f"the run in {path} is finished; --fresh starts it over.")
+        output.result(str(folder.model))
+        return output.json({"model": str(folder.model), "steps": config.train.steps, "finished": True})
+    with locked(folder):
+        outcome = _session(config, folder, given, seconds, output)
+    if outcome.model is None:
+        why = "time limit reached" if outcome.out_of_time and not outcome.signal else "stopped"
+        output.say(f"{why} after step {outcome.step} of {config.train.steps}; the same command goes on from there.")
+        output.json({"model": None, "steps": outcome.step, "finished": False})
+        raise typer.Exit(128 + outcome.signal if outcome.signal else 0)
+    output.say(f"next: cmtool sample --model {path}")
+    output.result(str(outcome.model))
+    output.json({"model": str(outcome.model), "steps": outcome.step, "finished": True})
+
+
+def _session(config: RunConfig, folder: Any, given: dict[str, Any], seconds: float | None, output: Output) -> Any:
+    import sys
+
+    from cmtool.cli.training_view import View
+    from cmtool.data.dataset import describe
+    from cmtool.data.load import load_dataset
+    from cmtool.training.session import Session
+    from cmtool.training.setup import choose_device, prepare, set_up_torch
+    from cmtool.training.stopping import stoppable
+
+    device = choose_device(given["device"])
+    set_up_torch(config.train)
+    dataset = load_dataset(config.data)
+    for line in describe(dataset):
+        output.say(line)
+    trainer = prepare(config, dataset, device)
+    with (
+        output.progress(config.train.steps, f"{config.preset} {config.recipe_name}") as update,
+        stoppable(seconds) as stop,
+    ):
+        return Session(config, trainer, folder, View(output, update)).run(stop, sys.argv)

@@ -1,0 +1,79 @@
+"""What a run will need: disk, memory, time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmtool.config.schema import RunConfig
+from cmtool.errors import UserError
+from cmtool.models import parameter_count
+from cmtool.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes of a checkpoint, of all that the run keeps on disk at once, and of weights and optimizer in memory."""
+
+    parameters: int
+    checkpoint: int
+    disk: int
+    memory: int
+
+    def lines(self) -> list[str]:
+        """Return what to say at start-up."""
+        return [
+            f"{self.parameters:,} parameters; weights, averages and optimizer take {size(self.memory)} of memory "
+            f"besides the activations, the run up to {size(self.disk)} of disk"
+        ]
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people read it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit in ("bytes", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people read it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def forecast(config: RunConfig, state: TrainState) -> Forecast:
+    """Count what a run keeps: two checkpoints and one being written, and the model."""
+    weights = sum(p.numel() * p.element_size() for p in state.student.network.parameters())
+    copies = 2 + len(state.extra_emas) + (state.target is not state.student)
+    moments = {"sgd": 1, "lion": 1}.get(config.train.optimizer, 2)
+    checkpoint = weights * (copies + moments)
+    kept = config.train.steps // config.train.keep_every if config.train.keep_every else 0
+    return Forecast(
+        parameters=parameter_count(state.student.network),
+        checkpoint=checkpoint,
+        disk=checkpoint * (3 + kept) + 2 * weights,
+        memory=checkpoint + weights,
+    )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse to start a run that the disk has no room for.
+
+    Raises:
+        UserError: with what is free and what is needed.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"the disk under {place} has {size(free)} free and the run needs {size(needed)}.",
+            "free some space, choose another disk with --out, or set train.checkpoint_every and train.keep_every",
+        )

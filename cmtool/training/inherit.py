@@ -1,0 +1,68 @@
+"""What a recipe must be given to start from, and what a student takes over from it. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cmtool.config.schema import NetworkConfig, RunConfig
+from cmtool.errors import CheckpointError, ConfigError
+
+# Settings that stay as configured: they do not give the weights their meaning.
+_OWN = ("dropout", "attention_kernel", "checkpointing", "two_time", "log_variance")
+
+
+def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
+    """Return `config` with the network and scalings of the model that the student starts from.
+
+    `source` is that model's header. Dropout, attention kernel and the like stay as configured; resolution and
+    channels must agree.
+
+    Raises:
+        CheckpointError: if the model is of another resolution or has other channels.
+    """
+    data, want = source["data"], config.data
+    for name in ("resolution", "channels"):
+        if data[name] != getattr(want, name):
+            raise CheckpointError(
+                f"the model to start from has {name} {data[name]}; the preset has {getattr(want, name)}."
+            )
+    if bool(data.get("num_classes")) != want.labels:
+        has = f"{data['num_classes']} classes" if data.get("num_classes") else "no classes"
+        raise CheckpointError(
+            f"the model to start from has {has}; the preset is {'conditional' if want.labels else 'unconditional'}.",
+            f"--set data.labels={'false' if want.labels else 'true'}",
+        )
+    network = NetworkConfig(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))
+    names = ("sigma_min", "sigma_max", "sigma_data", "rho", "noise_scale")
+    process = config.process.model_copy(update={name: source["process"][name] for name in names})
+    return config.model_copy(update={"network": network, "process": process})
+
+
+def check_needs(config: RunConfig) -> None:
+    """Refuse a teacher or starting weights that the recipe does not take, and the lack of those that it needs.
+
+    Raises:
+        ConfigError: with the recipe and the option named.
+    """
+    recipe, name = config.recipe, config.recipe_name
+    if recipe.needs == "teacher" and config.teacher is None:
+        raise ConfigError(
+            f"recipe '{name}' needs a teacher, and no finished train-edm run of '{config.preset}' was found.",
+            f"cmtool train-edm --preset {config.preset}, or name one with --teacher MODEL",
+        )
+    if recipe.needs != "teacher" and config.teacher is not None:
+        raise ConfigError(
+            f"recipe '{name}' takes no teacher.",
+            "to start from its weights use --init MODEL" if _takes_init(config) else "leave --teacher out",
+        )
+    if recipe.needs == "init" and config.init is None:
+        raise ConfigError(
+            f"recipe '{name}' starts from a trained model and was given none.",
+            f"cmtool train-edm --preset {config.preset}, then add --init RUN",
+        )
+    if config.init is not None and not _takes_init(config):
+        raise ConfigError(f"recipe '{name}' takes no --init.", "leave --init out")
+
+
+def _takes_init(config: RunConfig) -> bool:
+    return config.recipe.needs == "init" or config.recipe.may_init

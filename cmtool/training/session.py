@@ -1,0 +1,179 @@
+"""A run from its folder to its model: resume, train, sample and save at their intervals, stop cleanly.
+
+Talks to its caller through a `Listener`; prints nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmtool.config.schema import RunConfig
+from cmtool.data.dataset import Dataset
+from cmtool.data.images import save_grid
+from cmtool.data.scatter import save_scatter
+from cmtool.models import Model
+from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import plan_sampling
+from cmtool.training.forecast import Forecast, check_disk, forecast
+from cmtool.training.loop import Report, Trainer
+from cmtool.training.run_folder import RunFolder, restore_newest
+from cmtool.training.setup import collapsed
+from cmtool.training.state import versions
+from cmtool.training.stopping import Stop
+
+GRID = 64
+
+
+class Listener:
+    """What a session tells; every method may be overridden."""
+
+    def started(self, step: int, steps: int, needs: Forecast) -> None:
+        """Training begins at `step` of `steps`."""
+
+    def report(self, report: Report) -> None:
+        """Some steps are done."""
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint, grid or model was written."""
+
+    def warn(self, message: str) -> None:
+        """Something is wrong but the run goes on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended: the model if the run is finished, else why it stopped."""
+
+    model: Path | None
+    step: int
+    signal: int = 0
+    out_of_time: bool = False
+
+
+def preview(model: Model, count: int, seed: int = 0) -> Tensor:
+    """Return `count` samples (count, C, H, W) on the CPU: one step of a consistency model, 18 Heun steps of a teacher."""
+    plan = plan_sampling(model.header)
+    seeds = range(seed, seed + count)
+    return torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, list(seeds))])
+
+
+class Session:
+    """Drives a trainer inside a run folder."""
+
+    def __init__(self, config: RunConfig, trainer: Trainer, folder: RunFolder, listener: Listener) -> None:
+        self.config = config
+        self.trainer = trainer
+        self.state = trainer.state
+        self.folder = folder
+        self.listener = listener
+        self._real = self._some_real(trainer.dataset)
+
+    def _some_real(self, dataset: Dataset) -> Tensor:
+        return dataset.batch(torch.arange(min(len(dataset), 512)))[0]
+
+    def log(self, text: str) -> None:
+        """Append a line with the time (UTC) to `run.log`."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with open(self.folder.path / "run.log", "a", encoding="utf-8") as stream:
+            stream.write(f"{stamp} {text}\n")
+
+    def warn(self, message: str) -> None:
+        """Tell the listener and keep it in `run.log`."""
+        self.log(f"warning: {message}")
+        self.listener.warn(message)
+
+    def resume(self) -> int:
+        """Restore the newest whole checkpoint; damaged ones are named and passed over. Return the step."""
+        step, damaged = restore_newest(self.folder, self.state)
+        for message in damaged:
+            self.warn(f"{message} An older checkpoint is used.")
+        self.folder.forget_after(self.state.step)
+        return step or 0
+
+    def checkpoint(self) -> None:
+        """Write the training state, and drop checkpoints that are no longer kept."""
+        path = self.folder.checkpoint(self.state.step)
+        if not path.is_file():
+            self.state.save(path)
+            self.listener.saved(path)
+        self.folder.prune(self.config.train.keep_every)
+
+    def sample(self) -> None:
+        """Write a grid of the sampling average's samples (always the same seeds), and warn of collapse."""
+        samples = preview(self.state.ema, GRID)
+        path = self.folder.samples / f"step-{self.state.step:07d}.png"
+        if self.trainer.dataset.float_samples:
+            save_scatter(samples, path)
+        else:
+            text = {"preset": self.config.preset, "recipe": self.config.recipe_name, "step": self.state.step}
+            save_grid(samples, path, text=text)
+        self.listener.saved(path)
+        if collapsed(samples, self._real) and self.state.step * 4 >= self.config.train.steps:
+            self.warn(
+                f"step {self.state.step}: samples hardly differ (collapse), which the loss does not show. "
+                "A smaller recipe.curriculum.s1 or more --steps helps the 2023 schedule; recipe ict is sturdier."
+            )
+
+    def _stops(self) -> int:
+        """Return the next step at which anything happens."""
+        train, now = self.config.train, self.state.step
+        every = [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every]
+        return min([train.steps, *(now - now % n + n for n in every if n)])
+
+    def run(self, stop: Stop, arguments: Sequence[str] = ()) -> Outcome:
+        """Train until the end, a signal or the time limit; always leave a whole checkpoint behind.
+
+        Raises:
+            UserError: if the disk is too full to start or to go on, or the loss is not finite.
+        """
+        step = self.resume()
+        needs = forecast(self.config, self.state)
+        check_disk(self.folder.path, needs.disk)
+        self.log(f"start at step {step} with {versions()} {' '.join(arguments)}".rstrip())
+        self.listener.started(step, self.config.train.steps, needs)
+        self.trainer.restart_clock()
+        while self.state.step < self.config.train.steps:
+            self.trainer.run_to(self._stops(), stop)
+            self._at_interval()
+            if stop.now and self.state.step < self.config.train.steps:
+                return self._leave(stop)
+        return self._finish()
+
+    def _at_interval(self) -> None:
+        train, step = self.config.train, self.state.step
+        if step % train.log_every == 0 or step == train.steps:
+            self._report()
+        if step % train.checkpoint_every == 0:
+            self.checkpoint()
+        if step % train.sample_every == 0 and step < train.steps:
+            self.sample()
+            self.trainer.restart_clock()
+
+    def _report(self) -> None:
+        report = self.trainer.report()
+        self.folder.append(report.row())
+        self.listener.report(report)
+
+    def _leave(self, stop: Stop) -> Outcome:
+        self.trainer.check_finite()
+        self.checkpoint()
+        why = "the time limit" if stop.out_of_time and not stop.signal else f"signal {stop.signal}"
+        self.log(f"stopped by {why} at step {self.state.step}")
+        return Outcome(None, self.state.step, stop.signal, stop.out_of_time)
+
+    def _finish(self, extra: dict[str, Any] | None = None) -> Outcome:
+        self.checkpoint()
+        self.sample()
+        for index, average in enumerate(self.state.extra_emas):
+            self.state.export(self.folder.path / f"ema-{index}.safetensors", network=average.network)
+        self.state.export(self.folder.model, extra)
+        self.listener.saved(self.folder.model)
+        self.log(f"finished at step {self.state.step}")
+        return Outcome(self.folder.model, self.state.step)

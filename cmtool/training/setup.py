@@ -1,0 +1,162 @@
+"""From a configuration to a trainer: networks, teacher, starting weights, reference images, precision."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cmtool.config.parts import DirectionPart
+from cmtool.config.schema import RunConfig, TrainConfig
+from cmtool.data.dataset import Dataset
+from cmtool.errors import CheckpointError, DataError, UserError
+from cmtool.losses.direction import Reference
+from cmtool.losses.recipes import build_objective
+from cmtool.models import Model, build_model, load, model_header
+from cmtool.rng import derive, generator
+from cmtool.training.inherit import check_needs
+from cmtool.training.loop import Trainer
+from cmtool.training.state import TrainState
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `name` means: "auto" takes cuda, then mps, then cpu.
+
+    Raises:
+        UserError: for an unknown device, or one that this machine lacks.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    kind = name.split(":")[0]
+    if kind not in there:
+        raise UserError(f"unknown device '{name}'; choose auto, cpu, cuda or mps.")
+    if not there[kind]:
+        raise UserError(f"this machine has no usable {kind} device.", "use --device cpu, or leave --device out")
+    return torch.device(name)
+
+
+def set_up_torch(train: TrainConfig) -> None:
+    """Apply the settings that torch keeps for the whole process: CPU threads, deterministic algorithms."""
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def apply_precision(model: Model, precision: str) -> Model:
+    """Set how a model computes: fp64 in double, bf16 and fp16 by autocast around the network, else float32.
+
+    The scalings, the time embedding and the loss stay in float32 for half precisions.
+    """
+    if precision == "fp64":
+        return model.double()
+    model.autocast = HALF.get(precision)
+    return model
+
+
+def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> Model:
+    """Load the diffusion model that a distillation follows.
+
+    Raises:
+        CheckpointError: if it is missing, no diffusion model, or of another shape.
+    """
+    teacher = load(path, device)
+    if teacher.kind != "diffusion":
+        raise CheckpointError(
+            f"{path} is a {teacher.kind} model; a teacher must be a diffusion model.",
+            f"cmtool train-edm --preset {config.preset} makes one",
+        )
+    return teacher
+
+
+def reference_images(
+    part: DirectionPart, config: RunConfig, dataset: Dataset, device: torch.device
+) -> Reference | None:
+    """Return the images that a posterior mean runs over: all, or `part.reference` of them drawn by the seed.
+
+    Mirrored copies are added where training mirrors images.
+    """
+    if part.kind != "posterior_mean":
+        return None
+    count = len(dataset)
+    if 0 < part.reference < count:
+        chosen = torch.randperm(count, generator=generator(config.train.seed, "reference"))[: part.reference]
+    else:
+        chosen = torch.arange(count)
+    images, labels = dataset.batch(chosen)
+    if config.data.flip:
+        images = torch.cat([images, images.flip(-1)])
+        labels = None if labels is None else torch.cat([labels, labels])
+    return Reference(images.to(device), labels.to(device) if labels is not None and config.data.labels else None)
+
+
+def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
+    """Build the student with weights that are a function of the seed.
+
+    Raises:
+        DataError: if the preset wants labels and the data has none.
+    """
+    classes = dataset.num_classes if config.data.labels else None
+    if config.data.labels and classes is None:
+        raise DataError("the preset wants class labels and the data has none.", "--set data.labels=false")
+    names = list(dataset.class_names) if classes and dataset.class_names else None
+    header = model_header(config, num_classes=classes, class_names=names, fingerprint=dataset.fingerprint)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(config.train.seed, "weights"))
+        return build_model(header)
+
+
+def start_from(student: Model, source: Model) -> None:
+    """Copy the weights of `source` into `student`; parts that `source` lacks keep their fresh weights.
+
+    Raises:
+        CheckpointError: if a tensor's shape differs, or `source` holds tensors that the student lacks.
+    """
+    theirs, own = source.network.state_dict(), student.network.state_dict()
+    wrong = [name for name, tensor in theirs.items() if name not in own or own[name].shape != tensor.shape]
+    if wrong:
+        raise CheckpointError(
+            f"the model to start from has another network: {len(wrong)} tensors differ, first {wrong[0]}."
+        )
+    student.network.load_state_dict(theirs, strict=False)
+
+
+def prepare(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
+    """Build everything that `config` describes and return a trainer at step 0.
+
+    Raises:
+        UserError: whatever a user can have got wrong about teacher, starting weights, labels or precision.
+    """
+    check_needs(config)
+    precision = config.train.precision
+    student = fresh_student(config, dataset)
+    teacher = load_teacher(config.teacher, config, device) if config.teacher else None
+    source = teacher if teacher is not None else load(config.init) if config.init else None
+    if source is not None:
+        start_from(student, source)
+    student = apply_precision(student.to(device), precision)
+    if teacher is not None:
+        teacher = apply_precision(teacher, precision)
+    if device.type != "mps" and config.network.kind != "mlp":
+        student = student.to(memory_format=torch.channels_last)
+    state = TrainState(config, student)
+    reference = reference_images(config.recipe.direction, config, dataset, device)
+    objective = build_objective(config, teacher=teacher, reference=reference)
+    return Trainer(config, state, objective, dataset, teacher)
+
+
+def spread(images: Tensor) -> float:
+    """Standard deviation over a batch (B, ...), averaged over the values of an image: how much images differ."""
+    return float(images.float().std(dim=0).mean())
+
+
+def collapsed(samples: Tensor, real: Tensor) -> bool:
+    """Whether samples differ from one another far less than real images do: a loss cannot show this."""
+    return spread(samples) < 0.3 * spread(real)
