@@ -27,8 +27,9 @@ class ConsistencyFunction(Protocol):
         """Map x (B, C, H, W) at t (B,) to the clean end of its trajectory."""
 
 
-# What happens to f's answer before it is noised again or returned: the place where editing puts known pixels back.
-AfterStep = Callable[[Tensor], Tensor]
+# What happens to f's answer before it is noised again (last = False) or returned (last = True): the place where
+# editing puts the known part back.
+AfterStep = Callable[[Tensor, bool], Tensor]
 
 
 def walk(
@@ -49,16 +50,16 @@ def walk(
         t = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
         if index:
             x = process.renoise(x, streams.normal(x.shape[1:]), t)
-        x = after(model(x, t, label))
+        x = after(model(x, t, label), index == len(times) - 1)
     return x
 
 
-def to_range(x: Tensor) -> Tensor:
+def to_range(x: Tensor, last: bool = True) -> Tensor:
     """Clamp to [-1, 1], where images live."""
     return x.clamp(-1.0, 1.0)
 
 
-def unchanged(x: Tensor) -> Tensor:
+def unchanged(x: Tensor, last: bool = True) -> Tensor:
     """Leave f's answer as it is: for data that is not confined to [-1, 1]."""
     return x
 

@@ -1,0 +1,203 @@
+r"""Zero-shot editing (Song et al. 2023, Algorithm 4 and Appendix D): one loop, and operators as data.
+
+An edit knows a part of the image and lets the model make up the rest. With A an orthogonal map and Omega the mask of
+what is generated, the paper replaces x by $A^{-1}[(Ay)(1 - \Omega) + (Ax)\Omega]$ after every evaluation. Written with
+the orthogonal projection $P = A^T(1 - \Omega)A$ onto the known part this is $x + P(y - x)$, and no matrix A is needed:
+P keeps pixels (inpainting), the luma of a pixel (colorization) or the mean of a patch (super-resolution).
+
+Shapes: images (B, C, H, W) in [-1, 1]; sides may be any that the model's network takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from cmtool.rng import SampleStreams
+from cmtool.samplers.multistep import ConsistencyFunction, to_range, unchanged, walk
+
+# Rec. 601 luma of red, green and blue, as the paper writes it.
+LUMA = (0.2989, 0.5870, 0.1140)
+
+Projection = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What an edit knows of an image.
+
+    `project` is the orthogonal projection P onto the known part; `weight` (broadcastable to (B, C, H, W), in [0, 1])
+    tells how much of it is put back: 1 everywhere but at the seam of a soft mask.
+    """
+
+    project: Projection
+    weight: Tensor | None = None
+
+    def replace(self, x: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
+        """Return x + strength P(y - x): at strength 1, x with the known part of y put back."""
+        if self.weight is not None:
+            # Written as a choice where the weight is 1, so that known pixels come back to the bit.
+            moved = x + self.weight * strength * (y - x)
+            return torch.where((self.weight >= 1) & (strength == 1.0), y, moved)
+        return x + strength * self.project(y - x)
+
+    def start(self, y: Tensor) -> Tensor:
+        """Return P y: the known part, zero (mid grey) elsewhere."""
+        return self.project(y)
+
+
+def known_pixels(mask: Tensor) -> Operator:
+    """Inpainting: A = identity. `mask` is 1 where the model generates, 0 where pixels are known, between at the seam.
+
+    Args:
+        mask: (B or 1, C or 1, H, W) in [0, 1].
+    """
+    known = 1.0 - mask
+    return Operator(lambda v: known * v, known)
+
+
+def luma_vector(like: Tensor) -> Tensor:
+    """The unit vector along the luma weights, (1, 3, 1, 1): the first column of the paper's 3 x 3 orthogonal matrix."""
+    weights = torch.tensor(LUMA, dtype=torch.float64)
+    return (weights / weights.norm()).to(dtype=like.dtype, device=like.device).reshape(1, 3, 1, 1)
+
+
+def known_luma() -> Operator:
+    """Colorization: the component of each RGB pixel along the luma vector is known, the two others are generated."""
+
+    def project(v: Tensor) -> Tensor:
+        unit = luma_vector(v)
+        return unit * (unit * v).sum(dim=1, keepdim=True)
+
+    return Operator(project)
+
+
+def patch_means(x: Tensor, factor: int) -> Tensor:
+    """Mean over patches: (B, C, H, W) -> (B, C, H / factor, W / factor)."""
+    return avg_pool2d(x, factor)
+
+
+def repeat_patches(small: Tensor, factor: int) -> Tensor:
+    """Each pixel of (B, C, h, w) as a flat patch: (B, C, h factor, w factor)."""
+    return small.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+
+
+def known_patch_means(factor: int) -> Operator:
+    """Super-resolution: the mean of every factor x factor patch of each channel is known."""
+    return Operator(lambda v: repeat_patches(patch_means(v, factor), factor))
+
+
+def nothing_known() -> Operator:
+    """Stroke editing (SDEdit): everything is generated, and the guide only says where to start."""
+    return _Guided(torch.zeros_like)
+
+
+class _Guided(Operator):
+    """An operator whose start is the guide itself although nothing of it is kept."""
+
+    def start(self, y: Tensor) -> Tensor:
+        return y
+
+
+class Edited(NamedTuple):
+    """An edit, and the model's own last answer before the known part was put back; both (B, C, H, W)."""
+
+    image: Tensor
+    answer: Tensor
+
+
+@torch.no_grad()
+def edit(
+    model: ConsistencyFunction,
+    operator: Operator,
+    y: Tensor,
+    streams: SampleStreams,
+    times: Sequence[float],
+    label: Tensor | None = None,
+    *,
+    clamp: bool = True,
+    guidance: float = 0.0,
+) -> Edited:
+    """Edit one batch by Algorithm 4: start at P y + t_1 z, then evaluate, put the known part back, renoise, repeat.
+
+    Args:
+        model: a consistency model.
+        operator: what is known.
+        y: the measurement as images (B, C, H, W): known pixels, a grey picture, flat patches, or a stroke guide.
+        streams: the noise of each image; B is its length. One draw for each time.
+        times: strictly decreasing noise levels; len(times) evaluations.
+        label: classes (B,) of a conditional model.
+        clamp: confine the model's answers to [-1, 1] before the known part is put back (released code; not in the paper).
+        guidance: over-relaxation g >= 0 between the steps: the known part is put back as y + g (y - answer), which
+            moves the rest towards consistency with the measurement faster than Algorithm 4 (g = 0) does. The last
+            step always puts back y itself.
+
+    Returns:
+        `Edited`; the image holds the known part exactly and may leave [-1, 1] elsewhere (see `into_range`).
+    """
+    confine = to_range if clamp else unchanged
+    answer = y
+
+    def after(raw: Tensor, last: bool) -> Tensor:
+        nonlocal answer
+        answer = confine(raw)
+        return operator.replace(answer, y, 1.0 if last else 1.0 + guidance)
+
+    start = operator.start(y)
+    image = walk(model, start + times[0] * streams.normal(start.shape[1:]), streams, times, label, after)
+    return Edited(image, answer)
+
+
+@torch.no_grad()
+def denoise(
+    model: ConsistencyFunction, noisy: Tensor, sigma: float, label: Tensor | None = None, *, clamp: bool = True
+) -> Tensor:
+    """Denoise images whose Gaussian noise has standard deviation `sigma` on the [-1, 1] scale: f(noisy, sigma)."""
+    t = torch.full((len(noisy),), sigma, dtype=noisy.dtype, device=noisy.device)
+    answer = model(noisy, t, label)
+    return to_range(answer) if clamp else answer
+
+
+def into_range(x: Tensor, anchor: Tensor, group: Callable[[Tensor], Tensor]) -> Tensor:
+    """Bring x into [-1, 1] without touching its known part: shrink x towards `anchor` where it leaves the range.
+
+    x - anchor has no known part (same luma, same patch mean), so every x_s = anchor + s (x - anchor) keeps it.
+
+    Args:
+        x: (B, C, H, W).
+        anchor: same shape, in [-1, 1]: the grey picture, or the flat patches.
+        group: takes the largest admissible s of every value to the smallest over the values that must share one
+            (`by_pixel`, or `by_patch(factor)`).
+    """
+    away = x - anchor
+    room = torch.where(away > 0, 1.0 - anchor, anchor + 1.0)
+    largest = torch.where(away.abs() > room, room / away.abs().clamp_min(1e-12), torch.ones_like(away))
+    return anchor + group(largest.clamp(0.0, 1.0)) * away
+
+
+def by_pixel(values: Tensor) -> Tensor:
+    """Smallest over channels, (B, C, H, W) -> (B, 1, H, W)."""
+    return values.amin(dim=1, keepdim=True)
+
+
+def by_patch(factor: int) -> Callable[[Tensor], Tensor]:
+    """Smallest over each factor x factor patch of each channel, at full size."""
+
+    def smallest(values: Tensor) -> Tensor:
+        return repeat_patches(-torch.nn.functional.max_pool2d(-values, factor), factor)
+
+    return smallest
+
+
+def luma_image(x: Tensor) -> Tensor:
+    """The grey picture of an RGB one: .2989 R + .587 G + .114 B in every channel, white staying white.
+
+    The paper's three weights add up to .9999; they are scaled to one here, so that a grey picture is its own luma.
+    """
+    weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).reshape(1, 3, 1, 1)
+    return (x * (weights / weights.sum())).sum(dim=1, keepdim=True).expand_as(x)

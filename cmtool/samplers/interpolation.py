@@ -1,0 +1,108 @@
+"""Paths through noise: slerp between key points, and the noise of a given image by running a teacher's ODE upwards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmtool.diffusion.process import expand
+from cmtool.diffusion.solvers import heun_step
+from cmtool.errors import UserError
+from cmtool.rng import SampleStreams, derive
+from cmtool.samplers.multistep import ConsistencyFunction, to_range, unchanged, walk
+from cmtool.samplers.ode import Denoiser
+
+# Below this angle (radians) the sines of slerp lose their digits and the straight line is the same to rounding.
+NEARLY_PARALLEL = 1e-4
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Spherical interpolation from a (share 0) to b (share 1), with the angle taken over all values of an image.
+
+    Args:
+        a: (B, ...).
+        b: (B, ...).
+        share: (B,) in [0, 1].
+
+    Returns:
+        (sin((1 - s) psi) a + sin(s psi) b) / sin(psi), psi the angle between a and b. Homogeneous: noise may be scaled
+        before or after. Nearly parallel vectors are interpolated on a straight line; opposite ones have no shortest
+        arc and give the same.
+    """
+    flat_a, flat_b = a.reshape(len(a), -1).double(), b.reshape(len(b), -1).double()
+    cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1)).clamp_min(1e-300)
+    psi = torch.arccos(cosine.clamp(-1.0, 1.0))
+    straight = torch.sin(psi) < NEARLY_PARALLEL
+    sine = torch.where(straight, torch.ones_like(psi), torch.sin(psi))
+    s = share.to(psi)
+    left = torch.where(straight, 1 - s, torch.sin((1 - s) * psi) / sine)
+    right = torch.where(straight, s, torch.sin(s * psi) / sine)
+    return expand(left.to(a.dtype), a) * a + expand(right.to(a.dtype), a) * b
+
+
+def path(keys: Tensor, num: int, loop: bool = False) -> Tensor:
+    """Return `num` points (num, ...) of the path through the key points (K, ...), evenly spaced by key.
+
+    Both ends are among them; a loop goes on from the last key to the first, which is not repeated at the end, so that
+    the frames can be played round and round.
+
+    Raises:
+        UserError: for fewer than two keys, or fewer frames than needed to show both ends.
+    """
+    if len(keys) < 2:
+        raise UserError("a path needs at least two key points", "name them, e.g. --seeds 1,2")
+    if num < 2:
+        raise UserError(f"a path of {num} pictures shows nothing between; use at least 2")
+    segments = len(keys) if loop else len(keys) - 1
+    places = torch.arange(num, dtype=torch.float64) * (segments / (num if loop else num - 1))
+    first = places.floor().clamp_max(segments - 1).long()
+    share = places - first
+    return slerp(keys[first], keys[(first + 1) % len(keys)], share)
+
+
+@torch.no_grad()
+def decode(
+    model: ConsistencyFunction,
+    noise: Tensor,
+    times: Sequence[float],
+    label: Tensor | None = None,
+    *,
+    seed: int = 0,
+    clamp: bool = True,
+) -> Tensor:
+    """Turn unit-variance noise (B, C, H, W) into images: f(times[0] * noise, times[0]), then the later times.
+
+    Later evaluations add the same noise (a function of `seed`) to every picture, so that a path stays smooth.
+    """
+    shared = SampleStreams([derive(seed, "interpolation")] * len(noise), noise.device, noise.dtype)
+    return walk(model, times[0] * noise, shared, times, label, to_range if clamp else unchanged)
+
+
+@torch.no_grad()
+def encode(denoise: Denoiser, x0: Tensor, times: Sequence[float], label: Tensor | None = None) -> Tensor:
+    """Return the unit-variance noise (B, C, H, W) of images: the probability-flow ODE from clean to noisy, by Heun.
+
+    Args:
+        denoise: the teacher, called as (x, t, label).
+        x0: images in [-1, 1], taken to lie at the smallest time.
+        times: strictly descending noise levels, as a solver takes them; they are walked upwards.
+        label: classes (B,).
+    """
+
+    def bound(x: Tensor, t: Tensor) -> Tensor:
+        return denoise(x, t, label)
+
+    upward = list(reversed(times))
+    x = x0
+    for t, r in itertools.pairwise(upward):
+        levels = [torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (t, r)]
+        x = heun_step(bound, x, *levels)
+    return x / upward[-1]
+
+
+def key_noise(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The initial noise (K, *shape) that `sample` gives to these seeds."""
+    return SampleStreams(seeds, dtype=dtype).normal(shape)
