@@ -26,7 +26,7 @@ import torch
 from cmtool.data import split_indices
 from cmtool.evaluation import domain, train_features
 from cmtool.evaluation.frechet import frechet_from_features
-from cmtool.evaluation.manifold import manifold_metrics
+from cmtool.evaluation.manifold import manifold
 
 SIDES = {"digits": 8, "shapes": 16}
 
@@ -73,12 +73,12 @@ def score(images: Any, data: str = "digits") -> dict[str, float | int | None]:
     samples = as_images(images)
     model, features = measured(data)
     found, probabilities = domain.extract(model, samples)
-    manifold = manifold_metrics(features, found)
+    close = manifold(features, found)
     return {
         "count": len(samples),
         "fd": frechet_from_features(features, found),
-        "precision": manifold["precision"],
-        "recall": manifold["recall"],
+        "precision": close.precision,
+        "recall": close.recall,
         "conf90": float((probabilities.max(axis=1) > 0.9).mean()),
         "nnpix": float(torch.cdist(samples.flatten(1), real(data).flatten(1)).amin(dim=1).mean()),
         "copying": copying(samples, data),
@@ -94,7 +94,7 @@ def check(data: str) -> dict[str, dict[str, Any]]:
     for split in range(5):
         order = rng.permutation(len(images))
         a, b = features[order[: len(images) // 2]], features[order[len(images) // 2 :]]
-        rows[f"real half against real half {split}"] = {"fd": frechet_from_features(a, b), **manifold_metrics(a, b)}
+        rows[f"real half against real half {split}"] = {"fd": frechet_from_features(a, b), **manifold(a, b).figures()}
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     flat = images.flatten(1).double().numpy()
     gaussian = rng.multivariate_normal(flat.mean(0), np.cov(flat, rowvar=False), size=len(flat), method="eigh")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,17 +45,32 @@ class Points:
         return cls(exact, fast, fast.square().sum(dim=1))
 
 
-def manifold_metrics(reference: Array, generated: Array, k: int = 3, k_density: int = 5) -> dict[str, float]:
+class Manifold(NamedTuple):
+    """The four figures, and which generated points lie inside the reference (m,), whose mean is the precision."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    inside: Array
+
+    def figures(self) -> dict[str, float]:
+        """The four figures by name."""
+        return {name: getattr(self, name) for name in ("precision", "recall", "density", "coverage")}
+
+
+def manifold(reference: Array, generated: Array, k: int = 3, k_density: int = 5) -> Manifold:
     """Precision, recall (neighborhood `k`), density and coverage (`k_density`) of features (n, D) against (m, D).
 
-    Raises `DataError` where a set has no more points than the neighborhood needs or holds non-finite values.
+    Raises `DataError` where a set has no more points than the neighborhood needs, or holds non-finite values.
     """
     largest = max(k, k_density)
     for name, features in (("reference", reference), ("samples", generated)):
         require_finite(features)
         if len(features) <= largest:
             raise DataError(
-                f"neighborhoods of {largest} points need more than {largest} images; the {name} hold {len(features)}."
+                f"precision and recall with neighborhoods of {largest} need more than {largest} images a side; "
+                f"the {name} hold {len(features)}."
             )
     origin = reference.mean(axis=0, dtype=np.float64)
     real, fake = Points.around(reference, origin), Points.around(generated, origin)
@@ -110,7 +126,7 @@ def _exact_squares(rows: Tensor, others: Tensor, index: Tensor) -> Tensor:
 
 def _membership(
     real: Points, fake: Points, real_radius: Tensor, wide_radius: Tensor, fake_radius: Tensor, k_density: int
-) -> dict[str, float]:
+) -> Manifold:
     n, m = len(real.exact), len(fake.exact)
     fake_inside, real_inside, covered = (torch.zeros(size, dtype=torch.bool) for size in (m, n, n))
     density = 0
@@ -125,12 +141,9 @@ def _membership(
             strict = test.within(wide_radius[rows, None], strict=True)
             density += int(strict.sum())
             covered[rows] |= strict.any(dim=1)
-    return {
-        "precision": float(fake_inside.double().mean()),
-        "recall": float(real_inside.double().mean()),
-        "density": density / (k_density * m),
-        "coverage": float(covered.double().mean()),
-    }
+    shares = (float(mask.double().mean()) for mask in (fake_inside, real_inside, covered))
+    precision, recall, coverage = shares
+    return Manifold(precision, recall, density / (k_density * m), coverage, fake_inside.numpy())
 
 
 @dataclass

@@ -1,13 +1,12 @@
 """Files that come from elsewhere (feature weights, reference statistics) and results worth keeping.
 
-Everything lies under one folder: `$CMTOOL_CACHE`, else `$XDG_CACHE_HOME/cmtool`, else `~/.cache/cmtool`. A file that
-is put there by hand is as good as a downloaded one.
+Everything lies under one folder (`cmtool.data.cache.cache_dir`). A file that is put there by hand is as good as a
+downloaded one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import contextlib
 import shutil
 import urllib.error
 import urllib.request
@@ -19,23 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from cmtool.checkpoint import atomic_write
-from cmtool.errors import DataError, OfflineError
+from cmtool.data.cache import cache_dir, file_digest, offline
+from cmtool.errors import DataError, OfflineError, UserError
 from cmtool.evaluation.statistics import Array
 
 TIMEOUT = 30.0
-
-
-def cache_dir() -> Path:
-    """Return the folder of downloaded files and cached results (it need not exist)."""
-    if chosen := os.environ.get("CMTOOL_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "cmtool"
-
-
-def offline() -> bool:
-    """Whether `CMTOOL_OFFLINE` forbids the network."""
-    return os.environ.get("CMTOOL_OFFLINE", "") not in ("", "0", "false", "no")
 
 
 @dataclass(frozen=True)
@@ -93,8 +80,7 @@ def _check_download(remote: Remote, path: Path, length: str | None) -> None:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(path, "sha256")
 
 
 def cached(key: str, kind: str) -> dict[str, Array] | None:
@@ -110,9 +96,5 @@ def cached(key: str, kind: str) -> dict[str, Array] | None:
 def keep(key: str, kind: str, arrays: dict[str, Array]) -> None:
     """Keep arrays under a content key. A cache that cannot be written is no reason to lose a result."""
     path = cache_dir() / kind / f"{key}.npz"
-    try:
-        with atomic_write(path) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ != "UserError":
-            raise
+    with contextlib.suppress(OSError, UserError), atomic_write(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]

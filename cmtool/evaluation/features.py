@@ -1,0 +1,171 @@
+"""From images to numbers: the feature networks by name, behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cmtool.data import from_uint8
+from cmtool.errors import DataError, UsageError, unknown
+from cmtool.evaluation import domain
+from cmtool.evaluation.inception import RESIZERS, load_inception, tile_channels
+from cmtool.evaluation.statistics import Array
+from cmtool.evaluation.store import sha256
+
+NAMES = ("inception", "digits", "shapes", "points")
+MODES = tuple(RESIZERS)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network says about a batch: features (B, D), and where it has them spatial features and probabilities."""
+
+    features: Array
+    spatial: Array | None = None
+    probabilities: Array | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature network: `call` maps uint8 (B, H, W, C) to a `Batch`.
+
+    `name` is what is printed beside every figure, `fingerprint` names the exact network and its resizing, `accepts`
+    raises `DataError` for images (H, W, C) that it is not for, and `labels` maps its classes to labels, where it has any.
+    """
+
+    name: str
+    fingerprint: str
+    call: Callable[[Array], Batch]
+    accepts: Callable[[tuple[int, int, int]], None] = lambda shape: None
+    labels: tuple[int, ...] | None = None
+    domain: bool = False
+    extras: dict[str, str] = field(default_factory=dict)
+
+
+def build_features(
+    name: str,
+    shape: tuple[int, int, int],
+    mode: str = "legacy_tensorflow",
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> Features:
+    """Return the network `name` for images of `shape` (H, W, C).
+
+    Args:
+        name: inception, digits, shapes, points, or the path of a TorchScript file ending in .pt.
+        shape: the images it will see; a network for other images is refused at once.
+        mode: resizing rule of inception.
+        device: where it runs.
+        say: told about downloads and unverified weights.
+
+    Raises:
+        UsageError: unknown name or mode.
+        DataError: it is not for these images, or its file is damaged.
+        OfflineError: its weights are not here and cannot be downloaded.
+    """
+    if mode not in MODES:
+        raise UsageError(unknown("resizing mode", mode, MODES))
+    if name == "inception":
+        made = _inception(mode, device, say)
+    elif name in ("digits", "shapes"):
+        made = _domain(name, shape)
+    elif name == "points":
+        made = Features("points", "points-1", _points, _only_points)
+    elif name.endswith((".pt", ".pth")):
+        made = _script(Path(name), device)
+    else:
+        raise UsageError(unknown("feature network", name, NAMES), "or the path of a TorchScript module (FILE.pt)")
+    made.accepts(shape)
+    return made
+
+
+def _inception(mode: str, device: str, say: Callable[[str], None]) -> Features:
+    network, digest = load_inception(mode, say)
+    network = network.to(device)
+
+    def call(images: Array) -> Batch:
+        tensor = torch.from_numpy(tile_channels(images)).to(device).permute(0, 3, 1, 2)
+        pool, spatial, probabilities = (None if x is None else x.cpu().numpy() for x in network(tensor))
+        assert pool is not None
+        return Batch(pool, spatial, probabilities)
+
+    extras = {"weights_sha256": digest, "resize": mode}
+    return Features(f"inception ({mode})", f"inception-{mode}-{digest[:16]}", call, _only_images, extras=extras)
+
+
+def _domain(name: str, shape: tuple[int, int, int]) -> Features:
+    _only_images(shape)
+    if shape[0] != shape[1]:
+        raise DataError(f"the {name} features are for square images, not {shape[1]} x {shape[0]}.")
+    trained = domain.load_classifier(name, shape[0])
+    channels = trained.about["channels"]
+
+    def accepts(other: tuple[int, int, int]) -> None:
+        if other != (shape[0], shape[0], channels):
+            wanted = f"{shape[0]} x {shape[0]} with {channels} channel{'s' if channels > 1 else ''}"
+            raise DataError(
+                f"the {name} features are for images of {wanted}; these are {_said(other)}.",
+                "choose other --features, or bring the images to that size",
+            )
+
+    def call(images: Array) -> Batch:
+        tensor = from_uint8(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2))
+        features, probabilities = domain.extract(trained.model, tensor)
+        return Batch(features, None, probabilities)
+
+    extras = {"weights_sha256": trained.digest}
+    labels = tuple(trained.about["labels"])
+    return Features(name, f"{name}-{shape[0]}-{trained.digest[:16]}", call, accepts, labels, domain=True, extras=extras)
+
+
+def _script(path: Path, device: str) -> Features:
+    if not path.is_file():
+        raise DataError(
+            f"there are no features at {path}.", f"choose from {', '.join(NAMES)}, or a TorchScript FILE.pt"
+        )
+    try:
+        module = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise DataError(
+            f"{path} is no TorchScript module.", "write one with torch.jit.script(module).save('features.pt')"
+        ) from error
+    digest = sha256(path)
+
+    def call(images: Array) -> Batch:
+        tensor = torch.from_numpy(tile_channels(images)).to(device).permute(0, 3, 1, 2).contiguous()
+        try:
+            with torch.inference_mode():
+                out = module(tensor)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise DataError(f"{path} refuses uint8 images {tuple(tensor.shape)}: {reason}") from error
+        if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(images) or not out.is_floating_point():
+            found = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+            raise DataError(
+                f"{path} must return floats ({len(images)}, D) for {len(images)} images; it returns {found}."
+            )
+        return Batch(out.float().cpu().numpy())
+
+    return Features(path.name, f"script-{digest[:32]}", call, _only_images, extras={"weights_sha256": digest})
+
+
+def _points(batch: Array) -> Batch:
+    return Batch(batch.reshape(len(batch), -1).astype(np.float64))
+
+
+def _only_points(shape: tuple[int, int, int]) -> None:
+    if shape[1:] != (1, 1):
+        raise DataError(f"the points features are for points in the plane, not for images of {_said(shape)}.")
+
+
+def _only_images(shape: tuple[int, int, int]) -> None:
+    if shape[1:] == (1, 1):
+        raise DataError("these samples are points, not images.", "use --features points")
+
+
+def _said(shape: tuple[int, int, int]) -> str:
+    return f"{shape[1]} x {shape[0]} with {shape[2]} channel{'s' if shape[2] > 1 else ''}"
