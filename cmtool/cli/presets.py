@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cmtool.cli.options import Json
 from cmtool.cli.output import Output
+from cmtool.config.find import list_presets, shown
+from cmtool.config.toml import read_toml
+from cmtool.errors import ConfigError
 
 
 def presets(
@@ -26,32 +30,38 @@ def presets(
 
 
 def _list(out: Output) -> None:
-    from cmtool.config.find import list_presets
-
-    documents = [_summary(name) for name in list_presets()]
+    documents = [_summary(name, path) for name, path in list_presets().items()]
     out.json(documents)
     rows = [[d["name"], d["resolution"], "\n".join(_wrapped(d["recipes"])), _figures(d), d["note"]] for d in documents]
     out.table("", ["preset", "px", "recipes", "FID in 1 / 2", "note"], rows)
     out.say("cmtool presets NAME shows one in full; cmtool train-ct --preset NAME trains it.")
 
 
-def _summary(name: str) -> dict[str, Any]:
-    from cmtool.config.load import read_preset
-
-    preset = read_preset(name)
-    data, about = preset.tables["data"], preset.tables.get("about", {})
+def _summary(name: str, path: Path) -> dict[str, Any]:
+    """Return what the list says of a preset, read without the schema: one damaged file must not hide the others."""
+    label = shown(path)
+    try:
+        tables, problem = read_toml(path, label), ""
+    except ConfigError as error:
+        tables, problem = {}, error.message
+    about, data, recipes = (_dict(tables.get(key)) for key in ("about", "data", "recipe"))
+    expected = {recipe: _dict(_dict(table).get("expected")) for recipe, table in recipes.items()}
     return {
         "name": name,
-        "file": preset.label,
+        "file": label,
         "title": about.get("title", ""),
-        "note": about.get("note", ""),
+        "note": problem or about.get("note", ""),
         "paper": about.get("paper", ""),
         "resolution": data.get("resolution"),
         "channels": data.get("channels", 3),
-        "recipes": list(preset.recipes),
-        "default": preset.default,
-        "expected": {recipe: table["expected"] for recipe, table in preset.recipes.items() if "expected" in table},
+        "recipes": list(recipes),
+        "default": _dict(_dict(tables.get("train")).get("default")),
+        "expected": {recipe: table for recipe, table in expected.items() if table},
     }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _wrapped(names: list[str], width: int = 14) -> list[str]:
