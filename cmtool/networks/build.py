@@ -10,9 +10,10 @@ from cmtool.config.schema import NetworkConfig
 from cmtool.networks.adm import AdmUNet
 from cmtool.networks.blocks import RawNetwork
 from cmtool.networks.mlp import Mlp
+from cmtool.networks.song import SongUNet
 from cmtool.rng import derive
 
-KINDS: dict[str, Callable[..., RawNetwork]] = {"adm": AdmUNet, "mlp": Mlp}
+KINDS: dict[str, Callable[..., RawNetwork]] = {"adm": AdmUNet, "mlp": Mlp, "song": SongUNet}
 
 
 def build_network(

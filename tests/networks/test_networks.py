@@ -10,6 +10,8 @@ from cmtool.networks import build_network, set_attention_kernel
 from cmtool.networks.blocks import GroupNorm, attention, positional_features
 
 ADM = NetworkConfig(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+SONG = NetworkConfig(kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4)
+NCSNPP = {"embedding": "fourier", "fourier_scale": 1.0, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
 CASES = {
     "adm": (ADM, 1, 8, 10),
     "adm-additive": (
@@ -24,6 +26,8 @@ CASES = {
         8,
         3,
     ),
+    "ddpm++": (SONG, 3, 8, 4),
+    "ncsn++": (SONG.model_copy(update=NCSNPP | {"two_time": True, "num_blocks": (1, 2)}), 1, 8, None),
     "mlp": (NetworkConfig(kind="mlp", channels=32, num_blocks=2), 2, 1, 4),
     "mlp-two-time": (
         NetworkConfig(kind="mlp", channels=32, num_blocks=1, two_time=True, scale_shift=False),
@@ -201,6 +205,15 @@ def test_wrong_inputs_are_named(change, words):
         network(given["x"], given["c"], given["label"], given["r"])
 
 
+def test_an_unknown_label_is_named_by_every_conditional_kind():
+    for name in ("adm", "ddpm++", "mlp"):
+        config, channels, resolution, classes = CASES[name]
+        network = build_network(config, channels=channels, resolution=resolution, num_classes=classes)
+        x, c, label, r = inputs(network, dtype=torch.float32)
+        with pytest.raises(UserError, match=f"label {classes} is outside 0..{classes - 1}"):
+            network(x, c, torch.full_like(label, classes), r)
+
+
 def test_labels_for_an_unconditional_network_and_a_missing_second_time_are_refused():
     network = build_network(ADM, channels=1, resolution=8, num_classes=None)
     with pytest.raises(UserError, match="knows no labels"):
@@ -216,6 +229,8 @@ def test_labels_for_an_unconditional_network_and_a_missing_second_time_are_refus
         ({"channel_mult": (1, 2, 2)}, 10, "multiple of 4"),
         ({"num_blocks": (1, 2, 3)}, 8, "num_blocks has 3 values"),
         ({"head_channels": 12}, 8, "does not divide"),
+        ({"kind": "song", "channel_mult": (1, 2, 2)}, 10, "multiple of 4"),
+        ({"kind": "song", "resample_filter": (1, 2, 1)}, 8, "even number of taps"),
         ({"kind": "mlp", "num_blocks": (1, 1)}, 8, "an mlp has no levels"),
     ],
 )
