@@ -57,7 +57,7 @@ def marginal(law: Mixture, levels: Levels, index: int, count: int, rng: np.rando
 
 
 def unbiased_trace_cov(ends: Array) -> float:
-    """tr Cov(f_T(X_T)) from walks (n, walks, d): the spread of the means less the part that is Monte Carlo noise."""
+    """Tr Cov(f_T(X_T)) from walks (n, walks, d): the spread of the means less the part that is Monte Carlo noise."""
     count, walks, _ = ends.shape
     means = ends.mean(axis=1)
     noise = ends.var(axis=1, ddof=1).mean(axis=0).sum() / walks

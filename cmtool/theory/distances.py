@@ -1,4 +1,4 @@
-"""Wasserstein distances: exact where a formula exists, otherwise with both bounds, sampled only where that is honest."""
+"""Wasserstein distances: exact where a formula exists, otherwise with bounds, sampled only where that is honest."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def no_intercept_gain(levels: Levels, mean: float, std: float) -> float:
 
 
 def shrinkage(levels: Levels, std: float) -> float:
-    """eta = 1 - prod_t cos(dtheta_t): how much too narrow the output of consistency training is."""
+    """Eta = 1 - prod_t cos(dtheta_t): how much too narrow the output is."""
     return float(-np.expm1(np.sum(np.log(np.cos(np.diff(levels.angles(std)))))))
 
 

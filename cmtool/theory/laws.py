@@ -90,7 +90,7 @@ class Mixture:
 
     @property
     def dim(self) -> int:
-        """d."""
+        """D."""
         return self.means.shape[1]
 
     def log_terms(self, x: Array, a: float, b: float) -> Array:

@@ -123,9 +123,10 @@ class LineMixture:
             slope = np.exp(np.clip(self.log_density(x, a, b), -700, 700)) / np.maximum(tail, 1e-300)
             move = np.log(np.maximum(tail, 1e-300) / target) / np.maximum(slope, 1e-300)
             step = np.where(lower, x - move, x + move)
-            inside = (step > low) & (step < high)
+            slack = 1e-13 * (1 + np.abs(x))  # rounding must not throw a finished point back to bisection
+            inside = (step > low - slack) & (step < high + slack)
             fresh = np.where(inside, step, 0.5 * (low + high))
-            done = np.max(np.abs(fresh - x)) < 1e-14 * (1 + np.max(np.abs(fresh)))
+            done = np.max(np.abs(fresh - x)) < 1e-13 * (1 + np.max(np.abs(fresh)))
             x = fresh
             if done:
                 break

@@ -45,7 +45,7 @@ def identity(x: Array) -> Array:
 
 
 def level_grid(law: LineMixture, a: float, b: float, size: int, reach: float = 9.0) -> Array:
-    """x (size,) that covers a X_0 + b Z to `reach` standard deviations of every component.
+    """X (size,) that covers a X_0 + b Z to `reach` standard deviations of every component.
 
     Even on VP levels. A noise far above the data (VE) gets spacing by sinh, so that the data keep their resolution.
     """
@@ -115,7 +115,7 @@ def distill(law: LineMixture, levels: Levels, step: Callable[..., Array] = ddim_
 
 
 def start_map(law: LineMixture, levels: Levels, start: str) -> Map:
-    """z ~ N(0, 1) -> X_T: itself for "normal", the quantile of p_T for "exact"; VE scales the normal by sigma_max."""
+    """Z ~ N(0, 1) -> X_T: itself for "normal", the quantile of p_T for "exact"; VE scales the normal by sigma_max."""
     a, b = at(levels, -1)
     if start == "exact":
         return lambda z: law.quantile(z, a, b)
@@ -155,13 +155,17 @@ def stage_losses(law: LineMixture, levels: Levels, functions: list[Map], count: 
         x = law.quantile(z, *at(levels, index))
         before, now, f = at(levels, index - 1), at(levels, index), functions[index - 1]
         mean = conditional_mean(law, f, x, before, now, nodes)
-        square = conditional_mean(law, lambda y, g=f: g(y) ** 2, x, before, now, nodes)
+        square = conditional_mean(law, _squared(f), x, before, now, nodes)
         losses.append(weight @ (square - mean**2))
     return np.array(losses)
 
 
+def _squared(f: Map) -> Map:
+    return lambda x: f(x) ** 2
+
+
 def flow_lipschitz(law: LineMixture, levels: Levels, count: int = 4001) -> float:
-    """max |Phi_{T->1}'| on the central part of p_T: the L_f that the theorem raises to the third power."""
+    """Max |Phi_{T->1}'| on the central part of p_T: the L_f that the theorem raises to the third power."""
     z, _ = normal_nodes(5.0, count)
     x, y = law.quantile(z, *at(levels, -1)), law.quantile(z, *at(levels, 0))
     return float(np.max(np.diff(y) / np.diff(x)))

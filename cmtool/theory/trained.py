@@ -220,7 +220,7 @@ class _Run:
 def train_sequentially(
     law: Mixture, levels: Levels, members: list[Member], budget: Budget, eval_count: int = 256
 ) -> Trained:
-    """Train f_2, ..., f_T for every member and measure each level's E||f_t(X_t) - f_t^*(X_t)|| on `eval_count` draws."""
+    """Train f_2 to f_T for every member and measure E||f_t(X_t) - f_t^*(X_t)|| of each level on `eval_count` draws."""
     run = _Run(law, levels, members, budget)
     frozen: Tensor | None = None
     measured = []
