@@ -34,7 +34,7 @@ class Features:
     """A feature network: `call` maps uint8 (B, H, W, C) to a `Batch`.
 
     `name` is what is printed beside every figure, `fingerprint` names the exact network and its resizing, `accepts`
-    raises `DataError` for images (H, W, C) that it is not for, and `labels` maps its classes to labels, where it has any.
+    raises `DataError` for images (H, W, C) that it is not for, and `labels` maps its classes to labels where it can.
     """
 
     name: str

@@ -14,10 +14,14 @@ from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array, Statistics, require_finite, statistics
 
 
-def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """Frechet distance of two fitted Gaussians, float64; rounding may leave it just below zero."""
+def frechet_distance(first: Statistics, second: Statistics, second_factor: Array | None = None) -> float:
+    """Frechet distance of two fitted Gaussians, float64; rounding may leave it just below zero.
+
+    `second_factor` is `covariance_factor(second.covariance)` where the caller has it already.
+    """
     _same_width(first.dim, second.dim)
-    return _distance(first, second, covariance_factor(first.covariance), covariance_factor(second.covariance))
+    factor = covariance_factor(second.covariance) if second_factor is None else second_factor
+    return _distance(first, second, covariance_factor(first.covariance), factor)
 
 
 def frechet_from_features(first: Array, second: Array) -> float:

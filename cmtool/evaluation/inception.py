@@ -1,12 +1,12 @@
 """The 2015 Inception network that published figures are measured with, and the ways to bring images to its 299 pixels.
 
 The weights are the TorchScript file that StyleGAN2-ADA published and clean-fid uses. Three resizing rules are known
-by clean-fid's names: `legacy_tensorflow` (bilinear as in TensorFlow 1: no half-pixel center, no antialiasing; what ADM's
-evaluator and the consistency-model papers use), `clean` (Pillow's antialiased bicubic on float channels) and
+by clean-fid's names: `legacy_tensorflow` (bilinear as in TensorFlow 1: no half-pixel center, no antialiasing; ADM's
+evaluator and the consistency-model papers use it), `clean` (Pillow's antialiased bicubic on float channels) and
 `legacy_pytorch` (bilinear with half-pixel centers, inputs scaled to [-1, 1]). Their figures must not be mixed.
 
-ADM's conventions: pool features (2,048), spatial features (first 7 channels of the first convolution of `mixed_6`, 17 x 17
-x 7 = 2,023, in that order), class probabilities from the logit matrix without its bias.
+ADM's conventions: pool features (2,048), spatial features (the first 7 channels of the first convolution of `mixed_6`,
+17 x 17 x 7 = 2,023, in that order), class probabilities from the logit matrix without its bias.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def resize_tensorflow(images: Tensor) -> Tensor:
 
 
 def resize_clean(images: Tensor) -> Tensor:
-    """Resize (B, C, H, W) in 0..255 to 299 with Pillow's antialiased bicubic filter, channel by channel, unquantized."""
+    """Resize (B, C, H, W) in 0..255 to 299 with Pillow's antialiased bicubic filter by channel, unquantized."""
     planes = images.cpu().numpy().astype(np.float32)
     out = np.empty((*planes.shape[:2], SIDE, SIDE), dtype=np.float32)
     for index in np.ndindex(planes.shape[:2]):

@@ -1,0 +1,109 @@
+"""How sure a figure is: intervals from resampled images, and two sample sets compared on the same resamples.
+
+The Frechet distance of a resample lies above that of the set (it holds fewer different images), equally for both sides of
+a comparison. The spread of the resampled values around their mean is therefore laid around the value measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from cmtool.errors import UsageError
+from cmtool.evaluation.frechet import covariance_factor, frechet_distance
+from cmtool.evaluation.statistics import Array, Statistics, statistics
+
+LEVEL = 0.95
+Statistic = Callable[[Array], float]  # rows (int64) -> value
+
+
+class Interval(NamedTuple):
+    """A value and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """The difference second - first of one figure with its interval; distinguishable when the interval leaves out 0."""
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval excludes no difference."""
+        return self.low > 0 or self.high < 0
+
+
+def interval(statistic: Statistic, count: int, rounds: int, seed: int = 0, level: float = LEVEL) -> Interval:
+    """Interval of `statistic` over resamples of `count` rows with replacement.
+
+    Raises:
+        UsageError: for fewer than 20 rounds, too few for the ends of an interval.
+    """
+    if rounds < 20:
+        raise UsageError(f"--bootstrap {rounds} is too few for an interval; use at least 20.")
+    value = statistic(np.arange(count))
+    draws = np.array([statistic(rows) for rows in resamples(count, rounds, seed)])
+    low, high = np.quantile(draws - draws.mean(), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, value + float(low), value + float(high))
+
+
+def resamples(count: int, rounds: int, seed: int) -> list[Array]:
+    """Row indices of `rounds` resamples, the same for every statistic asked with the same seed."""
+    random = np.random.default_rng(seed)
+    return [random.integers(count, size=count) for _ in range(rounds)]
+
+
+def frechet_statistic(features: Array, fit: Statistics) -> Statistic:
+    """Return rows -> Frechet distance of those rows of `features` (N, D) to the reference `fit`."""
+    # Only the generated side changes: the reference is replaced by its factor once, for small D the whole cost.
+    factor = covariance_factor(fit.covariance)
+
+    def value(rows: Array) -> float:
+        return frechet_distance(statistics(features[rows]), fit, second_factor=factor)
+
+    return value
+
+
+def share_statistic(inside: Array) -> Statistic:
+    """Return rows -> share of them for which `inside` (N,) holds: precision and the like."""
+
+    def value(rows: Array) -> float:
+        return float(inside[rows].mean())
+
+    return value
+
+
+def compare(
+    metric: str,
+    first: Statistic,
+    second: Statistic,
+    counts: tuple[int, int],
+    paired: bool,
+    rounds: int = 200,
+    seed: int = 0,
+) -> Comparison:
+    """Compare one figure of two sample sets.
+
+    Args:
+        metric: its name.
+        first: statistic of the first set.
+        second: statistic of the second set.
+        counts: images in each.
+        paired: sample i of both sets was made from the same seed: both are resampled with the same rows.
+        rounds: resamples.
+        seed: of the resamples.
+    """
+    base = second(np.arange(counts[1])) - first(np.arange(counts[0]))
+    rows = resamples(counts[0], rounds, seed)
+    others = rows if paired and counts[0] == counts[1] else resamples(counts[1], rounds, seed + 1)
+    draws = np.array([second(b) - first(a) for a, b in zip(rows, others, strict=True)])
+    low, high = np.quantile(draws - draws.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Comparison(metric, float(base), float(base + low), float(base + high))

@@ -1,0 +1,92 @@
+"""Is a model consistent? Its answers along trajectories of a teacher.
+
+On one trajectory of the probability-flow ODE a consistency model should answer the same image everywhere: the
+trajectory's clean end. Three distances measure how nearly it does, each the root mean square over pixels, and the
+distance between answers on unrelated trajectories gives them a scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cmtool.diffusion.grid import karras_grid
+from cmtool.diffusion.solvers import heun_step
+from cmtool.models import Model
+from cmtool.rng import SampleStreams
+from cmtool.samplers.generate import labels_for
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Root mean square differences in units of the images ([-1, 1]).
+
+    neighbor: answers at adjacent levels; far: answers at the noisiest level and at each other one; end: answers and the
+    trajectory's end; shuffled: answers and the end of another trajectory.
+    """
+
+    neighbor: float
+    far: float
+    end: float
+    shuffled: float
+
+    def figures(self) -> dict[str, float]:
+        """The distances by name, and `end` as a share of `shuffled` (0: consistent, 1: unrelated)."""
+        named = {f"consistency_{name}": value for name, value in asdict(self).items()}
+        return named | {"consistency": self.end / self.shuffled if self.shuffled else 0.0}
+
+
+@torch.no_grad()
+def measure_consistency(
+    model: Model, teacher: Model, count: int = 256, levels: int = 18, seed: int = 0, batch_size: int = 64
+) -> Consistency:
+    """Walk `count` trajectories of the teacher (Heun, Karras grid of `levels`) and ask the model at every level.
+
+    Args:
+        model: a consistency model.
+        teacher: a diffusion model of the same images.
+        count: trajectories; at least two.
+        levels: grid points.
+        seed: trajectory i starts from the noise of sample seed + i.
+        batch_size: trajectories at once.
+    """
+    # The lowest level is left out: there the model is the identity and says nothing.
+    grid = tuple(reversed(karras_grid(levels, teacher.sigma_min, teacher.sigma_max, teacher.rho)))
+    answers, ends = [], []
+    for start in range(seed, seed + count, batch_size):
+        streams = SampleStreams(range(start, min(start + batch_size, seed + count)), teacher.device, teacher.dtype)
+        label = labels_for(teacher, streams, None)
+        asked, end = _walk(model, teacher, streams, grid, label)
+        answers.append(asked)
+        ends.append(end)
+    return _distances(torch.cat(answers, dim=1), torch.cat(ends))
+
+
+def _walk(
+    model: Model, teacher: Model, streams: SampleStreams, grid: Sequence[float], label: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Answers (levels - 1, B, ...) along one batch of trajectories, and the trajectories' ends (B, ...)."""
+    x = grid[0] * streams.normal(teacher.image_shape)
+    asked = []
+    known = label if model.num_classes is not None else None
+    for level, lower in pairwise(grid):
+        t, r = (torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (level, lower))
+        asked.append(model(x, t, known).float().cpu())
+        x = heun_step(lambda y, at: teacher(y, at, label), x, t, r)
+    return torch.stack(asked), x.float().cpu()
+
+
+def _distances(answers: Tensor, ends: Tensor) -> Consistency:
+    def rms(difference: Tensor) -> float:
+        return float(difference.double().square().mean().sqrt())
+
+    return Consistency(
+        neighbor=rms(answers[1:] - answers[:-1]) if len(answers) > 1 else 0.0,
+        far=rms(answers[1:] - answers[:1]) if len(answers) > 1 else 0.0,
+        end=rms(answers - ends),
+        shuffled=rms(answers - ends.roll(1, dims=0)),
+    )

@@ -1,0 +1,230 @@
+"""What samples are compared with: published statistics and batches by name, built-in data, presets, files.
+
+Two pixel sets are called ImageNet 64 x 64: the batch that ADM's evaluator and the consistency-model papers use
+(`imagenet64`) and the statistics of EDM's own pixels (`imagenet64-edm`). Figures against one must not be set beside
+figures against the other.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmtool.config.find import list_presets
+from cmtool.config.load import resolve
+from cmtool.config.schema import DataConfig
+from cmtool.data import load_dataset
+from cmtool.data.packed import is_packed, read_packed
+from cmtool.errors import DataError, unknown
+from cmtool.evaluation.samples import ImageSet, from_dataset, open_images
+from cmtool.evaluation.statistics import Array, Statistics
+from cmtool.evaluation.store import Remote, fetch, sha256
+
+Say = Callable[[str], None]
+ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
+CLEAN_FID = "https://www.cs.cmu.edu/~clean-fid/stats"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A reference known by name: its usual features, resizing rule, number of samples, and where it is from."""
+
+    features: str
+    count: int
+    mode: str = "legacy_tensorflow"
+    data: DataConfig | None = None
+    remote: Callable[[str], Remote] | None = None
+
+
+def _adm(name: str, path: str) -> Callable[[str], Remote]:
+    remote = Remote(f"the reference batch {name}", f"{ADM}/{path}", "references", path.rsplit("/", 1)[1])
+    return lambda mode: remote
+
+
+def _clean_fid(mode: str) -> Remote:
+    file = f"cifar10_{mode}_train_32.npz"
+    return Remote(f"the reference statistics cifar10 ({mode})", f"{CLEAN_FID}/{file}", "references", file)
+
+
+def _edm(mode: str) -> Remote:
+    url = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/imagenet-64x64.npz"
+    return Remote("the reference statistics imagenet64-edm", url, "references", "edm-imagenet-64x64.npz")
+
+
+NAMED: dict[str, Named] = {
+    "digits": Named("digits", 1797, data=DataConfig(source="digits", resolution=8, channels=1, labels=True)),
+    "shapes": Named("shapes", 1797, data=DataConfig(source="shapes", resolution=16, channels=3, labels=True)),
+    "toy2d": Named("points", 10_000, data=DataConfig(source="toy2d", resolution=1, channels=2, labels=True)),
+    "cifar10": Named("inception", 50_000, remote=_clean_fid),
+    "imagenet64": Named("inception", 50_000, remote=_adm("imagenet64", "imagenet/64/VIRTUAL_imagenet64_labeled.npz")),
+    "imagenet64-edm": Named("inception", 50_000, remote=_edm),
+    "lsun_bedroom256": Named(
+        "inception", 50_000, remote=_adm("lsun_bedroom256", "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz")
+    ),
+    "lsun_cat256": Named("inception", 50_000, remote=_adm("lsun_cat256", "lsun/cat/VIRTUAL_lsun_cat256.npz")),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A side to compare with: images, or ready statistics, or both.
+
+    `given` are statistics from a file, with `given_features` the fingerprint of the network that they were measured
+    with ("inception" where a published file does not say more); `images` are for precision, recall and KID.
+    """
+
+    name: str
+    source: str
+    images: ImageSet | None
+    features: str
+    count: int
+    mode: str = "legacy_tensorflow"
+    given: Statistics | None = None
+    given_spatial: Statistics | None = None
+    given_features: str | None = None
+    digest: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """What names its content: the file's SHA-256, else the pixels' digest."""
+        return self.digest or (self.images.fingerprint if self.images is not None else "")
+
+
+def check_reference(text: str, mode: str | None = None, say: Say = lambda text: None) -> None:
+    """Refuse an unknown reference, and fetch a published one, before anything that takes long.
+
+    Raises:
+        DataError: there is no such name, file or preset.
+        OfflineError: the published file is not here and cannot be downloaded.
+    """
+    named = NAMED.get(text)
+    if named and named.remote:
+        fetch(named.remote(mode or named.mode), say)
+    elif not named and not Path(text).exists() and text not in list_presets():
+        raise DataError(unknown("reference", text, NAMED), "or name an .npz, a folder of images, or a preset")
+
+
+def resolve_reference(
+    text: str, shape: tuple[int, int, int] | None = None, mode: str | None = None, say: Say = lambda text: None
+) -> Reference:
+    """Return the reference that `text` names: a published or built-in one, a file or folder, a preset's data.
+
+    Args:
+        text: name or path.
+        shape: (H, W, C) of the samples; procedural data are drawn at that resolution.
+        mode: resizing rule of Inception, where published statistics exist for several.
+        say: told about downloads.
+
+    Raises:
+        DataError: there is no such name or file, or it is damaged.
+        OfflineError: a published file is not here and cannot be downloaded.
+    """
+    check_reference(text, mode, say)
+    named = NAMED.get(text)
+    if named and named.remote:
+        chosen = mode or named.mode
+        return _from_file(text, fetch(named.remote(chosen), say), named, chosen)
+    if named and named.data:
+        return _builtin(text, named, shape)
+    if Path(text).exists():
+        return _from_path(Path(text))
+    return _from_preset(text)
+
+
+def _builtin(name: str, named: Named, shape: tuple[int, int, int] | None) -> Reference:
+    assert named.data is not None
+    data = named.data
+    if name == "shapes" and shape is not None and shape[0] == shape[1] and shape[2] == 3:
+        data = data.model_copy(update={"resolution": shape[0]})
+    images = from_dataset(load_dataset(data), name)
+    return Reference(name, f"all {images.count:,} images of the data set", images, named.features, named.count)
+
+
+def _from_preset(name: str) -> Reference:
+    config = resolve(name).config
+    images = from_dataset(load_dataset(config.data), name)
+    features = config.eval.features or "inception"
+    return Reference(name, f"the data of preset {name}", images, features, config.eval.count)
+
+
+def _from_path(path: Path) -> Reference:
+    if path.suffix == ".npz" and path.is_file():
+        return _from_file(str(path), path, Named("inception", 50_000), "legacy_tensorflow")
+    if path.is_file() and is_packed(path):
+        images = from_dataset(read_packed(path), str(path))
+    else:
+        images = open_images(path)
+    return Reference(str(path), f"{images.count:,} images", images, "inception", images.count)
+
+
+# --- npz files with statistics ---------------------------------------------------------------------------------------
+
+
+def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
+    entries = _entries(path)
+    if "mu" not in entries:
+        images = open_images(path)
+        return Reference(name, f"{images.count:,} images", images, named.features, images.count, mode)
+    meta = _meta(path) if "meta" in entries else {}
+    count = int(meta.get("count", 0))
+    given = _pair(path, "mu", "sigma", count)
+    spatial = _pair(path, "mu_s", "sigma_s", count) if {"mu_s", "sigma_s"} <= entries else None
+    return Reference(
+        name,
+        str(meta.get("source") or f"statistics from {path.name}"),
+        open_images(path) if "arr_0" in entries else None,
+        str(meta.get("features", named.features)),
+        int(meta.get("samples", named.count)),
+        str(meta.get("mode", mode)),
+        given,
+        spatial,
+        str(meta.get("features_fingerprint", "inception")),
+        sha256(path),
+        meta,
+    )
+
+
+def _entries(path: Path) -> set[str]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return set(archive.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"the reference {path} is damaged or is no npz.", "delete it and fetch it again") from error
+
+
+def _pair(path: Path, mean_name: str, covariance_name: str, count: int) -> Statistics:
+    mean, covariance = _read(path, mean_name), _read(path, covariance_name)
+    size = mean.shape[0] if mean.ndim == 1 else -1
+    if covariance.shape != (size, size):
+        raise DataError(
+            f"{path}: {mean_name} {mean.shape} and {covariance_name} {covariance.shape} do not fit together."
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise DataError(f"{path}: {mean_name} or {covariance_name} holds values that are not finite.")
+    return Statistics(count, mean, covariance)
+
+
+def _read(path: Path, name: str) -> Array:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[name].astype(np.float64)
+    except KeyError as error:
+        raise DataError(f"{path} has no entry {name}: it is no complete set of statistics.") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: the entry {name} cannot be read ({error}).") from error
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = json.loads(str(archive["meta"]))
+    except ValueError as error:
+        raise DataError(f"{path}: the entry meta cannot be read ({error}).") from error
+    return found if isinstance(found, dict) else {}
