@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cmtool.config.schema import DataConfig
+from cmtool.config.schema import DATA_SOURCES, DataConfig
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
@@ -102,6 +102,13 @@ def _limited(data: Dataset, size: int | None) -> Dataset:
     return data.subset(rows.sort().values)
 
 
+def _named(cfg: DataConfig) -> DataConfig:
+    """Understand the name of a source where a path may stand, unless something of that name is there."""
+    if cfg.path in DATA_SOURCES and not Path(cfg.path).exists():
+        return cfg.model_copy(update={"source": cfg.path, "path": None})
+    return cfg
+
+
 def load_dataset(cfg: DataConfig, progress: Progress | None = None) -> Dataset:
     """Load the data set of a run. A `path` wins over the name of the source, and its form is found by looking.
 
@@ -115,6 +122,7 @@ def load_dataset(cfg: DataConfig, progress: Progress | None = None) -> Dataset:
         DataError: the source is missing, empty, unreadable or of another shape than the configuration says.
         OfflineError: a data set has to be fetched and cannot be.
     """
+    cfg = _named(cfg)
     if cfg.path is None and cfg.source in BUILTIN:
         return BUILTIN[cfg.source](cfg)
     path = locate(cfg)

@@ -41,12 +41,12 @@ class Source:
     signature: str
     class_names: tuple[str, ...] | None = None
     classes: int | None = None
-    found: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
+    found: int = 0
 
     def __post_init__(self) -> None:
-        self.found = self.found or self.count
+        self.found = self.found or self.count + sum(self.skipped.values())
         if not self.count:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
             detail = f" ({reasons})" if reasons else ""

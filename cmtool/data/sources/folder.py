@@ -30,8 +30,22 @@ def _files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                 yield Path(full).relative_to(root).as_posix(), os.stat(full)
 
 
-def _labels(names: list[str], rule: str | None) -> tuple[tuple[str, ...] | None, list[int] | None]:
-    """Class of each file: its first folder, or (OpenAI's rule) its file name up to the first underscore."""
+def list_files(root: Path) -> tuple[list[tuple[str, int, int]], Counter[str]]:
+    """Return the image files below `root` as (name, bytes, time of change), sorted by name, and counts of the rest."""
+    skipped: Counter[str] = Counter()
+    listing: list[tuple[str, int, int]] = []
+    for name, stat in _files(root):
+        if name.lower().endswith(SUFFIXES):
+            listing.append((name, stat.st_size, stat.st_mtime_ns))
+        else:
+            skipped["not an image"] += 1
+    return sorted(listing), skipped
+
+
+def class_labels(names: list[str], rule: str | None) -> tuple[tuple[str, ...] | None, list[int] | None]:
+    """Class of each file: its first folder, or (rule "prefix", OpenAI's) its file name up to the first underscore."""
+    if rule not in (None, *RULES):
+        raise DataError(unknown("label rule of a folder", str(rule), RULES))
     if rule == "prefix":
         return index_labels([name.rsplit("/", 1)[-1].split("_", 1)[0] for name in names])
     if any("/" not in name for name in names):
@@ -49,25 +63,16 @@ def open_folder(root: Path, rule: str | None = None) -> Source:
             every index behind it).
 
     Raises:
-        DataError: the folder is missing or holds no image file.
+        DataError: the folder holds no image file, or there is no such rule.
     """
-    if rule not in (None, *RULES):
-        raise DataError(unknown("label rule of a folder", str(rule), RULES))
-    skipped: Counter[str] = Counter()
-    listing: list[tuple[str, int, int]] = []
-    for name, stat in _files(root):
-        if name.lower().endswith(SUFFIXES):
-            listing.append((name, stat.st_size, stat.st_mtime_ns))
-        else:
-            skipped["not an image"] += 1
-    names = sorted(row[0] for row in listing)
-    classes, labels = _labels(names, rule) if names else (None, None)
+    listing, skipped = list_files(root)
+    names = [name for name, *_ in listing]
+    classes, labels = class_labels(names, rule) if names else (None, None)
 
     def records() -> Iterator[Record]:
         for index, name in enumerate(names):
             yield Record(name, root / name, labels[index] if labels else None)
 
-    signature = sign(f"folder {root.resolve()} {rule}", sorted(listing))
-    found = len(names) + sum(skipped.values())
+    signature = sign(f"folder {root.resolve()} {rule}", listing)
     count = len(classes) if classes else None
-    return Source("folder of images", root, len(names), records, signature, classes, count, found, skipped)
+    return Source("folder of images", root, len(names), records, signature, classes, count, skipped)

@@ -51,7 +51,7 @@ def locate(cfg: DataConfig) -> Path:
         OfflineError: it would have to be fetched and cannot be.
     """
     if cfg.path is not None:
-        return Path(cfg.path).expanduser()
+        return Path(cfg.path.removeprefix("lsun:")).expanduser()
     if cfg.source not in KNOWN:
         raise DataError(f"the data source '{cfg.source}' needs a path.", "name a folder or file with --data")
     known = KNOWN[cfg.source]

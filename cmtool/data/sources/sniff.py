@@ -1,23 +1,100 @@
-"""Which reader a path needs, told from what lies there."""
+"""Which reader a path needs, told from what lies there and never from its name alone."""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from cmtool.config.schema import DataConfig
-from cmtool.data.sources.base import Source
+from cmtool.data.decode import SUFFIXES
+from cmtool.data.packed import MAGIC, read_packed
+from cmtool.data.sources.arrays import CIFAR_FOLDER, open_cifar_archive, open_cifar_folder, open_npz, open_pickle
+from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.data.sources.folder import open_folder
+from cmtool.data.sources.imagenet import batch_files, open_downsampled_imagenet
+from cmtool.data.sources.tables import open_lmdb, open_parquet, parquet_files
+from cmtool.data.sources.zipped import open_edm_folder, open_image_zip
 from cmtool.errors import DataError
+
+FORMS = "a folder of images, an EDM zip, .npz, .parquet, .cmdata, an lmdb, CIFAR-10's or image-net.org's batches"
+
+
+def _open_packed(path: Path) -> Source:
+    """A packed file as a source, so that it can be packed again at another size."""
+    data = read_packed(path)
+
+    def records() -> Iterator[Record]:
+        for index, image in enumerate(data.images):
+            label = None if data.labels is None else int(data.labels[index])
+            yield Record(f"{path.name}[{index}]", image.permute(1, 2, 0).numpy(), label)
+
+    signature = sign_file("packed", path)
+    return Source("packed", path, len(data), records, signature, data.class_names, data.classes, notes=data.info.notes)
+
+
+def _open_folder(path: Path, kind: str | None) -> Source:
+    if (path / "dataset.json").is_file():
+        return open_edm_folder(path)
+    if (path / "data.mdb").is_file():
+        return open_lmdb(path)
+    if (path / CIFAR_FOLDER).is_dir() or (path / "data_batch_1").is_file():
+        return open_cifar_folder(path, kind)
+    if batch_files(path):
+        return open_downsampled_imagenet(path)
+    if parquet_files(path):
+        return open_parquet(path)
+    return open_folder(path, kind)
+
+
+def _open_zip(path: Path, kind: str | None) -> Source:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = any(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path} is damaged or no zip archive ({error}).") from None
+    return open_npz(path) if arrays else open_image_zip(path, kind)
+
+
+def _open_file(path: Path, kind: str | None) -> Source:
+    with open(path, "rb") as stream:
+        start = stream.read(8)
+    if start == MAGIC:
+        return _open_packed(path)
+    if start[:2] == b"PK":
+        return _open_zip(path, kind)
+    if start[:4] == b"PAR1":
+        return open_parquet(path)
+    if start[:2] == b"\x1f\x8b":
+        return open_cifar_archive(path, kind)
+    if path.suffix == ".mdb":
+        return open_lmdb(path)
+    if start[:1] == b"\x80":
+        return open_pickle(path)
+    if path.suffix.lower() in SUFFIXES:
+        raise DataError(f"{path} is a single image; training needs a folder of them.", f"use --data {path.parent}")
+    raise DataError(f"{path} is in no known form; known are {FORMS}.")
 
 
 def open_source(path: str | Path, cfg: DataConfig | None = None) -> Source:
     """Open any data set that is read here; the reader is chosen by what lies at `path`.
 
+    Args:
+        path: a file or folder, or `lsun:PATH` for an lmdb.
+        cfg: the [data] table; only its `kind` is used (label rule of a folder, part of CIFAR-10).
+
     Raises:
-        DataError: nothing is there, it is empty, or it is in no known form.
+        DataError: nothing is there, it is empty, refused, damaged or in no known form.
     """
-    place = Path(path).expanduser()
+    text = str(path)
+    lmdb = text.startswith("lsun:")
+    place = Path(text.removeprefix("lsun:")).expanduser()
     kind = cfg.kind if cfg else None
     if not place.exists():
         raise DataError(f"there is no data at {place}.", "give a folder of images or a data file with --data")
-    return open_folder(place, kind)
+    try:
+        if lmdb:
+            return open_lmdb(place)
+        return _open_folder(place, kind) if place.is_dir() else _open_file(place, kind)
+    except OSError as error:
+        raise DataError(f"{place} cannot be read: {error.strerror or error}.") from error

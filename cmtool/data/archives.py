@@ -1,0 +1,145 @@
+"""Zip archives and .npz files from strangers, read in place: nothing extracted, nothing unpickled, no bomb inflated."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmtool.errors import DataError
+
+_LARGE = 1_000_000_000  # bytes; below that no expansion hurts
+_EXPANSION = 100  # images never shrink so far
+LARGEST_IMAGE_FILE = 512_000_000  # bytes of one image file in an archive
+_ROWS = 256
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    total = 0
+    for info in archive.infolist():
+        parts = PurePosixPath(info.filename.replace("\\", "/")).parts
+        if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename.split("/")[0]:
+            raise DataError(f"{path} is refused: its member '{info.filename}' points outside the archive.")
+        if info.flag_bits & 1:
+            raise DataError(f"{path} is encrypted; only open archives are read.")
+        total += info.file_size
+    if total > _LARGE and total > _EXPANSION * path.stat().st_size:
+        raise DataError(f"{path} is refused: it would expand to {total / 1e9:.1f} GB, as a decompression bomb does.")
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a zip archive for reading members in place.
+
+    Raises:
+        DataError: it is damaged or encrypted, a member points outside, or it expands like a bomb.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path} is damaged or no zip archive ({error}).") from None
+    try:
+        _check_members(path, archive)
+    except DataError:
+        archive.close()
+        raise
+    return archive
+
+
+def read_member(archive: zipfile.ZipFile, name: str, limit: int = LARGEST_IMAGE_FILE) -> bytes:
+    """Return one member's bytes; raises DataError when it is missing, damaged or larger than `limit`."""
+    try:
+        size = archive.getinfo(name).file_size
+        if size > limit:
+            raise DataError(f"{archive.filename}: {name} is larger than {limit // 10**6} MB.")
+        return archive.read(name)
+    except KeyError:
+        raise DataError(f"{archive.filename} has no member {name}.") from None
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
+        raise DataError(f"{archive.filename}: {name} is damaged ({error}).") from None
+    except Exception as error:
+        if type(error).__module__ in ("zlib", "lzma", "_lzma"):
+            raise DataError(f"{archive.filename}: {name} is damaged ({error}).") from None
+        raise
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """Shape and type of one array of an .npz, known before its data are read."""
+
+    member: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    by_columns: bool
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"array format {version}")
+
+
+class NpzReader:
+    """The arrays of an .npz: names, shapes and types first, data in blocks of rows on demand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive = open_zip(path)
+        self.arrays = {
+            info.filename.removesuffix(".npy"): self._inspect(info)
+            for info in self._archive.infolist()
+            if info.filename.endswith(".npy")
+        }
+        if not self.arrays:
+            raise DataError(f"{path} holds no array.")
+
+    def _inspect(self, info: zipfile.ZipInfo) -> ArrayInfo:
+        try:
+            with self._archive.open(info) as stream:
+                shape, by_columns, dtype = _header(stream)
+                start = stream.tell()
+        except DataError:
+            raise
+        except Exception as error:  # header parsing, zlib and zipfile each have their own kinds
+            raise DataError(f"{self.path}: {info.filename} is damaged ({error}).") from None
+        if dtype.hasobject:
+            raise DataError(f"{self.path} is refused: {info.filename} holds Python objects, which can run code.")
+        if start + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise DataError(f"{self.path}: {info.filename} is shorter or longer than its header says.")
+        return ArrayInfo(info.filename, tuple(shape), dtype, by_columns)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return one whole array."""
+        if name not in self.arrays:
+            raise DataError(f"{self.path} has no array '{name}'; it has {', '.join(self.arrays)}.")
+        info = self.arrays[name]
+        blob = read_member(self._archive, info.member, limit=1 << 50)
+        data = np.frombuffer(
+            blob, info.dtype, math.prod(info.shape), len(blob) - math.prod(info.shape) * info.dtype.itemsize
+        )
+        return data.reshape(info.shape, order="F" if info.by_columns else "C")
+
+    def rows(self, name: str) -> Iterator[NDArray[Any]]:
+        """Yield the array in blocks of rows without holding it whole; C order only."""
+        info = self.arrays[name]
+        if info.by_columns:
+            raise DataError(f"{self.path}: '{name}' is stored by columns; save it in C order.")
+        row = math.prod(info.shape[1:]) * info.dtype.itemsize
+        with self._archive.open(info.member) as stream:
+            _header(stream)
+            for start in range(0, info.shape[0], _ROWS):
+                count = min(_ROWS, info.shape[0] - start)
+                blob = stream.read(count * row)
+                if len(blob) != count * row:
+                    raise DataError(f"{self.path}: '{name}' is truncated.")
+                yield np.frombuffer(blob, info.dtype).reshape(count, *info.shape[1:])
