@@ -77,5 +77,5 @@ def _processor_seconds(folder: Path, *arguments: str) -> float:
 
 
 def test_importing_the_package_is_free(tmp_path):
-    code = "import sys, cmtool; print([name for name in %r if name in sys.modules])" % (HEAVY,)
+    code = f"import sys, cmtool; print([name for name in {HEAVY!r} if name in sys.modules])"
     assert run_python(tmp_path, "-c", code).stdout.strip() == "[]"

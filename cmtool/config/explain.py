@@ -45,7 +45,7 @@ def _tables(annotation: Any) -> type[BaseModel] | None:
 
 
 def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str, str], default: str) -> ConfigError:
-    """Turn the first complaint of pydantic into a `ConfigError`.
+    """Turn the most telling complaint of pydantic into a `ConfigError`.
 
     Args:
         error: what pydantic raised for `model`.
@@ -53,7 +53,9 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
         origins: dotted key -> where its value was written, e.g. "presets/my.toml: recipe.ict.distance.kind".
         default: where a key without an origin belongs, e.g. "presets/my.toml".
     """
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # A misspelt key is also a missing one: name the spelling.
+    problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
     owner, keys = _resolve(model, problem["loc"])
     key = ".".join(keys)
     place = _place(key, origins, default)

@@ -72,7 +72,7 @@ class Preset:
 
 
 def read_preset(preset: str) -> Preset:
-    """Find and read a preset, check the names of its tables and its default recipes.
+    """Find and read a preset, check the names of its tables, its methods and its default recipes.
 
     Raises:
         ConfigError: not found, not TOML, an unknown or missing table, a default that is no recipe.
@@ -86,6 +86,8 @@ def read_preset(preset: str) -> Preset:
         raise explain(error, PresetFile, {}, label) from None
     default = tables["train"].pop("default", {})
     loaded = Preset(path.stem, label, tables, default if isinstance(default, dict) else {})
+    for recipe in loaded.recipes:
+        loaded.method(recipe)
     _check_default(loaded, default)
     return loaded
 

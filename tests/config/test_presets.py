@@ -1,0 +1,151 @@
+"""The shipped presets: every recipe resolves, and the published ones hold the published numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from cmtool.config.find import list_presets
+from cmtool.config.load import read_preset, resolve
+from cmtool.config.methods import METHODS
+from cmtool.config.show import preset_document
+from cmtool.config.toml import write_toml
+from cmtool.diffusion.grid import karras_grid
+
+SHIPPED = [
+    "cifar10",
+    "digits",
+    "folder128",
+    "folder256",
+    "folder64",
+    "imagenet64",
+    "lsun_bedroom256",
+    "lsun_cat256",
+    "shapes",
+    "shapes64",
+    "toy2d",
+]
+PUBLISHED = ("cifar10", "imagenet64", "lsun_bedroom256", "lsun_cat256")
+
+
+def config(preset, recipe, **more):
+    return resolve(preset, recipe=recipe, **more).config
+
+
+def test_all_eleven_are_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(list_presets()) == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_recipe_resolves_and_every_method_can_be_used(name):
+    preset = read_preset(name)
+    assert set(preset.default) == {"ct", "cd", "edm"}
+    for recipe in [*preset.recipes, *METHODS]:
+        resolved = config(name, recipe)
+        assert resolved.family == METHODS[resolved.recipe.method]["family"]
+        assert resolved.about.title and resolved.about.note
+    for family in ("edm", "cd", "ct"):
+        assert resolve(name, family=family).config.family == family
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_preset_written_out_in_full_is_the_same_preset(name, tmp_path):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(write_toml(preset_document(name)), encoding="utf-8")
+    assert read_preset(str(path)).default == read_preset(name).default
+    for recipe in read_preset(name).recipes:
+        assert config(str(path), recipe) == config(name, recipe)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_data_sets_default_to_the_papers_recipes(name):
+    assert read_preset(name).default == {"ct": "ct", "cd": "cd", "edm": "edm"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "recipe", "steps", "batch", "lr", "ema", "s1", "target", "figures"),
+    [
+        ("cifar10", "cd", 800_000, 512, 4e-4, 0.9999, 18, 0.0, (3.55, 2.93)),
+        ("cifar10", "ct", 800_000, 512, 4e-4, 0.9999, 150, 0.9, (8.70, 5.83)),
+        ("imagenet64", "cd", 600_000, 2048, 8e-6, 0.999943, 40, 0.95, (6.20, 4.70)),
+        ("imagenet64", "ct", 800_000, 2048, 8e-6, 0.999943, 200, 0.95, (13.0, 11.1)),
+        ("lsun_bedroom256", "cd", 600_000, 2048, 1e-5, None, 40, 0.95, (7.80, 5.22)),
+        ("lsun_bedroom256", "ct", 1_000_000, 2048, 1e-5, 0.999943, 150, 0.95, (16.0, 7.85)),
+        ("lsun_cat256", "cd", 600_000, 2048, 1e-5, 0.999943, 40, 0.95, (11.0, 8.84)),
+        ("lsun_cat256", "ct", 1_000_000, 2048, 1e-5, 0.999943, 150, 0.95, (20.7, 11.7)),
+    ],
+)
+def test_table_3_of_the_paper(preset, recipe, steps, batch, lr, ema, s1, target, figures):
+    c = config(preset, recipe)
+    assert (c.train.steps, c.train.batch_size, c.train.lr, c.train.optimizer) == (steps, batch, lr, "radam")
+    assert (c.train.ema.kind, c.train.ema.decay) == (("none", 0.999943) if ema is None else ("exponential", ema))
+    assert (c.recipe.curriculum.s1, c.recipe.target.ema, c.recipe.distance.kind) == (s1, target, "lpips")
+    assert (c.recipe.expected.nfe1, c.recipe.expected.nfe2) == figures
+    assert (c.train.decay, c.train.warmup, c.train.weight_decay, c.network.dropout) == ("none", 0, 0, 0)
+    assert c.data.flip and c.recipe.weighting.kind == "uniform" and c.recipe.times.kind == "grid_uniform"
+    assert c.recipe.direction.kind == ("teacher" if recipe == "cd" else "sample")
+    assert recipe == "ct" or c.recipe.direction.solver == "heun"
+
+
+@pytest.mark.parametrize(
+    ("preset", "recipe", "points", "index"),
+    [
+        ("cifar10", "cd", 18, 11),
+        ("imagenet64", "cd", 40, 22),
+        ("imagenet64", "ct", 201, 106),
+        ("lsun_bedroom256", "cd", 40, 17),
+        ("lsun_bedroom256", "ct", 151, 67),
+        ("lsun_cat256", "ct", 151, 62),
+    ],
+)
+def test_published_second_noise_levels_lie_on_their_grid(preset, recipe, points, index):
+    first, second = config(preset, recipe).sample.times["2"]
+    assert first == 80.0
+    assert second == pytest.approx(karras_grid(points)[points - 1 - index], abs=5e-7)
+
+
+def test_teachers():
+    cifar, imagenet, cat = (config(name, "edm") for name in ("cifar10", "imagenet64", "lsun_cat256"))
+    assert (cifar.train.optimizer, cifar.train.lr, cifar.network.dropout) == ("adam", 1e-3, 0.13)
+    assert cifar.train.warmup * cifar.train.steps == pytest.approx(10_000_000 / 512, abs=1)
+    assert cifar.train.ema.decay == pytest.approx(0.5 ** (512 / 500_000), abs=1e-7)
+    assert (imagenet.train.batch_size, imagenet.train.lr, imagenet.network.dropout) == (4096, 1e-4, 0.1)
+    assert (cat.train.steps, cat.sample.sampler, cat.sample.steps) == (300_000, "heun", 40)
+    assert all(c.process.parameterization == "edm" for c in (cifar, imagenet, cat))
+
+
+def test_the_modern_recipes_of_cifar10():
+    ict, ect = config("cifar10", "ict"), config("cifar10", "ect")
+    assert (ict.train.batch_size, ict.train.lr, ict.network.fourier_scale, ict.network.dropout) == (
+        1024,
+        1e-4,
+        0.02,
+        0.3,
+    )
+    assert (ict.recipe.curriculum.s0, ict.recipe.curriculum.s1, ict.recipe.target.ema) == (10, 1280, 0)
+    assert (ect.train.steps, ect.train.batch_size, ect.recipe.needs, ect.recipe.distance.c) == (200_000, 128, "init", 0)
+    assert (ect.network.embedding, ect.network.encoder, ect.network.resample_filter) == (
+        "positional",
+        "standard",
+        (1, 1),
+    )
+    assert ect.sample.times == ict.sample.times == {"2": (80.0, 0.821)}
+
+
+def test_noise_is_embedded_as_in_the_released_weights():
+    assert config("cifar10", "cd").process.noise_scale == 0.25
+    assert all(config(name, "cd").process.noise_scale == 250 for name in PUBLISHED[1:])
+
+
+@pytest.mark.parametrize("name", ["folder64", "folder128", "folder256"])
+def test_own_images_need_no_labels_and_stay_small(name):
+    import torch
+
+    from cmtool.networks.build import build_network
+
+    c = config(name, "ict")
+    with torch.device("meta"):
+        network = build_network(c.network, channels=3, resolution=c.data.resolution, num_classes=None)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert parameters <= 80_000_000 and not c.data.labels
+    assert f"{parameters / 1e6:.0f} M parameters" in c.about.note
