@@ -85,7 +85,9 @@ class ShardStore:
         if self._batches:
             samples = np.concatenate([batch for batch, _ in self._batches])
             labels = [label for _, label in self._batches if label is not None]
-            entries = {"samples": samples, **({"labels": np.concatenate(labels)} if labels else {})}
+            entries: dict[str, Any] = {"samples": samples}
+            if labels:
+                entries["labels"] = np.concatenate(labels)
             stop = self.count + len(samples)
             with (
                 atomic_write(self.folder / f"{self.count:09d}-{stop:09d}.npz") as temporary,

@@ -132,7 +132,7 @@ def edit(
         streams: the noise of each image; B is its length. One draw for each time.
         times: strictly decreasing noise levels; len(times) evaluations.
         label: classes (B,) of a conditional model.
-        clamp: confine the model's answers to [-1, 1] before the known part is put back (released code; not in the paper).
+        clamp: confine answers to [-1, 1] before the known part is put back (in the released code, not the paper).
         guidance: over-relaxation g >= 0 between the steps: the known part is put back as y + g (y - answer), which
             moves the rest towards consistency with the measurement faster than Algorithm 4 (g = 0) does. The last
             step always puts back y itself.

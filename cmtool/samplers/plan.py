@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmtool.errors import UsageError, UserError, unknown
-from cmtool.samplers.times import default_times, solver_times, times_from_indices, validate_times
+from cmtool.samplers.times import default_times, header_range, solver_times, times_from_indices, validate_times
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def plan_sampling(
     """
     check_request(steps, times, indices, of)
     info = choose_sampler(sampler, header["kind"])
-    process = header["process"]
-    sigma_min, sigma_max, rho = (float(process[key]) for key in ("sigma_min", "sigma_max", "rho"))
+    sigma_min, sigma_max, rho = header_range(header)
     if times is not None:
         return SamplePlan(info.name, validate_times(times, sigma_min, sigma_max), "as given")
     if indices is not None and of is not None:

@@ -15,6 +15,8 @@ from cmtool.errors import UserError
 SECOND = 0.8
 # More evaluations are spread about SECOND by this ratio, as long as the range allows.
 RATIO = 2.5
+# Not read from the schema, whose import would cost half of the time that an argument mistake may take.
+RANGE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 # A header's range and a typed number may differ by a rounding.
 SLACK = 1e-6
 
@@ -111,6 +113,12 @@ def spread_times(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) 
     return (sigma_max, *geometric_times(steps - 1, high, low))
 
 
+def header_range(header: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Return (sigma_min, sigma_max, rho) of a model's header; what it leaves out is as in `ProcessConfig`."""
+    process = header.get("process") or {}
+    return tuple(float(process.get(key, usual)) for key, usual in RANGE.items())  # type: ignore[return-value]
+
+
 def default_times(steps: int, header: Mapping[str, Any]) -> ChosenTimes:
     """Return the noise levels for `steps` evaluations of the model with this header.
 
@@ -120,8 +128,7 @@ def default_times(steps: int, header: Mapping[str, Any]) -> ChosenTimes:
     Raises:
         UserError: for fewer than one step, or times in the header that are not usable.
     """
-    process = header.get("process") or {}
-    sigma_min, sigma_max = float(process.get("sigma_min", 0.002)), float(process.get("sigma_max", 80.0))
+    sigma_min, sigma_max, _ = header_range(header)
     if steps < 1:
         raise UserError(f"--steps {steps} is no evaluation; use at least 1")
     known = (header.get("times") or {}).get(str(steps))

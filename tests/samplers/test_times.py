@@ -147,3 +147,10 @@ def test_every_sampler_has_a_runner():
     from cmtool.samplers.generate import RUNS
 
     assert set(RUNS) == set(SAMPLERS)
+
+
+def test_the_usual_range_is_the_schemas():
+    from cmtool.config.schema import ProcessConfig
+    from cmtool.samplers.times import RANGE
+
+    assert {name: getattr(ProcessConfig(), name) for name in RANGE} == RANGE

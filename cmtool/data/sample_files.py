@@ -1,0 +1,208 @@
+"""Where samples go as they are made: a grid, a scatter picture, an .npz file or a folder of PNGs.
+
+A sink is told the samples in order. Files and folders of many images survive a kill: `start` says how many samples
+of the same request are there already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cmtool.checkpoint import atomic_text
+from cmtool.data.images import save_grid, save_png
+from cmtool.data.scatter import save_scatter
+from cmtool.data.shards import ShardStore, read_request
+from cmtool.errors import DataError, UserError
+
+Array = NDArray[Any]
+OutKind = Literal["grid", "npz", "folder"]
+FOLDER_REQUEST = "samples.json"
+# Batches that may wait for the writer: enough to overlap, few enough to bound memory.
+WAITING = 4
+# A grid of more pictures than this is larger than programs open and eyes take in.
+LARGEST_GRID = 10_000
+
+
+class Sink(Protocol):
+    """Takes samples in order, uint8 (B, H, W, C) or float points (B, C, H, W), with labels (B,) or None."""
+
+    start: int
+
+    def append(self, samples: Array, labels: Array | None) -> None:
+        """Take the next samples."""
+
+    def pause(self) -> None:
+        """Make sure that what was taken survives the end of the process, where the form allows it."""
+
+    def finish(self) -> Path:
+        """Complete the output and return its path."""
+
+
+def out_kind(path: Path, num: int) -> OutKind:
+    """Return what an output path asks for, by its suffix.
+
+    Raises:
+        UserError: for a suffix that is not written, a file where a folder is meant, or a grid too large to open.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix == "":
+        if path.is_file():
+            raise UserError(f"{path} is a file; an output without .png or .npz is a folder.", "choose another --out")
+        return "folder"
+    if suffix == ".png":
+        if num > LARGEST_GRID:
+            raise UserError(f"{num} images are too many for one grid.", "use --out samples.npz or a folder")
+        return "grid"
+    if suffix == ".npz":
+        return "npz"
+    raise UserError(f"--out {path}: '{suffix}' is not written here; use .png (a grid), .npz, or a folder.")
+
+
+class GridSink:
+    """Keeps the samples and writes one picture at the end: a grid of images, or a scatter of points."""
+
+    def __init__(self, path: Path, text: Mapping[str, Any], columns: int | None = None) -> None:
+        self.path, self.text, self.columns, self.start = path, dict(text), columns, 0
+        self._samples: list[Array] = []
+        self._labels: list[Array] = []
+
+    def append(self, samples: Array, labels: Array | None) -> None:
+        """Keep the next samples."""
+        self._samples.append(samples)
+        if labels is not None:
+            self._labels.append(labels)
+
+    def pause(self) -> None:
+        """Nothing to keep: a picture is whole or absent."""
+
+    def finish(self) -> Path:
+        """Write the picture."""
+        samples = np.concatenate(self._samples)
+        if samples.dtype == np.uint8:
+            return save_grid(samples, self.path, self.columns, self.text)
+        labels = torch.from_numpy(np.concatenate(self._labels)) if self._labels else None
+        return save_scatter(torch.from_numpy(samples), self.path, labels, text=self.text)
+
+
+class NpzSink:
+    """Writes `arr_0`, `arr_1` and `meta` through shards that survive a kill."""
+
+    def __init__(self, path: Path, request: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        self._store, self._meta = ShardStore(path, request), dict(meta)
+        self.start = self._store.count
+
+    def append(self, samples: Array, labels: Array | None) -> None:
+        """Add to the current shard."""
+        self._store.append(samples, labels)
+
+    def pause(self) -> None:
+        """Close the current shard."""
+        self._store.flush()
+
+    def finish(self) -> Path:
+        """Stream the shards into the file."""
+        return self._store.assemble(self._meta)
+
+
+class FolderSink:
+    """Writes each image as `000000.png`, `000001.png`, ... with its seed and label as text in the file."""
+
+    def __init__(self, path: Path, request: Mapping[str, Any], meta: Mapping[str, Any], seeds: Sequence[int]) -> None:
+        self.path, self._meta, self._seeds = path, dict(meta), seeds
+        if not read_request(path / FOLDER_REQUEST, request):
+            if path.is_dir() and any(path.iterdir()):
+                raise DataError(f"{path} holds other files already.", "choose an empty or a new folder with --out")
+            atomic_text(path / FOLDER_REQUEST, json.dumps(dict(request), indent=1))
+        self.start = self._there()
+
+    def _there(self) -> int:
+        count = 0
+        while count < len(self._seeds) and (self.path / f"{count:06d}.png").is_file():
+            count += 1
+        return count
+
+    def append(self, samples: Array, labels: Array | None) -> None:
+        """Write the next images."""
+        for row, image in enumerate(samples):
+            index = self.start + row
+            text = {**self._meta, "seed": str(self._seeds[index])}
+            if labels is not None:
+                text["label"] = str(int(labels[row]))
+            save_png(image, self.path / f"{index:06d}.png", text)
+        self.start += len(samples)
+
+    def pause(self) -> None:
+        """Nothing waits: every image is a file already."""
+
+    def finish(self) -> Path:
+        """Return the folder."""
+        return self.path
+
+
+class BackgroundSink:
+    """Hands batches to a sink on another thread, so that the model computes while files are written."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._queue: queue.Queue[tuple[Array, Array | None] | None] = queue.Queue(WAITING)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    self._sink.append(*item)
+                except BaseException as error:
+                    self._error = error
+
+    def append(self, samples: Array, labels: Array | None) -> None:
+        """Queue the next samples; raises what the writer met."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put((samples, labels))
+
+    def close(self) -> None:
+        """Wait until all that was queued is written; raises what the writer met."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def in_background(sink: Sink) -> Iterator[BackgroundSink]:
+    """Write to `sink` while the block computes; what was taken is kept whichever way the block ends."""
+    background = BackgroundSink(sink)
+    try:
+        yield background
+    finally:
+        background.close()
+        sink.pause()
+
+
+def check_place(path: Path) -> None:
+    """Make the folder that `path` will be written in, and refuse a place that cannot be written before any work.
+
+    Raises:
+        UserError: if a parent is a file, or there is no permission.
+    """
+    parent = path.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{parent} cannot be made: {error.strerror or error}.", "choose another --out") from error
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"no permission to write in {parent}.", "choose another --out")

@@ -1,0 +1,293 @@
+"""`cmtool sample` as it is typed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmtool.cli.lists import choose_labels, choose_seeds, format_ints, parse_floats, parse_ints
+from cmtool.data.images import read_png_text
+from cmtool.errors import UsageError
+from tests.cli.tiny import Shell, write_model
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CMTOOL_MODEL", raising=False)
+    return Shell(tmp_path, capfd)
+
+
+def archive(path):
+    with np.load(path, allow_pickle=False) as found:
+        return {key: found[key] for key in found}
+
+
+def close_bytes(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def test_sample_alone_makes_a_grid_of_64_from_the_newest_run(shell, tmp_path):
+    write_model(tmp_path)
+    code, out, err = shell("sample")
+    assert code == 0
+    assert out.strip() == "samples/tiny-1-0.png"
+    assert "newest finished run" in err
+    text = read_png_text(tmp_path / out.strip())
+    assert text["seeds"] == "0-63"
+    assert text["times"] == "[80.0]"
+    assert text["model_hash"]
+    # 8 x 8 pictures of 8 pixels, each enlarged 8 times, with gutters.
+    assert Image.open(tmp_path / out.strip()).size == (8 * 66 + 2, 8 * 66 + 2)
+
+
+def test_a_consistency_run_is_taken_before_a_newer_teacher(shell, tmp_path):
+    write_model(tmp_path, "student")
+    teacher = write_model(tmp_path, "teacher", kind="diffusion")
+    os.utime(teacher, (time.time() + 10,) * 2)
+    assert "student" in shell.out("sample", "--num", 1)
+    assert "teacher" in shell.out("sample", "--num", 1, "--sampler", "euler", "--steps", 2)
+    assert "teacher-3-0" in shell.out("sample", "--num", 1, "--model", "runs/teacher", "--steps", 2)
+
+
+def test_the_environment_names_the_model(shell, tmp_path, monkeypatch):
+    write_model(tmp_path, "a")
+    monkeypatch.setenv("CMTOOL_MODEL", str(write_model(tmp_path, "b")))
+    code, out, err = shell("sample", "--num", 1)
+    assert (code, out.strip()) == (0, "samples/b-1-0.png")
+    assert "CMTOOL_MODEL" in err
+
+
+def test_npz_carries_images_labels_and_what_they_are(shell, tmp_path):
+    write_model(tmp_path, num_classes=3, names=["ant", "bee", "cat"])
+    assert shell.out("sample", "--num", 5, "--steps", 2, "--out", "s.npz") == "s.npz"
+    found = archive("s.npz")
+    assert found["arr_0"].shape == (5, 8, 8, 3)
+    assert found["arr_0"].dtype == np.uint8
+    assert found["arr_1"].shape == (5,)
+    meta = json.loads(str(found["meta"]))
+    assert (meta["nfe"], meta["times"], meta["seeds"]) == (2, [80.0, 0.8], "0-4")
+    assert not (tmp_path / "s.npz.partial").exists()
+
+
+@pytest.mark.parametrize("suffix", ["npz", "folder"])
+def test_batch_size_changes_nothing_but_speed(shell, tmp_path, suffix):
+    write_model(tmp_path, num_classes=3)
+    outs = []
+    for size in (8, 3):
+        out = f"b{size}" + (".npz" if suffix == "npz" else "")
+        shell.out("sample", "--num", 8, "--batch-size", size, "--times", "80,0.5", "--out", out)
+        outs.append(
+            archive(out)["arr_0"]
+            if suffix == "npz"
+            else np.stack([np.asarray(Image.open(f)) for f in sorted((tmp_path / out).glob("*.png"))])
+        )
+    assert len(outs[0]) == 8
+    assert close_bytes(*outs)
+
+
+def test_each_sample_depends_on_its_seed_alone(shell, tmp_path):
+    write_model(tmp_path, num_classes=5)
+    shell.out("sample", "--seeds", "5-8", "--out", "many.npz")
+    shell.out("sample", "--seeds", "7", "--out", "one.npz")
+    many, one = archive("many.npz"), archive("one.npz")
+    assert close_bytes(many["arr_0"][2:3], one["arr_0"])
+    assert many["arr_1"][2] == one["arr_1"][0]
+    assert not close_bytes(many["arr_0"][1:2], one["arr_0"])
+
+
+def test_two_seeds_share_no_sample(shell, tmp_path):
+    write_model(tmp_path)
+    first = shell.json("sample", "--num", 3, "--seed", 0, "--out", "a.npz")
+    second = shell.json("sample", "--num", 3, "--seed", 1, "--out", "b.npz")
+    assert not set(parse_ints(first["seeds"], "")) & set(parse_ints(second["seeds"], ""))
+
+
+def test_labels_by_name_number_and_all(shell, tmp_path):
+    write_model(tmp_path, num_classes=3, names=["ant", "bee", "cat"])
+    shell.out("sample", "--num", 4, "--label", "cat", "--label", "0", "--out", "l.npz")
+    assert archive("l.npz")["arr_1"].tolist() == [2, 0, 2, 0]
+    shell.out("sample", "--num", 6, "--label", "all", "--out", "m.npz")
+    assert archive("m.npz")["arr_1"].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_times_levels_and_indices_are_the_same_thing(shell, tmp_path):
+    write_model(tmp_path)
+    shell.out("sample", "--num", 2, "--indices", "0,22,39", "--of", 40, "--out", "i.npz")
+    by_index = json.loads(str(archive("i.npz")["meta"]))
+    assert by_index["nfe"] == 2
+    shell.out("sample", "--num", 2, "--times", ",".join(map(repr, by_index["times"])), "--out", "t.npz")
+    assert np.array_equal(archive("i.npz")["arr_0"], archive("t.npz")["arr_0"])
+
+
+def test_the_models_own_times_are_used_and_said(shell, tmp_path):
+    write_model(tmp_path, times={"2": [80.0, 1.5]})
+    _, _, err = shell("sample", "--num", 1, "--steps", 2)
+    assert "own times" in err
+    assert "1.5" in err
+
+
+def test_quantization_can_truncate(shell, tmp_path):
+    write_model(tmp_path)
+    shell.out("sample", "--num", 4, "--out", "r.npz")
+    shell.out("sample", "--num", 4, "--quantize", "truncate", "--out", "t.npz")
+    difference = archive("r.npz")["arr_0"].astype(int) - archive("t.npz")["arr_0"]
+    assert set(np.unique(difference)) == {0, 1}
+
+
+def test_points_are_kept_as_floats_and_drawn_as_a_scatter(shell, tmp_path):
+    write_model(tmp_path, source="toy2d")
+    assert Image.open(shell.out("sample")).size[0] > 300
+    shell.out("sample", "--num", 7, "--out", "p.npz")
+    points = archive("p.npz")["arr_0"]
+    assert points.shape == (7, 2, 1, 1)
+    assert points.dtype == np.float32
+    assert "points" in shell.fails("sample", "--out", "folder")
+
+
+def test_json_is_one_document_and_nothing_else(shell, tmp_path):
+    write_model(tmp_path)
+    code, out, err = shell("sample", "--num", 2, "--json")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["path"] == "samples/tiny-1-0.png"
+    assert document["nfe"] == 1
+
+
+def test_a_cut_off_file_is_continued_without_repeating_a_seed(shell, tmp_path, monkeypatch):
+    from cmtool.data import shards
+
+    write_model(tmp_path, num_classes=4)
+    shell.out("sample", "--num", 20, "--batch-size", 4, "--out", "whole.npz")
+    monkeypatch.setattr(shards, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(shards.ShardStore, "assemble", _killed)
+    shell("sample", "--num", 20, "--batch-size", 4, "--out", "cut.npz")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    parts = sorted((tmp_path / "cut.npz.partial").glob("*-*.npz"))
+    assert len(parts) == 5
+    # As a kill would leave it: shards missing at the end, one of them half-way through its write.
+    parts[3].unlink()
+    parts[4].rename(parts[4].with_name(".000000016-000000020.tmp-1-ab.npz"))
+    document = shell.json("sample", "--num", 20, "--batch-size", 4, "--out", "cut.npz")
+    assert document["continued_at"] == 12
+    whole, cut = archive("whole.npz"), archive("cut.npz")
+    assert np.array_equal(whole["arr_0"], cut["arr_0"])
+    assert np.array_equal(whole["arr_1"], cut["arr_1"])
+    assert not (tmp_path / "cut.npz.partial").exists()
+
+
+def _killed(self, meta):
+    raise KeyboardInterrupt
+
+
+def test_parts_of_another_request_are_not_mixed_in(shell, tmp_path, monkeypatch):
+    from cmtool.data import shards
+
+    write_model(tmp_path)
+    monkeypatch.setattr(shards.ShardStore, "assemble", _killed)
+    assert shell("sample", "--num", 4, "--out", "s.npz")[0] == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert "seeds" in shell.fails("sample", "--num", 4, "--seed", 1, "--out", "s.npz")
+
+
+def test_a_folder_is_continued_and_foreign_folders_are_refused(shell, tmp_path):
+    write_model(tmp_path)
+    shell.out("sample", "--num", 6, "--out", "f")
+    (tmp_path / "f" / "000004.png").unlink()
+    assert shell.json("sample", "--num", 6, "--out", "f")["continued_at"] == 4
+    assert read_png_text(tmp_path / "f" / "000004.png")["seed"] == "4"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.jpg").write_bytes(b"x")
+    assert "other files" in shell.fails("sample", "--num", 2, "--out", "mine")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+def test_kill_dash_nine_loses_nothing_that_was_written(shell, tmp_path):
+    write_model(tmp_path)
+    shell.out("sample", "--num", 3000, "--batch-size", 10, "--out", "whole.npz")
+    code = (
+        "from cmtool.data import shards; shards.SHARD_SECONDS = 0.02; import sys; from cmtool.cli.app import run;"
+        "run(['sample', '--num', '3000', '--batch-size', '10', '--out', 'big.npz'])"
+    )
+    from pathlib import Path
+
+    root = str(Path(__file__).resolve().parents[2])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": root},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("big.npz.partial/0*.npz")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    if not (tmp_path / "big.npz").exists():
+        assert shell.json("sample", "--num", 3000, "--batch-size", 10, "--out", "big.npz")["continued_at"] > 0
+    assert np.array_equal(archive("whole.npz")["arr_0"], archive("big.npz")["arr_0"])
+
+
+BAD = [
+    (["--steps", "0"], "steps"),
+    (["--steps", "2", "--times", "80,1"], "give one of them"),
+    (["--times", "80,abc"], "no number"),
+    (["--times", "80,,1"], "empty entry"),
+    (["--times", "0.8,80"], "strictly decrease"),
+    (["--times", "100"], "outside the model's range"),
+    (["--indices", "0,22"], "--of"),
+    (["--indices", "0,50", "--of", "40"], "outside a grid"),
+    (["--of", "40"], "--indices"),
+    (["--sampler", "heunn"], "Did you mean heun"),
+    (["--sampler", "heun"], "choose from multistep"),
+    (["--label", "dog"], "unknown label"),
+    (["--label", "9"], "unknown label"),
+    (["--seeds", "9-4"], "backwards"),
+    (["--seeds", "x"], "neither"),
+    (["--seeds", "1-3", "--num", "9"], "disagree"),
+    (["--out", "a.jpg"], "not written here"),
+    (["--out", "file/x.png"], "file"),
+    (["--num", "20000"], "too many for one grid"),
+    (["--device", "tpu"], "tpu"),
+    (["--quantize", "floor"], "floor"),
+    (["--model", "nowhere"], "no model"),
+    (["--model", "file"], "damaged"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_sentence_and_leaves_nothing(shell, tmp_path, arguments, says):
+    write_model(tmp_path, num_classes=2, names=["ant", "bee"])
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    assert says in shell.fails("sample", *arguments)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_model_at_all_says_how_to_get_one(shell):
+    assert "cmtool train-ct --preset digits" in shell.fails("sample")
+
+
+def test_a_label_for_an_unconditional_model_is_refused(shell, tmp_path):
+    write_model(tmp_path)
+    assert "not conditioned" in shell.fails("sample", "--label", "1")
+
+
+def test_lists_round_trip():
+    assert parse_ints("37,40-43", "--seeds") == (37, 40, 41, 42, 43)
+    assert format_ints((37, 40, 41, 42, 43)) == "37,40-43"
+    assert format_ints(range(64)) == "0-63"
+    assert format_ints(()) == ""
+    assert parse_floats("80, 0.8", "--times") == (80.0, 0.8)
+    assert choose_seeds(3, 2, None, 64) == range(2_000_000, 2_000_003)
+    assert choose_labels(["3"], 10, [str(9 - i) for i in range(10)]) == [6]
+    with pytest.raises(UsageError):
+        parse_ints("0-99999999999", "--seeds")
