@@ -1,7 +1,7 @@
 """How sure a figure is: intervals from resampled images, and two sample sets compared on the same resamples.
 
-The Frechet distance of a resample lies above that of the set (it holds fewer different images), equally for both sides of
-a comparison. The spread of the resampled values around their mean is therefore laid around the value measured.
+The Frechet distance of a resample lies above that of the set (it holds fewer different images), equally for both sides
+of a comparison. The spread of the resampled values around their mean is therefore laid around the value measured.
 """
 
 from __future__ import annotations

@@ -1,0 +1,125 @@
+"""Judging a model rather than files: its samples are made in memory, with seeds of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmtool.data import to_uint8
+from cmtool.evaluation.features import Features
+from cmtool.evaluation.figures import Figures, compute_figures
+from cmtool.evaluation.frechet import covariance_factor, frechet_distance
+from cmtool.evaluation.measure import Side, measure
+from cmtool.evaluation.samples import ImageSet, from_array
+from cmtool.evaluation.statistics import statistics
+from cmtool.models import Model, ve_process
+from cmtool.samplers.generate import generate, labels_for, streams_for
+from cmtool.samplers.multistep import to_range, unchanged, walk
+from cmtool.samplers.plan import SamplePlan
+
+BATCH = 256
+# Samples after the first evaluations are kept while times that begin alike are scored, up to this many bytes.
+KEPT_BYTES = 256 * 2**20
+
+
+def make_images(
+    model: Model,
+    plan: SamplePlan,
+    seeds: Sequence[int],
+    name: str = "samples",
+    batch_size: int = BATCH,
+    advance: Callable[[int], None] = lambda count: None,
+) -> ImageSet:
+    """Sample one image for each seed into memory, quantized by rounding (points stay floats), with its label."""
+    parts, labels = [], []
+    for batch in generate(model, plan, seeds, batch_size=batch_size):
+        parts.append(_stored(batch.x0, model))
+        if batch.labels is not None:
+            labels.append(batch.labels.cpu().numpy())
+        advance(len(batch.x0))
+    return from_array(np.concatenate(parts), name, np.concatenate(labels) if labels else None)
+
+
+def evaluate_model(
+    model: Model,
+    plan: SamplePlan,
+    seeds: Sequence[int],
+    network: Features,
+    side: Side,
+    metrics: Sequence[str] | None = None,
+    batch_size: int = BATCH,
+) -> Figures:
+    """Sample a model and compute its figures; nothing is written.
+
+    Args:
+        model: consistency model or teacher.
+        plan: sampler and noise levels, from `plan_sampling(model.header, ...)`.
+        seeds: one for each sample.
+        network: from `build_features`.
+        side: from `measure_reference`.
+        metrics: as in `compute_figures`.
+        batch_size: images at once.
+    """
+    images = make_images(model, plan, seeds, batch_size=batch_size)
+    measured = measure(images, network, batch_size, use_cache=False)
+    return compute_figures(measured, side, network, metrics, images.labels)
+
+
+def _stored(x0: Tensor, model: Model) -> np.ndarray:
+    if model.float_samples:
+        return x0.float().cpu().numpy()
+    return to_uint8(x0.float()).permute(0, 2, 3, 1).cpu().numpy()
+
+
+class TimesScore:
+    """Frechet distance as a function of a consistency model's times, with fixed seeds.
+
+    Times that begin alike share their first evaluations, so that a greedy search costs one evaluation an image for each
+    candidate whatever the number of steps.
+    """
+
+    def __init__(
+        self, model: Model, network: Features, side: Side, seeds: Sequence[int], batch_size: int = BATCH
+    ) -> None:
+        self.model = model
+        self.network = network
+        self.side = side
+        self.factor = covariance_factor(side.fit.covariance)
+        self.batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
+        channels, height, width = model.image_shape
+        self._keeps = len(seeds) * channels * height * width * 4 <= KEPT_BYTES
+        self._known: dict[tuple[float, ...], list[Tensor]] = {}
+
+    def __call__(self, times: tuple[float, ...]) -> float:
+        """Return the Frechet distance of samples made with `times`."""
+        x0 = self._samples(times)
+        features = [self.network.call(_stored(batch, self.model)).features for batch in x0]
+        fit = statistics(np.concatenate(features))
+        return frechet_distance(fit, self.side.fit, self.factor)
+
+    @torch.no_grad()
+    def _samples(self, times: tuple[float, ...]) -> list[Tensor]:
+        prefix = times[:-1] if len(times) > 1 and self._keeps else ()
+        if prefix and prefix not in self._known:
+            kept = self._samples(prefix)
+            if len(self._known) > 3:
+                self._known.pop(next(iter(self._known)))
+            self._known[prefix] = kept
+        before: Sequence[Tensor | None] = self._known.get(prefix) or [None] * len(self.batches)
+        return [self._walk(seeds, times, len(prefix), x0) for seeds, x0 in zip(self.batches, before, strict=True)]
+
+    def _walk(self, seeds: Sequence[int], times: tuple[float, ...], done: int, x0: Tensor | None) -> Tensor:
+        """Go on from `x0`, the answer after the first `done` evaluations, with the same noise as an unbroken run."""
+        model = self.model
+        streams = streams_for(model, seeds)
+        label = labels_for(model, streams, None)
+        draws = [streams.normal(model.image_shape) for _ in range(done + 1)]
+        if x0 is None:
+            x = times[0] * draws[0]
+        else:
+            level = torch.full((len(x0),), times[done], dtype=x0.dtype, device=x0.device)
+            x = ve_process(model).renoise(x0, draws[-1], level)
+        return walk(model, x, streams, times[done:], label, unchanged if model.float_samples else to_range)

@@ -1,0 +1,119 @@
+"""What training asks of evaluation: figures at intervals, and the best sampling times at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cmtool.config.schema import EvalConfig
+from cmtool.diffusion.grid import karras_grid
+from cmtool.errors import UserError
+from cmtool.evaluation.features import Features, build_features
+from cmtool.evaluation.figures import RECOMMENDED
+from cmtool.evaluation.measure import Side, measure_reference
+from cmtool.evaluation.models import TimesScore, evaluate_model
+from cmtool.evaluation.references import resolve_reference
+from cmtool.models import Model
+from cmtool.samplers.plan import plan_sampling
+from cmtool.samplers.time_search import Memo, SearchResult, Times, greedy_search
+
+Say = Callable[[str], None]
+# Seeds of evaluation during training and of searches: blocks that `cmtool sample --seed N` does not reach soon.
+BLOCK = 1_000_000
+SEARCH_SEED, FRESH_SEED = 1001 * BLOCK, 1002 * BLOCK
+SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1000, 18, (2, 3, 4)
+
+
+@dataclass
+class Judge:
+    """A reference and a feature network, ready to judge one kind of model again and again.
+
+    `Judge.of(config.eval, model)` sets it up; `judge(model)` returns figures of one-step samples (a teacher's usual
+    sampler), the same seeds every time.
+    """
+
+    network: Features
+    side: Side
+    count: int
+    metrics: tuple[str, ...] | None = ("fid", "pr")
+
+    @classmethod
+    def of(cls, config: EvalConfig, model: Model, say: Say = lambda text: None) -> Judge:
+        """Set up from the [eval] table of a preset.
+
+        Raises:
+            UserError: the preset names no reference, or its reference or features are not here.
+        """
+        if config.reference is None:
+            raise UserError("the preset names no reference to compare with.", "set eval.reference, e.g. to digits")
+        channels, height, width = model.image_shape
+        shape = (channels, 1, 1) if model.float_samples else (height, width, channels)
+        reference = resolve_reference(config.reference, shape, None, say)
+        network = build_features(config.features or reference.features, shape, reference.mode, str(model.device), say)
+        side = measure_reference(reference, network)
+        return cls(network, side, config.count, config.metrics or ("fid", "pr"))
+
+    def __call__(self, model: Model, steps: int | None = None, count: int | None = None) -> dict[str, float]:
+        """Return the figures that apply, by key, of `count` samples (the preset's number unless told)."""
+        plan = plan_sampling(model.header, steps=steps)
+        seeds = range(SEARCH_SEED, SEARCH_SEED + (count or self.count))
+        figures = evaluate_model(model, plan, seeds, self.network, self.side, self.metrics)
+        return {key: value for key, value in figures.values.items() if value is not None}
+
+
+def descending_grid(model: Model, points: int) -> tuple[float, ...]:
+    """Return the Karras grid of a model's range from sigma_max down to sigma_min."""
+    return tuple(reversed(karras_grid(points, model.sigma_min, model.sigma_max, model.rho)))
+
+
+def short_search(
+    model: Model,
+    judge: Judge,
+    steps: Sequence[int] = SHORT_STEPS,
+    count: int = SHORT_COUNT,
+    points: int = SHORT_GRID,
+    seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Find times for a few steps by one greedy search, and judge them against those in the header on fresh seeds.
+
+    Args:
+        model: a trained consistency model.
+        judge: what to compare with.
+        steps: numbers of evaluations to find times for.
+        count: samples for each candidate.
+        points: points of the grid.
+        seconds: no new number of steps is begun after this long.
+
+    Returns:
+        {"times": {"1": [...], "2": [...], ...}, "figures": {"2": distance, ...}} for the model's header.
+    """
+    began = time.monotonic()
+    seeds = range(SEARCH_SEED, SEARCH_SEED + count)
+    memo = Memo(TimesScore(model, judge.network, judge.side, seeds))
+    fresh = Memo(TimesScore(model, judge.network, judge.side, range(FRESH_SEED, FRESH_SEED + count)))
+    levels = descending_grid(model, points)
+    chain: Times = (levels[0],)
+    times = dict(model.header.get("times") or {}) | {"1": [levels[0]]}
+    figures = {"1": fresh((levels[0],))}
+    for number in sorted(steps):
+        if time.monotonic() - began > seconds or number < 2:
+            continue
+        chain = greedy_search(memo, number, levels, chain).times
+        options = [chain, *([tuple(times[str(number)])] if str(number) in times else [])]
+        best = min(options, key=fresh)
+        times[str(number)], figures[str(number)] = list(best), fresh(best)
+    return {"times": times, "figures": {key: round(value, 4) for key, value in figures.items()}}
+
+
+def search_is_cheap(judge: Judge) -> bool:
+    """Whether a search can end a training run: the small networks can be asked dozens of times, Inception cannot."""
+    return judge.network.domain or judge.network.name == "points"
+
+
+def describe_search(result: SearchResult, count: int) -> str:
+    """One line: the times, the distance, how many were tried, and whether the count biases the distance."""
+    levels = ", ".join(f"{level:.4g}" for level in result.times)
+    few = f" ({count:,} samples: compare only with the same count)" if count < RECOMMENDED else ""
+    return f"times {levels}: {result.value:.4g} ({result.method}, {len(result.trace)} evaluations){few}"
