@@ -10,14 +10,12 @@ import numpy as np
 import torch
 
 from cmtool.data import from_uint8
-from cmtool.errors import DataError, UsageError, unknown
+from cmtool.errors import DataError
 from cmtool.evaluation import domain
-from cmtool.evaluation.inception import RESIZERS, load_inception, tile_channels
+from cmtool.evaluation.inception import load_inception, tile_channels
+from cmtool.evaluation.names import check_features, check_mode
 from cmtool.evaluation.statistics import Array
 from cmtool.evaluation.store import sha256
-
-NAMES = ("inception", "digits", "shapes", "points")
-MODES = tuple(RESIZERS)
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,16 @@ def build_features(
         DataError: it is not for these images, or its file is damaged.
         OfflineError: its weights are not here and cannot be downloaded.
     """
-    if mode not in MODES:
-        raise UsageError(unknown("resizing mode", mode, MODES))
+    check_mode(mode)
+    check_features(name)
     if name == "inception":
         made = _inception(mode, device, say)
     elif name in ("digits", "shapes"):
         made = _domain(name, shape)
     elif name == "points":
         made = Features("points", "points-1", _points, _only_points)
-    elif name.endswith((".pt", ".pth")):
-        made = _script(Path(name), device)
     else:
-        raise UsageError(unknown("feature network", name, NAMES), "or the path of a TorchScript module (FILE.pt)")
+        made = _script(Path(name), device)
     made.accepts(shape)
     return made
 
@@ -123,10 +119,6 @@ def _domain(name: str, shape: tuple[int, int, int]) -> Features:
 
 
 def _script(path: Path, device: str) -> Features:
-    if not path.is_file():
-        raise DataError(
-            f"there are no features at {path}.", f"choose from {', '.join(NAMES)}, or a TorchScript FILE.pt"
-        )
     try:
         module = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:

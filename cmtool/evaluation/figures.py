@@ -7,31 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cmtool.errors import DataError, UsageError, unknown
+from cmtool.errors import DataError
 from cmtool.evaluation.features import Features
 from cmtool.evaluation.frechet import frechet_distance
 from cmtool.evaluation.inception_score import inception_score
 from cmtool.evaluation.kid import kernel_distance
 from cmtool.evaluation.manifold import Manifold, manifold
 from cmtool.evaluation.measure import Measured, Side
+from cmtool.evaluation.names import KEYS, METRICS
 from cmtool.evaluation.statistics import Array, statistics
 
-# The metrics of a plain run, and those that are asked for by name.
-METRICS = ("fid", "sfid", "is", "kid", "pr", "dc", "classes")
-EXTRA = ("memorization", "consistency")
-KEYS = (
-    "fid",
-    "sfid",
-    "is",
-    "is_std",
-    "kid",
-    "kid_std",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "class_agreement",
-)
 RECOMMENDED = 10_000
 K, K_DENSITY = 3, 5
 
@@ -44,16 +29,6 @@ class Figures:
     notes: list[str] = field(default_factory=list)
     manifold: Manifold | None = None
     per_class: dict[str, float] = field(default_factory=dict)
-
-
-def check_metrics(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the metrics asked for, None for all that apply; raises `UsageError` for an unknown one."""
-    if not names:
-        return None
-    for name in names:
-        if name not in (*METRICS, *EXTRA):
-            raise UsageError(unknown("metric", name, (*METRICS, *EXTRA)))
-    return tuple(dict.fromkeys(names))
 
 
 def compute_figures(

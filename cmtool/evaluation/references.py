@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from cmtool.config.find import list_presets
 from cmtool.config.load import resolve
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset
 from cmtool.data.packed import is_packed, read_packed
-from cmtool.errors import DataError, unknown
+from cmtool.errors import DataError
+from cmtool.evaluation.names import check_reference_name
 from cmtool.evaluation.samples import ImageSet, from_dataset, open_images
 from cmtool.evaluation.statistics import Array, Statistics
 from cmtool.evaluation.store import Remote, fetch, sha256
@@ -107,8 +107,8 @@ def check_reference(text: str, mode: str | None = None, say: Say = lambda text: 
     named = NAMED.get(text)
     if named and named.remote:
         fetch(named.remote(mode or named.mode), say)
-    elif not named and not Path(text).exists() and text not in list_presets():
-        raise DataError(unknown("reference", text, NAMED), "or name an .npz, a folder of images, or a preset")
+    elif not named:
+        check_reference_name(text)
 
 
 def resolve_reference(
