@@ -56,7 +56,7 @@ class LazyGroup(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands that are there."""
-        return [name for name, entry in COMMANDS.items() if _exists(entry.module)]
+        return available()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and return one command, None where there is none of this name."""
@@ -80,8 +80,9 @@ class LazyGroup(typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _exists(module: str) -> bool:
-    return importlib.util.find_spec(f"cmtool.cli.{module}") is not None
+def available() -> list[str]:
+    """Return the commands whose module is installed, in the order of the help."""
+    return [name for name, entry in COMMANDS.items() if importlib.util.find_spec(f"cmtool.cli.{entry.module}")]
 
 
 def _load(name: str, entry: Entry) -> Any:

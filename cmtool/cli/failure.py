@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from typing import Any, NamedTuple
 
@@ -64,7 +65,27 @@ def _usage(error: Any) -> Failure:
         close = nearest(wrong.lstrip("-"), [name[2:] for name in known])
         sentence = f"no such option {wrong}." + (f" Did you mean --{close[0]}?" if close else "")
     hint = f"{context.command_path} --help" if context is not None else "cmtool --help"
-    return Failure(" ".join(sentence.split()), hint, error.exit_code)
+    cause = error.__cause__
+    if cause is not None and getattr(error, "param", None) is not None and hasattr(cause, "errors"):
+        sentence = _bad_value(max(error.param.opts, key=len), cause.errors()[0])
+    sentence = " ".join(sentence.split())
+    return Failure(sentence[:1].lower() + sentence[1:], hint, error.exit_code)
+
+
+def _bad_value(option: str, problem: Any) -> str:
+    """A value that an option refuses, in the words that a wrong setting in a file gets."""
+    from cmtool.config.explain import requirement, shown_value
+    from cmtool.config.toml import parse_value
+
+    value = parse_value(str(problem["input"]))
+    said = re.search(r"is not one of (.*?)\.?$", str(problem["msg"]))
+    if said is None:
+        return f"{option} = {shown_value(value)} {requirement(problem)}"
+    choices = re.findall(r"'([^']*)'", said[1])
+    close = nearest(str(value), choices)
+    return f"{option} = {shown_value(value)} is unknown; choose {', '.join(choices)}." + (
+        f" Did you mean {close[0]}?" if close else ""
+    )
 
 
 def _system(error: OSError) -> Failure:

@@ -60,7 +60,7 @@ class Output:
             print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Draw a table on stdout; columns of numbers are aligned to the right, the first is never wrapped.
+        """Draw a table on stdout; columns of numbers are aligned to the right, short names in the first are not wrapped.
 
         Args:
             title: printed above; may be empty.
@@ -109,7 +109,9 @@ def _draw_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
     for index, head in enumerate(heads):
         numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
-        table.add_column(head, justify="right" if numbers else "left", overflow="fold", no_wrap=index == 0)
+        # Names stay whole unless they would push everything else off the page.
+        name = index == 0 and max((len(row[0]) for row in rows), default=0) <= columns() // 3
+        table.add_column(head, justify="right" if numbers else "left", overflow="fold", no_wrap=name)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(file=sys.stdout, width=columns(), highlight=False).print(table)

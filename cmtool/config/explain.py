@@ -68,7 +68,7 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
         return ConfigError(unknown_key(place, keys[-1], list(owner.model_fields)))
     if kind == "value_error":
         return ConfigError(f"{place}: {problem['ctx']['error']}")
-    return ConfigError(f"{place} = {_shown(problem['input'])} {_requirement(problem, owner, keys[-1])}")
+    return ConfigError(f"{place} = {shown_value(problem['input'])} {_requirement(problem, owner, keys[-1])}")
 
 
 def unknown_key(place: str, key: str, choices: Sequence[str]) -> str:
@@ -111,10 +111,20 @@ def _place(key: str, origins: Mapping[str, str], default: str) -> str:
     return f"{default}: {key}"
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """Return a value as messages show it: as Python writes it, but true and false as TOML does."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value)
+
+
+def requirement(problem: Any) -> str:
+    """Return what a value must be ("must be at least 1") by one of pydantic's complaints."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in _MUST:
+        return "must be " + _MUST[kind].format(**context)
+    stem = kind.split("_")[0]
+    return f"must be {_KINDS[stem]}" if stem in _KINDS else f"is not right: {problem['msg']}"
 
 
 def _requirement(problem: Any, owner: type[BaseModel], key: str) -> str:
@@ -122,12 +132,10 @@ def _requirement(problem: Any, owner: type[BaseModel], key: str) -> str:
     if kind == "literal_error":
         choices = _choices(owner.model_fields[key].annotation) or [str(context.get("expected", ""))]
         return f"is unknown; choose {', '.join(choices)}.{_suggestion(str(problem['input']), choices)}"
-    if kind in _MUST:
-        return "must be " + _MUST[kind].format(**context)
     stem = kind.split("_")[0]
-    if stem in _KINDS:
+    if kind not in _MUST and stem in _KINDS:
         return "must be " + _accepted(owner, key, stem)
-    return f"is not right: {problem['msg']}"
+    return requirement(problem)
 
 
 def _accepted(owner: type[BaseModel], key: str, stem: str) -> str:
