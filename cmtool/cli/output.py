@@ -34,11 +34,13 @@ class Output:
     Args:
         json_mode: stdout carries the document given to `json` alone; tables, results and talk are dropped.
         quiet: no talk and no progress; warnings, tables and results stay.
+        silent: nothing at all, for all but the first of several processes.
     """
 
-    def __init__(self, json_mode: bool = False, quiet: bool = False) -> None:
-        self.json_mode = json_mode
-        self.quiet = quiet or json_mode
+    def __init__(self, json_mode: bool = False, quiet: bool = False, silent: bool = False) -> None:
+        self.json_mode = json_mode or silent
+        self.quiet = quiet or self.json_mode
+        self.silent = silent
 
     def say(self, text: str) -> None:
         """Talk to the user on stderr."""
@@ -47,7 +49,8 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Warn on stderr, whatever the mode."""
-        print(f"Warning: {text}", file=sys.stderr, flush=True)
+        if not self.silent:
+            print(f"Warning: {text}", file=sys.stderr, flush=True)
 
     def result(self, text: str) -> None:
         """Put a result (a path, a document) on stdout as it is."""
@@ -56,11 +59,11 @@ class Output:
 
     def json(self, document: Any) -> None:
         """Put one JSON document on stdout; does nothing outside JSON mode."""
-        if self.json_mode:
+        if self.json_mode and not self.silent:
             print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Draw a table on stdout; columns of numbers are aligned to the right, short names in the first are not wrapped.
+        """Draw a table on stdout; numbers are aligned to the right, short names in the first column are not wrapped.
 
         Args:
             title: printed above; may be empty.
