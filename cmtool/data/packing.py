@@ -35,7 +35,7 @@ class Rules:
     small: str = "skip"
 
 
-def _pixels(image: Bytes, channels: int) -> Bytes:
+def channels_of(image: Bytes, channels: int) -> Bytes:
     """Bring an array (H, W, C) that needs no decoding to the wanted channels; grey is ITU-R 601, as Pillow's."""
     if image.shape[-1] == channels:
         return image
@@ -50,7 +50,7 @@ def _pixels(image: Bytes, channels: int) -> Bytes:
 def _prepare(record: Record, rules: Rules) -> Bytes:
     """Decode and fit one record; raises `SkippedImage` when it cannot be used."""
     if isinstance(record.data, np.ndarray):
-        image = _pixels(record.data, rules.channels)
+        image = channels_of(record.data, rules.channels)
     else:
         image = read_image(record.data, rules.channels, name=record.name)
     if min(image.shape[:2]) < rules.resolution and rules.small == "skip":

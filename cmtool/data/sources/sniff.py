@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmtool.config.schema import DataConfig
+from cmtool.data.dataset import Dataset
 from cmtool.data.decode import SUFFIXES
 from cmtool.data.packed import MAGIC, read_packed
 from cmtool.data.sources.arrays import CIFAR_FOLDER, open_cifar_archive, open_cifar_folder, open_npz, open_pickle
@@ -20,17 +21,18 @@ from cmtool.errors import DataError
 FORMS = "a folder of images, an EDM zip, .npz, .parquet, .cmdata, an lmdb, CIFAR-10's or image-net.org's batches"
 
 
-def _open_packed(path: Path) -> Source:
-    """A packed file as a source, so that it can be packed again at another size."""
-    data = read_packed(path)
+def dataset_source(data: Dataset, path: Path, signature: str) -> Source:
+    """Turn a loaded data set into a source, so that it can be packed (again, at another size)."""
+    if data.float_samples:
+        raise DataError(f"{path} are points in the plane, not images: there is nothing to pack.")
 
     def records() -> Iterator[Record]:
         for index, image in enumerate(data.images):
             label = None if data.labels is None else int(data.labels[index])
             yield Record(f"{path.name}[{index}]", image.permute(1, 2, 0).numpy(), label)
 
-    signature = sign_file("packed", path)
-    return Source("packed", path, len(data), records, signature, data.class_names, data.classes, notes=data.info.notes)
+    kind, notes = data.info.source, data.info.notes
+    return Source(kind, path, len(data), records, signature, data.class_names, data.classes, notes=notes)
 
 
 def _open_folder(path: Path, kind: str | None) -> Source:
@@ -60,7 +62,7 @@ def _open_file(path: Path, kind: str | None) -> Source:
     with open(path, "rb") as stream:
         start = stream.read(8)
     if start == MAGIC:
-        return _open_packed(path)
+        return dataset_source(read_packed(path), path, sign_file("packed", path))
     if start[:2] == b"PK":
         return _open_zip(path, kind)
     if start[:4] == b"PAR1":
@@ -91,7 +93,7 @@ def open_source(path: str | Path, cfg: DataConfig | None = None) -> Source:
     place = Path(text.removeprefix("lsun:")).expanduser()
     kind = cfg.kind if cfg else None
     if not place.exists():
-        raise DataError(f"there is no data at {place}.", "give a folder of images or a data file with --data")
+        raise DataError(f"there is no data at {place}.", "name a folder of images or a data file")
     try:
         if lmdb:
             return open_lmdb(place)

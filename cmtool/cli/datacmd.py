@@ -1,0 +1,130 @@
+"""`cmtool data make` and `cmtool data show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cmtool.cli.options import Json, Quiet, sub_app
+from cmtool.cli.output import Output
+
+if TYPE_CHECKING:
+    from cmtool.data.survey import Survey
+
+app = sub_app("Make data sets and look at them.")
+
+_MOST_CLASSES = 30  # rows of the table of classes; --json has all
+LabelRule = Literal["folders", "prefix", "train", "test"]
+
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="Folder, zip, npz, parquet, lmdb, .cmdata or a name such as cifar10.")
+]
+Kind = Annotated[
+    LabelRule | None,
+    typer.Option("--labels", help="Labels of a folder (its folders, or file-name prefixes); part of cifar10."),
+]
+
+
+@app.command(epilog="Example: cmtool data make photos/ --resolution 64 --out photos.cmdata")
+def make(
+    source: Source,
+    resolution: Annotated[int, typer.Option("--resolution", min=1, max=1024, help="Side of the squares in pixels.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The packed file.")],
+    channels: Annotated[int, typer.Option("--channels", help="1 grey, 3 RGB, 4 RGB with alpha.")] = 3,
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"], typer.Option("--fit", help="How other shapes become square.")
+    ] = "crop",
+    filter: Annotated[
+        Literal["adm", "edm", "bicubic", "box", "lanczos"],
+        typer.Option("--filter", help="adm: OpenAI's pixels (box halving, bicubic); edm: NVlabs' (Lanczos)."),
+    ] = "adm",
+    small: Annotated[
+        Literal["skip", "upscale"], typer.Option("--small", help="Images smaller than the resolution.")
+    ] = "skip",
+    labels: Kind = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack any data set into one memory-mapped file of equal squares."""
+    from cmtool.data.packing import Rules
+    from cmtool.data.survey import make as make_packed
+    from cmtool.errors import UsageError
+
+    if channels not in (1, 3, 4):
+        raise UsageError(f"--channels is 1, 3 or 4, not {channels}.")
+    output = Output(json, quiet)
+    with output.progress(None, "packing") as update:
+        rules = Rules(resolution, channels, fit, filter, small)
+        header = make_packed(
+            source, out, rules, labels, lambda done, total: update(note=f"of {total:,}", completed=done)
+        )
+    for line in _packed_lines(header):
+        output.say(line)
+    output.result(str(out))
+    output.json({"out": str(out), **header})
+
+
+def _packed_lines(header: dict[str, Any]) -> list[str]:
+    count, channels, side, _ = header["shape"]
+    lines = [f"{count:,} of {header['found']:,} files packed as {side} x {side} x {channels}"]
+    lines += [f"skipped: {number:,} {reason}" for reason, number in header["skipped"].items()]
+    if header["duplicates"]:
+        lines.append(f"{header['duplicates']:,} exact duplicates (kept)")
+    if header["labels"]:
+        lines.append(f"{header['classes']:,} classes")
+    return lines + header["notes"]
+
+
+@app.command(epilog="Example: cmtool data show photos.cmdata --grid photos.png")
+def show(
+    source: Source,
+    grid: Annotated[Path | None, typer.Option("--grid", help="Write a picture of images spread over the set.")] = None,
+    num: Annotated[int, typer.Option("--num", min=1, max=4096, help="Images in the grid.")] = 64,
+    labels: Kind = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a data set holds: counts, sizes, classes, and a grid of images."""
+    from cmtool.data.survey import survey
+
+    output = Output(json, quiet)
+    found = survey(source, labels, num if grid else 0)
+    _tables(output, found.facts)
+    if grid is not None:
+        _save_grid(found, grid, source)
+        output.say(f"grid: {grid}")
+    output.json({**found.facts, "grid": None if grid is None else str(grid)})
+
+
+def _save_grid(found: Survey, grid: Path, source: str) -> None:
+    from cmtool.data.images import save_grid
+    from cmtool.errors import DataError
+
+    if found.pictures is None:
+        raise DataError(f"{source} has no pictures to lay out.")
+    save_grid(found.pictures, grid, text={"data": source})
+
+
+def _tables(output: Output, facts: dict[str, Any]) -> None:
+    from cmtool.data.cache import human_bytes
+
+    names = ("source", "path", "images", "found", "duplicates", "resolution", "channels", "classes", "fingerprint")
+    rows = [[name, _number(facts[name])] for name in names if facts.get(name) is not None]
+    if facts.get("bytes"):
+        rows.append(["size", human_bytes(facts["bytes"])])
+    for title in ("skipped", "unusable", "sizes"):
+        rows += [[f"{title}: {key}", _number(value)] for key, value in facts.get(title, {}).items()]
+    rows += [["note", note] for note in facts.get("notes", [])]
+    output.table("", ["property", "value"], rows)
+    counts = facts.get("class_counts")
+    if counts:
+        shown = [[row["label"], row["name"], row["images"]] for row in counts[:_MOST_CLASSES]]
+        output.table("", ["label", "name", "images"], shown)
+        if len(counts) > _MOST_CLASSES:
+            output.say(f"and {len(counts) - _MOST_CLASSES:,} more classes (see --json)")
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,156 @@
+"""What a data set holds, for a person to look at: counts, sizes, classes and a few pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.data.builtin import BUILTIN
+from cmtool.data.dataset import Dataset
+from cmtool.data.decode import Bytes, SkippedImage, fit_image, read_image
+from cmtool.data.packed import is_packed, read_packed
+from cmtool.data.packing import Progress, Rules, channels_of, pack
+from cmtool.data.sources.base import Record, Source
+from cmtool.data.sources.known import locate
+from cmtool.data.sources.sniff import dataset_source, open_source
+from cmtool.errors import DataError
+
+PROBE = 256  # files of an unpacked source that are decoded to tell their sizes
+
+
+@dataclass(frozen=True)
+class Survey:
+    """`facts` are plain values for JSON; `pictures` is uint8 (B, H, W, C) or None."""
+
+    facts: dict[str, Any]
+    pictures: Bytes | None
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` of range(count), evenly spread, so that sorted classes all show up."""
+    return sorted({index * count // min(count, wanted) for index in range(min(count, wanted))})
+
+
+def _class_counts(counts: Counter[int], names: tuple[str, ...] | None, classes: int) -> list[dict[str, Any]]:
+    given = names or ()
+    return [
+        {"label": label, "name": given[label] if label < len(given) else None, "images": counts[label]}
+        for label in range(classes)
+    ]
+
+
+def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
+    """Describe a loaded (packed or built-in) data set exactly."""
+    facts: dict[str, Any] = {**data.summary, "path": None if path is None else str(path), "images": len(data)}
+    facts |= {"resolution": data.resolution, "channels": data.channels, "fingerprint": data.fingerprint}
+    facts["bytes"] = None if path is None else path.stat().st_size
+    if data.labels is not None:
+        counts = Counter(data.labels.tolist())
+        facts["class_counts"] = _class_counts(counts, data.class_names, data.classes or 0)
+    chosen = torch.tensor(_spread(len(data), pictures), dtype=torch.long)
+    shown = None if data.float_samples or not pictures else data.images[chosen].permute(0, 2, 3, 1).numpy()
+    return Survey(facts, shown)
+
+
+def _decoded(record: Record) -> Bytes:
+    return record.data if isinstance(record.data, np.ndarray) else read_image(record.data, 3, record.name)
+
+
+def _probe(source: Source, wanted: int) -> tuple[list[Bytes], Counter[str], Counter[int]]:
+    """Decode a few images of an unpacked source and count the labels of all."""
+    chosen = set(_spread(source.count, wanted))
+    images: list[Bytes] = []
+    problems: Counter[str] = Counter()
+    labels: Counter[int] = Counter()
+    for index, record in enumerate(source.records()):
+        if record.label is not None:
+            labels[record.label] += 1
+        if index in chosen:
+            try:
+                images.append(_decoded(record))
+            except SkippedImage as skip:
+                problems[skip.reason] += 1
+    return images, problems, labels
+
+
+def survey_source(source: Source, pictures: int) -> Survey:
+    """Describe an unpacked source: every label is counted, sizes come from a sample of its images."""
+    images, problems, labels = _probe(source, max(PROBE, pictures))
+    sizes = Counter(f"{image.shape[1]}x{image.shape[0]}" for image in images)
+    facts: dict[str, Any] = {"source": source.kind, "path": str(source.path), "found": source.found}
+    facts |= {"images": source.count, "skipped": dict(source.skipped), "classes": source.classes}
+    facts |= {"class_names": list(source.class_names) if source.class_names else None, "notes": list(source.notes)}
+    facts |= {"looked_at": sum(sizes.values()) + sum(problems.values()), "unusable": dict(problems)}
+    facts["sizes"] = dict(sizes.most_common(10))
+    if source.classes:
+        facts["class_counts"] = _class_counts(labels, source.class_names, source.classes)
+    side = max((min(128, max(image.shape[:2])) for image in images), default=0)
+    shown = [fit_image(channels_of(images[i], 3), side, "pad", "lanczos") for i in _spread(len(images), pictures)]
+    return Survey(facts, np.stack(shown) if shown else None)
+
+
+def _builtin(name: str, resolution: int | None) -> Dataset:
+    usual = {"digits": (8, 1), "shapes": (16, 3), "toy2d": (1, 2)}[name]
+    table = DataConfig.model_validate(
+        {"source": name, "resolution": resolution or usual[0], "channels": usual[1], "labels": True}
+    )
+    return BUILTIN[name](table)
+
+
+def _is_name(path: str) -> bool:
+    return path in DATA_SOURCES and not Path(path).exists()
+
+
+def resolve(path: str, kind: str | None = None, resolution: int | None = None) -> Source:
+    """Open whatever a user may type as data: a path, `lsun:PATH`, or the name of a published or built-in set."""
+    if _is_name(path) and path in BUILTIN:
+        data = _builtin(path, resolution)
+        return dataset_source(data, Path(path), data.fingerprint)
+    table = DataConfig.model_validate({"source": "folder", "path": path, "resolution": resolution or 64, "kind": kind})
+    if _is_name(path):
+        table = table.model_copy(update={"source": path, "path": None})
+        return open_source(locate(table), table)
+    return open_source(path, table)
+
+
+def survey(path: str, kind: str | None = None, pictures: int = 64) -> Survey:
+    """Describe any data set a user may name.
+
+    Args:
+        path: a file, a folder, `lsun:PATH`, or the name of a published or built-in set.
+        kind: label rule of a folder ("prefix"), part of CIFAR-10 ("test").
+        pictures: how many images to return for a grid.
+
+    Raises:
+        DataError: see `open_source`.
+    """
+    if _is_name(path) and path in BUILTIN:
+        return survey_dataset(_builtin(path, None), None, pictures)
+    place = Path(path).expanduser()
+    if place.is_file() and is_packed(place):
+        return survey_dataset(read_packed(place), place, pictures)
+    return survey_source(resolve(path, kind), pictures)
+
+
+def make(
+    path: str, out: Path, rules: Rules, kind: str | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Pack any data set a user may name into `out` and return the header of the packed file.
+
+    Raises:
+        DataError: see `open_source` and `pack`; or `out` is a file of another kind, or the source itself.
+    """
+    source = resolve(path, kind, rules.resolution)
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; --out names the packed file.", f"use --out {out / 'data.cmdata'}")
+    if out.exists() and out.resolve() == source.path.resolve():
+        raise DataError(f"{out} is the source itself.", "choose another --out")
+    if out.exists() and not is_packed(out):
+        raise DataError(f"{out} exists and is no packed data set; it is left alone.", "choose another --out")
+    return pack(source, out, rules, progress)
