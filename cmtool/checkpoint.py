@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _LARGEST_HEADER = 100_000_000
+# safetensors' names of torch's dtypes.
+_KINDS = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
 
 @contextlib.contextmanager
@@ -57,6 +70,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents so that they survive a power cut: each is an entry of the one above it."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync_folder(place.parent)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, else it is removed.
@@ -66,7 +87,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         # The suffix stays last: writers such as Pillow choose their format by it.
         temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
         try:
@@ -155,40 +176,52 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return header_of(read_preamble(path), path)
 
 
-def _digest(header_text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return a tensor's values, dense and in C order, as bytes."""
     import torch
 
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+def _digest(header_text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(header_text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
 
 
+def _preamble(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """Return length and JSON header of a safetensors file, padded so that the data starts at a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = _KINDS[str(tensor.dtype)]
+        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 def save_model(path: str | Path, tensors: Mapping[str, torch.Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and header to `path` whole or not at all.
+    """Write tensors and header to `path` whole or not at all; the same contents give the same bytes.
 
     Raises:
         UserError: if the place cannot be written or the disk is full.
     """
-    from safetensors.torch import save_file
-
+    # Written here and not by the safetensors library: that one orders the metadata anew in every process, refuses
+    # tensors that share memory, and hides the system's error numbers. It reads what is written (see the tests).
     text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
-    # A clone where memory is shared (tied or channels-last views): safetensors stores each tensor dense and once.
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt", "cmtool": text, "cmtool_digest": _digest(text, plain)}
-    with atomic_write(path) as temporary:
-        try:
-            save_file(plain, str(temporary), metadata=metadata)
-        except Exception as error:
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device") from error
-            if type(error).__name__ == "SafetensorError":
-                raise OSError(errno.EIO, str(error)) from error
-            raise
+    widest_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    ordered = {name: tensors[name] for name in widest_first}
+    metadata = {"cmtool": text, "cmtool_digest": _digest(text, ordered), "format": "pt"}
+    with atomic_write(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(_preamble(ordered, metadata))
+        for tensor in ordered.values():
+            stream.write(_bytes_of(tensor))
 
 
 def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

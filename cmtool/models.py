@@ -14,7 +14,7 @@ from cmtool.checkpoint import load_tensors, resolve_file
 from cmtool.config.schema import NetworkConfig, ProcessConfig, RunConfig
 from cmtool.diffusion.parameterization import build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
-from cmtool.errors import CheckpointError
+from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
 
 
@@ -155,10 +155,19 @@ def build_model(header: dict[str, Any]) -> Model:
         data = header["data"]
         channels, resolution, num_classes = data["channels"], data["resolution"], data.get("num_classes")
         kind = KINDS[header["kind"]]
-    except (KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(f"the model's header cannot be understood: {error}.") from error
-    network = build_network(network_config, channels=channels, resolution=resolution, num_classes=num_classes)
+        network = build_network(network_config, channels=channels, resolution=resolution, num_classes=num_classes)
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, UserError) as error:
+        raise CheckpointError(f"the model's header cannot be understood: {_in_one_line(error)}") from error
     return kind(network, process, header)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, problem['loc'])) or 'process'}: {problem['msg']}."
+    if isinstance(error, KeyError):
+        return f"{error} is missing or unknown."
+    return f"{' '.join(str(error).split())[:200]}"
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
@@ -169,20 +178,19 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     """
     file = resolve_file(path)
     tensors, header = load_tensors(file)
-    # Built without memory of its own: the file's tensors become the weights.
+    # Built without memory first: a header that promises more than the file holds costs nothing.
     with torch.device("meta"):
         model = build_model(header)
+    shapes = {name: tensor.shape for name, tensor in model.network.state_dict().items()}
+    wrong = sorted(set(shapes) ^ set(tensors)) or [name for name in shapes if shapes[name] != tensors[name].shape]
+    if wrong:
+        raise CheckpointError(f"{file} does not fit its own header: {len(wrong)} tensors differ, first {wrong[0]}.")
     if set(dict(model.named_buffers())) - set(model.state_dict()):
-        model = build_model(header)  # a network with derived buffers needs them computed
-    missing = set(model.network.state_dict()) ^ set(tensors)
-    if missing:
-        raise CheckpointError(
-            f"{file} does not fit its own header: {len(missing)} tensors differ, first {sorted(missing)[0]}."
-        )
-    try:
-        model.network.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit its own header: {str(error).splitlines()[-1].strip()}") from error
+        model = build_model(header).to(dtype)  # a network with derived buffers needs them computed
+    else:
+        model = model.to(dtype).to_empty(device="cpu")
+    # Copied, not assigned: the weights keep the memory layout that the network asked for, and with it speed and bits.
+    model.network.load_state_dict(tensors)
     model.header = header
     model.requires_grad_(False)
     return model.to(device).eval()
