@@ -13,6 +13,8 @@ from cmtool.checkpoint import header_of, read_preamble, resolve_file
 from cmtool.cli.options import Json
 from cmtool.cli.output import Output
 
+FIRST = ("file", "run", "kind", "preset", "recipe_name", "step", "steps", "parameters", "times", "figures", "data")
+
 
 def info(
     path: Annotated[Path, typer.Argument(help="A model file or a run folder.")],
@@ -79,8 +81,22 @@ def _last_row(path: Path) -> dict[str, Any]:
 
 
 def _rows(document: dict[str, Any]) -> list[list[str]]:
-    rows = [[key.replace("_", " "), _text(key, value)] for key, value in document.items()]
+    """Return the rows of the table: what it is, how it was made, then everything else; empty entries are left out."""
+    keys = [*(key for key in FIRST if key in document), *(key for key in document if key not in FIRST)]
+    rows = [
+        [key.replace("_", " "), _parts(document[key]) if key == "recipe" else _text(key, document[key])] for key in keys
+    ]
     return [[key, text] for key, text in rows if text]
+
+
+def _parts(recipe: dict[str, Any]) -> str:
+    """Write a recipe as its method and the kind of each part; --json has every number."""
+    named = ("kind", "rule", "scales")
+    parts = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    kinds = {key: next((value[name] for name in named if name in value), "") for key, value in parts.items()}
+    return ", ".join(
+        [str(recipe.get("title") or recipe.get("method", "")), *(f"{k} {v}" for k, v in kinds.items() if v)]
+    )
 
 
 def _text(key: str, value: Any) -> str:

@@ -137,15 +137,58 @@ def test_noise_is_embedded_as_in_the_released_weights():
     assert all(config(name, "cd").process.noise_scale == 250 for name in PUBLISHED[1:])
 
 
-@pytest.mark.parametrize("name", ["folder64", "folder128", "folder256"])
-def test_own_images_need_no_labels_and_stay_small(name):
+def on_meta(c):
     import torch
 
     from cmtool.networks.build import build_network
 
-    c = config(name, "ict")
     with torch.device("meta"):
         network = build_network(c.network, channels=3, resolution=c.data.resolution, num_classes=None)
+        image, noise = torch.zeros(1, 3, c.data.resolution, c.data.resolution), torch.zeros(1)
+    return network.train(), image, noise
+
+
+def saved_bytes(network, image, noise):
+    """What autograd keeps of one image from the forward to the backward pass, counted without computing anything."""
+    import torch
+
+    kept = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[id(tensor.untyped_storage())] = (tensor.numel() * tensor.element_size(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = network(image, noise)
+    assert result.shape == image.shape
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("name", ["folder64", "folder128", "folder256"])
+def test_own_images_need_no_labels_and_fit_a_small_gpu(name):
+    """80 M parameters; weights, gradient, average, two moments, a teacher and the activations of a micro-batch in 7.5 GB."""
+    c = config(name, "ict", sets=["network.dropout=0"])
+    network, image, noise = on_meta(c)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters <= 80_000_000 and not c.data.labels
     assert f"{parameters / 1e6:.0f} M parameters" in c.about.note
+    assert 6 * 4 * parameters + c.train.micro_batch * saved_bytes(network, image, noise) < 6.5e9
+
+
+@pytest.mark.gpu
+def test_256_pixels_fit_in_7_5_gb_on_a_real_device():
+    import torch
+
+    from cmtool.networks.build import build_network
+
+    c = config("folder256", "ict")
+    network = build_network(c.network, channels=3, resolution=256, num_classes=None).cuda().train()
+    optimizer = torch.optim.RAdam(network.parameters())
+    images = torch.randn(c.train.micro_batch, 3, 256, 256, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        network(images, torch.zeros(len(images), device="cuda")).square().mean().backward()
+        optimizer.step()
+    weights = sum(parameter.numel() * 4 for parameter in network.parameters())
+    assert torch.cuda.max_memory_allocated() + 2 * weights < 7.5e9, "the average and a teacher come on top"
