@@ -64,11 +64,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave, moments in the memory layout of their parameter.
+
+    Fused kernels walk parameter and moments as flat memory: dense moments beside a channels-last weight would be
+    read in another order.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     index = {name: i for i, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in tensors.items():
         parameter, key = name.rsplit(".", 1)
+        own = parameters[index[parameter]]
+        if value.shape == own.shape and value.dim():
+            value = torch.empty_like(own, dtype=value.dtype).copy_(value).detach()
         state.setdefault(index[parameter], {})[key] = value
     whole = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

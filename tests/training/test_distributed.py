@@ -1,0 +1,60 @@
+"""One and two processes take the same steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmtool.checkpoint import load_tensors
+from cmtool.training.distributed import World
+
+TINY = ["--preset", "digits", "--batch-size", "10", "--precision", "fp64", "--quiet"]
+TINY += ["--set", "network.channels=8", "--set", "train.log_every=2", "--device", "cpu"]
+
+
+def test_rows_cover_the_batch_once():
+    for total in (1, 7, 64):
+        for size in (1, 2, 3, 5):
+            parts = [World(rank, size).rows(total) for rank in range(size)]
+            covered = [row for start, count in parts for row in range(start, start + count)]
+            assert covered == list(range(total))
+            assert max(count for _, count in parts) - min(count for _, count in parts) <= 1
+
+
+def launch(folder: Path, processes: int, steps: int, extra: tuple[str, ...] = ()) -> None:
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [*start, "cmtool", "train-ct", *TINY, "--steps", str(steps), "--out", str(folder), *extra]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=folder.parent)
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    launch(tmp_path / "one", 1, 4)
+    launch(tmp_path / "two", 2, 4)
+    one, _ = load_tensors(tmp_path / "one" / "model.safetensors")
+    two, _ = load_tensors(tmp_path / "two" / "model.safetensors")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-7)
+    rows = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    ]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == [2, 4]
+    for a, b in zip(*rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
+        assert a["bands"] == pytest.approx(b["bands"], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_goes_on_in_one(tmp_path):
+    launch(tmp_path / "whole", 1, 8)
+    launch(tmp_path / "part", 2, 8, ("--max-time", "0.01s"))
+    launch(tmp_path / "part", 1, 8)
+    whole, _ = load_tensors(tmp_path / "whole" / "model.safetensors")
+    part, _ = load_tensors(tmp_path / "part" / "model.safetensors")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(part[name], tensor, rtol=0, atol=1e-7)

@@ -1,0 +1,103 @@
+"""Optimizers against their formulas, and their state through tensors and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cmtool.config.schema import TrainConfig
+from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
+
+KINDS = ["radam", "adam", "adamw", "lion", "sgd"]
+
+
+def settings(kind, **changes):
+    return TrainConfig(steps=10, optimizer=kind, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1, **changes)
+
+
+def gradients(count, shape, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(count)]
+
+
+def run(optimizer, parameters, grads):
+    for grad in grads:
+        for parameter in parameters:
+            parameter.grad = grad.clone().reshape(parameter.shape)
+        optimizer.step()
+
+
+def test_lion_is_algorithm_2_of_its_paper():
+    weight = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    expected, momentum = weight.detach().clone(), torch.zeros(3, dtype=torch.float64)
+    grads = gradients(6, (3,))
+    run(build_optimizer(settings("lion"), [weight]), [weight], grads)
+    for g in grads:
+        update = torch.sign(0.9 * momentum + 0.1 * g)
+        expected = expected - 0.01 * (update + 0.1 * expected)
+        momentum = 0.99 * momentum + 0.01 * g
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_adamw_is_the_published_update():
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    x, m, v = weight.detach().clone(), 0.0, 0.0
+    grads = gradients(5, (2,))
+    run(build_optimizer(settings("adamw"), [weight]), [weight], grads)
+    for step, g in enumerate(grads, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        x = x - 0.01 * 0.1 * x
+        x = x - 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(weight.detach(), x, rtol=1e-9, atol=1e-9)
+
+
+def test_radam_is_sgd_while_the_variance_is_intractable():
+    """Liu et al. 2020: below rho_t = 5 the step is the bias-corrected momentum alone."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    x, m = weight.detach().clone(), 0.0
+    grads = gradients(3, (2,))
+    run(build_optimizer(settings("radam"), [weight]), [weight], grads)
+    for step, g in enumerate(grads, 1):
+        g = g + 0.1 * x
+        m = 0.9 * m + 0.1 * g
+        x = x - 0.01 * m / (1 - 0.9**step)
+    torch.testing.assert_close(weight.detach(), x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_state_through_tensors_and_back_goes_on_to_the_bit(kind, layout):
+    def fresh():
+        g = torch.Generator().manual_seed(3)
+        shapes = [(4, 3, 3, 3), (5, 7), (2,)]
+        made = [nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
+        made[0].data = made[0].data.to(memory_format=layout)
+        return made
+
+    def give(parameters, seed):
+        g = torch.Generator().manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=g).as_strided(parameter.shape, parameter.stride())
+
+    names = ["conv.weight", "linear", "bias"]
+    whole = fresh()
+    optimizer = build_optimizer(settings(kind), whole)
+    for seed in range(4):
+        give(whole, seed)
+        optimizer.step()
+    middle = {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in optimizer_tensors(optimizer, names).items()
+    }
+    resumed = fresh()
+    for a, b in zip(resumed, whole, strict=True):
+        a.data.copy_(b.data)
+    other = build_optimizer(settings(kind), resumed)
+    restore_optimizer(other, names, middle)
+    for seed in range(4, 12):
+        give(whole, seed)
+        optimizer.step()
+        give(resumed, seed)
+        other.step()
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
