@@ -91,20 +91,24 @@ def show(
 
     output = Output(json, quiet)
     found = survey(source, labels, num if grid else 0)
-    _tables(output, found.facts)
     if grid is not None:
         _save_grid(found, grid, source)
+    _tables(output, found.facts)
+    if grid is not None:
         output.say(f"grid: {grid}")
     output.json({**found.facts, "grid": None if grid is None else str(grid)})
 
 
 def _save_grid(found: Survey, grid: Path, source: str) -> None:
-    from cmtool.data.images import save_grid
+    from cmtool.data import save_grid, save_scatter
     from cmtool.errors import DataError
 
-    if found.pictures is None:
-        raise DataError(f"{source} has no pictures to lay out.")
-    save_grid(found.pictures, grid, text={"data": source})
+    if found.points is not None:
+        save_scatter(found.points, grid, text={"data": source})
+    elif found.pictures is not None:
+        save_grid(found.pictures, grid, text={"data": source})
+    else:
+        raise DataError(f"none of the images looked at in {source} can be decoded, so there is no grid.")
 
 
 def _tables(output: Output, facts: dict[str, Any]) -> None:

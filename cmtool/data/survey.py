@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cmtool.config.schema import DATA_SOURCES, DataConfig
 from cmtool.data.builtin import BUILTIN
@@ -26,10 +27,11 @@ PROBE = 256  # files of an unpacked source that are decoded to tell their sizes
 
 @dataclass(frozen=True)
 class Survey:
-    """`facts` are plain values for JSON; `pictures` is uint8 (B, H, W, C) or None."""
+    """`facts` are plain values for JSON; `pictures` is uint8 (B, H, W, C), `points` (B, 2, 1, 1) for toy data."""
 
     facts: dict[str, Any]
     pictures: Bytes | None
+    points: Tensor | None = None
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -53,9 +55,10 @@ def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
     if data.labels is not None:
         counts = Counter(data.labels.tolist())
         facts["class_counts"] = _class_counts(counts, data.class_names, data.classes or 0)
+    if data.float_samples or not pictures:
+        return Survey(facts, None, data.images if data.float_samples else None)
     chosen = torch.tensor(_spread(len(data), pictures), dtype=torch.long)
-    shown = None if data.float_samples or not pictures else data.images[chosen].permute(0, 2, 3, 1).numpy()
-    return Survey(facts, shown)
+    return Survey(facts, data.images[chosen].permute(0, 2, 3, 1).numpy())
 
 
 def _decoded(record: Record) -> Bytes:

@@ -139,6 +139,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path, pixels):
         read_image(whole, channels=2)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [11_000, 60_000])
 def test_a_bomb_is_refused_before_it_is_decoded(side):
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmtool.config.schema import DataConfig
+from cmtool.config.schema import DATA_SOURCES, DataConfig
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import SUFFIXES
 from cmtool.data.packed import MAGIC, read_packed
@@ -16,7 +16,7 @@ from cmtool.data.sources.folder import open_folder
 from cmtool.data.sources.imagenet import batch_files, open_downsampled_imagenet
 from cmtool.data.sources.tables import open_lmdb, open_parquet, parquet_files
 from cmtool.data.sources.zipped import open_edm_folder, open_image_zip
-from cmtool.errors import DataError
+from cmtool.errors import DataError, nearest
 
 FORMS = "a folder of images, an EDM zip, .npz, .parquet, .cmdata, an lmdb, CIFAR-10's or image-net.org's batches"
 
@@ -93,7 +93,9 @@ def open_source(path: str | Path, cfg: DataConfig | None = None) -> Source:
     place = Path(text.removeprefix("lsun:")).expanduser()
     kind = cfg.kind if cfg else None
     if not place.exists():
-        raise DataError(f"there is no data at {place}.", "name a folder of images or a data file")
+        close = nearest(text, DATA_SOURCES)
+        hint = f"did you mean {close[0]}?" if close else "name a folder of images or a data file"
+        raise DataError(f"there is no data at {place}.", hint)
     try:
         if lmdb:
             return open_lmdb(place)
