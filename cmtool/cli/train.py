@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.config.load import Resolved
     from cmtool.config.schema import RunConfig
+    from cmtool.training.distributed import World
+    from cmtool.training.run_folder import RunFolder
+    from cmtool.training.session import Outcome
 
 Data = Annotated[str | None, typer.Option("--data", help="Folder or file of images in place of the preset's.")]
 OutDir = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/<preset>-<recipe>.")]
@@ -210,15 +213,44 @@ def _list_recipes(family: str, preset: str, output: Output) -> None:
 
 
 def _run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output) -> None:
-    from cmtool.training.run_folder import locked, open_run
+    from cmtool.training.distributed import in_world
 
-    folder = open_run(path, config, given["fresh"])
+    if not in_world():
+        from cmtool.training.run_folder import open_run
+
+        # Everything that can be refused without torch is refused before torch is imported.
+        open_run(path, config, given["fresh"])
+        given = given | {"fresh": False}
+    from cmtool.training.distributed import join_world
+    from cmtool.training.setup import choose_device
+
+    device = choose_device(given["device"])
+    with join_world(device.type) as world:
+        _train_in(world, config, path, given, seconds, output)
+
+
+def _train_in(
+    world: World, config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output
+) -> None:
+    from contextlib import nullcontext
+
+    from cmtool.cli.output import Output
+    from cmtool.training.run_folder import RunFolder, locked, open_run
+
+    if not world.main:
+        output = Output(json_mode=False, quiet=True, silent=True)
+    folder = open_run(path, config, given["fresh"]) if world.main else RunFolder(path)
+    world.wait()
     if folder.finished():
         output.say(f"the run in {path} is finished; --fresh starts it over.")
         output.result(str(folder.model))
         return output.json({"model": str(folder.model), "steps": config.train.steps, "finished": True})
-    with locked(folder):
-        outcome = _session(config, folder, given, seconds, output)
+    with locked(folder) if world.main else nullcontext():
+        outcome = _session(world, config, folder, given, seconds, output)
+    _say_outcome(outcome, config, path, output)
+
+
+def _say_outcome(outcome: Outcome, config: RunConfig, path: Path, output: Output) -> None:
     if outcome.model is None:
         why = "time limit reached" if outcome.out_of_time and not outcome.signal else "stopped"
         output.say(f"{why} after step {outcome.step} of {config.train.steps}; the same command goes on from there.")
@@ -229,7 +261,9 @@ def _run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | 
     output.json({"model": str(outcome.model), "steps": outcome.step, "finished": True})
 
 
-def _session(config: RunConfig, folder: Any, given: dict[str, Any], seconds: float | None, output: Output) -> Any:
+def _session(
+    world: World, config: RunConfig, folder: RunFolder, given: dict[str, Any], seconds: float | None, output: Output
+) -> Outcome:
     import sys
 
     from cmtool.cli.training_view import View
@@ -239,12 +273,12 @@ def _session(config: RunConfig, folder: Any, given: dict[str, Any], seconds: flo
     from cmtool.training.setup import choose_device, prepare, set_up_torch
     from cmtool.training.stopping import stoppable
 
-    device = choose_device(given["device"])
+    device = choose_device(given["device"], world.local_rank)
     set_up_torch(config.train)
     dataset = load_dataset(config.data)
     for line in describe(dataset):
         output.say(line)
-    trainer = prepare(config, dataset, device)
+    trainer = prepare(config, dataset, device, world)
     with (
         output.progress(config.train.steps, f"{config.preset} {config.recipe_name}") as update,
         stoppable(seconds) as stop,

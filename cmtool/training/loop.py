@@ -24,11 +24,14 @@ from cmtool.models import Model
 from cmtool.rng import batch_uniform
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import lr_factor
+from cmtool.training.distributed import World
 from cmtool.training.state import TrainState
 from cmtool.training.stopping import Stop
 
 # Edges of the noise-level bands that reports break the distance down by.
 BANDS = (0.02, 0.1, 0.5, 2.0, 10.0)
+# Steps between two questions to the other processes whether anyone was told to stop.
+AGREE_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class _Tally:
     times: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    paused: float = field(default_factory=time.perf_counter)
     images: int = 0
 
 
@@ -76,9 +80,16 @@ class Trainer:
     """Runs an objective over a data set, from the state's step to the end of the run."""
 
     def __init__(
-        self, config: RunConfig, state: TrainState, objective: Objective, dataset: Dataset, teacher: Model | None = None
+        self,
+        config: RunConfig,
+        state: TrainState,
+        objective: Objective,
+        dataset: Dataset,
+        teacher: Model | None = None,
+        world: World | None = None,
     ) -> None:
         self.config = config
+        self.world = world or World()
         self.state = state
         self.objective = objective
         self.dataset = dataset
@@ -86,6 +97,7 @@ class Trainer:
         self.dtype = state.student.dtype
         self.nets = Nets(state.student, state.target, state.ema, teacher)
         self._tally = _Tally()
+        self.stopped = False
 
     def curriculum(self) -> CurriculumState:
         """Return the scheduled numbers of the coming step."""
@@ -120,15 +132,17 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
-        micro = train.micro_batch or train.batch_size
-        for start in range(0, train.batch_size, micro):
-            x0, label = self.batch(start, min(micro, train.batch_size - start))
+        first, count = self.world.rows(train.batch_size)
+        micro = train.micro_batch or max(count, 1)
+        for start in range(first, first + count, micro):
+            x0, label = self.batch(start, min(micro, first + count - start))
             rows = Slice(train.seed, state.step, start, train.batch_size)
             loss = self.objective(self.nets, x0, label, now, rows)
             total = loss.weighted.sum() / train.batch_size
             self._check(total)
             total.backward()
             self._record(loss.weighted.detach(), loss.distance, loss.t)
+        self._agree()
         self._clip()
         state.optimizer.step()
         state.advance_averages(now.target_ema)
@@ -136,8 +150,21 @@ class Trainer:
 
     def _check(self, loss: Tensor) -> None:
         # On a GPU reading the loss would stall the queue: there the report looks at all losses since the last one.
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        # Among several processes one alone must not leave: the others would wait for it.
+        if loss.device.type == "cpu" and self.world.size == 1 and not math.isfinite(loss.item()):
             self._diverged()
+
+    def _agree(self) -> None:
+        """Add up the gradients of all processes; on CPUs, stop together if any loss was not finite."""
+        if self.world.size == 1:
+            return
+        if self.device.type == "cpu" and self.world.any(not self._finite(), self.device):
+            self._diverged()
+        self.world.sum_gradients(self.state.parameters())
+
+    def _finite(self) -> bool:
+        losses = self._tally.losses
+        return not losses or bool(torch.isfinite(torch.cat(losses)).all())
 
     def _diverged(self) -> None:
         raise DivergenceError(
@@ -165,7 +192,7 @@ class Trainer:
             DivergenceError: if a loss among them was not finite.
         """
         tally, train = self._tally, self.config.train
-        losses, distance, t = torch.cat(tally.losses), torch.cat(tally.distances).float(), torch.cat(tally.times)
+        losses, distance, t = self._gathered()
         loss = float(losses.mean())
         if not math.isfinite(loss):
             self._diverged()
@@ -184,9 +211,18 @@ class Trainer:
             target_ema=last.target_ema,
             lr=train.lr * lr_factor(train, done),
             grad_norm=float(torch.stack(tally.norms).mean()) if tally.norms else math.nan,
-            images_per_s=tally.images / seconds,
+            images_per_s=tally.images * self.world.size / seconds,
             images_seen=self.state.step * train.batch_size,
         )
+
+    def _gathered(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses, distances and times since the last report, of all processes."""
+        tally = self._tally
+        mine = [torch.cat(tally.losses), torch.cat(tally.distances).float(), torch.cat(tally.times)]
+        if self.world.size > 1:
+            parts = self.world.gather([tensor.cpu() for tensor in mine])
+            mine = [torch.cat(columns) for columns in zip(*parts, strict=True)]
+        return mine[0], mine[1], mine[2]
 
     def check_finite(self) -> None:
         """Look at the losses since the last report.
@@ -194,17 +230,33 @@ class Trainer:
         Raises:
             DivergenceError: if one of them was not finite.
         """
-        if self._tally.losses and not bool(torch.isfinite(torch.cat(self._tally.losses)).all()):
+        if self.world.any(not self._finite(), self.device):
             self._diverged()
 
     def restart_clock(self) -> None:
-        """Leave what happened until now out of the measured speed."""
-        self._tally.images, self._tally.started = 0, time.perf_counter()
+        """Leave what happened since the last step (saving, sampling) out of the measured speed."""
+        self._tally.started += time.perf_counter() - self._tally.paused
 
     def run_to(self, step: int, stop: Stop | None = None) -> None:
         """Train until `step` steps are done, or until `stop` asks to leave."""
-        while self.state.step < step and not (stop is not None and stop.now):
+        while self.state.step < step and not self._asked_to_stop(stop):
             self.step()
+        self._tally.paused = time.perf_counter()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether any step was done since the last report."""
+        return bool(self._tally.losses)
+
+    def _asked_to_stop(self, stop: Stop | None) -> bool:
+        """Whether to leave; several processes agree on it every few steps, since asking each other costs a wait."""
+        if stop is None:
+            return False
+        if self.world.size == 1:
+            self.stopped = stop.now
+        elif self.state.step % AGREE_EVERY == 0:
+            self.stopped = self.world.any(stop.now, self.device)
+        return self.stopped
 
     def reports(self) -> Iterator[Report]:
         """Train to the end of the run, yielding a report every `log_every` steps and at the last.

@@ -17,7 +17,6 @@ from cmtool.config.compare import differing_keys
 from cmtool.config.load import from_toml, to_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, UserError
-from cmtool.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -178,16 +177,3 @@ def locked(folder: RunFolder) -> Iterator[None]:
         yield
     finally:
         folder.lock.unlink(missing_ok=True)
-
-
-def restore_newest(folder: RunFolder, state: TrainState) -> tuple[int | None, list[str]]:
-    """Restore the newest whole checkpoint; return its step (None: there is none) and what was found damaged."""
-    damaged = []
-    for step, file in folder.checkpoints():
-        try:
-            state.restore(file)
-        except CheckpointError as error:
-            damaged.append(error.message)
-            continue
-        return step, damaged
-    return None, damaged

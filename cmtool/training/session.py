@@ -23,9 +23,9 @@ from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 from cmtool.training.forecast import Forecast, check_disk, forecast
 from cmtool.training.loop import Report, Trainer
-from cmtool.training.run_folder import RunFolder, restore_newest
+from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
-from cmtool.training.state import versions
+from cmtool.training.state import restore_newest, versions
 from cmtool.training.stopping import Stop
 
 GRID = 64
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def preview(model: Model, count: int, seed: int = 0) -> Tensor:
-    """Return `count` samples (count, C, H, W) on the CPU: one step of a consistency model, 18 Heun steps of a teacher."""
+    """Return `count` samples (count, C, H, W) on the CPU: one step, for a teacher 18 Heun steps."""
     plan = plan_sampling(model.header)
     seeds = range(seed, seed + count)
     return torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, list(seeds))])
@@ -73,6 +73,8 @@ class Session:
         self.state = trainer.state
         self.folder = folder
         self.listener = listener
+        self.world = trainer.world
+        self._saved = -1
         self._real = self._some_real(trainer.dataset)
 
     def _some_real(self, dataset: Dataset) -> Tensor:
@@ -80,6 +82,8 @@ class Session:
 
     def log(self, text: str) -> None:
         """Append a line with the time (UTC) to `run.log`."""
+        if not self.world.main:
+            return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with open(self.folder.path / "run.log", "a", encoding="utf-8") as stream:
             stream.write(f"{stamp} {text}\n")
@@ -94,19 +98,26 @@ class Session:
         step, damaged = restore_newest(self.folder, self.state)
         for message in damaged:
             self.warn(f"{message} An older checkpoint is used.")
-        self.folder.forget_after(self.state.step)
+        self.world.wait()
+        if self.world.main:
+            self.folder.forget_after(self.state.step)
+        self._saved = step if step is not None else -1
         return step or 0
 
     def checkpoint(self) -> None:
         """Write the training state, and drop checkpoints that are no longer kept."""
+        if not self.world.main or self._saved == self.state.step:
+            return
         path = self.folder.checkpoint(self.state.step)
-        if not path.is_file():
-            self.state.save(path)
-            self.listener.saved(path)
+        self.state.save(path)
+        self._saved = self.state.step
+        self.listener.saved(path)
         self.folder.prune(self.config.train.keep_every)
 
     def sample(self) -> None:
         """Write a grid of the sampling average's samples (always the same seeds), and warn of collapse."""
+        if not self.world.main:
+            return
         samples = preview(self.state.ema, GRID)
         path = self.folder.samples / f"step-{self.state.step:07d}.png"
         if self.trainer.dataset.float_samples:
@@ -115,7 +126,7 @@ class Session:
             text = {"preset": self.config.preset, "recipe": self.config.recipe_name, "step": self.state.step}
             save_grid(samples, path, text=text)
         self.listener.saved(path)
-        if collapsed(samples, self._real) and self.state.step * 4 >= self.config.train.steps:
+        if self.state.step >= max(200, self.config.train.steps // 4) and collapsed(samples, self._real):
             self.warn(
                 f"step {self.state.step}: samples hardly differ (collapse), which the loss does not show. "
                 "A smaller recipe.curriculum.s1 or more --steps helps the 2023 schedule; recipe ict is sturdier."
@@ -142,24 +153,25 @@ class Session:
         while self.state.step < self.config.train.steps:
             self.trainer.run_to(self._stops(), stop)
             self._at_interval()
-            if stop.now and self.state.step < self.config.train.steps:
+            if self.trainer.stopped and self.state.step < self.config.train.steps:
                 return self._leave(stop)
         return self._finish()
 
     def _at_interval(self) -> None:
         train, step = self.config.train, self.state.step
-        if step % train.log_every == 0 or step == train.steps:
+        if (step % train.log_every == 0 or step == train.steps) and self.trainer.has_news:
             self._report()
         if step % train.checkpoint_every == 0:
             self.checkpoint()
         if step % train.sample_every == 0 and step < train.steps:
             self.sample()
-            self.trainer.restart_clock()
+        self.trainer.restart_clock()
 
     def _report(self) -> None:
         report = self.trainer.report()
-        self.folder.append(report.row())
-        self.listener.report(report)
+        if self.world.main:
+            self.folder.append(report.row())
+            self.listener.report(report)
 
     def _leave(self, stop: Stop) -> Outcome:
         self.trainer.check_finite()
@@ -171,6 +183,8 @@ class Session:
     def _finish(self, extra: dict[str, Any] | None = None) -> Outcome:
         self.checkpoint()
         self.sample()
+        if not self.world.main:
+            return Outcome(self.folder.model, self.state.step)
         for index, average in enumerate(self.state.extra_emas):
             self.state.export(self.folder.path / f"ema-{index}.safetensors", network=average.network)
         self.state.export(self.folder.model, extra)

@@ -16,6 +16,7 @@ from cmtool.losses.direction import Reference
 from cmtool.losses.recipes import build_objective
 from cmtool.models import Model, build_model, load, model_header
 from cmtool.rng import derive, generator
+from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
 from cmtool.training.state import TrainState
@@ -23,20 +24,22 @@ from cmtool.training.state import TrainState
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that `name` means: "auto" takes cuda, then mps, then cpu.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the device that `name` means: "auto" takes cuda, then mps, then cpu; of several GPUs the `local_rank`-th.
 
     Raises:
         UserError: for an unknown device, or one that this machine lacks.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
     kind = name.split(":")[0]
     if kind not in there:
         raise UserError(f"unknown device '{name}'; choose auto, cpu, cuda or mps.")
     if not there[kind]:
         raise UserError(f"this machine has no usable {kind} device.", "use --device cpu, or leave --device out")
+    if name == "cuda" and local_rank:
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     return torch.device(name)
 
 
@@ -128,7 +131,7 @@ def start_from(student: Model, source: Model) -> None:
     student.network.load_state_dict(theirs, strict=False)
 
 
-def prepare(config: RunConfig, dataset: Dataset, device: torch.device) -> Trainer:
+def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: World | None = None) -> Trainer:
     """Build everything that `config` describes and return a trainer at step 0.
 
     Raises:
@@ -149,7 +152,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device) -> Traine
     state = TrainState(config, student)
     reference = reference_images(config.recipe.direction, config, dataset, device)
     objective = build_objective(config, teacher=teacher, reference=reference)
-    return Trainer(config, state, objective, dataset, teacher)
+    return Trainer(config, state, objective, dataset, teacher, world)
 
 
 def spread(images: Tensor) -> float:

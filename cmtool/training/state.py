@@ -17,6 +17,7 @@ from cmtool.errors import CheckpointError
 from cmtool.models import Model
 from cmtool.training.averages import decay_at, move_towards
 from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
+from cmtool.training.run_folder import RunFolder
 
 
 def versions() -> dict[str, str]:
@@ -38,9 +39,12 @@ class TrainState:
         self.ema = self._frozen_copy().eval()
         self.extra_emas = [self._frozen_copy().eval() for _ in config.train.extra_emas]
         self.names = [name for name, p in student.network.named_parameters() if p.requires_grad]
-        parameters = [p for p in student.network.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config.train, parameters)
+        self.optimizer = build_optimizer(config.train, self.parameters())
         self.step = 0
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the weights that are trained, in the order of `names`."""
+        return [p for p in self.student.network.parameters() if p.requires_grad]
 
     def _frozen_copy(self) -> Model:
         return copy.deepcopy(self.student).requires_grad_(False)
@@ -97,3 +101,16 @@ class TrainState:
         """Write the sampling average (or another network) with its header as a model file."""
         header = {**self.student.header, "step": self.step, "versions": versions(), **(extra or {})}
         save_model(path, (network or self.ema.network).state_dict(), header)
+
+
+def restore_newest(folder: RunFolder, state: TrainState) -> tuple[int | None, list[str]]:
+    """Restore the newest whole checkpoint; return its step (None: there is none) and what was found damaged."""
+    damaged = []
+    for step, file in folder.checkpoints():
+        try:
+            state.restore(file)
+        except CheckpointError as error:
+            damaged.append(error.message)
+            continue
+        return step, damaged
+    return None, damaged

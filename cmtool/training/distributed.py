@@ -1,0 +1,105 @@
+"""Several processes as one: who computes which rows, and how gradients and decisions are agreed on.
+
+Gradients are summed by hand over one flat buffer instead of by DistributedDataParallel's hooks: a step runs several
+passes of one network, and forward-mode derivatives bypass those hooks altogether. Noise, times and data order are
+functions of the global row, so that any number of processes takes the same step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cmtool.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; a single one without any set-up is `World()`."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def rows(self, total: int) -> tuple[int, int]:
+        """Return (start, count) of this process's share of `total` rows: contiguous, sizes differing by at most one."""
+        start = total * self.rank // self.size
+        return start, total * (self.rank + 1) // self.size - start
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by the sum over all processes, in one collective for each dtype."""
+        if self.size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_dtype.values():
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(flat)
+            pieces = flat.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Return whether `flag` is set in any process: all of them get the same answer."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor([int(flag)], device=device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return bool(told.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def in_world() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def join_world(device_type: str) -> Iterator[World]:
+    """Join the processes that a launcher (torchrun, SLURM's srun with its variables) started; alone, do nothing.
+
+    Raises:
+        UserError: if the other processes cannot be reached.
+    """
+    if not in_world():
+        yield World()
+        return
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the {os.environ['WORLD_SIZE']} processes of this run could not meet: {str(error).splitlines()[0]}",
+            "start them with torchrun --nproc-per-node N -m cmtool train-ct ...",
+        ) from error
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        dist.destroy_process_group()
