@@ -25,6 +25,12 @@ def sentence(**arguments) -> str:
     return caught.value.message
 
 
+def check(said: str, expected: str) -> None:
+    """Compare the beginning; after `...` (choices that grow with the schema) the end."""
+    start, _, end = expected.partition("...")
+    assert said.startswith(start) and said.endswith(end or said[-1]), said
+
+
 FILES = [
     ("[data\n", "my.toml, line 1, column 6: not valid TOML: Expected ']' at the end of a table declaration"),
     (GOOD + "steps = 3\n", "my.toml, line 8, column 10: not valid TOML: Cannot overwrite a value"),
@@ -51,7 +57,7 @@ FILES = [
     (GOOD + "default = 'ict'\n", "my.toml: train.default = 'ict' must be a table such as { ct = \"ict\" }"),
     (
         GOOD + "default = { ct = 'cd' }\n",
-        "my.toml: train.default.ct = 'cd' must be one of its recipes: ct, ict, ict-pm, ",
+        "my.toml: train.default.ct = 'cd' must be one of its recipes: ct, ",
     ),
     (GOOD + "default = { dc = 'cd' }\n", "my.toml: train.default.dc is an unknown key; choose edm, ct, cd."),
     (GOOD + "[process]\nsigma_min = 90\n", "my.toml: process: sigma_min = 90.0 must be below sigma_max = 80.0"),
@@ -63,15 +69,15 @@ FILES = [
     (GOOD + "[recipe.ct]\ncurriculum = 5\n", "my.toml: recipe.ct.curriculum = 5 must be a table"),
     (
         GOOD + "[recipe.ct.distance]\nkind = 'hubr'\n",
-        "my.toml: recipe.ct.distance.kind = 'hubr' is unknown; choose l1, l2, pseudo_huber, lpips. Did you mean pseudo_huber?",
+        "my.toml: recipe.ct.distance.kind = 'hubr' is unknown; choose l1, l2, ... Did you mean pseudo_huber?",
     ),
     (
         GOOD + "[recipe.ct.distance]\nknid = 'l2'\n",
-        "my.toml: recipe.ct.distance.knid is an unknown key; choose kind, c, c_scale. Did you mean kind?",
+        "my.toml: recipe.ct.distance.knid is an unknown key; choose kind, ... Did you mean kind?",
     ),
     (
         GOOD + "[recipe.ct]\ncurriculm = { s1 = 3 }\n",
-        "my.toml: recipe.ct.curriculm.s1 is an unknown key; choose title, needs, ",
+        "my.toml: recipe.ct.curriculm.s1 is an unknown key; choose title, ... Did you mean curriculum?",
     ),
     (GOOD + "[recipe.x]\nmethod = 'itc'\n", "my.toml: recipe.x.method = 'itc' is unknown; choose edm, cd, "),
     (GOOD + "[recipe.x]\nlr = 1.0\n", "my.toml: recipe.x.method is missing; choose edm, cd, "),
@@ -82,7 +88,7 @@ FILES = [
 def test_a_preset_file_with_a_mistake(tmp_path, monkeypatch, text, start):
     monkeypatch.chdir(tmp_path)
     (tmp_path / MY).write_text(text)
-    assert sentence(preset=MY, family="ct").startswith(start)
+    check(sentence(preset=MY, family="ct"), start)
 
 
 SETS = [
@@ -100,7 +106,7 @@ SETS = [
     ("train.precision=fp8", "--set train.precision = 'fp8' is unknown; choose auto, fp32, bf16, fp16, fp64."),
     (
         "train.ema.kind=exp",
-        "--set train.ema.kind = 'exp' is unknown; choose exponential, power, none. Did you mean exponential?",
+        "--set train.ema.kind = 'exp' is unknown; choose exponential, ... Did you mean exponential?",
     ),
     ("network.num_blocks=many", "--set network.num_blocks = 'many' must be a whole number or a list"),
     ("network.kind=unet", "--set network.kind = 'unet' is unknown; choose adm, "),
@@ -114,7 +120,7 @@ SETS = [
 
 @pytest.mark.parametrize(("text", "start"), SETS, ids=[text for text, _ in SETS])
 def test_a_wrong_set(text, start):
-    assert sentence(family="ct", sets=[text]).startswith(start)
+    check(sentence(family="ct", sets=[text]), start)
 
 
 def test_a_wrong_flag_is_named_as_the_option_it_was():
@@ -129,12 +135,13 @@ def test_unknown_presets_and_recipes(tmp_path, monkeypatch):
     assert sentence(preset="digist").endswith("toy2d. Did you mean digits?")
     assert sentence(preset="gone.toml") == "preset file gone.toml does not exist"
     assert sentence(preset="presets/") == "preset file presets/ does not exist"
-    assert sentence(preset="cifar10", family="ct", recipe="itc").endswith(
-        "unknown recipe 'itc'; choose from ct, ict, ect, ict-pm. Did you mean ict?"
+    check(
+        sentence(preset="cifar10", family="ct", recipe="itc"),
+        "presets/cifar10.toml: unknown recipe 'itc'; choose from ct, ict, ect, ... Did you mean ict?",
     )
     with pytest.raises(ConfigError) as caught:
         resolve("cifar10", family="ct", recipe="cd")
-    assert caught.value.message == "recipe 'cd' belongs to train-cd, not to train-ct; choose ct, ict, ect, ict-pm."
+    check(caught.value.message, "recipe 'cd' belongs to train-cd, not to train-ct; choose ct, ict, ect, ")
     assert caught.value.hint == "cmtool train-cd --preset cifar10 --recipe cd"
 
 
