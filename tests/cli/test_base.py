@@ -197,3 +197,12 @@ def test_tables_align_numbers_and_respect_the_width(capsys, monkeypatch):
     assert all(len(line) <= 44 for line in lines)
     assert [line.split()[-1] for line in lines[2:4]] == ["1.25", "10.5"]
     assert lines[2].index("1.25") + 4 == lines[3].index("10.5") + 4
+
+
+@pytest.mark.parametrize(
+    ("words", "position", "offered"),
+    [("cmtool tra", 1, {"train-ct", "train-edm", "train-cd"}), ("cmtool train-ct --rec", 2, {"--recipe"})],
+)
+def test_the_shell_completes_commands_and_options(cmtool_process, words, position, offered):
+    ask = {"_CMTOOL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+    assert set(cmtool_process(**ask).out.split()) == offered
