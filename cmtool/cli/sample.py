@@ -184,20 +184,28 @@ def _make(job: Job, batch_size: int | None, device: str, output: Output) -> None
     sink = _sink(job)
     model = load_model(job.found, device, job.precision)
     began, start = perf_counter(), sink.start
-    if start:
-        output.say(f"{start} of {len(job.seeds)} samples are there already; going on")
-    signal = _fill(job, model, sink, batch_size or _usual_batch(model), output)
-    if signal:
-        kept = "what was made is kept, the same command goes on" if job.out.suffix != ".png" else "nothing is written"
-        output.say(f"stopped; {kept}")
-        raise typer.Exit(128 + signal)
-    path = sink.finish()
+    path = write_samples(job, model, batch_size, output, sink)
     seconds = perf_counter() - began
     rate = (len(job.seeds) - start) / max(seconds, 1e-9)
     output.say(f"{len(job.seeds)} samples in {seconds:.1f} s ({rate:.4g} a second)")
     output.result(str(path))
     document = {**job.meta(), "path": str(path), "num": len(job.seeds), "continued_at": start}
     output.json({**document, "seconds": round(seconds, 3), "samples_per_second": round(rate, 3)})
+
+
+def write_samples(
+    job: Job, model: LoadedModel, batch_size: int | None, output: Output, sink: Sink | None = None
+) -> Path:
+    """Make the samples of a job that are missing, write them and return where they are; exits when stopped."""
+    sink = sink or _sink(job)
+    if sink.start:
+        output.say(f"{sink.start} of {len(job.seeds)} samples are there already; going on")
+    signal = _fill(job, model, sink, batch_size or _usual_batch(model), output)
+    if signal:
+        kept = "what was made is kept, the same command goes on" if job.out.suffix != ".png" else "nothing is written"
+        output.say(f"stopped; {kept}")
+        raise typer.Exit(128 + signal)
+    return sink.finish()
 
 
 def _usual_batch(model: LoadedModel) -> int:

@@ -187,7 +187,9 @@ def _npy_batches(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int)
                 data = stream.read(count * row)
                 if len(data) != count * row:
                     raise DataError(f"{path} is damaged: it ends after {start} of {shape[0]} images.")
-                yield np.frombuffer(data, dtype=dtype).reshape(count, *shape[1:])
+                yield np.frombuffer(bytearray(data), dtype=dtype).reshape(
+                    count, *shape[1:]
+                )  # a copy that may be written to
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is damaged: {error}.") from error
 
