@@ -22,20 +22,39 @@ class TimesPart(Part):
 
     `grid_uniform`: index uniform on the grid (Song et al. 2023); `grid_lognormal`: index with log-normal mass (iCT,
     Eq. 10);
-    `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT); `karras_uniform`: uniform in t^(1/rho) (continuous time).
+    `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT, sCM); `karras_uniform`: uniform in t^(1/rho) (continuous
+    time); `flow_uniform`: t / (1 + t) uniform (rectified flow); `student_t`: ln t - ln low half a Student law of scale
+    `std`, with an atom at `low` (TCM); `two_lognormal`: two levels, the larger is t and the smaller r, equal for a share
+    `same` of the images (MeanFlow); `largest`: sigma_max alone; `discrepancy`: density of ln t proportional to the root
+    of the measured discrepancy between sample and flow directions.
     """
 
-    kind: Literal["grid_uniform", "grid_lognormal", "lognormal", "karras_uniform"] = "grid_uniform"
+    kind: Literal[
+        "grid_uniform",
+        "grid_lognormal",
+        "lognormal",
+        "karras_uniform",
+        "flow_uniform",
+        "student_t",
+        "two_lognormal",
+        "largest",
+        "discrepancy",
+    ] = "grid_uniform"
     mean: float = Field(-1.1, description="mean of ln t")
     std: float = Field(2.0, gt=0, description="standard deviation of ln t")
+    low: float = Field(1.0, gt=0, description="student_t: smallest noise level that is trained")
+    df: float = Field(0.01, gt=0, description="student_t: degrees of freedom")
+    atom: float = Field(0.25, ge=0, lt=1, description="student_t: share of each batch that sits at low")
+    same: float = Field(0.25, ge=0, le=1, description="two_lognormal: share of each batch with r = t")
+    floor: float = Field(0.1, ge=0, le=1, description="discrepancy: share that is uniform in ln t")
 
 
 class CurriculumPart(Part):
     """The number of grid points N(k) over the run, as a function of the share of the run that is done."""
 
-    scales: Literal["fixed", "sqrt", "doubling"] = "fixed"
-    s0: int = Field(2, ge=1, description="sqrt, doubling: first number of intervals")
-    s1: int = Field(150, ge=1, description="sqrt, doubling: last number of intervals; fixed: N itself, in points")
+    scales: Literal["fixed", "sqrt", "doubling", "halving"] = "fixed"
+    s0: int = Field(2, ge=1, description="sqrt, doubling, halving: first number of intervals")
+    s1: int = Field(150, ge=1, description="sqrt, doubling, halving: last number of intervals; fixed: N, in points")
     form: Literal["code", "paper"] = Field("code", description="mu(k) = exp(s0 ln mu0 / (N-1)) (code) or / N (paper)")
 
 
@@ -48,12 +67,25 @@ class GapPart(Part):
     k: float = Field(8.0, ge=0)
     b: float = Field(1.0, ge=0)
     stages: int = Field(8, ge=1, description="ratio: stages over the run")
+    first: int = Field(0, ge=0, description="ratio: stages that an earlier run has done")
+    cap: float = Field(1.0, gt=0, le=1, description="ratio: largest r / t")
 
 
 class CouplingPart(Part):
-    """Which clean image meets which noise."""
+    """Which clean image meets which noise.
 
-    kind: Literal["independent"] = "independent"
+    `independent`: as drawn; `ot`: noise assigned to the images of the batch at the least total squared distance;
+    `generator`: a share of the images is replaced by the model's own answer at (x_r, r) (generator-augmented flows);
+    `teacher`: images made from the noise by the teacher's ODE, from a store (knowledge distillation, reflow).
+    """
+
+    kind: Literal["independent", "ot", "generator", "teacher"] = "independent"
+    mix: float = Field(0.5, ge=0, le=1, description="generator: mu, the share of images that the model makes")
+    mix_end: float | None = Field(None, ge=0, le=1, description="generator: mu at the end of the run; None: constant")
+    predictor: Literal["online", "ema", "frozen"] = Field("ema", description="generator: whose answer")
+    model: str | None = Field(None, description="generator: file or run of the frozen predictor")
+    pairs: int = Field(4096, ge=1, description="teacher: number of stored pairs")
+    solver_steps: int = Field(18, ge=1, description="teacher: Heun steps that make a pair")
 
 
 class DirectionPart(Part):
@@ -61,37 +93,79 @@ class DirectionPart(Part):
 
     `sample`: towards the training image itself (consistency training); `teacher`: the teacher's probability flow
     (consistency distillation); `posterior_mean`: towards the mean of the training images given x_t
-    (variance-reduced, Stable Consistency Tuning).
+    (variance-reduced, Stable Consistency Tuning); `target`: the target network's flow (progressive distillation).
     """
 
-    kind: Literal["sample", "teacher", "posterior_mean"] = "sample"
-    solver: Literal["euler", "heun"] = "euler"
+    kind: Literal["sample", "teacher", "posterior_mean", "target"] = "sample"
+    solver: Literal["euler", "heun", "midpoint", "dpmpp_2m", "adams_bashforth"] = "euler"
+    substeps: int = Field(1, ge=1, le=64, description="solver steps within a pair")
     reference: int = Field(0, ge=0, description="posterior_mean: number of reference images; 0: all")
+    pool: Literal["data", "batch"] = Field("data", description="posterior_mean: over the data, or the batch alone")
+    guidance: float = Field(1.0, ge=0, description="teacher: classifier-free guidance scale; 1: none")
 
 
 class TargetPart(Part):
     """Where the value that f(x_t, t) must reach comes from.
 
-    `pair`: the target network at (x_r, r); `data`: the clean image (denoising).
+    `pair`: the target network at (x_r, r); `data`: the clean image (denoising); `leap`: the clean image that one Euler
+    step to x_r would need (progressive distillation); `tangent`: f must not change along the flow (continuous time);
+    `trig_tangent`: the same in TrigFlow's F, normalized (sCM); `average_velocity`: MeanFlow's identity.
     """
 
-    rule: Literal["pair", "data"] = "pair"
+    rule: Literal["pair", "data", "leap", "tangent", "trig_tangent", "average_velocity"] = "pair"
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the target network; 0: the student itself, stop-gradient")
     adaptive: bool = Field(False, description="decay follows N: exp(s0 ln mu0 / (N-1)) with mu0 = ema")
+    update: Literal["ema", "stage"] = Field("ema", description="stage: the target is renewed where N changes")
+    stop_gradient: bool = Field(True, description="tangent: False differentiates through the tangent as well")
+    derivative: Literal["forward", "difference"] = Field("forward", description="exact, or a central difference")
+    difference_step: float = Field(1e-2, gt=0, le=0.5, description="difference: relative step in t")
+    normalize: Literal["norm", "clip", "none"] = Field("norm", description="trig_tangent: g / (|g| + c), or clip to 1")
+    c: float = Field(0.1, ge=0, description="trig_tangent: the constant of the normalization")
+    warmup: float = Field(0.025, ge=0, le=1, description="trig_tangent: share of the run in which the tangent grows in")
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the rule asks the network for its derivative along the flow."""
+        return self.rule in ("tangent", "trig_tangent", "average_velocity")
+
+    @property
+    def keeps_network(self) -> bool:
+        """Whether the target is a network of its own, not the student."""
+        return self.update == "stage" or (self.rule == "pair" and self.ema > 0)
 
 
 class DistancePart(Part):
     """How prediction and target are compared; every distance gives one number an image."""
 
-    kind: Literal["l1", "l2", "pseudo_huber", "lpips"] = "l2"
+    kind: Literal["l1", "l2", "squared_norm", "pseudo_huber", "lpips"] = "l2"
     c: float | None = Field(None, ge=0, description="pseudo_huber: the constant; None: c_scale * sqrt(values an image)")
     c_scale: float = Field(0.00054, ge=0)
+    pooling: Literal["max", "average"] = Field("max", description="lpips: pooling of the VGG features")
+    resize: int = Field(224, ge=0, description="lpips: side to which images below 256 are enlarged; 0: never")
 
 
 class WeightingPart(Part):
-    """The weight of an image's distance as a function of its times."""
+    """The weight of an image's distance as a function of its times, of itself, or learned.
 
-    kind: Literal["uniform", "inverse_gap", "karras", "snr", "snr_plus_one", "truncated_snr", "c_out"] = "uniform"
+    `learned`: exp(w) d - w with the network's head w(t) (sCM); `adaptive`: d / (d + c)^p (MeanFlow).
+    """
+
+    kind: Literal[
+        "uniform",
+        "inverse_gap",
+        "karras",
+        "snr",
+        "snr_plus_one",
+        "truncated_snr",
+        "c_out",
+        "flow",
+        "grid_speed",
+        "learned",
+        "adaptive",
+    ] = "uniform"
+    p: float = Field(0.75, ge=0, description="adaptive: exponent")
+    c: float = Field(1e-3, gt=0, description="adaptive: constant")
+    atom: float | None = Field(None, ge=0, description="weight of the mean over the atom of student_t; None: all alike")
 
 
 class Expected(Part):
@@ -109,7 +183,12 @@ class RecipeConfig(Part):
     method: str
     family: Literal["edm", "ct", "cd"]
     title: str = ""
-    needs: Literal["nothing", "teacher", "init"] = Field("nothing", description="teacher: --teacher; init: --init")
+    kind: Literal["diffusion", "consistency"] | None = Field(
+        None, description="what the model is afterwards; None: a diffusion model for edm, else a consistency model"
+    )
+    needs: Literal["nothing", "teacher", "init", "consistency_init"] = Field(
+        "nothing", description="teacher: --teacher; init: --init; consistency_init: --init with a consistency model"
+    )
     may_init: bool = Field(False, description="takes an optional --init")
     times: TimesPart = TimesPart()
     curriculum: CurriculumPart = CurriculumPart()
@@ -121,3 +200,8 @@ class RecipeConfig(Part):
     weighting: WeightingPart = WeightingPart()
     expected: Expected | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def model_kind(self) -> str:
+        """What the trained model is: "diffusion" or "consistency"."""
+        return self.kind or ("diffusion" if self.family == "edm" else "consistency")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import ProcessConfig
-from cmtool.diffusion.process import expand
+from cmtool.diffusion.process import RectifiedFlow, TrigFlow, expand
 
 
 class Coefficients(NamedTuple):
@@ -77,10 +77,41 @@ class HardSwitch(Edm):
         return Coefficients(c_skip, 1 - c_skip, (t**2 + data**2).rsqrt(), c_noise)
 
 
+@dataclass(frozen=True)
+class Trig(Edm):
+    """TrigFlow's scalings in variance-exploding coordinates (Lu & Song 2025, section 3).
+
+    f = cos(tau) x_own - sin(tau) sigma_data F(x_own / sigma_data, tau) with x_own = cos(tau) x: the scalings of EDM but
+    for the sign of F, and tau itself as conditioning.
+    """
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return the scalings at t (B,), the noise level."""
+        same = super().coefficients(t)
+        return Coefficients(same.c_skip, -same.c_out, same.c_in, TrigFlow(self.process.sigma_data).time(t))
+
+
+@dataclass(frozen=True)
+class Flow(Edm):
+    """Scalings of a network that gives the velocity of rectified flow: f = x_own - tau F(x_own, tau).
+
+    With a second time r, F is the average velocity from t to r (MeanFlow) and f the clean image at which one Euler
+    step to r aims.
+    """
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return the scalings at t (B,), the noise level."""
+        flow = RectifiedFlow()
+        scale, tau = flow.scale(t), flow.time(t)
+        return Coefficients(scale, -tau, scale, tau)
+
+
 PARAMETERIZATIONS: dict[str, Callable[[ProcessConfig], Edm]] = {
     "edm": Edm,
     "consistency": Consistency,
     "hard": HardSwitch,
+    "trig": Trig,
+    "flow": Flow,
 }
 
 

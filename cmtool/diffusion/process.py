@@ -1,4 +1,8 @@
-"""Noise processes: how a clean image and unit noise meet at a time."""
+"""Noise processes: how a clean image and unit noise meet at a time.
+
+Every model is called in variance-exploding coordinates, where the time is the noise level t. The other processes are
+that one seen with another clock and another scale, and convert exactly: x_own = scale(t) x, time = time(t).
+"""
 
 from __future__ import annotations
 
@@ -33,3 +37,47 @@ class VarianceExploding:
         """Bring f's answer, which sits at sigma_min, back to t: x0 + sqrt(t^2 - sigma_min^2) z (Algorithm 1)."""
         spread = torch.sqrt((t.double() ** 2 - self.sigma_min**2).clamp_min(0.0)).to(x0.dtype)
         return x0 + expand(spread, x0) * z
+
+
+@dataclass(frozen=True)
+class TrigFlow:
+    """x_own = cos(tau) x0 + sin(tau) sigma_data z with tau = arctan(t / sigma_data) in [0, pi/2] (Lu & Song 2025)."""
+
+    sigma_data: float = 0.5
+
+    def time(self, t: Tensor) -> Tensor:
+        """The time tau (B,) in radians of the noise level t (B,)."""
+        return torch.atan(t / self.sigma_data)
+
+    def level(self, tau: Tensor) -> Tensor:
+        """The noise level t (B,) of tau (B,) in [0, pi/2)."""
+        return self.sigma_data * torch.tan(tau)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """cos(tau) (B,): the factor from variance-exploding coordinates to this process's own."""
+        return self.sigma_data / torch.sqrt(t**2 + self.sigma_data**2)
+
+    def speed(self, t: Tensor) -> Tensor:
+        """dt/dtau (B,) of the noise level by this clock."""
+        return (t**2 + self.sigma_data**2) / self.sigma_data
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """x_own = (1 - tau) x0 + tau z with tau = t / (1 + t) in [0, 1): straight lines (Liu et al. 2023)."""
+
+    def time(self, t: Tensor) -> Tensor:
+        """The time tau (B,) of the noise level t (B,)."""
+        return t / (1 + t)
+
+    def level(self, tau: Tensor) -> Tensor:
+        """The noise level t (B,) of tau (B,) in [0, 1)."""
+        return tau / (1 - tau)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """1 - tau (B,): the factor from variance-exploding coordinates to this process's own."""
+        return 1 / (1 + t)
+
+    def speed(self, t: Tensor) -> Tensor:
+        """dt/dtau (B,) of the noise level by this clock."""
+        return (1 + t) ** 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cmtool.config.parts import CurriculumPart, GapPart, TargetPart
+from cmtool.config.parts import CouplingPart, CurriculumPart, GapPart, TargetPart
 
 
 def num_scales_sqrt(step: int, steps: int, s0: int, s1: int) -> int:
@@ -24,13 +24,26 @@ def num_scales_doubling(step: int, steps: int, s0: int, s1: int) -> int:
     return min(s0 * 2 ** (min(step, steps) // stage_length), s1) + 1
 
 
+def num_scales_halving(step: int, steps: int, s0: int, s1: int) -> int:
+    """Progressive distillation: intervals s0, s0/2, ... down to s1, plus 1; the last two stages last twice as long.
+
+    That is the schedule of the paper's baseline (Song et al. 2023, Appendix C): 4096, ..., 4, then 2 and 1.
+    """
+    stages = max(math.floor(math.log2(s0 / s1)), 0) + 1
+    lengths = [2 if stage >= stages - 2 else 1 for stage in range(stages)]
+    done = min(step, steps) * sum(lengths)
+    stage = sum(done >= sum(lengths[: k + 1]) * steps for k in range(stages - 1))
+    return max(s0 // 2**stage, s1) + 1
+
+
 def num_scales(part: CurriculumPart, step: int, steps: int) -> int:
     """Return N at `step` of `steps`: grid points, at least 2."""
     if part.scales == "fixed":
         return part.s1
     if part.scales == "sqrt":
         return num_scales_sqrt(step, steps, part.s0, part.s1)
-    return num_scales_doubling(step, steps, part.s0, part.s1)
+    progressive = {"doubling": num_scales_doubling, "halving": num_scales_halving}[part.scales]
+    return progressive(step, steps, part.s0, part.s1)
 
 
 def target_decay(part: TargetPart, curriculum: CurriculumPart, points: int) -> float:
@@ -44,8 +57,14 @@ def target_decay(part: TargetPart, curriculum: CurriculumPart, points: int) -> f
 
 
 def ratio_stage(part: GapPart, step: int, steps: int) -> int:
-    """Return the stage a = 0 .. stages-1 of a ratio map (ECT): equal shares of the run."""
-    return min(step * part.stages // max(steps, 1), part.stages - 1)
+    """Return the stage a = first .. first + stages - 1 of a ratio map (ECT): equal shares of the run."""
+    return part.first + min(step * part.stages // max(steps, 1), part.stages - 1)
+
+
+def mix_at(part: CouplingPart, step: int, steps: int) -> float:
+    """Return mu, the share of images that the model makes itself: constant, or linear from `mix` to `mix_end`."""
+    end = part.mix if part.mix_end is None else part.mix_end
+    return part.mix + (end - part.mix) * min(step, steps) / max(steps, 1)
 
 
 @dataclass(frozen=True)
@@ -64,4 +83,8 @@ def curriculum_at(
 ) -> CurriculumState:
     """Return the scheduled numbers at `step` (0-based) of a run of `steps`."""
     points = num_scales(curriculum, step, steps)
-    return CurriculumState(step, steps, points, target_decay(target, curriculum, points), ratio_stage(gap, step, steps))
+    decay = target_decay(target, curriculum, points)
+    if target.update == "stage":
+        # Held within a stage; renewed by the update that follows the last step before N changes.
+        decay = 1.0 if num_scales(curriculum, step + 1, steps) == points else 0.0
+    return CurriculumState(step, steps, points, decay, ratio_stage(gap, step, steps))

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
 from cmtool.config.parts import GapPart, TimesPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.grid import karras_grid
+from cmtool.errors import ConfigError
+from cmtool.schedules.density import LevelDensity
 
 
 @functools.lru_cache(maxsize=64)
@@ -50,6 +54,36 @@ def draw_karras_uniform(u: Tensor, process: ProcessConfig) -> Tensor:
     return (low + u * (high - low)) ** process.rho
 
 
+def draw_flow_uniform(u: Tensor, process: ProcessConfig) -> Tensor:
+    """Levels whose rectified-flow time t / (1 + t) is uniform between those of sigma_min and sigma_max."""
+    low, high = (level / (1 + level) for level in (process.sigma_min, process.sigma_max))
+    tau = low + u * (high - low)
+    return tau / (1 - tau)
+
+
+def draw_student(part: TimesPart, u: Tensor, rank: Tensor, process: ProcessConfig) -> Tensor:
+    """TCM's levels from `low` up: ln(t / low) is |scale T| with Student's T, cut at sigma_max; an atom at `low`.
+
+    `rank` (B,) in [0, 1) is an image's place in the global batch: those below `atom` sit at the atom, so that its share
+    of every batch is exact (Lee et al. 2025, section 4).
+    """
+    reach = math.log(process.sigma_max / part.low) / part.std
+    p = 0.5 + u * (float(stdtr(part.df, reach)) - 0.5)
+    tail = torch.as_tensor(stdtrit(part.df, p.cpu().numpy())).to(u.device)
+    t = (part.low * (part.std * tail).exp()).clamp(part.low, process.sigma_max)
+    return torch.where(rank < part.atom, torch.full_like(t, part.low), t)
+
+
+def draw_two(part: TimesPart, u: Tensor, second: Tensor, rank: Tensor, process: ProcessConfig) -> tuple[Tensor, Tensor]:
+    """MeanFlow's two levels: the larger and the smaller of two log-normal draws, equal where `rank` < `same`.
+
+    A log-normal level is a logit-normal time of rectified flow.
+    """
+    one, other = draw_lognormal(part, u, process), draw_lognormal(part, second, process)
+    t, r = torch.maximum(one, other), torch.minimum(one, other)
+    return t, torch.where(rank < part.same, t, r)
+
+
 def ratio_map(part: GapPart, t: Tensor, stage: int, sigma_min: float = 0.0) -> Tensor:
     """ECT's cleaner time r = max(0, t (1 - n(t) / q^(stage+1))), n(t) = 1 + k sigmoid(-b t) (Geng et al. 2025, Eq. 14).
 
@@ -57,23 +91,63 @@ def ratio_map(part: GapPart, t: Tensor, stage: int, sigma_min: float = 0.0) -> T
     """
     slow = 1 + part.k * torch.sigmoid(-part.b * t) if part.map == "sigmoid" else torch.ones_like(t)
     r = (t * (1 - slow / part.q ** (stage + 1))).clamp_min(0.0)
+    if part.cap < 1:
+        r = torch.minimum(r, part.cap * t)
     return torch.where(r < sigma_min, torch.zeros_like(r), r)
 
 
+@dataclass(frozen=True)
+class Uniforms:
+    """The random numbers of a draw, float64 (B,) each in [0, 1), and each image's place in the global batch.
+
+    `second` is for draws of two levels; `rank` = (row + 1/2) / rows of the global batch.
+    """
+
+    first: Tensor
+    second: Tensor
+    rank: Tensor
+
+
+def draw_level(
+    part: TimesPart, numbers: Uniforms, process: ProcessConfig, density: LevelDensity | None = None
+) -> Tensor:
+    """Return t, float64 (B,), of a continuous law that draws one level an image."""
+    u = numbers.first
+    if part.kind == "student_t":
+        return draw_student(part, u, numbers.rank, process)
+    if part.kind == "largest":
+        return torch.full_like(u, process.sigma_max)
+    if part.kind == "discrepancy":
+        if density is None:
+            raise ConfigError("times that follow the discrepancy need it measured first.")
+        return density.quantile(u)
+    laws = {"karras_uniform": draw_karras_uniform, "flow_uniform": draw_flow_uniform}
+    return laws[part.kind](u, process) if part.kind in laws else draw_lognormal(part, u, process)
+
+
 def draw_times(
-    part: TimesPart, gap: GapPart, u: Tensor, process: ProcessConfig, points: int, stage: int
+    part: TimesPart,
+    gap: GapPart,
+    u: Tensor | Uniforms,
+    process: ProcessConfig,
+    points: int,
+    stage: int,
+    density: LevelDensity | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (t, r), float64 (B,) each, from uniform u (B,): the noisier and the cleaner time of each pair.
+    """Return (t, r), float64 (B,) each, from uniform numbers: the noisier and the cleaner time of each pair.
 
     Grid draws give neighbors of the grid with N = `points`; continuous draws take r from the gap's map; a gap of
     kind "none" gives r = t.
     """
-    u = u.double()
+    numbers = u if isinstance(u, Uniforms) else Uniforms(u, u, u)
+    numbers = Uniforms(numbers.first.double(), numbers.second.double(), numbers.rank.double())
     if part.kind.startswith("grid"):
-        index = grid_index(part, u, points, process)
-        grid = grid_tensor(points, process).to(u.device)
+        index = grid_index(part, numbers.first, points, process)
+        grid = grid_tensor(points, process).to(index.device)
         return grid[index + 1], grid[index]
-    t = draw_karras_uniform(u, process) if part.kind == "karras_uniform" else draw_lognormal(part, u, process)
+    if part.kind == "two_lognormal":
+        return draw_two(part, numbers.first, numbers.second, numbers.rank, process)
+    t = draw_level(part, numbers, process, density)
     if gap.kind == "ratio":
         return t, ratio_map(gap, t, stage)
     return t, t
