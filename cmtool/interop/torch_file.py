@@ -1,0 +1,136 @@
+"""Tensors from torch and safetensors files, with no way for a file to run code or to blow up in memory."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmtool.checkpoint import read_preamble
+from cmtool.errors import CheckpointError
+
+# In the order of preference: the average comes before the live weights.
+_NESTED = (
+    "model_ema_state_dict",
+    "ema_state_dict",
+    "params_ema",
+    "ema",
+    "model_state_dict",
+    "state_dict",
+    "model",
+    "net",
+)
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def check_zip(path: Path) -> None:
+    """Refuse a zip that no `torch.save` wrote: names that climb out, compressed members, more bytes than the file has.
+
+    Raises:
+        CheckpointError: with what was found.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise CheckpointError(
+            f"{path} is damaged: its zip directory cannot be read; was the download complete?"
+        ) from None
+    for member in members:
+        parts = PurePosixPath(member.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts:
+            raise CheckpointError(f"{path} is refused: its member '{member.filename}' points outside the archive.")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                f"{path} is refused: its member '{member.filename}' is compressed, which torch never does."
+            )
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise CheckpointError(f"{path} is refused: its members claim more bytes than the file has.")
+
+
+def load_torch(path: Path) -> Any:
+    """Load a torch file's tensors and plain containers, memory-mapped where the format allows it.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds anything but tensors and plain containers.
+    """
+    zipped = zipfile.is_zipfile(path)
+    if not zipped:
+        with open(path, "rb") as stream:
+            if stream.read(2) == b"PK":
+                raise CheckpointError(
+                    f"{path} is damaged: it begins like a torch file and ends too early; was the download complete?"
+                )
+    if zipped:
+        check_zip(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path} is refused: it holds more than tensors, and loading that could run code."
+            ) from None
+        raise CheckpointError(f"{path} is no torch file, or is damaged.") from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        IndexError,
+        AssertionError,
+    ):
+        raise CheckpointError(f"{path} is no torch file, or is damaged; was the download complete?") from None
+
+
+def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict inside what a torch file held: itself, or the (averaged) model within a checkpoint.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if isinstance(content, Mapping):
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return {_plain(str(name)): value.detach() for name, value in content.items()}
+        for key in _NESTED:
+            if isinstance(content.get(key), Mapping):
+                return find_tensors(content[key], path)
+        found = ", ".join(map(str, list(content)[:10]))
+        raise CheckpointError(f"{path} holds no state dict; it holds: {found or 'nothing'}.")
+    raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
+
+
+def _plain(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the state dict of a torch file."""
+    return find_tensors(load_torch(path), path)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return (tensors, metadata) of a safetensors file.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    preamble = read_preamble(path)
+    metadata = preamble.get("__metadata__") or {}
+    try:
+        return load_file(str(path), device="cpu"), {str(key): str(value) for key, value in metadata.items()}
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from None
