@@ -89,8 +89,8 @@ class Dataset:
 
         Bytes travel to the device and become floats there: a quarter of the traffic.
         """
-        images = self.images[indices].to(device, non_blocking=True)
-        labels = None if self.labels is None else self.labels[indices].to(device)
+        images = self.images.index_select(0, indices).to(device)  # several times faster than images[indices]
+        labels = None if self.labels is None else self.labels.index_select(0, indices).to(device)
         return (images if images.is_floating_point() else from_uint8(images)), labels
 
     def subset(self, indices: Tensor) -> Dataset:

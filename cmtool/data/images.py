@@ -84,8 +84,14 @@ def to_uint8(x: Tensor, mode: Literal["round", "truncate"] = "round") -> Tensor:
 
 
 def from_uint8(x: Tensor) -> Tensor:
-    """Return bytes (any shape) as float32 in [-1, 1]: x / 127.5 - 1."""
-    return x.to(torch.float32) / 127.5 - 1
+    """Return bytes (any shape) as float32 in [-1, 1]: x / 127.5 - 1.
+
+    Raises:
+        TypeError: `x` is not uint8.
+    """
+    if x.dtype != torch.uint8:
+        raise TypeError(f"from_uint8 takes uint8, not {x.dtype}")
+    return x.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_nhwc(images: Tensor | Bytes) -> Bytes:

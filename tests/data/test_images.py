@@ -55,6 +55,8 @@ def test_quantizer_refuses_what_has_no_byte():
         to_uint8(torch.tensor([0.0, float("nan")]))
     with pytest.raises(TypeError):
         to_uint8(LEVELS)
+    with pytest.raises(TypeError):
+        from_uint8(torch.zeros(1))
     with pytest.raises(DataError, match="round or truncate"):
         to_uint8(torch.zeros(1), "ceil")
     assert to_uint8(torch.tensor([float("inf"), -float("inf")])).tolist() == [255, 0]
