@@ -86,7 +86,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000, help="images of the memory-mapped file")
     parser.add_argument("--files", type=int, default=1_000, help="JPEG files to pack")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; more only help on a quiet machine")
     asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
     print(f"device {asked.device}, {torch.get_num_threads()} threads; images per second")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -96,9 +98,8 @@ def main() -> None:
         for resolution, batch in ((32, 512), (64, 2048), (256, 128)):
             path = mapped(folder, asked.images * 32 // resolution, resolution)
             raw, floats, there = batches(path, batch, asked.device)
-            print(
-                f"batches of {batch:4d} at {resolution:3d} px: bytes {raw:12,.0f}  floats {floats:12,.0f}  {asked.device} {there:12,.0f}"
-            )
+            speeds = f"bytes {raw:12,.0f}  floats {floats:12,.0f}  {asked.device} {there:12,.0f}"
+            print(f"batches of {batch:4d} at {resolution:3d} px: {speeds}")
 
 
 if __name__ == "__main__":
