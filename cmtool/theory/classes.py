@@ -38,7 +38,7 @@ def features(u: Array, family: str, size: int) -> Array:
         UserError: for another family.
     """
     if family == "poly":
-        return np.polynomial.hermite_e.hermevander(u, size)
+        return np.asarray(np.polynomial.hermite_e.hermevander(u, size), float)
     if family == "relu":
         ramps = np.maximum(u[:, None] - np.linspace(-3, 3, size), 0)
         return np.concatenate([np.ones((len(u), 1)), u[:, None], ramps], axis=1)
@@ -62,7 +62,7 @@ class _Level:
 
 
 def _least_squares(design: Array, target: Array) -> Array:
-    return np.linalg.lstsq(design, target, rcond=1e-12)[0]
+    return np.asarray(np.linalg.lstsq(design, target, rcond=1e-12)[0], float)
 
 
 def run_class(
@@ -84,7 +84,8 @@ def run_class(
         raise UserError(f"a function class of size {size} is empty", "use --size 1,3,9")
     z, weight = normal_nodes(7.0, 4001)
     weight = weight / weight.sum()
-    root, f = np.sqrt(weight), identity
+    root = np.sqrt(weight)
+    f: Map = identity
     eps_class = eps_fit = 0.0
     for index in range(1, levels.count):
         a, b = at(levels, index)

@@ -7,6 +7,7 @@ R = int lambda E[||d_CT f||^a - ||d_CD f||^a] dt. Here everything is exact, for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +113,7 @@ def huber_center(low: Array, high: Array, share: Array, c: float) -> Array:
 def huber_recursion(times: Array, majority: float, c: float, size: int = 4001) -> Callable[[Array], Array]:
     """f_T of consistency training with the pseudo-Huber loss on Diracs at -1 (1 - majority) and +1 (majority)."""
     f: Callable[[Array], Array] = lambda x: x  # noqa: E731
-    for r, t in zip(times[:-1], times[1:], strict=True):
+    for r, t in pairwise(times):
         x = 0.5 * np.sinh(np.linspace(-1, 1, size) * np.arcsinh((2 + 9 * t) / 0.5))
         ratio = r / t
         high, low = f(1 + ratio * (x - 1)), f(-1 + ratio * (x + 1))

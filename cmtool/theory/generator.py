@@ -6,6 +6,8 @@ share `mix` of the batch. Exact for N(0, s^2): vectors below hold coordinates on
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import quad
@@ -19,7 +21,7 @@ def residual_independent(std: float, t: float) -> float:
 
 
 def residual_generator(std: float, t: float, sigma_min: float = 0.002) -> float:
-    """The same for generator-augmented pairs with the exact f: falls as s^4 / t^4 where the other falls as s^2 / t^2."""
+    """The same for generator-augmented pairs with the exact f: falls as s^4 / t^4, not s^2 / t^2."""
     a = np.hypot(std, sigma_min) / np.hypot(std, t)
     variance = (a * std) ** 2 + ((1 + a) * t) ** 2
     return float(residual_independent(std, t) * (std**2 + sigma_min**2) / variance)
@@ -37,7 +39,7 @@ def spread_ratio(times: Array, std: float, mix: float, predictor: str = "ideal")
     `times` ascending (N,); `predictor` "ideal" takes xhat from the exact f, "own" from the function just trained.
     """
     gain, least = 1.0, np.hypot(std, times[0])
-    for r, t in zip(times[:-1], times[1:], strict=True):
+    for r, t in pairwise(times):
         a = least / np.hypot(std, r) if predictor == "ideal" else gain
         before, now = np.array([a * std, (a + 1) * r]), np.array([a * std, a * r + t])
         plain_before, plain_now = np.array([std, r]), np.array([std, t])

@@ -98,7 +98,7 @@ def _scaled(factor: float) -> Map:
 
 
 def second_order(law: LineMixture, levels: Levels) -> Map:
-    """DPM-Solver++(2M) (Lu et al. 2022) with the exact denoiser: second order for one evaluation per step, T - 1 in all.
+    """DPM-Solver++(2M) (Lu et al. 2022) with the exact denoiser: second order, one evaluation per step.
 
     Heun's method is not used on VP levels: in sigma = b / a the first step spans decades, and it blows up.
     """

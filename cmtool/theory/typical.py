@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 from cmtool.theory.laws import Mixture, empirical
 from cmtool.theory.levels import Levels
@@ -42,27 +42,28 @@ def outside_by_level(law: LineMixture, levels: Levels, c3: float) -> Array:
     return np.array(found)
 
 
-def paths_outside(
-    law: LineMixture, levels: Levels, c3: float, dim: int, rng: np.random.Generator, count: int = 20000
-) -> dict[str, tuple[float, float]]:
-    """(worst level, any level) shares outside in `dim` copies of a line law, along forward and along flow paths.
+def path_depths(
+    law: LineMixture, levels: Levels, dim: int, rng: np.random.Generator, count: int = 20000
+) -> dict[str, Array]:
+    """-log p_t along `count` paths of `dim` copies of a line law, at up to 20 levels: two arrays (levels, count).
 
-    Forward paths keep one X_0 and one Z for all levels; flow paths carry one draw along the probability-flow ODE, as
-    a generator would.
+    "forward" paths keep one X_0 and one Z for all levels; "flow" paths carry one draw along the probability-flow ODE,
+    as a generator would.
     """
     clean = law.sample(count * dim, rng).reshape(count, dim)
     noise = rng.standard_normal((count, dim))
     rank = rng.standard_normal((count, dim))
-    limit = c3 * dim * np.log(levels.count)
-    picks = np.unique(np.linspace(0, levels.count - 1, 20).astype(int))
-    hits: dict[str, list[Array]] = {"forward": [], "flow": []}
-    for index in picks:
+    depths: dict[str, list[Array]] = {"forward": [], "flow": []}
+    for index in np.unique(np.linspace(0, levels.count - 1, 20).astype(int)):
         a, b = at(levels, index)
         for name, x in (("forward", a * clean + b * noise), ("flow", law.quantile(rank, a, b))):
-            hits[name].append(-law.log_density(x, a, b).sum(axis=1) > limit)
-    return {
-        name: (float(np.mean(rows, axis=1).max()), float(np.any(rows, axis=0).mean())) for name, rows in hits.items()
-    }
+            depths[name].append(-law.log_density(x, a, b).sum(axis=1))
+    return {name: np.array(rows) for name, rows in depths.items()}
+
+
+def ever_outside(depths: Array, c3: float, dim: int, count: int) -> float:
+    """Share of paths that are outside at any of the levels; depths (levels, paths) from `path_depths`, T = `count`."""
+    return float(np.any(depths > c3 * dim * np.log(count), axis=0).mean())
 
 
 def score_moment(law: LineMixture, levels: Levels, index: int) -> tuple[float, float]:
@@ -87,6 +88,8 @@ class Constants:
     c3_density: tuple[float, float]
     c3_step: tuple[float, float]
     c4_resolved: float
+    at_c3: float
+    c4_tail: float
 
 
 def digits_points() -> Array:
@@ -97,7 +100,7 @@ def digits_points() -> Array:
 
 
 def estimate_constants(
-    law: Mixture, levels: Levels, picks: list[int], count: int, rng: np.random.Generator
+    law: Mixture, levels: Levels, picks: list[int], count: int, rng: np.random.Generator, at_c3: float = 0.5
 ) -> list[Constants]:
     """Estimate c3 (and the c4 that can be resolved) of a law with an exact density, at levels with indices `picks`.
 
@@ -114,12 +117,15 @@ def estimate_constants(
         depth = -law.log_density(x, a, b) / (size * log_count)
         step = (a_before * clean + b_before * noise) - x * a_before / a
         length = np.linalg.norm(step, axis=1) / np.sqrt(size * (1 - (a / a_before) ** 2) * log_count)
+        tail = norm.logsf((at_c3 - depth.mean()) / depth.std(ddof=1))
         found.append(
             Constants(
                 index + 1,
                 (float(np.median(depth)), float(depth.max())),
                 (float(np.median(length)), float(length.max())),
                 float(np.log(count) / (size * log_count)),
+                at_c3,
+                float(-tail / (size * log_count)),
             )
         )
     return found
