@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, resolve_file
 from cmtool.config.schema import NetworkConfig, ProcessConfig, RunConfig
-from cmtool.diffusion.parameterization import build_parameterization
+from cmtool.diffusion.parameterization import Coefficients, build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
@@ -22,8 +22,8 @@ class Model(nn.Module):
     """A raw network inside its parameterization.
 
     Call: x (B, C, H, W) of any side that the network's down-sampling divides, t (B,) in [sigma_min, sigma_max],
-    label (B,) int or None (None and -1 are the null class), r (B,) the time to go to in two-time models. Returns
-    (B, C, H, W), the estimate of x0, in x's dtype.
+    label (B,) int or None (None and -1 are the null class), r (B,) the time to go to in two-time models (None: the
+    clean end). Returns (B, C, H, W), the estimate of x0, in x's dtype.
     """
 
     kind = "model"
@@ -85,11 +85,25 @@ class Model(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return c_skip x + c_out F(c_in x, c_noise, label, r), the scalings in at least x's precision."""
         c = self.parameterization.coefficients(t)
+        raw = self._raw(x, c, label, r)
+        return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw
+
+    def raw(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """Return F itself at the scaled input, (B, C, H, W) in x's dtype; arguments as in a call of the model."""
+        return self._raw(x, self.parameterization.coefficients(t), label, r)
+
+    def _raw(self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None) -> Tensor:
         inner = expand(c.c_in.to(x.dtype), x) * x
+        if r is None and getattr(self.network, "two_time", False):
+            r = torch.zeros_like(c.c_noise)
         to = None if r is None else self.parameterization.coefficients(r).c_noise.to(x.dtype)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            raw = self.network(inner, c.c_noise.to(x.dtype), label, to)
-        return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw.to(x.dtype)
+            return self.network(inner, c.c_noise.to(x.dtype), label, to).to(x.dtype)
+
+    def log_variance(self, t: Tensor) -> Tensor:
+        """Return the head w (B,) of a network with `log_variance` at the noise levels t (B,)."""
+        network: Any = self.network
+        return network.log_variance(self.parameterization.coefficients(t).c_noise)
 
 
 class ConsistencyModel(Model):
@@ -122,7 +136,7 @@ def model_header(
     """Return the header that a model trained by `config` starts with: all that rebuilding it needs."""
     data = config.data
     return {
-        "kind": "diffusion" if config.family == "edm" else "consistency",
+        "kind": config.recipe.model_kind,
         "preset": config.preset,
         "recipe_name": config.recipe_name,
         "recipe": config.recipe.model_dump(mode="json"),
@@ -144,7 +158,7 @@ def model_header(
 
 
 def build_model(header: dict[str, Any]) -> Model:
-    """Build a model of fresh weights from its header (kind, network, process, data).
+    """Build a model from its header (kind, network, process, data), with fresh weights that its seed decides.
 
     Raises:
         CheckpointError: if the header names something that this version does not know.
@@ -154,8 +168,10 @@ def build_model(header: dict[str, Any]) -> Model:
         process = ProcessConfig(**header["process"])
         data = header["data"]
         channels, resolution, num_classes = data["channels"], data["resolution"], data.get("num_classes")
-        kind = KINDS[header["kind"]]
-        network = build_network(network_config, channels=channels, resolution=resolution, num_classes=num_classes)
+        kind, seed = KINDS[header["kind"]], int(header.get("seed") or 0)
+        network = build_network(
+            network_config, channels=channels, resolution=resolution, num_classes=num_classes, seed=seed
+        )
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, UserError) as error:
         raise CheckpointError(f"the model's header cannot be understood: {_in_one_line(error)}") from error
     return kind(network, process, header)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from cmtool.config.parts import DirectionPart
+from cmtool.diffusion.solvers import Denoise
 from cmtool.errors import ConfigError
+from cmtool.losses.draw import Nets
 from cmtool.models import Model
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-Direction = Callable[[Tensor, "Tensor | None"], Denoise]
+Direction = Callable[[Nets, Tensor, "Tensor | None"], Denoise]
 
 # Distances to every reference image are differences of large numbers: in float64 up to this many values.
 _FLOAT64_VALUES = 20_000_000
@@ -53,17 +54,38 @@ def posterior_mean(x: Tensor, t: Tensor, reference: Reference, label: Tensor | N
 
 def toward_sample() -> Direction:
     """The slope (x_t - x0) / t of consistency training."""
-    return lambda x0, label: lambda x, t: x0
+    return lambda nets, x0, label: lambda x, t: x0
 
 
-def toward_teacher(teacher: Model) -> Direction:
-    """The slope of the teacher's probability-flow ODE."""
-    return lambda x0, label: lambda x, t: teacher(x, t.to(x.dtype), label)
+def toward_teacher(teacher: Model, guidance: float = 1.0) -> Direction:
+    """The slope of the teacher's probability-flow ODE, with classifier-free guidance (Ho & Salimans 2021)."""
+
+    def direction(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            conditional = teacher(x, t.to(x.dtype), label)
+            if guidance == 1 or label is None:
+                return conditional
+            free = teacher(x, t.to(x.dtype), torch.full_like(label, -1))
+            return free + guidance * (conditional - free)
+
+        return denoise
+
+    return direction
+
+
+def toward_target(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
+    """The slope of the target network's own flow: in progressive distillation the student of the stage before."""
+    return lambda x, t: nets.target(x, t.to(x.dtype), label)
 
 
 def toward_posterior_mean(reference: Reference) -> Direction:
     """The slope of the probability-flow ODE of the reference images themselves."""
-    return lambda x0, label: lambda x, t: posterior_mean(x, t, reference, label)
+    return lambda nets, x0, label: lambda x, t: posterior_mean(x, t, reference, label)
+
+
+def toward_batch_mean(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
+    """The same with the images of the forward pass alone as reference."""
+    return lambda x, t: posterior_mean(x, t, Reference(x0, label), label)
 
 
 def build_direction(part: DirectionPart, teacher: Model | None, reference: Reference | None) -> Direction:
@@ -74,10 +96,14 @@ def build_direction(part: DirectionPart, teacher: Model | None, reference: Refer
     """
     if part.kind == "sample":
         return toward_sample()
+    if part.kind == "target":
+        return toward_target
     if part.kind == "teacher":
         if teacher is None:
             raise ConfigError("a teacher's direction needs a teacher.", "add --teacher MODEL")
-        return toward_teacher(teacher)
+        return toward_teacher(teacher, part.guidance)
+    if part.pool == "batch":
+        return toward_batch_mean
     if reference is None:
         raise ConfigError("the posterior mean needs reference images, and none were given.")
     return toward_posterior_mean(reference)

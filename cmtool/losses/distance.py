@@ -1,16 +1,34 @@
-"""Distances between two batches of images: (B, C, H, W) twice -> (B,)."""
+"""Distances between two batches of images: (B, C, H, W) twice -> (B,), and what becomes of them at close quarters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cmtool.config.parts import DistancePart
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance d(a, b), called with two batches, and its local forms for continuous time.
+
+    `form(f, v)` (B,) is the leading term of d(f, f + h v) in h, without the power of h; `pull(f, v)` (B, C, H, W) is
+    the gradient in y of d(y, f - h v) at y = f to first order: H(f) v for a smooth distance with Hessian H.
+    """
+
+    between: Measure
+    form: Measure
+    pull: Measure
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return d(a, b) (B,)."""
+        return self.between(a, b)
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
@@ -21,6 +39,11 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean of absolute differences over the values of an image."""
     return (a - b).abs().flatten(1).mean(1)
+
+
+def squared_norm(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of squared differences over the values of an image."""
+    return ((a - b) ** 2).flatten(1).sum(1)
 
 
 def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
@@ -41,9 +64,25 @@ def huber_constant(part: DistancePart, values: int) -> float:
     return part.c if part.c is not None else part.c_scale * math.sqrt(values)
 
 
+def mean_square(f: Tensor, v: Tensor) -> Tensor:
+    """Mean of v^2 over the values of an image (B,): the local form of `l2`."""
+    return (v**2).flatten(1).mean(1)
+
+
 def _build_huber(part: DistancePart, values: int) -> Distance:
     c = huber_constant(part, values)
-    return lambda a, b: pseudo_huber(a, b, c)
+
+    def between(a: Tensor, b: Tensor) -> Tensor:
+        return pseudo_huber(a, b, c)
+
+    if c > 0:  # a parabola of curvature 1 / c once the difference is far below c
+        return Distance(between, lambda f, v: (v**2).flatten(1).sum(1) / (2 * c), lambda f, v: v / c)
+    norm = torch.linalg.vector_norm
+    return Distance(
+        between,
+        lambda f, v: norm(v.flatten(1), dim=1),
+        lambda f, v: v / norm(v, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12),
+    )
 
 
 def _build_lpips(part: DistancePart, values: int) -> Distance:
@@ -53,8 +92,11 @@ def _build_lpips(part: DistancePart, values: int) -> Distance:
 
 
 BUILDERS: dict[str, Callable[[DistancePart, int], Distance]] = {
-    "l2": lambda part, values: l2,
-    "l1": lambda part, values: l1,
+    "l2": lambda part, values: Distance(l2, mean_square, lambda f, v: 2 * v / values),
+    "l1": lambda part, values: Distance(l1, lambda f, v: v.abs().flatten(1).mean(1), lambda f, v: v.sign() / values),
+    "squared_norm": lambda part, values: Distance(
+        squared_norm, lambda f, v: squared_norm(v, 0 * v), lambda f, v: 2 * v
+    ),
     "pseudo_huber": _build_huber,
     "lpips": _build_lpips,
 }

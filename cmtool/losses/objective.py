@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from cmtool.config.parts import GapPart, TimesPart
+from cmtool.config.parts import CouplingPart, GapPart, TimesPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import VarianceExploding
 from cmtool.losses.coupling import Coupling
 from cmtool.losses.direction import Direction
 from cmtool.losses.distance import Distance
-from cmtool.losses.target import Nets, Points, Solver, TargetRule
+from cmtool.losses.draw import Draw, Nets, Slice
+from cmtool.losses.target import Points, Solver, TargetRule
 from cmtool.losses.weighting import Weighting
 from cmtool.rng import batch_normal, batch_uniform, derive
-from cmtool.schedules.curriculum import CurriculumState
-from cmtool.schedules.times import draw_times
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Rows `start` .. `start + len(x0)` of a global batch of `total` images: what one forward pass sees."""
-
-    seed: int
-    step: int
-    start: int
-    total: int
+from cmtool.schedules.curriculum import CurriculumState, mix_at
+from cmtool.schedules.density import LevelDensity
+from cmtool.schedules.times import Uniforms, draw_times
 
 
 @dataclass(frozen=True)
@@ -53,24 +46,37 @@ class Objective:
     distance: Distance
     weighting: Weighting
     dropout: bool = False
+    mix: CouplingPart = field(default_factory=CouplingPart)
+    density: LevelDensity | None = None
 
-    def draw(self, x0: Tensor, state: CurriculumState, rows: Slice) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Draw:
         """Return noise z like x0 and times (t, r) (B,) in x0's dtype, as functions of the rows' global index."""
         count = len(x0)
         shape = (rows.total, *x0.shape[1:])
-        place = {"start": rows.start, "count": count, "device": x0.device}
-        z = batch_normal(shape, rows.seed, "noise", rows.step, dtype=x0.dtype, **place)
-        u = batch_uniform((rows.total,), rows.seed, "times", rows.step, start=rows.start, count=count)
-        t, r = draw_times(self.times, self.gap, u, self.settings, state.num_scales, state.stage)
-        return z, t.to(x0.device, x0.dtype), r.to(x0.device, x0.dtype)
+        z = batch_normal(
+            shape, rows.seed, "noise", rows.step, start=rows.start, count=count, device=x0.device, dtype=x0.dtype
+        )
+        numbers = self.uniforms(count, rows)
+        t, r = draw_times(self.times, self.gap, numbers, self.settings, state.num_scales, state.stage, self.density)
+        mix = mix_at(self.mix, state.step, state.steps)
+        return Draw(x0, z, t.to(x0.device, x0.dtype), r.to(x0.device, x0.dtype), label, mix, rows)
+
+    def uniforms(self, count: int, rows: Slice) -> Uniforms:
+        """Return the uniform numbers of `count` images, and their places in the global batch."""
+        shape = (rows.total,)
+        first = batch_uniform(shape, rows.seed, "times", rows.step, start=rows.start, count=count)
+        second = batch_uniform(shape, rows.seed, "second-times", rows.step, start=rows.start, count=count)
+        rank = (torch.arange(rows.start, rows.start + count, dtype=torch.float64) + 0.5) / rows.total
+        return Uniforms(first, second, rank)
 
     def __call__(self, nets: Nets, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Loss:
         """Return the loss of the images x0 (B, C, H, W) in [-1, 1] with labels (B,), at rows `rows` of the batch."""
-        z, t, r = self.draw(x0, state, rows)
-        x0, z = self.coupling(x0, z)
-        x_t = self.process.noised(x0, z, t)
+        draw = self.coupling(nets, self.draw(x0, label, state, rows))
+        t, r = draw.t, draw.r
+        x_t = self.process.noised(draw.x0, draw.z, t)
         seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None
-        points = Points(x0, z, x_t, t, r, label, self.direction(x0, label), self.solver, seed)
-        prediction, target = self.target(nets, points)
-        distance = self.distance(prediction, target)
-        return Loss(self.weighting(t, r) * distance, distance.detach(), t)
+        denoise = self.direction(nets, draw.x0, draw.label)
+        share = state.step / max(state.steps, 1)
+        points = Points(draw.x0, draw.z, x_t, t, r, draw.label, denoise, self.solver, seed, share)
+        distance = self.target(nets, points).measure(self.distance)
+        return Loss(self.weighting(distance, t, r, nets.student), distance.detach(), t)

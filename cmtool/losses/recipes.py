@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from cmtool.config.schema import RunConfig
 from cmtool.diffusion.process import VarianceExploding
-from cmtool.diffusion.solvers import SOLVERS
-from cmtool.losses.coupling import build_coupling
+from cmtool.diffusion.solvers import build_solver
+from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction
 from cmtool.losses.distance import build_distance
 from cmtool.losses.objective import Objective
 from cmtool.losses.target import build_target
 from cmtool.losses.weighting import build_weighting
 from cmtool.models import Model
+from cmtool.schedules.density import LevelDensity
 
 
 def has_dropout(config: RunConfig) -> bool:
@@ -22,28 +24,45 @@ def has_dropout(config: RunConfig) -> bool:
     return any(rate > 0 for rate in dropout) if isinstance(dropout, tuple) else dropout > 0
 
 
+@dataclass(frozen=True)
+class Supplies:
+    """What some parts need besides settings: a teacher, reference images, stored pairs, a measured law of levels."""
+
+    teacher: Model | None = None
+    reference: Reference | None = None
+    pairs: Pairs | None = None
+    density: LevelDensity | None = None
+
+
 def build_objective(
-    config: RunConfig, *, teacher: Model | None = None, reference: Reference | None = None
+    config: RunConfig,
+    *,
+    teacher: Model | None = None,
+    reference: Reference | None = None,
+    supplies: Supplies | None = None,
 ) -> Objective:
     """Put the parts of `config.recipe` together.
 
-    `teacher` and `reference` are needed where the direction asks for them.
+    `teacher` and `reference`, or all of `supplies`, are needed where a part asks for them.
 
     Raises:
         ConfigError: if a part needs something that is not there.
     """
     recipe, settings = config.recipe, config.process
+    given = supplies or Supplies(teacher, reference)
     values = math.prod((config.data.channels, config.data.resolution, config.data.resolution))
     return Objective(
         process=VarianceExploding(settings.sigma_min, settings.sigma_max, settings.sigma_data),
         settings=settings,
         times=recipe.times,
         gap=recipe.gap,
-        coupling=build_coupling(recipe.coupling),
-        direction=build_direction(recipe.direction, teacher, reference),
-        solver=SOLVERS[recipe.direction.solver],
+        coupling=build_coupling(recipe.coupling, given.pairs),
+        direction=build_direction(recipe.direction, given.teacher, given.reference),
+        solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),
         target=build_target(recipe.target),
         distance=build_distance(recipe.distance, values),
-        weighting=build_weighting(recipe.weighting, settings),
+        weighting=build_weighting(recipe.weighting, settings, recipe.times),
         dropout=has_dropout(config),
+        mix=recipe.coupling,
+        density=given.density,
     )

@@ -1,36 +1,30 @@
-"""Target rules: from the points of a pair to (prediction, target)."""
+"""Target rules: from the points of a pair to what is compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmtool.config.parts import TargetPart
-from cmtool.diffusion.solvers import Denoise
+from cmtool.diffusion.process import expand
+from cmtool.diffusion.solvers import Denoise, Step
+from cmtool.losses.distance import Distance
+from cmtool.losses.draw import Nets
 from cmtool.rng import same_dropout
 
-Solver = Callable[[Denoise, Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Nets:
-    """The networks that a step may look at.
-
-    `target` is the student itself where its decay is zero; `sample_ema` is the average used for sampling.
-    """
-
-    student: nn.Module
-    target: nn.Module
-    sample_ema: nn.Module | None = None
-    teacher: nn.Module | None = None
+Solver = Step
 
 
 @dataclass(frozen=True)
 class Points:
-    """What a target rule is given: images (B, C, H, W), times (B,) in the images' dtype, labels (B,) or None."""
+    """What a target rule is given: images (B, C, H, W), times (B,) in the images' dtype, labels (B,) or None.
+
+    `share` is the part of the run that is done, in [0, 1].
+    """
 
     x0: Tensor
     z: Tensor
@@ -41,37 +35,96 @@ class Points:
     denoise: Denoise
     solver: Solver
     dropout_seed: int | None
+    share: float = 0.0
 
 
-TargetRule = Callable[[Nets, Points], tuple[Tensor, Tensor]]
+class Comparison(Protocol):
+    """What a target rule answers: something that a distance can be taken of."""
+
+    def measure(self, distance: Distance) -> Tensor:
+        """Return one number an image, (B,), whose gradient is the rule's."""
 
 
-def _pass(module: nn.Module, x: Tensor, t: Tensor, points: Points) -> Tensor:
+@dataclass(frozen=True)
+class Pair:
+    """A prediction with gradient and the value it must reach, both (B, C, H, W)."""
+
+    prediction: Tensor
+    target: Tensor
+
+    def measure(self, distance: Distance) -> Tensor:
+        """The distance between the two."""
+        return distance(self.prediction, self.target)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A value f and its derivative along the flow, which must vanish, both (B, C, H, W)."""
+
+    value: Tensor
+    tangent: Tensor
+    stop_gradient: bool
+
+    def measure(self, distance: Distance) -> Tensor:
+        """The local form of the distance at the tangent (Song et al. 2023, Theorems 3 and 4).
+
+        With a stop-gradient the gradient is that of f^T H(f) df/dt with the right half held fixed (Theorems 5 and 6).
+        That product is no measure of anything, so the number reported is the local form all the same.
+        """
+        if not self.stop_gradient:
+            return distance.form(self.value, self.tangent)
+        at, along = self.value.detach(), self.tangent.detach()
+        surrogate = (self.value * distance.pull(at, along)).flatten(1).sum(1)
+        return distance.form(at, along).detach() + (surrogate - surrogate.detach())
+
+
+TargetRule = Callable[[Nets, Points], Comparison]
+
+
+def call(module: Callable[..., Tensor], points: Points, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+    """Call a network, under the step's dropout mask where there is dropout; `r` for networks of two times."""
+    arguments = (x, t, points.label) if r is None else (x, t, points.label, r)
     if points.dropout_seed is None:
-        return module(x, t, points.label)
+        return module(*arguments)
     with same_dropout(points.dropout_seed, x.device):
-        return module(x, t, points.label)
+        return module(*arguments)
 
 
-def pair(nets: Nets, points: Points) -> tuple[Tensor, Tensor]:
+def pair(nets: Nets, points: Points) -> Pair:
     """Prediction f(x_t, t); target the frozen network at (x_r, r), both under one dropout mask.
 
     Where r = 0 the network is the identity and the target is x_r itself, the clean image (ECT).
     """
     with torch.no_grad():
         x_r = points.solver(points.denoise, points.x_t, points.t, points.r)
-        target = _pass(nets.target, x_r, points.r, points)
-    return _pass(nets.student, points.x_t, points.t, points), target
+        target = call(nets.target, points, x_r, points.r)
+    return Pair(call(nets.student, points, points.x_t, points.t), target)
 
 
-def data(nets: Nets, points: Points) -> tuple[Tensor, Tensor]:
+def data(nets: Nets, points: Points) -> Pair:
     """Prediction D(x_t, t); target the clean image: denoising (Karras et al. 2022, Eq. 2)."""
-    return _pass(nets.student, points.x_t, points.t, points), points.x0
+    return Pair(call(nets.student, points, points.x_t, points.t), points.x0)
 
 
-RULES: dict[str, TargetRule] = {"pair": pair, "data": data}
+def leap(nets: Nets, points: Points) -> Pair:
+    """Prediction D(x_t, t); target the clean image with which one Euler step from t lands on x_r.
+
+    With two steps of the target network between t and r this is progressive distillation (Salimans & Ho 2022).
+    """
+    with torch.no_grad():
+        x_r = points.solver(points.denoise, points.x_t, points.t, points.r)
+        slope = (x_r - points.x_t) / expand(points.r - points.t, points.x_t)
+        clean = points.x_t - expand(points.t, points.x_t) * slope
+    return Pair(call(nets.student, points, points.x_t, points.t), clean)
 
 
 def build_target(part: TargetPart) -> TargetRule:
     """Return the target rule that `part` names."""
+    if part.differentiates:
+        from cmtool.losses.tangent import build_tangent
+
+        return build_tangent(part)
     return RULES[part.rule]
+
+
+RULES: dict[str, TargetRule] = {"pair": pair, "data": data, "leap": leap}

@@ -1,16 +1,19 @@
-"""Weights of an image's distance as functions of its times: t, r (B,) -> (B,)."""
+"""Weights: from an image's distance, its times t and r (B,) and the student to what is descended, (B,)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cmtool.config.parts import WeightingPart
+from cmtool.config.parts import TimesPart, WeightingPart
 from cmtool.config.schema import ProcessConfig
 
-Weighting = Callable[[Tensor, Tensor], Tensor]
+Factor = Callable[[Tensor, Tensor, ProcessConfig], Tensor]
+# (distance, t, r, student) -> weighted distance
+Weighting = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
 def uniform(t: Tensor, r: Tensor, process: ProcessConfig) -> Tensor:
@@ -44,11 +47,22 @@ def truncated_snr(t: Tensor, r: Tensor, process: ProcessConfig) -> Tensor:
 
 
 def c_out(t: Tensor, r: Tensor, process: ProcessConfig) -> Tensor:
-    """1 / c_out(t) of EDM's scalings."""
+    """The inverse of c_out in EDM's scalings."""
     return karras(t, r, process).sqrt()
 
 
-WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, ProcessConfig], Tensor]] = {
+def flow(t: Tensor, r: Tensor, process: ProcessConfig) -> Tensor:
+    """((1 + t) / t)^2: turns the error of the clean image into that of rectified flow's velocity."""
+    return ((1 + t) / t) ** 2
+
+
+def grid_speed(t: Tensor, r: Tensor, process: ProcessConfig) -> Tensor:
+    """dt/du of the Karras grid t(u): the weight of Theorem 3 when lambda = du/dt (Song et al. 2023, Appendix B.3)."""
+    low, high = process.sigma_min ** (1 / process.rho), process.sigma_max ** (1 / process.rho)
+    return process.rho * (high - low) * t ** (1 - 1 / process.rho)
+
+
+FACTORS: dict[str, Factor] = {
     "uniform": uniform,
     "inverse_gap": inverse_gap,
     "snr": snr,
@@ -56,10 +70,48 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, ProcessConfig], Tensor]] = {
     "karras": karras,
     "truncated_snr": truncated_snr,
     "c_out": c_out,
+    "flow": flow,
+    "grid_speed": grid_speed,
 }
 
 
-def build_weighting(part: WeightingPart, process: ProcessConfig) -> Weighting:
-    """Return the weighting that `part` names."""
-    weigh = WEIGHTINGS[part.kind]
-    return lambda t, r: weigh(t, r, process)
+def learned(distance: Tensor, t: Tensor, r: Tensor, student: Any) -> Tensor:
+    """exp(w(t)) d - w(t) with the student's log-variance head: at its best exp(-w) is the mean of d (sCM, Eq. 8)."""
+    w = student.log_variance(t)
+    return w.exp() * distance - w
+
+
+def build_adaptive(part: WeightingPart) -> Weighting:
+    """Divide by sg(d + c)^p: for p = 1 every image pulls alike whatever its error (Geng et al. 2025, section 4.3)."""
+
+    def adaptive(distance: Tensor, t: Tensor, r: Tensor, student: Any) -> Tensor:
+        return distance / (distance.detach() + part.c) ** part.p
+
+    return adaptive
+
+
+def build_factor(factor: Factor, process: ProcessConfig) -> Weighting:
+    """A weight that is a function of the times alone."""
+    return lambda distance, t, r, student: factor(t, r, process) * distance
+
+
+def build_weighting(part: WeightingPart, process: ProcessConfig, times: TimesPart | None = None) -> Weighting:
+    """Return the weighting that `part` names; `times` tell where the atom sits that `part.atom` weighs."""
+    if part.kind == "adaptive":
+        weigh = build_adaptive(part)
+    else:
+        weigh = learned if part.kind == "learned" else build_factor(FACTORS[part.kind], process)
+    if part.atom is None or times is None:
+        return weigh
+    return at_atom(weigh, part.atom, times)
+
+
+def at_atom(weigh: Weighting, weight: float, times: TimesPart) -> Weighting:
+    """The mean over images above the atom plus `weight` times the mean over those at it (TCM, section 4.2)."""
+    inside, outside = weight / max(times.atom, 1e-12), 1 / (1 - times.atom)
+
+    def weighed(distance: Tensor, t: Tensor, r: Tensor, student: Any) -> Tensor:
+        share = torch.where(t <= times.low, torch.full_like(t, inside), torch.full_like(t, outside))
+        return share * weigh(distance, t, r, student)
+
+    return weighed

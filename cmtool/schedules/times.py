@@ -28,7 +28,7 @@ def grid_tensor(points: int, process: ProcessConfig) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def lognormal_masses(points: int, process: ProcessConfig, mean: float, std: float) -> Tensor:
-    """Probability of each interval of the grid under ln t ~ N(mean, std^2), normalized, float64 (N-1,) (iCT, Eq. 10)."""
+    """Probability of each interval of the grid under ln t ~ N(mean, std^2), normalized, float64 (N-1,); iCT, Eq. 10."""
     edges = torch.erf((grid_tensor(points, process).log() - mean) / (math.sqrt(2) * std))
     masses = edges[1:] - edges[:-1]
     return masses / masses.sum()

@@ -9,71 +9,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.data.order import batch_indices, flip_mask
 from cmtool.errors import DivergenceError
-from cmtool.losses.objective import Objective, Slice
-from cmtool.losses.target import Nets
+from cmtool.losses.draw import Nets, Slice
+from cmtool.losses.objective import Objective
 from cmtool.models import Model
 from cmtool.rng import batch_uniform
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import lr_factor
 from cmtool.training.distributed import World
+from cmtool.training.numbers import all_finite, gradient_norm
+from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
 from cmtool.training.stopping import Stop
 
-# Edges of the noise-level bands that reports break the distance down by.
-BANDS = (0.02, 0.1, 0.5, 2.0, 10.0)
 # Steps between two questions to the other processes whether anyone was told to stop.
 AGREE_EVERY = 5
-
-
-@dataclass(frozen=True)
-class Report:
-    """What happened over the steps since the last report; `step` counts finished steps."""
-
-    step: int
-    steps: int
-    loss: float
-    distance: float
-    bands: dict[str, float]
-    num_scales: int
-    target_ema: float
-    lr: float
-    grad_norm: float
-    images_per_s: float
-    images_seen: int
-
-    def row(self) -> dict[str, object]:
-        """Return the row of `metrics.jsonl`."""
-        return dict(self.__dict__)
-
-
-@dataclass
-class _Tally:
-    """Losses since the last report, left on their device: reading one would wait for it."""
-
-    losses: list[Tensor] = field(default_factory=list)
-    distances: list[Tensor] = field(default_factory=list)
-    times: list[Tensor] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-    paused: float = field(default_factory=time.perf_counter)
-    images: int = 0
-
-
-def band_means(distance: Tensor, t: Tensor) -> dict[str, float]:
-    """Mean distance (B,) for each band of noise levels t (B,) that has images in it."""
-    edges = torch.tensor(BANDS, dtype=t.dtype, device=t.device)
-    band = torch.bucketize(t, edges)
-    names = [f"<{BANDS[0]:g}", *(f"<{edge:g}" for edge in BANDS[1:]), f">={BANDS[-1]:g}"]
-    return {name: float(distance[band == i].mean()) for i, name in enumerate(names) if bool((band == i).any())}
 
 
 class Trainer:
@@ -96,7 +53,7 @@ class Trainer:
         self.device = state.student.device
         self.dtype = state.student.dtype
         self.nets = Nets(state.student, state.target, state.ema, teacher)
-        self._tally = _Tally()
+        self._tally = Tally()
         self.stopped = False
 
     def curriculum(self) -> CurriculumState:
@@ -124,7 +81,8 @@ class Trainer:
         """Do one optimizer step.
 
         Raises:
-            DivergenceError: if the loss is not finite; nothing has been updated then.
+            DivergenceError: if loss or gradient is not finite; on a CPU nothing has been updated then, on other devices
+                `check_finite` and `report` find out before anything is saved.
         """
         train, state = self.config.train, self.state
         now = self.curriculum()
@@ -136,16 +94,16 @@ class Trainer:
         micro = train.micro_batch or max(count, 1)
         for start in range(first, first + count, micro):
             x0, label = self.batch(start, min(micro, first + count - start))
-            rows = Slice(train.seed, state.step, start, train.batch_size)
+            rows = Slice(state.noise_seed, state.step, start, train.batch_size)
             loss = self.objective(self.nets, x0, label, now, rows)
             total = loss.weighted.sum() / train.batch_size
             self._check(total)
-            total.backward()
-            self._record(loss.weighted.detach(), loss.distance, loss.t)
+            (total * state.scale.value if state.scale.active else total).backward()
+            self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
         self._agree()
-        self._clip()
-        state.optimizer.step()
-        state.advance_averages(now.target_ema)
+        if self._gradients_usable():
+            state.optimizer.step()
+            state.advance_averages(now.target_ema)
         state.step += 1
 
     def _check(self, loss: Tensor) -> None:
@@ -158,53 +116,53 @@ class Trainer:
         """Add up the gradients of all processes; on CPUs, stop together if any loss was not finite."""
         if self.world.size == 1:
             return
-        if self.device.type == "cpu" and self.world.any(not self._finite(), self.device):
+        if self.device.type == "cpu" and self.world.any(not self._tally.finite(), self.device):
             self._diverged()
         self.world.sum_gradients(self.state.parameters())
 
-    def _finite(self) -> bool:
-        losses = self._tally.losses
-        return not losses or bool(torch.isfinite(torch.cat(losses)).all())
+    def _gradients_usable(self) -> bool:
+        """Clip the gradients; whether the step is to be taken: float16 leaves one out whose gradients overflow.
 
-    def _diverged(self) -> None:
+        Raises:
+            DivergenceError: if they are not finite (on a CPU; elsewhere reading them would stall the queue).
+        """
+        scale = self.state.scale
+        norm = gradient_norm(self.state.parameters(), scale.value, self.config.train.grad_clip)
+        if scale.active:
+            finite = bool(torch.isfinite(norm))
+            scale.update(finite)
+            if finite:
+                self._tally.norms.append(norm)
+            return finite
+        self._tally.norms.append(norm)
+        if norm.device.type == "cpu" and not math.isfinite(norm.item()):
+            self._diverged("gradient")
+        return True
+
+    def _diverged(self, what: str = "loss") -> None:
         raise DivergenceError(
-            f"the loss is not finite at step {self.state.step}; the last checkpoint is kept.",
+            f"the {what} is not finite at step {self.state.step}; the last checkpoint is kept.",
             "try a smaller --set train.lr, a --set train.grad_clip=1.0, or --precision fp32",
         )
-
-    def _record(self, weighted: Tensor, distance: Tensor, t: Tensor) -> None:
-        tally = self._tally
-        tally.losses.append(weighted)
-        tally.distances.append(distance)
-        tally.times.append(t)
-        tally.images += len(t)
-
-    def _clip(self) -> None:
-        limit = self.config.train.grad_clip
-        if limit is not None:
-            norm = nn.utils.clip_grad_norm_(self.state.student.parameters(), limit)
-            self._tally.norms.append(norm)
 
     def report(self) -> Report:
         """Sum up the steps since the last report and start anew.
 
         Raises:
-            DivergenceError: if a loss among them was not finite.
+            DivergenceError: if a loss or gradient among them was not finite.
         """
+        self.check_finite()
         tally, train = self._tally, self.config.train
         losses, distance, t = self._gathered()
-        loss = float(losses.mean())
-        if not math.isfinite(loss):
-            self._diverged()
         seconds = max(time.perf_counter() - tally.started, 1e-9)
-        self._tally = _Tally()
+        self._tally = Tally()
         done = self.state.step - 1
         recipe = self.config.recipe
         last = curriculum_at(recipe.curriculum, recipe.target, recipe.gap, done, train.steps)
         return Report(
             step=self.state.step,
             steps=train.steps,
-            loss=loss,
+            loss=float(losses.mean()),
             distance=float(distance.mean()),
             bands=band_means(distance, t),
             num_scales=last.num_scales,
@@ -224,14 +182,20 @@ class Trainer:
             mine = [torch.cat(columns) for columns in zip(*parts, strict=True)]
         return mine[0], mine[1], mine[2]
 
-    def check_finite(self) -> None:
-        """Look at the losses since the last report.
+    def check_finite(self, weights: bool = False) -> None:
+        """Look at losses and gradients since the last report, and at the weights if asked: before anything is saved.
 
         Raises:
-            DivergenceError: if one of them was not finite.
+            DivergenceError: if one of them is not finite.
         """
-        if self.world.any(not self._finite(), self.device):
-            self._diverged()
+        if self.world.any(not self._tally.finite(), self.device):
+            self._diverged("loss or gradient")
+        if weights and self.world.any(not all_finite((self.state.student, self.state.ema)), self.device):
+            self._diverged("weight")
+
+    def forget(self) -> None:
+        """Drop what was recorded since the last report: those steps have been undone."""
+        self._tally = Tally()
 
     def restart_clock(self) -> None:
         """Leave what happened since the last step (saving, sampling) out of the measured speed."""

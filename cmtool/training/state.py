@@ -15,7 +15,9 @@ from cmtool.checkpoint import load_tensors, save_model
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError
 from cmtool.models import Model
+from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
+from cmtool.training.numbers import LossScale
 from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
 from cmtool.training.run_folder import RunFolder
 
@@ -35,12 +37,20 @@ class TrainState:
         self.config = config
         self.student = student.train()
         part = config.recipe.target
-        self.target: Model = self._frozen_copy().train() if part.rule == "pair" and part.ema > 0 else student
+        self.target: Model = self._frozen_copy().train() if part.keeps_network else student
         self.ema = self._frozen_copy().eval()
         self.extra_emas = [self._frozen_copy().eval() for _ in config.train.extra_emas]
         self.names = [name for name, p in student.network.named_parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config.train, self.parameters())
         self.step = 0
+        self.scale = LossScale(config.train.precision == "fp16")
+        self.retries = 0
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of noise, times and dropout: the run's own, another one after each roll-back to a checkpoint."""
+        seed = self.config.train.seed
+        return derive(seed, "retry", self.retries) if self.retries else seed
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the weights that are trained, in the order of `names`."""
@@ -78,6 +88,7 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write the state to `path` (safetensors with a digest), whole or not at all."""
         header = {"kind": "training-state", "step": self.step, "versions": versions()}
+        header |= {"loss_scale": self.scale.state(), "retries": self.retries}
         save_model(path, self.tensors(), header)
 
     def restore(self, path: Path) -> None:
@@ -94,7 +105,9 @@ class TrainState:
             state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
             restore_optimizer(self.optimizer, self.names, state)
             self.step = int(header["step"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            self.scale.restore(header.get("loss_scale", self.scale.state()))
+            self.retries = int(header.get("retries", 0))
+        except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not fit this run's network: {str(error).splitlines()[0]}") from error
 
     def export(self, path: Path, extra: dict[str, Any] | None = None, network: nn.Module | None = None) -> None:
