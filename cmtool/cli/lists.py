@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cmtool.errors import UsageError, unknown
 
@@ -98,6 +99,18 @@ def choose_labels(
     for label in given:
         chosen.extend(_classes(label.strip(), num_classes, list(names or [])))
     return chosen
+
+
+def choose_label(given: str | None, data: Mapping[str, Any]) -> int | None:
+    """Return the one class that `given` names in a header's data table; None if nothing is given.
+
+    Raises:
+        UsageError: as `choose_labels`, or for "all".
+    """
+    chosen = choose_labels([given] if given else None, data.get("num_classes"), data.get("class_names"))
+    if chosen and len(chosen) > 1:
+        raise UsageError("--label all: one class is wanted here; name it.")
+    return chosen[0] if chosen else None
 
 
 def _classes(label: str, num_classes: int, names: list[str]) -> list[int]:

@@ -105,10 +105,17 @@ class _Guided(Operator):
 
 
 class Edited(NamedTuple):
-    """An edit, and the model's own last answer before the known part was put back; both (B, C, H, W)."""
+    """An edit, and how the model's own answers agreed with what is known.
+
+    Attributes:
+        image: (B, C, H, W), the known part put back.
+        answer: (B, C, H, W), the model's last answer before that.
+        misfit: (B,), mean over the evaluations of the mean square of P(answer - y) over all values of an image.
+    """
 
     image: Tensor
     answer: Tensor
+    misfit: Tensor
 
 
 @torch.no_grad()
@@ -142,15 +149,17 @@ def edit(
     """
     confine = to_range if clamp else unchanged
     answer = y
+    misfit = torch.zeros(len(y), dtype=y.dtype, device=y.device)
 
     def after(raw: Tensor, last: bool) -> Tensor:
-        nonlocal answer
+        nonlocal answer, misfit
         answer = confine(raw)
+        misfit = misfit + operator.start(answer - y).square().flatten(1).mean(1) / len(times)
         return operator.replace(answer, y, 1.0 if last else 1.0 + guidance)
 
     start = operator.start(y)
     image = walk(model, start + times[0] * streams.normal(start.shape[1:]), streams, times, label, after)
-    return Edited(image, answer)
+    return Edited(image, answer, misfit)
 
 
 @torch.no_grad()

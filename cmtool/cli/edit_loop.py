@@ -1,0 +1,76 @@
+"""One picture's edits: the loop of `samplers.editing` on the model, or on windows of it, with a class that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cmtool.data.editing import Subject, operator_of
+from cmtool.samplers.editing import denoise, edit
+from cmtool.samplers.generate import streams_for
+from cmtool.samplers.windows import Windowed
+
+if TYPE_CHECKING:
+    from cmtool.cli.edit_run import Request
+    from cmtool.models import Model
+
+# A class is chosen by this many edits with each; with more classes than MOST_CLASSES the null class is taken.
+TRIALS, MOST_CLASSES = 4, 100
+
+
+class Editor:
+    """Edits one prepared picture with one model."""
+
+    def __init__(self, request: Request, model: Model, subject: Subject) -> None:
+        self._request, self._model, self._subject = request, model, subject
+        self._y = subject.y.to(model.device, streams_for(model, [0]).dtype)
+        self._operator = operator_of(request.task, subject, self._y)
+        shape = (int(self._y.shape[1]), int(self._y.shape[2]), int(self._y.shape[3]))
+        self._view = Windowed(model, shape) if shape != model.image_shape else model
+
+    def choose_label(self) -> int | None:
+        """Return the class asked for, else the one whose edits agree best with what is known; None: no class.
+
+        The same noise is used for every class, so that only the class differs.
+        """
+        classes = self._model.num_classes
+        if classes is None or self._request.label is not None:
+            return self._request.label
+        if classes > MOST_CLASSES:
+            return None
+        seeds = list(range(TRIALS))
+        misfits = [self._edited(seeds, label)[1].mean().item() for label in range(classes)]
+        return min(range(classes), key=misfits.__getitem__)
+
+    def run(self, seeds: Sequence[int], label: int | None) -> tuple[Tensor, Tensor]:
+        """Return legal edits (B, C, H, W), one for each seed, and how inconsistent each is (B,); both on the CPU."""
+        image, _, distance = self._edited(seeds, label)
+        return self._subject.legal(image.float().cpu()), distance.cpu()
+
+    def _edited(self, seeds: Sequence[int], label: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        y = self._y.expand(len(seeds), *self._y.shape[1:])
+        labels = None if label is None else torch.full((len(seeds),), label, device=y.device)
+        plan = self._request.plan
+        if self._request.task == "denoise":
+            answer = denoise(self._view, y, plan.times[0], labels)
+            misfit = (answer - y).square().flatten(1).mean(1)
+            return answer, misfit, misfit
+        streams = streams_for(self._model, seeds)
+        made = edit(self._view, self._operator, y, streams, plan.times, labels, guidance=self._request.guidance)
+        if self._request.task == "stroke":
+            misfit = (made.answer - y).square().flatten(1).mean(1)
+            return made.image, misfit, misfit
+        return made.image, made.misfit, self._inconsistency(made.answer, y)
+
+    def _inconsistency(self, answer: Tensor, y: Tensor) -> Tensor:
+        """How far the model's last answer misses what is known: (B,), root mean square or LPIPS."""
+        seen, known = self._operator.start(answer), self._operator.start(y)
+        if self._request.given.get("metric") == "lpips" and self._request.given.get("best_of"):
+            from cmtool.config.parts import DistancePart
+            from cmtool.losses.perceptual import build_lpips
+
+            return build_lpips(DistancePart(kind="lpips"))(seen, known)
+        return (seen - known).square().flatten(1).mean(1).sqrt()

@@ -1,0 +1,153 @@
+"""Pictures of any shape and models of one size: cut out, fit, and put back where it came from.
+
+All pictures are uint8 (H, W, C); masks are float64 (H, W) in [0, 1] with 1 where something is to be generated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cmtool.data.images import MODES
+from cmtool.errors import DataError, UserError
+
+Bytes = NDArray[np.uint8]
+Mask = NDArray[np.float64]
+# Masks whose shape differs from the picture's by more than this are of another picture.
+ASPECT_SLACK = 0.02
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of a picture in pixels; it may reach beyond the rim, where rim pixels are repeated."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def take(self, picture: NDArray[Any]) -> NDArray[Any]:
+        """Return the pixels of the rectangle, (height, width, ...)."""
+        rows = np.clip(np.arange(self.top, self.top + self.height), 0, picture.shape[0] - 1)
+        columns = np.clip(np.arange(self.left, self.left + self.width), 0, picture.shape[1] - 1)
+        return np.ascontiguousarray(picture[np.ix_(rows, columns)])
+
+    def put(self, picture: NDArray[Any], part: NDArray[Any]) -> NDArray[Any]:
+        """Return a copy of `picture` with `part` (height, width, ...) in its rectangle; what reaches beyond is cut."""
+        out = picture.copy()
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom, right = min(self.top + self.height, out.shape[0]), min(self.left + self.width, out.shape[1])
+        out[top:bottom, left:right] = part[top - self.top : bottom - self.top, left - self.left : right - self.left]
+        return out
+
+    @property
+    def is_square(self) -> bool:
+        """Whether it fits a square model without distortion."""
+        return self.height == self.width
+
+
+def region_of_fit(height: int, width: int, fit: str) -> Region:
+    """Return the rectangle of a picture that becomes the model's square.
+
+    "crop" is the middle square, "pad" the square around the picture (rim pixels repeated), "stretch" the picture.
+    """
+    if fit == "stretch":
+        return Region(0, 0, height, width)
+    side = min(height, width) if fit == "crop" else max(height, width)
+    return Region((height - side) // 2, (width - side) // 2, side, side)
+
+
+def region_around(mask: Mask, least: int) -> Region:
+    """Return a square around the white of a mask of which the mask's box fills at most half a side, at least `least`.
+
+    It stays inside the picture where it can; a side longer than the picture is cut to the picture's shorter side, as
+    long as the box fits.
+
+    Raises:
+        UserError: if the mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise UserError("the mask is empty: nothing is white.", "paint white what is to be generated, or --invert-mask")
+    box_height, box_width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    box = int(max(box_height, box_width))
+    side = max(2 * box, least)
+    side = max(min(side, *mask.shape), box)
+    top = _place(int(rows[0]), int(box_height), side, mask.shape[0])
+    left = _place(int(columns[0]), int(box_width), side, mask.shape[1])
+    return Region(top, left, side, side)
+
+
+def _place(first: int, length: int, side: int, limit: int) -> int:
+    start = first - (side - length) // 2
+    return min(max(start, 0), limit - side) if side <= limit else (limit - side) // 2
+
+
+def resize(picture: Bytes, height: int, width: int, rule: Image.Resampling | None = None) -> Bytes:
+    """Resize bytes; the usual rule averages when shrinking (Pillow's filters widen) and is bicubic."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture, MODES[picture.shape[-1]])
+    array = np.asarray(image.resize((width, height), rule or Image.Resampling.BICUBIC))
+    return array[..., None] if array.ndim == 2 else array
+
+
+def resize_floats(values: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """Resize (H, W) or (H, W, C) floats bicubically."""
+    if values.ndim == 3:
+        return np.stack([resize_floats(values[..., c], height, width) for c in range(values.shape[2])], axis=-1)
+    if values.shape == (height, width):
+        return values
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> Mask:
+    """Resize a mask by area. A hard mask stays hard and covers every pixel that it touched, so that nothing of what
+    was under it leaks into the known pixels; a soft one is averaged.
+    """
+    if mask.shape == (height, width):
+        return mask
+    hard = bool(np.isin(mask, (0.0, 1.0)).all())
+    image = Image.fromarray(mask.astype(np.float32))
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BOX), dtype=np.float64).clip(0, 1)
+    return (resized > 1e-6).astype(np.float64) if hard else resized
+
+
+def mask_from_bytes(picture: Bytes, invert: bool) -> Mask:
+    """Turn a grey picture (H, W, 1) into a mask: white is generated, black is kept."""
+    mask = picture[..., 0].astype(np.float64) / 255.0
+    return 1.0 - mask if invert else mask
+
+
+def match_mask(mask: Mask, height: int, width: int, name: str) -> tuple[Mask, str | None]:
+    """Return the mask at the picture's size, and a notice if it had to be resized.
+
+    Raises:
+        DataError: if it is of another shape.
+        UserError: if it is empty or full.
+    """
+    notice = None
+    if mask.shape != (height, width):
+        aspect, wanted = mask.shape[1] / mask.shape[0], width / height
+        size = f"{mask.shape[1]} x {mask.shape[0]}"
+        if abs(aspect / wanted - 1) > ASPECT_SLACK:
+            raise DataError(f"the mask is {size} and {name} is {width} x {height}: another shape, so another picture.")
+        notice = f"the mask is resized from {size} to {width} x {height}"
+        mask = resize_mask(mask, height, width)
+    if mask.max() < 0.5 / 255:
+        raise UserError("the mask is empty: nothing is white.", "paint white what is to be generated, or --invert-mask")
+    if mask.min() > 1 - 0.5 / 255:
+        raise UserError("the mask is full: no pixel is known.", "use cmtool sample, or --invert-mask")
+    return mask, notice
+
+
+def blend(original: Bytes, edited: Bytes, mask: Mask) -> Bytes:
+    """Lay `edited` over `original` where the mask is white; where it is black the bytes stay as they are."""
+    share = mask[..., None]
+    mixed = original + share * (edited.astype(np.float64) - original)
+    return np.floor(mixed + 0.5).clip(0, 255).astype(np.uint8)
