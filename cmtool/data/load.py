@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+
+StageProgress = Callable[[str, int, int | None], None]
 
 
 def rules_of(cfg: DataConfig) -> Rules:
@@ -42,6 +46,11 @@ def _pack_temporary(source: Source, rules: Rules, progress: Progress | None) -> 
         return data if os.name == "posix" else replace(data, images=data.images.clone())
 
 
+def _from(source: Source, data: Dataset) -> Dataset:
+    """Let messages name what the user gave, not its packed copy."""
+    return replace(data, info=replace(data.info, path=str(source.path)))
+
+
 def load_source(source: Source, rules: Rules, progress: Progress | None = None) -> Dataset:
     """Load a source through its packed copy in the cache, which is made the first time and whenever files changed.
 
@@ -51,7 +60,7 @@ def load_source(source: Source, rules: Rules, progress: Progress | None = None) 
     path = _cached(source, rules)
     if path.exists():
         try:
-            return read_packed(path)
+            return _from(source, read_packed(path))
         except DataError:
             path.unlink()
     try:
@@ -60,9 +69,9 @@ def load_source(source: Source, rules: Rules, progress: Progress | None = None) 
     except OSError:
         writable = False
     if not writable:
-        return _pack_temporary(source, rules, progress)
+        return _from(source, _pack_temporary(source, rules, progress))
     pack(source, path, rules, progress)
-    return read_packed(path)
+    return _from(source, read_packed(path))
 
 
 def _matching(data: Dataset, cfg: DataConfig, path: Path) -> Dataset:
@@ -109,14 +118,14 @@ def _named(cfg: DataConfig) -> DataConfig:
     return cfg
 
 
-def load_dataset(cfg: DataConfig, progress: Progress | None = None) -> Dataset:
+def load_dataset(cfg: DataConfig, progress: StageProgress | None = None) -> Dataset:
     """Load the data set of a run. A `path` wins over the name of the source, and its form is found by looking.
 
     Labels are loaded only when `cfg.labels` asks for them.
 
     Args:
         cfg: the [data] table.
-        progress: called with (images done, images in all) while files are packed.
+        progress: called with ("packing", images, of images) or ("fetching", bytes, of bytes or None).
 
     Raises:
         DataError: the source is missing, empty, unreadable or of another shape than the configuration says.
@@ -125,12 +134,14 @@ def load_dataset(cfg: DataConfig, progress: Progress | None = None) -> Dataset:
     cfg = _named(cfg)
     if cfg.path is None and cfg.source in BUILTIN:
         return BUILTIN[cfg.source](cfg)
-    path = locate(cfg)
+    path = locate(cfg, partial(progress, "fetching") if progress else None)
     try:
         if path.is_file() and is_packed(path):
             data = _matching(read_packed(path), cfg, path)
         else:
-            data = load_source(open_source(path, cfg), rules_of(cfg), progress)
+            data = load_source(
+                open_source(path, cfg), rules_of(cfg), partial(progress, "packing") if progress else None
+            )
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     return _limited(_labelled(data, cfg), cfg.size)

@@ -39,7 +39,9 @@ def test_same_size_images_keep_their_bytes(class_folder, pixels):
 
 
 def test_second_start_reads_the_packed_copy_and_changes_are_seen(class_folder, monkeypatch, pixels):
-    first = load_dataset(config(class_folder))
+    seen = []
+    first = load_dataset(config(class_folder), lambda *row: seen.append(row))
+    assert seen[-1] == ("packing", 6, 6) and first.summary["path"] == str(class_folder)
     packs = []
     real = load_module.pack
     monkeypatch.setattr(load_module, "pack", lambda *a, **k: packs.append(1) or real(*a, **k))

@@ -83,6 +83,16 @@ def test_honest_pickles_of_every_protocol_are_read(protocol):
     assert np.array_equal(read_array_pickle(columns, "it")["data"], held["data"])
 
 
+def test_a_python_2_pickle_is_read():
+    """CIFAR's own files are Python 2's: texts are byte strings, and so are the pixels."""
+    kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x02K\x03t" + kind
+    made = read_array_pickle(
+        b"\x80\x02(U\x06labels](K\x05K\x07eU\x04data" + array + b"\x89U\x06\x00\xff\x80\n\r\x01tbd.", "it"
+    )
+    assert made["data"].tolist() == [[0, 255, 128], [10, 13, 1]] and made["labels"] == [5, 7]
+
+
 def test_npz_of_objects_is_refused_and_does_nothing(tmp_path):
     trap = tmp_path / "trap"
     np.savez(tmp_path / "x.npz", arr_0=np.array([Payload(trap)], dtype=object))

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,22 +113,32 @@ def open_npz(path: Path) -> Source:
     return collect("npz", path, [npz_part(path, first_of_1000)], sign_file("npz", path), notes=notes)
 
 
-def pickle_part(source: bytes | IO[bytes], path: Path, shift: int = 0) -> Part:
-    """Open one pickled batch; `shift` is subtracted from its labels."""
-    held = read_array_pickle(source, str(path))
+def pickle_part(path: Path, shift: int = 0, blob: bytes | None = None) -> Part:
+    """Open one pickled batch; `shift` is subtracted from its labels.
+
+    A batch of the 64-pixel set is 1.6 GB: only its labels are kept, and its pixels are read again when they are due.
+    `blob` is the file's content where it is not on the disk by itself.
+    """
+
+    def read() -> dict[str, Any]:
+        if blob is not None:
+            return read_array_pickle(blob, str(path))
+        with open(path, "rb") as stream:
+            return read_array_pickle(stream, str(path))
+
+    held = read()
     data = held.get("data")
     if not isinstance(data, np.ndarray):
         raise DataError(f"{path} has no array 'data'; it has {', '.join(held)}.")
     values = held.get("labels", held.get("fine_labels"))
     labels = None if values is None else _labels(np.asarray(values, dtype=np.int64) - shift, len(data), path)
-    return Part(path, len(data), labels, lambda: iter([data]))
+    return Part(path, len(data), labels, lambda: iter([read()["data"]]))
 
 
 def open_pickle(path: Path) -> Source:
     """Open one pickled batch (`data`, `labels`) with the restricted reader."""
-    with open(path, "rb") as stream:
-        shift = 1 if path.name.startswith(("train_data_batch", "val_data")) else 0
-        return collect("pickled batch", path, [pickle_part(stream, path, shift)], sign_file("pickle", path))
+    shift = 1 if path.name.startswith(("train_data_batch", "val_data")) else 0
+    return collect("pickled batch", path, [pickle_part(path, shift)], sign_file("pickle", path))
 
 
 def _cifar_names(part: str | None) -> list[str]:
@@ -144,7 +154,7 @@ def _cifar(place: Path, blobs: dict[str, bytes], signature: str) -> Source:
                 f"{place}: {name} is damaged or is not CIFAR-10's (its MD5 differs).",
                 f"remove it and fetch the data again (the archive's MD5 is {CIFAR10_MD5})",
             )
-    parts = [pickle_part(blob, place / name) for name, blob in blobs.items()]
+    parts = [pickle_part(place / name, blob=blob) for name, blob in blobs.items()]
     source = collect("cifar10", place, parts, signature)
     source.class_names = CIFAR_CLASSES if source.classes == len(CIFAR_CLASSES) else None
     return source

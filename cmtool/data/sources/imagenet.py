@@ -44,13 +44,6 @@ def _mapped(part: Part, ranks: list[int]) -> Part:
     return Part(part.path, part.count, [ranks[label] for label in part.labels], part.blocks)
 
 
-def _part(path: Path) -> Part:
-    if path.suffix == ".npz":
-        return npz_part(path, 1)
-    with open(path, "rb") as stream:
-        return pickle_part(stream, path, 1)
-
-
 def open_downsampled_imagenet(folder: Path) -> Source:
     """Open the batches; labels 1..1000 become 0..999, in sorted WordNet order when map_clsloc.txt lies beside them.
 
@@ -58,7 +51,7 @@ def open_downsampled_imagenet(folder: Path) -> Source:
         DataError: a batch is refused or damaged, or the class map is.
     """
     files = batch_files(folder)
-    parts = [_part(path) for path in files]
+    parts = [npz_part(path, 1) if path.suffix == ".npz" else pickle_part(path, 1) for path in files]
     class_map = folder / "map_clsloc.txt"
     if class_map.is_file():
         ranks, names = read_class_map(class_map)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmtool.config.schema import DataConfig
-from cmtool.data.cache import cache_dir, download
+from cmtool.data.cache import Progress, cache_dir, download
 from cmtool.errors import DataError
 
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -43,7 +43,7 @@ def data_dir() -> Path:
     return Path(given).expanduser() if given else cache_dir() / "data"
 
 
-def locate(cfg: DataConfig) -> Path:
+def locate(cfg: DataConfig, progress: Progress | None = None) -> Path:
     """Return where the data of a [data] table lies; CIFAR-10 is fetched when it is not there.
 
     Raises:
@@ -59,7 +59,7 @@ def locate(cfg: DataConfig) -> Path:
         if (data_dir() / name).exists():
             return data_dir() / name
     if known.md5:
-        return download(known.url, data_dir() / known.names[-1], known.md5, known.size)
+        return download(known.url, data_dir() / known.names[-1], known.md5, known.size, progress)
     raise DataError(
         f"{cfg.source} is not at {data_dir() / known.names[0]}; it comes from {known.url} and cannot be fetched here.",
         f"put it there, or name its place with --data PATH (CMTOOL_DATA moves {data_dir()})",
