@@ -15,6 +15,8 @@ from cmtool.checkpoint import model_hash, read_header, resolve_file
 from cmtool.errors import CheckpointError, UserError
 
 KIND_NAMES = {"consistency": "consistency model", "diffusion": "teacher"}
+# How names begin that are no paths; only they are worth importing what knows them.
+NAMED = ("demo/", "openai/", "hf:")
 Fits = Callable[[Mapping[str, Any]], bool]
 
 
@@ -59,14 +61,12 @@ def finished_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _named(name: str) -> Path:
-    """Return the file that `name` means: a file, a run folder, or a known published model."""
-    if Path(name).exists():
+    """Return the file that `name` means: a file, a run folder, or a model that comes along or is fetched by name."""
+    if Path(name).exists() or not name.startswith(NAMED):
         return resolve_file(name)
-    try:
-        from cmtool.interop.known import locate
-    except ImportError:
-        return resolve_file(name)
-    return locate(name)
+    from cmtool.interop.names import resolve_model
+
+    return resolve_model(name)
 
 
 def find_model(

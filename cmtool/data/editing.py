@@ -79,7 +79,7 @@ class Subject:
 
 def tensor(picture: Bytes) -> Tensor:
     """(H, W, C) bytes -> (1, C, H, W) float32 in [-1, 1]."""
-    return from_uint8(torch.from_numpy(np.ascontiguousarray(picture))).permute(2, 0, 1)[None]
+    return from_uint8(torch.from_numpy(np.array(picture))).permute(2, 0, 1)[None]
 
 
 def picture(x: Tensor) -> Bytes:
