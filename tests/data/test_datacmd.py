@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from cmtool.cli.app import run
+from cmtool.cli.loading import load_data
+from cmtool.cli.output import Output
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset, read_png_text
 from cmtool.data.packed import read_packed
@@ -115,3 +117,12 @@ def test_a_packed_file_of_another_size_is_refused_in_training(tmp_path, capsys, 
     assert "--resolution 16" in caught.value.hint
     code, *_ = call(capsys, "make", packed, "--resolution", 8, "--out", packed)
     assert code == 1 and len(read_packed(packed)) == 6
+
+
+def test_a_first_packing_is_said_once(capsys, class_folder):
+    table = DataConfig(source="folder", path=str(class_folder), resolution=8)
+    assert len(load_data(table, Output())) == 6
+    captured = capsys.readouterr()
+    assert captured.err == "packing 6 images into the cache; the next start reads that copy\n" and captured.out == ""
+    load_data(table, Output())
+    assert capsys.readouterr().err == ""
