@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import CheckpointError
@@ -50,6 +50,11 @@ class Foreign:
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return name -> shape."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors on the CPU, dense, outside of any computation."""
+    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 
 def reorder_qkv(tensor: Tensor, heads: int, source: QkvOrder, target: QkvOrder) -> Tensor:

@@ -1,0 +1,115 @@
+"""`cmtool import` and `cmtool export`: weights of other code bases in, ours out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cmtool.cli.options import Json, Quiet
+from cmtool.cli.output import Output
+
+FormName = Literal["edm", "consistency"]
+FormatName = Literal["openai", "diffusers", "edm-state", "onnx", "torchscript", "hub"]
+
+
+def import_model(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="File, folder, published name or hf:owner/name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model file to write.")],
+    form: Annotated[FormName | None, typer.Option("--form", help="Diffusion (edm) or consistency model.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", min=1, help="Image side, if the file cannot tell.")
+    ] = None,
+    head_channels: Annotated[
+        int | None, typer.Option("--head-channels", min=1, help="Width of an attention head.")
+    ] = None,
+    sigma_min: Annotated[float | None, typer.Option("--sigma-min", min=1e-9, help="Smallest noise level.")] = None,
+    sigma_max: Annotated[float | None, typer.Option("--sigma-max", min=1e-9, help="Largest noise level.")] = None,
+    sigma_data: Annotated[
+        float | None, typer.Option("--sigma-data", min=1e-9, help="Standard deviation of the data.")
+    ] = None,
+    noise_scale: Annotated[
+        float | None, typer.Option("--noise-scale", min=1e-9, help="The network is fed this times ln t (250, 0.25).")
+    ] = None,
+    qkv: Annotated[
+        Literal["heads", "three"] | None,
+        typer.Option("--qkv", help="Order of guided-diffusion attention; usually heads."),
+    ] = None,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn other people's weights into a model file; what the file cannot say is assumed, and said.
+
+    Reads OpenAI's .pt files, diffusers folders, NVlabs EDM, ECT and TCM snapshots, guided-diffusion weights and
+    OpenAI's JAX checkpoints. Nothing in a file is ever run.
+
+    Example: cmtool import cd_imagenet64_l2.pt --out model.safetensors
+    """
+    output = Output(json_mode, quiet)
+    from cmtool.interop.reading import ImportOptions, summary
+    from cmtool.interop.reading import import_model as translate
+
+    options = ImportOptions(form, resolution, head_channels, sigma_min, sigma_max, sigma_data, noise_scale, qkv)
+    if not Path(source).exists() and _is_name(source):
+        header = _copy_known(source, out, output)
+    else:
+        header = translate(Path(source), out, options, say=output.say)
+    output.json({"path": str(out), "header": header})
+    if not quiet:
+        for what, value in summary(header):
+            output.say(f"{what}: {value}")
+    output.result(str(out))
+
+
+def _is_name(source: str) -> bool:
+    from cmtool.interop.known import PUBLISHED
+
+    return source.startswith(("hf:", "openai/")) or source in PUBLISHED
+
+
+def _copy_known(name: str, out: Path, output: Output) -> dict[str, object]:
+    """Put a named model, fetched and translated, at `out`."""
+    import shutil
+
+    from cmtool.checkpoint import atomic_write, read_header
+    from cmtool.interop.names import resolve_model
+
+    found = resolve_model(name, output)
+    with atomic_write(out) as temporary:
+        shutil.copyfile(found, temporary)
+    return read_header(out)
+
+
+def export_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model file, run folder or published name.")],
+    format: Annotated[FormatName, typer.Option("--format", "-f", help="The layout to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File or folder to write.")],
+    push: Annotated[str | None, typer.Option("--push", help="hub: upload to owner/name afterwards.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: say what would be uploaded.")] = False,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model for other software: OpenAI's or EDM's code, diffusers, ONNX, TorchScript, the Hugging Face hub.
+
+    Example: cmtool export model.safetensors --format diffusers --out pipeline/
+    """
+    output = Output(json_mode, quiet)
+    from cmtool.errors import UsageError
+
+    if push and format != "hub":
+        raise UsageError("--push belongs to --format hub.")
+    if dry_run and not push:
+        raise UsageError("--dry-run belongs to --push owner/name.")
+    from cmtool.interop.names import resolve_model
+    from cmtool.interop.writing import export_model as write
+
+    path = resolve_model(model, output)
+    write(path, format, out, say=output.say)
+    document: dict[str, object] = {"path": str(out), "format": format}
+    if push:
+        from cmtool.interop.hub import push as upload
+
+        document["push"] = upload(out, push, dry_run=dry_run, say=output.say)
+    output.json(document)
+    output.result(str(out))

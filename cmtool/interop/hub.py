@@ -1,0 +1,159 @@
+"""A folder for the Hugging Face hub: weights, model card, a grid of samples; and its upload."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cmtool.checkpoint import atomic_text, save_model
+from cmtool.data.cache import human_bytes, offline
+from cmtool.data.images import save_grid
+from cmtool.errors import OfflineError, UserError
+from cmtool.interop.layout import plain_tensors
+from cmtool.models import Model, parameter_count
+from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import plan_sampling
+
+GRID_IMAGES = 16
+FILES = ("model.safetensors", "README.md", "grid.png")
+
+
+def write(model: Model, out: Path, say: Callable[[str], None]) -> None:
+    """Write the folder: `model.safetensors`, `README.md` (the model card) and `grid.png`.
+
+    Raises:
+        UserError: if `out` is taken, or the model's samples are points and not images.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder.", "choose a new folder with --out")
+    if model.float_samples or model.image_shape[0] == 2:
+        raise UserError("--format hub shows a grid of images, and this model makes points.")
+    save_model(out / "model.safetensors", plain_tensors(model.network), model.header)
+    plan = plan_sampling(model.header)
+    batches = list(generate(model, plan, range(GRID_IMAGES), batch_size=GRID_IMAGES))
+    save_grid(batches[0].x0, out / "grid.png")
+    atomic_text(out / "README.md", card(model, plan.nfe))
+    license = _license(model.header)
+    say(f"the licence in the card is '{license}'" + ("; write yours into README.md." if license == "other" else "."))
+
+
+def _license(header: dict[str, Any]) -> str:
+    return str((header.get("origin") or {}).get("license") or "other").lower()
+
+
+def _front_matter(model: Model) -> Iterator[str]:
+    yield "---"
+    yield f"license: {_license(model.header)}"
+    yield "library_name: cmtool"
+    yield "pipeline_tag: unconditional-image-generation"
+    yield "tags:"
+    yield from ("- consistency-model" if model.kind == "consistency" else "- diffusion", "- image-generation")
+    if model.num_classes is not None:
+        yield "- class-conditional"
+    yield "---"
+
+
+def _figures(header: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines about quality: every figure in the header with the protocol that stands beside it."""
+    figures = header.get("figures") or {}
+    if not figures:
+        yield "No figures have been measured for this file; `cmtool eval` measures them."
+        return
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            text = ", ".join(f"{key}: {item}" for key, item in value.items())
+            yield f"* {name}: {text}"
+        else:
+            yield f"* {name}: {value}"
+
+
+def _facts(model: Model) -> Iterator[str]:
+    header = model.header
+    channels, side, _ = model.image_shape
+    labels = f"{model.num_classes} classes" if model.num_classes else "no labels"
+    yield f"* images: {channels} x {side} x {side}, {labels}"
+    yield f"* network: {header['network']['kind']}, {parameter_count(model):,} parameters"
+    yield f"* noise levels: {model.sigma_min:g} to {model.sigma_max:g}, sigma_data {model.sigma_data:g}"
+    recipe = header.get("recipe") or {}
+    if header.get("recipe_name"):
+        how = f"preset {header.get('preset')}, recipe {header['recipe_name']} ({recipe.get('method', '?')})"
+        yield f"* trained with: {how}, {header.get('step', 0):,} steps, seed {header.get('seed')}"
+    origin = header.get("origin")
+    if origin:
+        yield f"* converted from: {origin.get('name') or origin.get('file')} ({origin.get('layout')} layout)"
+    for count, times in (header.get("times") or {}).items():
+        yield f"* sampling times, {count} evaluation{'s' if count != '1' else ''}: {', '.join(f'{t:g}' for t in times)}"
+
+
+def card(model: Model, nfe: int) -> str:
+    """Return the model card in Markdown: what it is, its recipe, its figures with their protocol, an example."""
+    what = "consistency model" if model.kind == "consistency" else "diffusion model (a teacher)"
+    title = model.header.get("preset") or "images"
+    lines = [
+        *_front_matter(model),
+        "",
+        f"# A {what} of {title}",
+        "",
+        f"![{GRID_IMAGES} samples, {nfe} network evaluation{'s' if nfe != 1 else ''} each](grid.png)",
+        "",
+        "## What it is",
+        "",
+        *_facts(model),
+        "",
+        "## Figures",
+        "",
+        *_figures(model.header),
+        "",
+        "## Use",
+        "",
+        "```bash",
+        "pip install cmtool",
+        "cmtool sample --model model.safetensors",
+        "```",
+        "",
+        "```python",
+        "import cmtool",
+        "",
+        'model = cmtool.load("model.safetensors")',
+        "images = cmtool.sample(model, num=16)",
+        "print(images.shape)",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def push(folder: Path, repository: str, *, dry_run: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Upload a written folder to `owner/name`, or with `dry_run` only say what would be; return files and sizes.
+
+    Raises:
+        UserError: if the name is none, or the package huggingface_hub is missing.
+        OfflineError: if `CMTOOL_OFFLINE` forbids it.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"'{repository}' is no hub name; it is owner/name.")
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    for name, size in sizes.items():
+        say(f"{'would upload' if dry_run else 'uploading'} {name} ({human_bytes(size)}) to {repository}")
+    if not dry_run:
+        _upload(folder, repository)
+    return {"repository": repository, "files": sizes, "dry_run": dry_run}
+
+
+def _upload(folder: Path, repository: str) -> None:
+    if offline():
+        raise OfflineError("CMTOOL_OFFLINE forbids uploading.", "unset it, or use --dry-run")
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UserError("--push needs the package huggingface_hub.", "pip install 'cmtool[hub]'") from None
+    api = HfApi()
+    try:
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=str(folder), allow_patterns=list(FILES))
+    except Exception as error:
+        raise UserError(
+            f"the hub refused {repository}: {str(error).splitlines()[0]}", "log in with: hf auth login"
+        ) from error

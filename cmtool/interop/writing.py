@@ -1,0 +1,150 @@
+"""From a model file of ours to other people's layouts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmtool.checkpoint import atomic_write
+from cmtool.config.schema import NetworkConfig
+from cmtool.errors import UserError, unknown
+from cmtool.interop import diffusers, edm, openai
+from cmtool.interop.layout import plain_tensors
+from cmtool.models import Model, load
+from cmtool.networks.blocks import MAX_GROUPS
+
+FORMATS = ("openai", "diffusers", "edm-state", "onnx", "torchscript", "hub")
+Say = Callable[[str], None]
+
+
+def _table(model: Model) -> NetworkConfig:
+    return NetworkConfig(**model.header["network"])
+
+
+def _require(model: Model, kinds: tuple[str, ...], noise_scale: float, format: str) -> NetworkConfig:
+    """Check that another code base can express the network at all.
+
+    Raises:
+        UserError: naming what it cannot express.
+    """
+    table = _table(model)
+    if table.kind not in kinds:
+        raise UserError(
+            f"--format {format} holds {' or '.join(kinds)} networks, and this model has a {table.kind} network."
+        )
+    if table.two_time or table.log_variance:
+        extra = "a second time input" if table.two_time else "a log-variance head"
+        raise UserError(f"--format {format} has no place for {extra}, which this network has.")
+    if table.kind == "adm" and table.embedding != "positional":
+        raise UserError(f"--format {format} has no Fourier embedding in its ADM network.")
+    if model.process.kind != "ve" or model.process.parameterization not in ("edm", "consistency"):
+        raise UserError(
+            f"--format {format} knows noise that is added (process.kind ve); this model's is {model.process.kind}."
+        )
+    if abs(model.process.noise_scale - noise_scale) > 1e-9:
+        raise UserError(
+            f"code that reads --format {format} feeds the network {noise_scale:g} ln t, and this one was trained with "
+            f"{model.process.noise_scale:g} ln t: its images would be wrong there.",
+            f"train with --set process.noise_scale={noise_scale:g}",
+        )
+    return table
+
+
+def _require_groups(table: NetworkConfig, smallest: int, format: str) -> None:
+    """Check that normalization groups are min(32, width / smallest) everywhere, as the other code base has them."""
+    for width in {table.channels * mult for mult in table.channel_mult} | {table.channels}:
+        theirs, ours = min(MAX_GROUPS, width // smallest), min(MAX_GROUPS, width // table.group_channels)
+        if theirs != ours or width % theirs:
+            raise UserError(
+                f"--format {format} normalizes {width} channels in {theirs} groups, and this network in {ours}."
+            )
+
+
+def _save_state(tensors: dict[str, Tensor], out: Path) -> None:
+    """Write a bare state dict: safetensors if the name says so, else what `torch.load(weights_only=True)` reads."""
+    with atomic_write(out) as temporary:
+        if out.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(tensors, str(temporary), metadata={"format": "pt"})
+        else:
+            torch.save(OrderedDict(tensors), temporary)
+
+
+def write_openai(model: Model, out: Path, say: Say) -> None:
+    """Write a state dict for OpenAI's consistency_models repository."""
+    table = _require(model, ("adm",), openai.NOISE_SCALE, "openai")
+    _require_groups(table, 1, "openai")
+    _save_state(plain_tensors(model.network), out)
+    starts = "cd_ or ct_" if model.kind == "consistency" else "edm_"
+    say(f"the file does not say that this is a {model.kind} model; give it a name that begins with {starts}.")
+
+
+def write_edm_state(model: Model, out: Path, say: Say) -> None:
+    """Write a state dict for the networks of NVlabs EDM: SongUNet as it is, ADM as DhariwalUNet."""
+    table = _require(model, ("song", "adm"), edm.NOISE_SCALE, "edm-state")
+    _require_groups(table, 4, "edm-state")
+    tensors = plain_tensors(model.network)
+    if table.kind == "adm":
+        tensors = edm.to_dhariwal(tensors, table, model.image_shape[1])
+    elif table.scale_shift:
+        raise UserError("EDM's SongUNet adds its embedding; this network scales and shifts by it.")
+    _save_state({f"model.{name}": tensor for name, tensor in tensors.items()}, out)
+    wrapper = "ECMPrecond (ECT)" if model.process.parameterization == "consistency" else "EDMPrecond"
+    say(f"load it into {wrapper} with augment_dim=0; the file does not say which of them it is.")
+
+
+def write_diffusers(model: Model, out: Path, say: Say) -> None:
+    """Write a folder that `ConsistencyModelPipeline.from_pretrained` opens (a teacher: `UNet2DModel`)."""
+    _require(model, ("adm",), openai.NOISE_SCALE, "diffusers")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder.", "choose a new folder with --out")
+    diffusers.write(model, plain_tensors(model.network), out)
+    two = model.header.get("times", {}).get("2")
+    if two:
+        say(
+            f"the pipeline's own two-step choice is another than this model's times {', '.join(f'{t:g}' for t in two)}."
+        )
+
+
+def _programs(format: str) -> Callable[[Model, Path, Say], None]:
+    def write(model: Model, out: Path, say: Say) -> None:
+        from cmtool.interop import programs
+
+        programs.write(model, out, format, say)
+
+    return write
+
+
+def _hub(model: Model, out: Path, say: Say) -> None:
+    from cmtool.interop import hub
+
+    hub.write(model, out, say)
+
+
+WRITERS: dict[str, Callable[[Model, Path, Say], None]] = {
+    "openai": write_openai,
+    "diffusers": write_diffusers,
+    "edm-state": write_edm_state,
+    "onnx": _programs("onnx"),
+    "torchscript": _programs("torchscript"),
+    "hub": _hub,
+}
+
+
+def export_model(path: Path, format: str, out: Path, say: Say = lambda text: None) -> dict[str, Any]:
+    """Write the model at `path` to `out` in another layout and return its header; `say` gets what one should know.
+
+    Raises:
+        UserError: if the format is unknown or cannot express this model, or `out` cannot be written.
+    """
+    if format not in WRITERS:
+        raise UserError(unknown("format", format, FORMATS))
+    model = load(path)
+    WRITERS[format](model, out, say)
+    return model.header
