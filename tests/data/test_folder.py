@@ -89,11 +89,13 @@ def test_deeper_folders_belong_to_the_class_above(class_folder, pixels):
 def test_small_and_broken_ones_are_counted(class_folder, pixels):
     Image.fromarray(pixels(20, 5, 40)).save(class_folder / "cat" / "thin.png")
     (class_folder / "dog" / "text.jpg").write_text("no")
+    (class_folder / "dog" / "IMG_1.HEIC").write_text("no")
     whole = class_folder / "owl" / "cut.png"
     Image.fromarray(pixels(21, 64, 64)).save(whole)
     whole.write_bytes(whole.read_bytes()[:3000])
     data = load_dataset(config(class_folder))
-    assert data.summary["skipped"] == {"not an image": 1, "too small": 1, "unreadable": 2}
+    converted = "in a format to be converted first (HEIC, raw, ...)"
+    assert data.summary["skipped"] == {"not an image": 1, "too small": 1, "unreadable": 2, converted: 1}
     assert len(load_dataset(config(class_folder, small="upscale"))) == 7
 
 

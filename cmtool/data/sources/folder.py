@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmtool.data.decode import SUFFIXES
+from cmtool.data.decode import FOREIGN, SUFFIXES
 from cmtool.data.sources.base import Record, Source, index_labels, sign
 from cmtool.errors import DataError, unknown
 
@@ -38,7 +38,8 @@ def list_files(root: Path) -> tuple[list[tuple[str, int, int]], Counter[str]]:
         if name.lower().endswith(SUFFIXES):
             listing.append((name, stat.st_size, stat.st_mtime_ns))
         else:
-            skipped["not an image"] += 1
+            foreign = name.lower().endswith(FOREIGN)
+            skipped["in a format to be converted first (HEIC, raw, ...)" if foreign else "not an image"] += 1
     return sorted(listing), skipped
 
 
