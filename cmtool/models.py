@@ -16,6 +16,7 @@ from cmtool.diffusion.parameterization import Coefficients, build_parameterizati
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
+from cmtool.networks.truncated import TruncatedNetwork
 
 
 class Model(nn.Module):
@@ -154,6 +155,8 @@ def model_header(
             "float_samples": data.source == "toy2d",
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
+        "sample": {"sampler": config.sample.sampler, "steps": config.sample.steps},
+        "label_dropout": config.train.label_dropout if config.data.labels else 0.0,
     }
 
 
@@ -167,11 +170,14 @@ def build_model(header: dict[str, Any]) -> Model:
         network_config = NetworkConfig(**header["network"])
         process = ProcessConfig(**header["process"])
         data = header["data"]
-        channels, resolution, num_classes = data["channels"], data["resolution"], data.get("num_classes")
+        shape = {"channels": data["channels"], "resolution": data["resolution"], "num_classes": data.get("num_classes")}
         kind, seed = KINDS[header["kind"]], int(header.get("seed") or 0)
-        network = build_network(
-            network_config, channels=channels, resolution=resolution, num_classes=num_classes, seed=seed
-        )
+        late = build_network(network_config, **shape, seed=seed)
+        network: nn.Module = late
+        if process.truncated_at is not None:
+            level = build_parameterization(process).coefficients(torch.tensor([process.truncated_at], device="cpu"))
+            early = build_network(network_config, **shape, seed=seed)
+            network = TruncatedNetwork(early, late, float(level.c_noise))
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, UserError) as error:
         raise CheckpointError(f"the model's header cannot be understood: {_in_one_line(error)}") from error
     return kind(network, process, header)

@@ -8,40 +8,162 @@ from __future__ import annotations
 
 from typing import Any
 
-METHODS: dict[str, dict[str, Any]] = {
-    "edm": {
-        "family": "edm",
-        "title": "EDM denoising (Karras et al. 2022)",
-        "times": {"kind": "lognormal", "mean": -1.2, "std": 1.2},
+Row = dict[str, Any]
+
+
+def _row(base: Row, **changes: Any) -> Row:
+    """Return `base` with some of its entries replaced; a table is merged, its inner tables replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+_EDM: Row = {
+    "family": "edm",
+    "title": "EDM denoising (Karras et al. 2022)",
+    "times": {"kind": "lognormal", "mean": -1.2, "std": 1.2},
+    "gap": {"kind": "none"},
+    "target": {"rule": "data"},
+    "distance": {"kind": "l2"},
+    "weighting": {"kind": "karras"},
+    "process": {"parameterization": "edm"},
+}
+
+_CD: Row = {
+    "family": "cd",
+    "title": "consistency distillation (Song et al. 2023)",
+    "needs": "teacher",
+    "curriculum": {"scales": "fixed", "s1": 18},
+    "direction": {"kind": "teacher", "solver": "heun"},
+    "distance": {"kind": "l2"},
+}
+
+_ICT: Row = {
+    "family": "ct",
+    "title": "improved consistency training (Song & Dhariwal 2024)",
+    "may_init": True,
+    "times": {"kind": "grid_lognormal", "mean": -1.1, "std": 2.0},
+    "curriculum": {"scales": "doubling", "s0": 10, "s1": 1280},
+    "distance": {"kind": "pseudo_huber"},
+    "weighting": {"kind": "inverse_gap"},
+}
+
+_ECT: Row = {
+    "family": "ct",
+    "title": "easy consistency tuning (Geng et al. 2025)",
+    "needs": "init",
+    "times": {"kind": "lognormal", "mean": -1.1, "std": 2.0},
+    "gap": {"kind": "ratio", "map": "sigmoid", "q": 2.0, "stages": 8},
+    "distance": {"kind": "pseudo_huber", "c": 0.0},
+    "weighting": {"kind": "inverse_gap"},
+    "process": {"parameterization": "edm"},
+}
+
+# Forward-mode derivatives pass through the written-out attention alone.
+_FORWARD: Row = {"attention_kernel": "math"}
+
+_CD_LIMIT: Row = {
+    "family": "cd",
+    "title": "consistency distillation in continuous time (Song et al. 2023, Theorem 5)",
+    "needs": "teacher",
+    "times": {"kind": "karras_uniform"},
+    "gap": {"kind": "none"},
+    "direction": {"kind": "teacher"},
+    "target": {"rule": "tangent"},
+    "distance": {"kind": "l2"},
+    "network": _FORWARD,
+}
+
+_SCT: Row = {
+    "family": "ct",
+    "title": "continuous-time consistency training, sCT (Lu & Song 2025)",
+    "needs": "init",
+    "times": {"kind": "lognormal", "mean": -1.0, "std": 1.4},
+    "gap": {"kind": "none"},
+    "target": {"rule": "trig_tangent", "normalize": "norm", "c": 0.1, "warmup": 0.025},
+    "distance": {"kind": "l2"},
+    "weighting": {"kind": "learned"},
+    "process": {"kind": "trig", "parameterization": "edm"},
+    "network": {**_FORWARD, "log_variance": True},
+}
+
+METHODS: dict[str, Row] = {
+    "edm": _EDM,
+    "rf": _row(
+        _EDM,
+        title="rectified flow (Liu et al. 2023)",
+        times={"kind": "flow_uniform"},
+        weighting={"kind": "flow"},
+        process={"kind": "flow", "parameterization": "flow"},
+    ),
+    "cd": _CD,
+    "cd-euler": _row(
+        _CD, title="consistency distillation, Euler teacher steps", direction={"kind": "teacher", "solver": "euler"}
+    ),
+    "cd-l1": _row(_CD, title="consistency distillation, l1 distance", distance={"kind": "l1"}),
+    "cd-2m": _row(
+        _CD,
+        title="consistency distillation, DPM-Solver++ 2M within a pair",
+        direction={"kind": "teacher", "solver": "dpmpp_2m", "substeps": 2},
+    ),
+    "cd-inf": _CD_LIMIT,
+    "cd-inf-l1": _row(
+        _CD_LIMIT,
+        title="consistency distillation in continuous time, l1 distance (Theorem 4)",
+        target={"stop_gradient": False},
+        distance={"kind": "l1"},
+    ),
+    "cd-inf-full": _row(
+        _CD_LIMIT,
+        title="consistency distillation in continuous time, no stop-gradient (Theorem 3)",
+        target={"stop_gradient": False},
+        weighting={"kind": "grid_speed"},
+    ),
+    "scd": _row(
+        _SCT,
+        family="cd",
+        title="continuous-time consistency distillation, sCD (Lu & Song 2025)",
+        needs="teacher",
+        direction={"kind": "teacher"},
+    ),
+    "pd": {
+        "family": "cd",
+        "title": "progressive distillation (Salimans & Ho 2022)",
+        "kind": "diffusion",
+        "needs": "teacher",
+        "curriculum": {"scales": "halving", "s0": 4096, "s1": 1},
+        "direction": {"kind": "target", "solver": "euler", "substeps": 2},
+        "target": {"rule": "leap", "update": "stage"},
+        "distance": {"kind": "l2"},
+        "weighting": {"kind": "truncated_snr"},
+        "process": {"parameterization": "edm"},
+        "sample": {"sampler": "progressive", "steps": 1},
+    },
+    "kd": {
+        "family": "cd",
+        "title": "knowledge distillation on stored teacher pairs (Luhman & Luhman 2021)",
+        "needs": "teacher",
+        "times": {"kind": "largest"},
         "gap": {"kind": "none"},
+        "coupling": {"kind": "teacher"},
         "target": {"rule": "data"},
         "distance": {"kind": "l2"},
-        "weighting": {"kind": "karras"},
-        "process": {"parameterization": "edm"},
     },
-    "cd": {
+    "reflow": {
         "family": "cd",
-        "title": "consistency distillation (Song et al. 2023)",
+        "title": "rectified flow straightened on stored teacher pairs (Liu et al. 2023)",
+        "kind": "diffusion",
         "needs": "teacher",
-        "curriculum": {"scales": "fixed", "s1": 18},
-        "direction": {"kind": "teacher", "solver": "heun"},
+        "times": {"kind": "flow_uniform"},
+        "gap": {"kind": "none"},
+        "coupling": {"kind": "teacher"},
+        "target": {"rule": "data"},
         "distance": {"kind": "l2"},
-    },
-    "cd-euler": {
-        "family": "cd",
-        "title": "consistency distillation, Euler teacher steps",
-        "needs": "teacher",
-        "curriculum": {"scales": "fixed", "s1": 18},
-        "direction": {"kind": "teacher", "solver": "euler"},
-        "distance": {"kind": "l2"},
-    },
-    "cd-l1": {
-        "family": "cd",
-        "title": "consistency distillation, l1 distance",
-        "needs": "teacher",
-        "curriculum": {"scales": "fixed", "s1": 18},
-        "direction": {"kind": "teacher", "solver": "heun"},
-        "distance": {"kind": "l1"},
+        "weighting": {"kind": "flow"},
+        "process": {"kind": "flow", "parameterization": "edm"},
+        "sample": {"sampler": "euler", "steps": 1},
     },
     "ct": {
         "family": "ct",
@@ -51,33 +173,61 @@ METHODS: dict[str, dict[str, Any]] = {
         "target": {"rule": "pair", "ema": 0.9, "adaptive": True},
         "distance": {"kind": "l2"},
     },
-    "ict": {
+    "ct-inf": _row(
+        _CD_LIMIT,
+        family="ct",
+        title="consistency training in continuous time (Song et al. 2023, Theorem 6)",
+        needs="init",
+        direction={"kind": "sample"},
+    ),
+    "ict": _ICT,
+    "ict-pm": _row(
+        _ICT,
+        title="improved consistency training towards the posterior mean (variance-reduced, SCT)",
+        direction={"kind": "posterior_mean"},
+    ),
+    "ict-ot": _row(
+        _ICT,
+        title="improved consistency training, batch optimal transport (Pooladian et al. 2023)",
+        coupling={"kind": "ot"},
+    ),
+    "ict-gc": _row(
+        _ICT,
+        title="improved consistency training, generator-augmented (Issenhuth et al. 2025)",
+        coupling={"kind": "generator", "mix": 0.5},
+    ),
+    "ect": _ECT,
+    "ect-gc": _row(
+        _ECT,
+        title="easy consistency tuning, generator-augmented (Issenhuth et al. 2025)",
+        coupling={"kind": "generator", "mix": 0.3},
+    ),
+    "ect-vr": _row(
+        _ECT,
+        title="easy consistency tuning towards the posterior mean, times where the discrepancy is",
+        times={"kind": "discrepancy"},
+        direction={"kind": "posterior_mean"},
+    ),
+    "sct": _SCT,
+    "tcm": {
         "family": "ct",
-        "title": "improved consistency training (Song & Dhariwal 2024)",
-        "may_init": True,
-        "times": {"kind": "grid_lognormal", "mean": -1.1, "std": 2.0},
-        "curriculum": {"scales": "doubling", "s0": 10, "s1": 1280},
-        "distance": {"kind": "pseudo_huber"},
-        "weighting": {"kind": "inverse_gap"},
-    },
-    "ict-pm": {
-        "family": "ct",
-        "title": "improved consistency training towards the posterior mean (variance-reduced, SCT)",
-        "may_init": True,
-        "times": {"kind": "grid_lognormal", "mean": -1.1, "std": 2.0},
-        "curriculum": {"scales": "doubling", "s0": 10, "s1": 1280},
-        "direction": {"kind": "posterior_mean"},
-        "distance": {"kind": "pseudo_huber"},
-        "weighting": {"kind": "inverse_gap"},
-    },
-    "ect": {
-        "family": "ct",
-        "title": "easy consistency tuning (Geng et al. 2025)",
-        "needs": "init",
-        "times": {"kind": "lognormal", "mean": -1.1, "std": 2.0},
-        "gap": {"kind": "ratio", "map": "sigmoid", "q": 2.0, "stages": 8},
+        "title": "truncated consistency model, stage two (Lee et al. 2025)",
+        "needs": "consistency_init",
+        "times": {"kind": "student_t", "low": 1.0, "std": 0.2, "df": 0.01, "atom": 0.25},
+        "gap": {"kind": "ratio", "map": "constant", "q": 2.0, "stages": 1, "first": 9, "cap": 0.999},
         "distance": {"kind": "pseudo_huber", "c": 0.0},
-        "weighting": {"kind": "inverse_gap"},
-        "process": {"parameterization": "edm"},
+        "weighting": {"kind": "inverse_gap", "atom": 0.1},
+        "process": {"truncated_at": 1.0},
+    },
+    "meanflow": {
+        "family": "ct",
+        "title": "MeanFlow (Geng et al. 2025)",
+        "times": {"kind": "two_lognormal", "mean": -2.0, "std": 2.0, "same": 0.25},
+        "gap": {"kind": "none"},
+        "target": {"rule": "average_velocity"},
+        "distance": {"kind": "squared_norm"},
+        "weighting": {"kind": "adaptive", "p": 0.75, "c": 1e-3},
+        "process": {"kind": "flow", "parameterization": "flow"},
+        "network": {**_FORWARD, "two_time": True},
     },
 }

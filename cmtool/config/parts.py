@@ -25,8 +25,8 @@ class TimesPart(Part):
     `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT, sCM); `karras_uniform`: uniform in t^(1/rho) (continuous
     time); `flow_uniform`: t / (1 + t) uniform (rectified flow); `student_t`: ln t - ln low half a Student law of scale
     `std`, with an atom at `low` (TCM); `two_lognormal`: two levels, the larger is t and the smaller r, equal for a
-    share `same` of the images (MeanFlow); `largest`: sigma_max alone; `discrepancy`: density of ln t proportional to the root
-    of the measured discrepancy between sample and flow directions.
+    share `same` of the images (MeanFlow); `largest`: sigma_max alone; `discrepancy`: density of ln t proportional to
+    the root of the measured discrepancy between sample and flow directions.
     """
 
     kind: Literal[

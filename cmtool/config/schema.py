@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cmtool.config.combinations import check_combination
 from cmtool.config.parts import RecipeConfig
 
 Family = Literal["edm", "ct", "cd"]
@@ -109,6 +110,9 @@ class ProcessConfig(Table):
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")
     rho: float = Field(7.0, gt=0, description="exponent of the Karras grid")
     noise_scale: float = Field(0.25, gt=0, description="c_noise = noise_scale * ln t (0.25: EDM, 250: OpenAI's ADM)")
+    truncated_at: float | None = Field(
+        None, gt=0, description="noise level below which a second, frozen network answers; None: one network"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ProcessConfig:
@@ -145,6 +149,9 @@ class TrainConfig(Table):
     extra_emas: tuple[EmaConfig, ...] = ()
     label_dropout: float = Field(0.0, ge=0, lt=1, description="share of labels replaced by the null class")
     seed: int = Field(0, ge=0)
+    bad_step: Literal["stop", "rollback"] = Field(
+        "stop", description="a loss or gradient that is not finite: stop, or go back to the last checkpoint"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
     deterministic: bool = False
     compile: bool = False
@@ -226,6 +233,11 @@ class RunConfig(Table):
     recipe: RecipeConfig
     teacher: str | None = None
     init: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        check_combination(self)
+        return self
 
     @property
     def family(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cmtool.config.combinations import check_combination, same_meaning
 from cmtool.config.schema import NetworkConfig, RunConfig
 from cmtool.errors import CheckpointError, ConfigError
 
@@ -21,6 +22,11 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
         CheckpointError: if the model is of another resolution or has other channels.
     """
     data, want = source["data"], config.data
+    if config.recipe.needs == "consistency_init" and source["kind"] != "consistency":
+        raise CheckpointError(
+            f"recipe '{config.recipe_name}' goes on from a consistency model, and this is a {source['kind']} model.",
+            f"cmtool train-ct --preset {config.preset}, then add --init RUN",
+        )
     for name in ("resolution", "channels"):
         if data[name] != getattr(want, name):
             raise CheckpointError(
@@ -33,9 +39,18 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
             f"--set data.labels={'false' if want.labels else 'true'}",
         )
     network = NetworkConfig(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))
-    names = ("sigma_min", "sigma_max", "sigma_data", "rho", "noise_scale")
+    names = ["sigma_min", "sigma_max", "sigma_data", "rho", "noise_scale"]
+    theirs = source["process"]["parameterization"]
+    # Weights mean something under their own scalings only; and what stays frozen must stay what it was.
+    if config.recipe.needs == "consistency_init" or not same_meaning(theirs, config.process.parameterization):
+        names.append("parameterization")
     process = config.process.model_copy(update={name: source["process"][name] for name in names})
-    return config.model_copy(update={"network": network, "process": process})
+    changed = config.model_copy(update={"network": network, "process": process})
+    try:
+        check_combination(changed)
+    except ValueError as error:
+        raise ConfigError(f"recipe '{config.recipe_name}' cannot start from this model: {error}.") from None
+    return changed
 
 
 def check_needs(config: RunConfig) -> None:
@@ -55,14 +70,15 @@ def check_needs(config: RunConfig) -> None:
             f"recipe '{name}' takes no teacher.",
             "to start from its weights use --init MODEL" if _takes_init(config) else "leave --teacher out",
         )
-    if recipe.needs == "init" and config.init is None:
+    if recipe.needs in ("init", "consistency_init") and config.init is None:
+        first = "train-edm" if recipe.needs == "init" else "train-ct"
         raise ConfigError(
             f"recipe '{name}' starts from a trained model and was given none.",
-            f"cmtool train-edm --preset {config.preset}, then add --init RUN",
+            f"cmtool {first} --preset {config.preset}, then add --init RUN",
         )
     if config.init is not None and not _takes_init(config):
         raise ConfigError(f"recipe '{name}' takes no --init.", "leave --init out")
 
 
 def _takes_init(config: RunConfig) -> bool:
-    return config.recipe.needs == "init" or config.recipe.may_init
+    return config.recipe.needs in ("init", "consistency_init") or config.recipe.may_init

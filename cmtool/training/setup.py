@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cmtool.config.parts import DirectionPart
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.data.dataset import Dataset
 from cmtool.errors import CheckpointError, DataError, UserError
-from cmtool.losses.direction import Reference
 from cmtool.losses.recipes import build_objective
 from cmtool.models import Model, build_model, load, model_header
-from cmtool.rng import derive, generator
+from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
 from cmtool.training.state import TrainState
+from cmtool.training.supplies import frozen_predictor, gather
 
+# A head that only some recipes use: a student without it starts from a model with it all the same.
+OPTIONAL = "log_variance_head."
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -79,27 +81,6 @@ def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> M
     return teacher
 
 
-def reference_images(
-    part: DirectionPart, config: RunConfig, dataset: Dataset, device: torch.device
-) -> Reference | None:
-    """Return the images that a posterior mean runs over: all, or `part.reference` of them drawn by the seed.
-
-    Mirrored copies are added where training mirrors images.
-    """
-    if part.kind != "posterior_mean":
-        return None
-    count = len(dataset)
-    if 0 < part.reference < count:
-        chosen = torch.randperm(count, generator=generator(config.train.seed, "reference"))[: part.reference]
-    else:
-        chosen = torch.arange(count)
-    images, labels = dataset.batch(chosen)
-    if config.data.flip:
-        images = torch.cat([images, images.flip(-1)])
-        labels = None if labels is None else torch.cat([labels, labels])
-    return Reference(images.to(device), labels.to(device) if labels is not None and config.data.labels else None)
-
-
 def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
     """Build the student with weights that are a function of the seed.
 
@@ -111,9 +92,7 @@ def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
         raise DataError("the preset wants class labels and the data has none.", "--set data.labels=false")
     names = list(dataset.class_names) if classes and dataset.class_names else None
     header = model_header(config, num_classes=classes, class_names=names, fingerprint=dataset.fingerprint)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(config.train.seed, "weights"))
-        return build_model(header)
+    return build_model(header)
 
 
 def start_from(student: Model, source: Model) -> None:
@@ -123,6 +102,9 @@ def start_from(student: Model, source: Model) -> None:
         CheckpointError: if a tensor's shape differs, or `source` holds tensors that the student lacks.
     """
     theirs, own = source.network.state_dict(), student.network.state_dict()
+    if isinstance(student.network, TruncatedNetwork) and not isinstance(source.network, TruncatedNetwork):
+        theirs = doubled(theirs)
+    theirs = {name: tensor for name, tensor in theirs.items() if name in own or not name.startswith(OPTIONAL)}
     wrong = [name for name, tensor in theirs.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:
         raise CheckpointError(
@@ -150,9 +132,10 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     if device.type != "mps" and config.network.kind != "mlp":
         student = student.to(memory_format=torch.channels_last)
     state = TrainState(config, student)
-    reference = reference_images(config.recipe.direction, config, dataset, device)
-    objective = build_objective(config, teacher=teacher, reference=reference)
-    return Trainer(config, state, objective, dataset, teacher, world)
+    objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
+    trainer = Trainer(config, state, objective, dataset, teacher, world)
+    trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, device))
+    return trainer
 
 
 def spread(images: Tensor) -> float:

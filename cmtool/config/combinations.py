@@ -1,0 +1,133 @@
+"""Which parts go together: what a resolved run is refused for, one sentence each. Raises plain ValueErrors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cmtool.config.parts import RecipeConfig
+
+if TYPE_CHECKING:
+    from cmtool.config.schema import RunConfig
+
+# Above this many points neighbors of the grid meet in float32, and the gap between them is zero.
+MOST_POINTS = 1_000_000
+
+# Networks of one group mean the same by F and by their conditioning: weights can be passed on within it.
+MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"})
+TRIG = ("edm", "trig")
+
+
+def same_meaning(one: str, other: str) -> bool:
+    """Whether a network trained under parameterization `one` can go on under `other`."""
+    return any(one in group and other in group for group in MEANINGS)
+
+
+def check_combination(config: RunConfig) -> None:
+    """Refuse parts that do not go together.
+
+    Raises:
+        ValueError: one sentence that names the settings and what would be right.
+    """
+    _check_curriculum(config.recipe)
+    _check_times(config)
+    _check_coupling(config)
+    _check_direction(config)
+    _check_derivative(config)
+    _check_measure(config)
+
+
+def _check_curriculum(recipe: RecipeConfig) -> None:
+    part = recipe.curriculum
+    if part.scales in ("sqrt", "doubling") and part.s1 < part.s0:
+        raise ValueError(f"recipe.curriculum ends (s1 = {part.s1}) before it starts (s0 = {part.s0})")
+    if part.scales == "halving" and part.s1 > part.s0:
+        raise ValueError(f"recipe.curriculum halves from s0 = {part.s0} and cannot end at s1 = {part.s1} above it")
+    if part.scales == "fixed" and part.s1 < 2:
+        raise ValueError("recipe.curriculum.s1 = 1 is no grid: a fixed curriculum needs at least 2 points")
+    most = max(part.s0, part.s1)
+    if most > MOST_POINTS:
+        raise ValueError(
+            f"recipe.curriculum asks for {most:,} grid points; above {MOST_POINTS:,} neighbors are equal in float32"
+        )
+
+
+def _check_times(config: RunConfig) -> None:
+    recipe, process = config.recipe, config.process
+    times, gap, rule = recipe.times, recipe.gap, recipe.target.rule
+    on_grid = times.kind.startswith("grid")
+    if rule in ("pair", "leap") and not on_grid and gap.kind != "ratio":
+        raise ValueError(
+            f"recipe.target.rule = '{rule}' needs two different times: times on the grid, or gap.kind = 'ratio'"
+        )
+    if times.kind == "two_lognormal" and rule != "average_velocity":
+        raise ValueError("recipe.times.kind = 'two_lognormal' is for target.rule = 'average_velocity'")
+    if times.kind == "student_t" and not process.sigma_min <= times.low < process.sigma_max:
+        raise ValueError(f"recipe.times.low = {times.low} lies outside the noise levels of the process")
+    if process.truncated_at is not None and times.kind == "student_t" and times.low != process.truncated_at:
+        raise ValueError(
+            f"recipe.times.low = {times.low} must be process.truncated_at = {process.truncated_at}, where the trained "
+            "network begins"
+        )
+    if recipe.weighting.kind == "inverse_gap" and not on_grid and gap.kind != "ratio":
+        raise ValueError("recipe.weighting.kind = 'inverse_gap' divides by t - r, and this recipe has r = t")
+
+
+def _check_coupling(config: RunConfig) -> None:
+    part, train = config.recipe.coupling, config.train
+    if part.kind == "ot" and min(train.micro_batch or train.batch_size, train.batch_size) < 2:
+        raise ValueError("recipe.coupling.kind = 'ot' exchanges noise within a batch and needs at least 2 images in it")
+    if part.kind == "generator" and part.predictor == "frozen" and part.model is None:
+        raise ValueError("recipe.coupling.predictor = 'frozen' needs recipe.coupling.model, a file or run folder")
+    if part.kind == "teacher" and config.recipe.needs != "teacher":
+        raise ValueError("recipe.coupling.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
+
+
+def _check_direction(config: RunConfig) -> None:
+    part = config.recipe.direction
+    if part.guidance != 1 and part.kind != "teacher":
+        raise ValueError("recipe.direction.guidance is for direction.kind = 'teacher'")
+    if part.guidance != 1 and not config.data.labels:
+        raise ValueError("recipe.direction.guidance needs class labels, and data.labels is false")
+    if part.kind == "teacher" and config.recipe.needs != "teacher":
+        raise ValueError("recipe.direction.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
+    if part.solver in ("dpmpp_2m", "adams_bashforth") and part.substeps < 2:
+        raise ValueError(f"recipe.direction.solver = '{part.solver}' remembers a step: substeps must be at least 2")
+    if part.kind == "target" and not config.recipe.target.keeps_network:
+        raise ValueError("recipe.direction.kind = 'target' needs a target network: target.update = 'stage'")
+
+
+def _check_derivative(config: RunConfig) -> None:
+    target, network, process = config.recipe.target, config.network, config.process
+    if not target.differentiates:
+        return
+    forward = target.derivative == "forward"
+    if forward and network.kind != "mlp" and network.attention_kernel != "math":
+        raise ValueError(
+            "network.attention_kernel = 'auto' has no forward-mode derivative, which this recipe needs; use 'math'"
+        )
+    if network.checkpointing and not target.stop_gradient:
+        raise ValueError("network.checkpointing has no forward-mode derivative, which this recipe needs; set it false")
+    if config.recipe.gap.kind != "none":
+        raise ValueError(f"recipe.target.rule = '{target.rule}' is a limit r -> t: gap.kind must be 'none'")
+    if target.rule == "trig_tangent" and process.parameterization not in TRIG:
+        raise ValueError(
+            f"recipe.target.rule = 'trig_tangent' needs process.parameterization 'edm' or 'trig', not "
+            f"'{process.parameterization}'"
+        )
+    if target.rule == "average_velocity" and not (network.two_time and process.parameterization == "flow"):
+        raise ValueError(
+            "recipe.target.rule = 'average_velocity' needs network.two_time = true and "
+            "process.parameterization = 'flow'"
+        )
+
+
+def _check_measure(config: RunConfig) -> None:
+    recipe = config.recipe
+    if recipe.weighting.kind == "learned" and not config.network.log_variance:
+        raise ValueError("recipe.weighting.kind = 'learned' needs network.log_variance = true")
+    if recipe.distance.kind == "lpips" and config.data.channels not in (1, 3):
+        raise ValueError(
+            f"recipe.distance.kind = 'lpips' compares gray or RGB images, not {config.data.channels} channels"
+        )
+    if recipe.distance.kind == "lpips" and recipe.target.rule in ("trig_tangent", "average_velocity"):
+        raise ValueError(f"recipe.distance.kind = 'lpips' compares images, not what '{recipe.target.rule}' predicts")

@@ -1,0 +1,120 @@
+"""How far a pair's direction is from the flow's: the discrepancy R and the transport cost, per noise level.
+
+Consistency training follows x' = z, the flow v = E[z | x_t]. Their mean squared distance R(t) is what distillation
+does not have and what generator-augmented coupling makes small (Issenhuth et al. 2025, Theorems 1 and 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from cmtool.config.schema import ProcessConfig
+from cmtool.diffusion.process import expand
+from cmtool.losses.coupling import Coupling
+from cmtool.losses.direction import Reference, posterior_mean
+from cmtool.losses.draw import Draw, Nets, Slice
+from cmtool.rng import generator
+from cmtool.schedules.density import LevelDensity, density_from
+
+LEVELS = (0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """At noise level t, per value of an image.
+
+    `linear`: R with the best linear guess of z from x_t, an upper bound that is exact for Gaussian data and can be had
+    for any coupling; `exact`: R of the independent coupling with E[z | x_t] over the images themselves; `transport`:
+    E|f(x_t) - z|^2 of the model's answer; `coupled`: E|x0 - z|^2 of the coupling.
+    """
+
+    t: float
+    linear: float
+    exact: float
+    transport: float
+    coupled: float
+
+    def row(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return asdict(self)
+
+
+def linear_residual(x: Tensor, z: Tensor) -> float:
+    """Mean square of z - E*[z | x] over values, E* the best affine guess, with n - p - 1 in place of n (float64).
+
+    x and z (n, ...): n must exceed the number p of values an image by more than one.
+    """
+    a, b = x.flatten(1).double(), z.flatten(1).double()
+    a, b = a - a.mean(0), b - b.mean(0)
+    n, p = a.shape
+    solution = torch.linalg.lstsq(a, b).solution
+    return float(((b - a @ solution) ** 2).sum() / ((n - p - 1) * b.shape[1]))
+
+
+def discrepancy_exact(images: Tensor, t: float, z: Tensor, reference: Reference) -> float:
+    """R of the independent coupling at level t: E|z - (x_t - D(x_t)) / t|^2 per value, D over the reference."""
+    level = torch.full((len(images),), t, dtype=images.dtype, device=images.device)
+    x_t = images + expand(level, images) * z
+    wrong = (posterior_mean(x_t, level, reference) - images) / t
+    return float((wrong.double() ** 2).mean())
+
+
+@torch.no_grad()
+def diagnose(
+    nets: Nets,
+    coupling: Coupling,
+    images: Tensor,
+    label: Tensor | None = None,
+    *,
+    levels: Sequence[float] = LEVELS,
+    mix: float = 1.0,
+    seed: int = 0,
+    reference: Reference | None = None,
+) -> list[Discrepancy]:
+    """Measure a model and a coupling on images (n, C, H, W), one entry for each noise level.
+
+    The coupling sees r = t, so that both ends of its pair lie at the level; `mix` is the share of images that a
+    generator coupling replaces (1: all, the coupling itself). `reference` defaults to the images.
+    """
+    reference = reference or Reference(images)
+    rows = Slice(seed, 0, 0, len(images))
+    found = []
+    for t in levels:
+        level = torch.full((len(images),), t, dtype=images.dtype, device=images.device)
+        noise = generator(seed, "diagnose", f"{t:.9g}")
+        z = torch.randn(images.shape, generator=noise).to(images)
+        draw = coupling(nets, Draw(images, z, level, level, label, mix, rows))
+        at = expand(level, images)
+        answer = nets.student(draw.x0 + at * draw.z, level, draw.label)
+        found.append(
+            Discrepancy(
+                t,
+                linear_residual(draw.x0 + at * draw.z, draw.z),
+                discrepancy_exact(images, t, z, reference),
+                float(((answer - draw.z).double() ** 2).mean()),
+                float(((draw.x0 - draw.z).double() ** 2).mean()),
+            )
+        )
+    return found
+
+
+def level_density(images: Tensor, process: ProcessConfig, floor: float, seed: int, nodes: int = 33) -> LevelDensity:
+    """Return the law of levels whose density over ln t follows the root of the discrepancy of these images.
+
+    A step of d(ln t) moves the target by noise of size t sqrt(R(t)) |df/dx|; df/dx is taken from Gaussian data of the
+    same spread, s / sqrt(s^2 + t^2). Drawing levels in proportion to that size makes the mean gradient least noisy.
+    """
+    low, high = math.log(process.sigma_min), math.log(process.sigma_max)
+    levels = torch.linspace(low, high, nodes, dtype=torch.float64).exp()
+    some, reference = images[:256], Reference(images)
+    height = []
+    for index, t in enumerate(levels.tolist()):
+        z = torch.randn(some.shape, generator=generator(seed, "density", index)).to(some)
+        shrink = process.sigma_data / math.hypot(process.sigma_data, t)
+        height.append(t * shrink * math.sqrt(discrepancy_exact(some, t, z, reference)))
+    return density_from(levels, torch.tensor(height, dtype=torch.float64), floor)
