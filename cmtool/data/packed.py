@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cmtool.checkpoint import atomic_write
 from cmtool.data.dataset import Dataset, Fingerprint, Summary
+from cmtool.data.sources.base import check_classes
 from cmtool.errors import DataError
 
 MAGIC = b"CMDATA\x00\x01"

@@ -161,6 +161,7 @@ def test_a_flipped_byte_in_an_archive_is_noticed(tmp_path):
         ({"weights": np.zeros(3)}, "has no images: its arrays are weights"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(3, np.int64)}, "class numbers are expected"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([-1, 0])}, "class numbers are expected"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([0, 1 << 40])}, "at most 100,000 classes"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "holds no image"),
     ],
 )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cmtool.errors import DataError
 
+MOST_CLASSES = 100_000
 Payload = Path | bytes | NDArray[np.uint8]
 
 
@@ -51,6 +52,16 @@ class Source:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
             detail = f" ({reasons})" if reasons else ""
             raise DataError(f"{self.path} ({self.kind}) holds no image{detail}.", "point --data at a folder of images")
+        check_classes(self.classes, self.path)
+
+
+def check_classes(classes: int | None, place: Path) -> None:
+    """Refuse class numbers that can only be a mistake: every class costs a row of the network and of each table."""
+    if classes is not None and classes > MOST_CLASSES:
+        raise DataError(
+            f"{place} has class numbers up to {classes - 1:,}; at most {MOST_CLASSES:,} classes are taken.",
+            "number the classes from 0, or remove the labels",
+        )
 
 
 def sign(kind: str, rows: Iterable[tuple[object, ...]]) -> str:
