@@ -224,6 +224,36 @@ def save_model(path: str | Path, tensors: Mapping[str, torch.Tensor], header: di
             stream.write(_bytes_of(tensor))
 
 
+def verify(path: str | Path) -> tuple[dict[str, Any], str]:
+    """Check every bit of a model file against its digest, with the standard library alone; return header and digest.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or no cmtool model.
+    """
+    preamble = read_preamble(path)
+    header = header_of(preamble, path)
+    metadata = preamble.pop("__metadata__")
+    digest = hashlib.blake2b(metadata["cmtool"].encode(), digest_size=16)
+    kinds = {short: name for name, short in _KINDS.items()}
+    try:
+        with open(path, "rb") as stream:
+            data = 8 + struct.unpack("<Q", stream.read(8))[0]
+            for name in sorted(preamble):
+                entry = preamble[name]
+                start, end = entry["data_offsets"]
+                digest.update(f"{name}:{kinds[entry['dtype']]}:{tuple(entry['shape'])}".encode())
+                stream.seek(data + start)
+                while start < end and (chunk := stream.read(min(end - start, 1 << 20))):
+                    digest.update(chunk)
+                    start += len(chunk)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    said = digest.hexdigest()
+    if metadata.get("cmtool_digest") != said:
+        raise CheckpointError(f"{path} is damaged: its contents do not match the digest in its header.")
+    return header, said
+
+
 def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return (tensors, header) of a model file after checking its digest.
 
@@ -232,15 +262,11 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
     """
     from safetensors.torch import load_file
 
-    preamble = read_preamble(path)
-    header = header_of(preamble, path)
+    header, _ = verify(path)
     try:
         tensors = load_file(str(path), device="cpu")
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
-    said = preamble["__metadata__"].get("cmtool_digest")
-    if said != _digest(preamble["__metadata__"]["cmtool"], tensors):
-        raise CheckpointError(f"{path} is damaged: its contents do not match the digest in its header.")
     if device != "cpu":
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     return tensors, header

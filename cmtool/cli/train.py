@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.config.load import Resolved
     from cmtool.config.schema import RunConfig
-    from cmtool.training.distributed import World
-    from cmtool.training.run_folder import RunFolder
-    from cmtool.training.session import Outcome
 
 Data = Annotated[str | None, typer.Option("--data", help="Folder or file of images in place of the preset's.")]
 OutDir = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/<preset>-<recipe>.")]
@@ -33,6 +30,10 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what th
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Print the resolved settings and stop.")]
 ListRecipes = Annotated[bool, typer.Option("--list-recipes", help="List the recipes that this command can run.")]
 MaxTime = Annotated[str | None, typer.Option("--max-time", help="Save and stop after this long, e.g. 3h55m.")]
+Requeue = Annotated[
+    int | None,
+    typer.Option("--requeue-exit-code", min=0, max=255, help="Exit code when SIGTERM or --max-time stopped the run."),
+]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Only algorithms that repeat to the bit (GPU).")]
 
 
@@ -52,6 +53,7 @@ def train_ct(
     dry_run: DryRun = False,
     list_recipes: ListRecipes = False,
     max_time: MaxTime = None,
+    requeue_exit_code: Requeue = None,
     deterministic: Deterministic = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -81,6 +83,7 @@ def train_cd(
     dry_run: DryRun = False,
     list_recipes: ListRecipes = False,
     max_time: MaxTime = None,
+    requeue_exit_code: Requeue = None,
     deterministic: Deterministic = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -110,6 +113,7 @@ def train_edm(
     dry_run: DryRun = False,
     list_recipes: ListRecipes = False,
     max_time: MaxTime = None,
+    requeue_exit_code: Requeue = None,
     deterministic: Deterministic = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -135,8 +139,10 @@ def _train(family: str, given: dict[str, Any]) -> None:
     config = _with_models(resolved.config, given, output)
     if given["dry_run"]:
         return _show(config, resolved, output)
+    from cmtool.cli.train_job import run
+
     folder = given["out"] or Path("runs") / f"{config.preset}-{config.recipe_name}"
-    _run(config, folder, given, seconds, output)
+    run(config, folder, given, seconds, output)
 
 
 def _resolve(family: str, given: dict[str, Any]) -> Resolved:
@@ -169,7 +175,7 @@ def _with_models(config: RunConfig, given: dict[str, Any], output: Output) -> Ru
             found = find_model(
                 None,
                 kinds=("diffusion",),
-                fits=lambda h: h.get("preset") == config.preset,
+                fits=lambda h: h.get("preset") == config.preset and h.get("recipe", {}).get("family", "edm") == "edm",
                 wanted="teacher",
                 option="--teacher",
             )
@@ -210,77 +216,3 @@ def _list_recipes(family: str, preset: str, output: Output) -> None:
     heads = ["recipe", "times", "N(k)", "coupling", "direction", "distance", "weight", "needs", "1 step", "2 steps"]
     output.table(f"Recipes of train-{family} with preset {preset}", heads, rows)
     output.json({"preset": preset, "family": family, "recipes": documents})
-
-
-def _run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output) -> None:
-    from cmtool.training.distributed import in_world
-
-    if not in_world():
-        from cmtool.training.run_folder import open_run
-
-        # Everything that can be refused without torch is refused before torch is imported.
-        open_run(path, config, given["fresh"])
-        given = given | {"fresh": False}
-    from cmtool.training.distributed import join_world
-    from cmtool.training.setup import choose_device
-
-    device = choose_device(given["device"])
-    with join_world(device.type) as world:
-        _train_in(world, config, path, given, seconds, output)
-
-
-def _train_in(
-    world: World, config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output
-) -> None:
-    from contextlib import nullcontext
-
-    from cmtool.cli.output import Output
-    from cmtool.training.run_folder import RunFolder, locked, open_run
-
-    if not world.main:
-        output = Output(json_mode=False, quiet=True, silent=True)
-    folder = open_run(path, config, given["fresh"]) if world.main else RunFolder(path)
-    world.wait()
-    if folder.finished():
-        output.say(f"the run in {path} is finished; --fresh starts it over.")
-        output.result(str(folder.model))
-        return output.json({"model": str(folder.model), "steps": config.train.steps, "finished": True})
-    with locked(folder) if world.main else nullcontext():
-        outcome = _session(world, config, folder, given, seconds, output)
-    _say_outcome(outcome, config, path, output)
-
-
-def _say_outcome(outcome: Outcome, config: RunConfig, path: Path, output: Output) -> None:
-    if outcome.model is None:
-        why = "time limit reached" if outcome.out_of_time and not outcome.signal else "stopped"
-        output.say(f"{why} after step {outcome.step} of {config.train.steps}; the same command goes on from there.")
-        output.json({"model": None, "steps": outcome.step, "finished": False})
-        raise typer.Exit(128 + outcome.signal if outcome.signal else 0)
-    output.say(f"next: cmtool sample --model {path}")
-    output.result(str(outcome.model))
-    output.json({"model": str(outcome.model), "steps": outcome.step, "finished": True})
-
-
-def _session(
-    world: World, config: RunConfig, folder: RunFolder, given: dict[str, Any], seconds: float | None, output: Output
-) -> Outcome:
-    import sys
-
-    from cmtool.cli.training_view import View
-    from cmtool.data.dataset import describe
-    from cmtool.data.load import load_dataset
-    from cmtool.training.session import Session
-    from cmtool.training.setup import choose_device, prepare, set_up_torch
-    from cmtool.training.stopping import stoppable
-
-    device = choose_device(given["device"], world.local_rank)
-    set_up_torch(config.train)
-    dataset = load_dataset(config.data)
-    for line in describe(dataset):
-        output.say(line)
-    trainer = prepare(config, dataset, device, world)
-    with (
-        output.progress(config.train.steps, f"{config.preset} {config.recipe_name}") as update,
-        stoppable(seconds) as stop,
-    ):
-        return Session(config, trainer, folder, View(output, update)).run(stop, sys.argv)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmtool.cli.output import Output
 from cmtool.training.forecast import Forecast, duration
-from cmtool.training.loop import Report
+from cmtool.training.report import Report
 from cmtool.training.session import Listener
 
 
@@ -44,3 +44,7 @@ class View(Listener):
     def warn(self, message: str) -> None:
         """Pass a warning on."""
         self.output.warn(message)
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Say the figures in one line."""
+        self.output.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cmtool.config.schema import EmaConfig
 
@@ -39,7 +39,8 @@ def decay_at(ema: EmaConfig, step: int) -> float:
 @torch.no_grad()
 def move_towards(average: nn.Module, source: nn.Module, decay: float) -> None:
     """Average <- decay * average + (1 - decay) * source, parameter by parameter; decay 0 copies."""
-    old, new = list(average.parameters()), list(source.parameters())
+    old: list[Tensor] = list(average.parameters())
+    new: list[Tensor] = list(source.parameters())
     if decay == 0.0:
         torch._foreach_copy_(old, new)
     else:

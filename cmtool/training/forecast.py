@@ -62,8 +62,12 @@ def forecast(config: RunConfig, state: TrainState) -> Forecast:
     )
 
 
+def _written(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("checkpoints/*/*") if file.is_file())
+
+
 def check_disk(folder: Path, needed: int) -> None:
-    """Refuse to start a run that the disk has no room for.
+    """Refuse to start a run that the disk has no room for; what a resumed run has written already counts for it.
 
     Raises:
         UserError: with what is free and what is needed.
@@ -72,7 +76,7 @@ def check_disk(folder: Path, needed: int) -> None:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    if free < needed:
+    if free < needed - _written(folder):
         raise UserError(
             f"the disk under {place} has {size(free)} free and the run needs {size(needed)}.",
             "free some space, choose another disk with --out, or set train.checkpoint_every and train.keep_every",

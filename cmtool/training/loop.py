@@ -176,7 +176,7 @@ class Trainer:
     def _gathered(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, distances and times since the last report, of all processes."""
         tally = self._tally
-        mine = [torch.cat(tally.losses), torch.cat(tally.distances).float(), torch.cat(tally.times)]
+        mine = [torch.cat(tally.losses), torch.cat(tally.distances).double(), torch.cat(tally.times)]
         if self.world.size > 1:
             parts = self.world.gather([tensor.cpu() for tensor in mine])
             mine = [torch.cat(columns) for columns in zip(*parts, strict=True)]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_text, writing
+from cmtool.checkpoint import atomic_text, verify, writing
 from cmtool.config.compare import differing_keys
 from cmtool.config.load import from_toml, to_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, UserError
+from cmtool.training.lock import NAME as LOCK
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def best(self) -> Path:
+        """The best model by the evaluations on the way."""
+        return self.path / "best.safetensors"
+
+    @property
     def metrics(self) -> Path:
         """One JSON row for each report."""
         return self.path / "metrics.jsonl"
@@ -40,14 +43,17 @@ class RunFolder:
         """Sample grids made on the way."""
         return self.path / "samples"
 
-    @property
-    def lock(self) -> Path:
-        """Names the process that is training here."""
-        return self.path / "run.lock"
-
     def finished(self) -> bool:
         """Whether the model of this run exists."""
         return self.model.is_file()
+
+    def damage(self) -> str | None:
+        """Say what is wrong with the finished model, None if every bit of it is right."""
+        try:
+            verify(self.model)
+        except CheckpointError as error:
+            return error.message
+        return None
 
     def checkpoint(self, step: int) -> Path:
         """The state file of a step."""
@@ -63,9 +69,24 @@ class RunFolder:
 
     def prune(self, keep_every: int) -> None:
         """Remove all but the last two checkpoints and those whose step `keep_every` divides (0: none)."""
-        for step, file in self.checkpoints()[2:]:
-            if not (keep_every and step % keep_every == 0):
-                shutil.rmtree(file.parent, ignore_errors=True)
+        found = self.checkpoints()
+        kept = [file.parent for step, file in found if keep_every and step % keep_every == 0]
+        kept += [file.parent for _, file in found[:2]]
+        for folder in (self.path / "checkpoints").glob("step-*"):
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def set_aside(self, file: Path) -> None:
+        """Rename a damaged checkpoint so that it is not tried again; it goes when newer ones are kept."""
+        with contextlib.suppress(OSError):
+            file.replace(file.with_name("damaged.safetensors"))
+
+    def sweep(self) -> None:
+        """Remove the temporary files that killed writers left behind. Only while holding the lock."""
+        for folder in (self.path, self.samples, *(self.path / "checkpoints").glob("step-*")):
+            for file in folder.glob(".*.tmp-*"):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def append(self, row: dict[str, Any]) -> None:
         """Append a row to `metrics.jsonl`."""
@@ -88,8 +109,8 @@ class RunFolder:
             atomic_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
-    """Open `path` for `config`: a new folder, or one that holds the same configuration.
+def check_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
+    """Return the folder `path` if `config` may run there; nothing is written.
 
     Raises:
         UserError: if it holds another configuration (the differing keys are named), or is no run folder.
@@ -98,82 +119,55 @@ def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a run folder.", "choose another folder with --out")
     settings = path / "config.toml"
-    if settings.is_file() and not fresh:
-        try:
-            old = from_toml(settings)
-        except UserError as error:
-            raise CheckpointError(f"{settings} is damaged: {error.message}", "start over with --fresh") from error
-        changed = differing_keys(old, config)
-        if changed:
-            listed = "; ".join(f"{key}: {was} there, {now} here" for key, was, now in changed[:6])
-            more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-            raise UserError(
-                f"{path} holds a run of another configuration ({listed}{more}).",
-                "choose another folder with --out, or start over with --fresh",
-            )
+    if fresh or not path.is_dir():
         return folder
-    if path.is_dir() and any(path.iterdir()) and not settings.is_file() and not fresh:
-        raise UserError(f"{path} is not empty and holds no run.", "choose another folder with --out")
+    if not settings.is_file():
+        if any(entry.name != LOCK and not entry.name.startswith(".") for entry in path.iterdir()):
+            raise UserError(f"{path} is not empty and holds no run.", "choose another folder with --out")
+        return folder
+    try:
+        old = from_toml(settings)
+    except UserError as error:
+        raise CheckpointError(f"{settings} is damaged: {error.message}", "start over with --fresh") from error
+    _same_run(path, old, config)
+    return folder
+
+
+def _same_run(path: Path, old: RunConfig, config: RunConfig) -> None:
+    changed = differing_keys(old, config)
+    if changed:
+        listed = "; ".join(f"{key}: {was} there, {now} here" for key, was, now in changed[:6])
+        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise UserError(
+            f"{path} holds a run of another configuration ({listed}{more}).",
+            "choose another folder with --out, or start over with --fresh",
+        )
+
+
+def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
+    """Open `path` for `config`: a new folder, or one that holds the same configuration. Only while holding the lock.
+
+    Raises:
+        UserError: as `check_run`, or if the place cannot be written.
+    """
+    folder = check_run(path, config, fresh)
+    settings = path / "config.toml"
     if fresh and path.is_dir():
-        _clear(path)
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    atomic_text(settings, to_toml(config))
+        with writing(path):
+            _clear(path)
+    if not settings.is_file():
+        atomic_text(settings, to_toml(config))
+    folder.sweep()
     return folder
 
 
 def _clear(path: Path) -> None:
     """Remove what a run writes, and nothing else a user may have put there."""
-    names = ("checkpoints", "samples", "metrics.jsonl", "config.toml", "model.safetensors", "best.safetensors")
-    for name in (*names, "evaluations.jsonl", "run.log"):
+    names = ["model.safetensors", "best.safetensors", *(file.name for file in path.glob("ema-*.safetensors"))]
+    # The settings go last: a kill half-way leaves a folder that --fresh (or the same command) still understands.
+    for name in (*names, "checkpoints", "samples", "metrics.jsonl", "evaluations.jsonl", "run.log", "config.toml"):
         target = path / name
         if target.is_dir():
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
-    """Hold the run's lock: a second process is refused with the first one's pid and host; a stale lock is replaced.
-
-    Raises:
-        UserError: if another live process trains in this folder.
-    """
-    mine = {"pid": os.getpid(), "host": socket.gethostname()}
-    while True:
-        try:
-            with writing(folder.lock):
-                handle = os.open(folder.lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except UserError:
-            if not folder.lock.exists():
-                raise
-        else:
-            with os.fdopen(handle, "w") as stream:
-                json.dump(mine, stream)
-            break
-        try:
-            other = json.loads(folder.lock.read_text())
-            pid, host = int(other["pid"]), str(other["host"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pid, host = -1, mine["host"]
-        if host != mine["host"] or (pid > 0 and pid != mine["pid"] and _alive(pid)):
-            raise UserError(
-                f"another process (pid {pid} on {host}) is training in {folder.path}.",
-                f"wait for it, or remove {folder.lock} if it is gone",
-            )
-        folder.lock.unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        folder.lock.unlink(missing_ok=True)

@@ -5,8 +5,9 @@ Talks to its caller through a `Listener`; prints nothing.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmtool.checkpoint import writing
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.data.images import save_grid
 from cmtool.data.scatter import save_scatter
+from cmtool.errors import DivergenceError
 from cmtool.models import Model
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 from cmtool.training.forecast import Forecast, check_disk, forecast
-from cmtool.training.loop import Report, Trainer
+from cmtool.training.loop import Trainer
+from cmtool.training.provenance import provenance
+from cmtool.training.report import Report
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
-from cmtool.training.state import restore_newest, versions
+from cmtool.training.state import restore_newest
 from cmtool.training.stopping import Stop
+from cmtool.training.watch import Watch
 
 GRID = 64
+# Roll-backs to one checkpoint before a run gives up.
+RETRIES = 3
 
 
 class Listener:
@@ -42,6 +50,9 @@ class Listener:
 
     def saved(self, path: Path) -> None:
         """A checkpoint, grid or model was written."""
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """The sampling average was judged."""
 
     def warn(self, message: str) -> None:
         """Something is wrong but the run goes on."""
@@ -64,17 +75,35 @@ def preview(model: Model, count: int, seed: int = 0) -> Tensor:
     return torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, list(seeds))])
 
 
+# What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which is kept as the
+# best), and what to add to the finished model's header (its sampling times).
+Judge = Callable[[Model], dict[str, float]]
+Closing = Callable[[Model], dict[str, Any]]
+
+
 class Session:
     """Drives a trainer inside a run folder."""
 
-    def __init__(self, config: RunConfig, trainer: Trainer, folder: RunFolder, listener: Listener) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        trainer: Trainer,
+        folder: RunFolder,
+        listener: Listener,
+        judge: Judge | None = None,
+        closing: Closing | None = None,
+    ) -> None:
         self.config = config
+        self.judge = judge
+        self.closing = closing
         self.trainer = trainer
         self.state = trainer.state
         self.folder = folder
         self.listener = listener
         self.world = trainer.world
         self._saved = -1
+        self._rollbacks = 0
+        self._watch = Watch()
         self._real = self._some_real(trainer.dataset)
 
     def _some_real(self, dataset: Dataset) -> Tensor:
@@ -85,7 +114,8 @@ class Session:
         if not self.world.main:
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with open(self.folder.path / "run.log", "a", encoding="utf-8") as stream:
+        path = self.folder.path / "run.log"
+        with writing(path), open(path, "a", encoding="utf-8") as stream:
             stream.write(f"{stamp} {text}\n")
 
     def warn(self, message: str) -> None:
@@ -94,12 +124,14 @@ class Session:
         self.listener.warn(message)
 
     def resume(self) -> int:
-        """Restore the newest whole checkpoint; damaged ones are named and passed over. Return the step."""
+        """Restore the newest whole checkpoint; damaged ones are named and set aside. Return the step."""
         step, damaged = restore_newest(self.folder, self.state)
-        for message in damaged:
+        for message in damaged.values():
             self.warn(f"{message} An older checkpoint is used.")
         self.world.wait()
         if self.world.main:
+            for file in damaged:
+                self.folder.set_aside(file)
             self.folder.forget_after(self.state.step)
         self._saved = step if step is not None else -1
         return step or 0
@@ -110,7 +142,7 @@ class Session:
             return
         path = self.folder.checkpoint(self.state.step)
         self.state.save(path)
-        self._saved = self.state.step
+        self._saved, self._rollbacks = self.state.step, 0
         self.listener.saved(path)
         self.folder.prune(self.config.train.keep_every)
 
@@ -147,44 +179,91 @@ class Session:
         step = self.resume()
         needs = forecast(self.config, self.state)
         check_disk(self.folder.path, needs.disk)
-        self.log(f"start at step {step} with {versions()} {' '.join(arguments)}".rstrip())
+        self._log_start(step, arguments)
+        if self.config.train.bad_step == "rollback" and self._saved < 0:
+            self.checkpoint()  # a bad step before the first checkpoint needs one to go back to
         self.listener.started(step, self.config.train.steps, needs)
         self.trainer.restart_clock()
         while self.state.step < self.config.train.steps:
-            self.trainer.run_to(self._stops(), stop)
-            self._at_interval()
+            try:
+                self.trainer.run_to(self._stops(), stop)
+                self._at_interval()
+            except DivergenceError as error:
+                self._roll_back(error)
+                continue
             if self.trainer.stopped and self.state.step < self.config.train.steps:
                 return self._leave(stop)
         return self._finish()
 
+    def _log_start(self, step: int, arguments: Sequence[str]) -> None:
+        said = provenance(self.config, self.trainer.device, self.trainer.dataset.fingerprint, arguments)
+        self.log(f"start at step {step} of {self.config.train.steps} {json.dumps(said, ensure_ascii=False)}")
+
+    def _roll_back(self, error: DivergenceError) -> None:
+        """Go back to the newest checkpoint and on from there with other noise, if `train.bad_step` says so.
+
+        The noise depends on how often the run rolled back, which checkpoints keep: a killed run repeats it.
+        """
+        bad, retries = self.state.step, self.state.retries
+        if self.config.train.bad_step != "rollback" or self._rollbacks == RETRIES:
+            raise error
+        step, _ = restore_newest(self.folder, self.state)
+        if step is None:
+            raise error
+        self._rollbacks += 1
+        self.state.retries = max(retries, self.state.retries) + 1
+        self.trainer.forget()
+        self.world.wait()
+        if self.world.main:
+            self.folder.forget_after(step)
+        self.warn(f"step {bad}: {error.message} Rolled back to step {step} ({self._rollbacks} of {RETRIES} attempts).")
+
     def _at_interval(self) -> None:
         train, step = self.config.train, self.state.step
+        if step == train.steps or any(step % n == 0 for n in (train.checkpoint_every, train.sample_every)):
+            self.trainer.check_finite(weights=True)
         if (step % train.log_every == 0 or step == train.steps) and self.trainer.has_news:
             self._report()
         if step % train.checkpoint_every == 0:
             self.checkpoint()
         if step % train.sample_every == 0 and step < train.steps:
             self.sample()
+        if train.eval_every and step % train.eval_every == 0:
+            self.evaluate()
         self.trainer.restart_clock()
+
+    def evaluate(self) -> None:
+        """Judge the sampling average, keep the figures, and keep the model if it is the best so far."""
+        if self.judge is None or not self.world.main:
+            return
+        figures = self.judge(self.state.ema)
+        before = [row["eval"]["fid"] for row in self.folder.rows() if "fid" in row.get("eval", {})]
+        self.folder.append({"step": self.state.step, "eval": figures})
+        self.listener.evaluated(self.state.step, figures)
+        if "fid" in figures and figures["fid"] < min(before, default=float("inf")):
+            self.state.export(self.folder.best, {"figures": figures})
 
     def _report(self) -> None:
         report = self.trainer.report()
         if self.world.main:
             self.folder.append(report.row())
             self.listener.report(report)
+            for message in self._watch.report(report, self.state.ema.network):
+                self.warn(message)
 
     def _leave(self, stop: Stop) -> Outcome:
-        self.trainer.check_finite()
+        self.trainer.check_finite(weights=True)
         self.checkpoint()
         why = "the time limit" if stop.out_of_time and not stop.signal else f"signal {stop.signal}"
         self.log(f"stopped by {why} at step {self.state.step}")
         return Outcome(None, self.state.step, stop.signal, stop.out_of_time)
 
-    def _finish(self, extra: dict[str, Any] | None = None) -> Outcome:
+    def _finish(self) -> Outcome:
         self.checkpoint()
         self.sample()
         if not self.world.main:
             return Outcome(self.folder.model, self.state.step)
+        extra = self.closing(self.state.ema) if self.closing is not None else {}
         for index, average in enumerate(self.state.extra_emas):
             self.state.export(self.folder.path / f"ema-{index}.safetensors", network=average.network)
         self.state.export(self.folder.model, extra)

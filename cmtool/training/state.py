@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-import cmtool
 from cmtool.checkpoint import load_tensors, save_model
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError
@@ -19,12 +16,8 @@ from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
 from cmtool.training.numbers import LossScale
 from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
+from cmtool.training.provenance import machine, versions
 from cmtool.training.run_folder import RunFolder
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers."""
-    return {"cmtool": cmtool.__version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
 
 
 class TrainState:
@@ -113,17 +106,18 @@ class TrainState:
     def export(self, path: Path, extra: dict[str, Any] | None = None, network: nn.Module | None = None) -> None:
         """Write the sampling average (or another network) with its header as a model file."""
         header = {**self.student.header, "step": self.step, "versions": versions(), **(extra or {})}
+        header["machine"] = machine(self.student.device, self.config)
         save_model(path, (network or self.ema.network).state_dict(), header)
 
 
-def restore_newest(folder: RunFolder, state: TrainState) -> tuple[int | None, list[str]]:
+def restore_newest(folder: RunFolder, state: TrainState) -> tuple[int | None, dict[Path, str]]:
     """Restore the newest whole checkpoint; return its step (None: there is none) and what was found damaged."""
-    damaged = []
+    damaged = {}
     for step, file in folder.checkpoints():
         try:
             state.restore(file)
         except CheckpointError as error:
-            damaged.append(error.message)
+            damaged[file] = error.message
             continue
         return step, damaged
     return None, damaged

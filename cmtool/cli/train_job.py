@@ -1,0 +1,129 @@
+"""One run of a train command: refuse what is wrong, hold the folder's lock, train, say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from cmtool.cli.output import Output
+    from cmtool.config.schema import RunConfig
+    from cmtool.training.distributed import World
+    from cmtool.training.loop import Trainer
+    from cmtool.training.run_folder import RunFolder
+    from cmtool.training.session import Outcome
+
+
+def run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output) -> None:
+    """Train in the run folder `path` and say how it ended.
+
+    Args:
+        config: what to train.
+        path: the run folder.
+        given: the command's options by name.
+        seconds: time limit, None for none.
+        output: where to talk.
+
+    Raises:
+        UserError: whatever a user can have got wrong; nothing has been written then.
+        typer.Exit: with the exit code of a run that was stopped.
+    """
+    from cmtool.training.lock import check_free
+    from cmtool.training.run_folder import check_run
+
+    # Everything that can be refused without torch is refused before torch is imported.
+    folder = check_run(path, config, given["fresh"])
+    check_free(path)
+    if folder.finished() and not given["fresh"] and _is_finished(folder, config, output):
+        return
+    from cmtool.training.distributed import join_world
+    from cmtool.training.setup import choose_device
+
+    device = choose_device(given["device"])
+    with join_world(device.type) as world:
+        _train_in(world, config, path, given, seconds, output)
+
+
+def _is_finished(folder: RunFolder, config: RunConfig, output: Output) -> bool:
+    """Say that the run is finished; False if its model is damaged and has to be made again."""
+    damage = folder.damage()
+    if damage:
+        output.warn(f"{damage} It is made again from the newest whole checkpoint.")
+        return False
+    output.say(f"the run in {folder.path} is finished; --fresh starts it over.")
+    output.result(str(folder.model))
+    output.json({"model": str(folder.model), "steps": config.train.steps, "finished": True})
+    return True
+
+
+def _train_in(
+    world: World, config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output
+) -> None:
+    from cmtool.cli.output import Output
+    from cmtool.training.lock import locked
+    from cmtool.training.run_folder import RunFolder, open_run
+
+    if not world.main:
+        output = Output(json_mode=False, quiet=True, silent=True)
+    trainer = _prepare(world, config, path, given, output)
+    with contextlib.ExitStack() as held:
+        if world.main:
+            left = held.enter_context(locked(path))
+            if left is not None:
+                output.say(f"the process that trained here before (pid {left.pid} on {left.host}) was killed.")
+            open_run(path, config, given["fresh"])
+        world.wait()
+        outcome = _session(trainer, RunFolder(path), seconds, output)
+    _say_outcome(outcome, config, path, given, output)
+
+
+def _say_outcome(outcome: Outcome, config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> None:
+    if outcome.model is None:
+        why = "time limit reached" if outcome.out_of_time and not outcome.signal else "stopped"
+        output.say(f"{why} after step {outcome.step} of {config.train.steps}; the same command goes on from there.")
+        output.json({"model": None, "steps": outcome.step, "finished": False})
+        code = 128 + outcome.signal if outcome.signal else 0
+        # Ctrl-C is a person's wish to end it; the scheduler's signal and the time limit are not.
+        if given["requeue_exit_code"] is not None and outcome.signal != signal.SIGINT:
+            code = given["requeue_exit_code"]
+        raise typer.Exit(code)
+    output.say(f"next: cmtool sample --model {path}")
+    output.result(str(outcome.model))
+    output.json({"model": str(outcome.model), "steps": outcome.step, "finished": True})
+
+
+def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> Trainer:
+    """Load the data and build everything, so that what can be refused is refused before the run folder is touched."""
+    from cmtool.data.dataset import describe
+    from cmtool.data.load import load_dataset
+    from cmtool.training.forecast import check_disk, forecast
+    from cmtool.training.setup import choose_device, prepare, set_up_torch
+
+    device = choose_device(given["device"], world.local_rank)
+    set_up_torch(config.train)
+    dataset = load_dataset(config.data)
+    for line in describe(dataset):
+        output.say(line)
+    trainer = prepare(config, dataset, device, world)
+    check_disk(path, forecast(config, trainer.state).disk)
+    return trainer
+
+
+def _session(trainer: Trainer, folder: RunFolder, seconds: float | None, output: Output) -> Outcome:
+    from cmtool.cli.train_judges import judges
+    from cmtool.cli.training_view import View
+    from cmtool.training.session import Session
+    from cmtool.training.stopping import stoppable
+
+    config = trainer.config
+    judge, closing = judges(trainer, output)
+    with (
+        output.progress(config.train.steps, f"{config.preset} {config.recipe_name}") as update,
+        stoppable(seconds) as stop,
+    ):
+        return Session(config, trainer, folder, View(output, update), judge, closing).run(stop, sys.argv)

@@ -1,0 +1,71 @@
+"""Keeping numbers finite: gradient norms, the scale of a half-precision loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cmtool.errors import DivergenceError
+
+
+class LossScale:
+    """The factor on a float16 loss that keeps small gradients from becoming zero (Micikevicius et al. 2018).
+
+    Halved when a gradient overflows (that step is left out), doubled after `patience` good steps. Inactive (factor 1)
+    in every other precision: bfloat16 has float32's range.
+    """
+
+    def __init__(self, active: bool, value: float = 65536.0, patience: int = 2000) -> None:
+        self.active = active
+        self.value = value if active else 1.0
+        self.good = 0
+        self.patience = patience
+
+    def update(self, finite: bool) -> None:
+        """Follow one step whose gradients were finite or not.
+
+        Raises:
+            DivergenceError: if they overflow at any scale: the loss itself runs away.
+        """
+        if not finite:
+            self.value, self.good = self.value / 2, 0
+            if self.value < 1e-4:
+                raise DivergenceError(
+                    "the gradients overflow float16 at any loss scale; the last checkpoint is kept.",
+                    "use --precision bf16 or fp32, or a smaller --set train.lr",
+                )
+            return
+        self.good += 1
+        if self.good >= self.patience:
+            self.value, self.good = min(self.value * 2, 2.0**24), 0
+
+    def state(self) -> list[float]:
+        """Return what a checkpoint keeps."""
+        return [self.value, self.good]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Put back what `state` gave."""
+        if self.active:
+            self.value, self.good = float(state[0]), int(state[1])
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter], scale: float, limit: float | None) -> Tensor:
+    """Divide the gradients by `scale`, clip them to the global norm `limit` (None: do not), return their norm, ()."""
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if scale != 1.0:
+        torch._foreach_mul_(gradients, 1.0 / scale)
+    if limit is not None:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm(gradients)
+
+
+@torch.no_grad()
+def all_finite(modules: Iterable[nn.Module]) -> bool:
+    """Whether every weight of the modules is a finite number (waits for the device)."""
+    weights: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
+    # The largest magnitude is infinite or NaN exactly where a weight is; a sum of squares could overflow by itself.
+    largest = torch._foreach_norm(weights, float("inf"))
+    return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())

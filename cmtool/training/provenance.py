@@ -1,0 +1,69 @@
+"""What a run has to say of itself so that somebody can repeat it: the command, the versions, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cmtool
+from cmtool.checkpoint import model_hash
+from cmtool.config.schema import RunConfig
+from cmtool.errors import CheckpointError
+
+_LIBRARIES = ("numpy", "safetensors", "pillow", "scikit-learn", "pydantic")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide the numbers."""
+    return {"cmtool": cmtool.__version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+
+
+def machine(device: torch.device, config: RunConfig) -> dict[str, Any]:
+    """What decides the last bits of the numbers: device, precision, threads, deterministic algorithms."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": config.train.precision,
+        "threads": torch.get_num_threads(),
+        "deterministic": config.train.deterministic,
+    }
+
+
+def provenance(config: RunConfig, device: torch.device, fingerprint: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what `run.log` opens with: with `config.toml` beside it, all that is needed to run it again."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    said: dict[str, Any] = {
+        "command": list(arguments),
+        "folder": os.getcwd(),
+        "versions": versions() | found,
+        "system": platform.platform(),
+        "interpreter": sys.executable,
+        **machine(device, config),
+        "seed": config.train.seed,
+        "data": fingerprint,
+        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith("CMTOOL_")},
+    }
+    for role in ("teacher", "init"):
+        path = getattr(config, role)
+        if path is not None:
+            said[role] = {"path": path, "hash": _hash(path)}
+    return said
+
+
+def _hash(path: str) -> str | None:
+    try:
+        file = Path(path)
+        return model_hash(file / "model.safetensors" if file.is_dir() else file)
+    except CheckpointError:
+        return None
