@@ -134,6 +134,7 @@ def read_packed(path: Path) -> Dataset:
     if header["labels"]:
         labels = torch.from_numpy(np.fromfile(path, "<i8", shape[0], offset=end - 8 * shape[0]).astype(np.int64))
         classes = int(classes or int(labels.max()) + 1)
+        check_classes(classes, path)
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise DataError(
                 f"{path} holds labels outside its {classes} classes.", "make it again with cmtool data make"

@@ -13,7 +13,7 @@ import pytest
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset
 from cmtool.data.archives import NpzReader, open_zip, read_member
-from cmtool.data.packed import MAGIC, read_packed
+from cmtool.data.packed import MAGIC, packed_writer, read_packed
 from cmtool.data.pickles import read_array_pickle
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
@@ -223,6 +223,15 @@ def test_damaged_packed_files(tmp_path, class_folder, spoil):
     (tmp_path / "bad.cmdata").write_bytes(data)
     with pytest.raises(DataError, match="damaged, truncated or no packed"):
         read_packed(tmp_path / "bad.cmdata")
+
+
+def test_a_packed_file_with_absurd_or_outside_labels(tmp_path, pixels):
+    for name, label, classes, says in (("a", 1 << 40, None, "at most 100,000"), ("b", 5, 3, "outside its 3 classes")):
+        with packed_writer(tmp_path / name, 3, 8) as writer:
+            writer.append(pixels(0, 8, 8), label)
+            writer.finish({"classes": classes})
+        with pytest.raises(DataError, match=says):
+            read_packed(tmp_path / name)
 
 
 def test_unknown_forms_say_what_is_known(tmp_path, class_folder):
