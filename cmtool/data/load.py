@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
 
+_STALE = 24 * 3600  # seconds
 StageProgress = Callable[[str, int, int | None], None]
 
 
@@ -34,6 +37,14 @@ def rules_of(cfg: DataConfig) -> Rules:
 def _cached(source: Source, rules: Rules) -> Path:
     key = hashlib.blake2b(f"1 {source.signature} {rules}".encode(), digest_size=8).hexdigest()
     return cache_dir() / "packed" / f"{source.path.stem[:40]}-{rules.resolution}px-{key}.cmdata"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed packing left a day or more ago: such files can be gigabytes."""
+    for path in folder.glob(".*.tmp-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()
 
 
 def _pack_temporary(source: Source, rules: Rules, progress: Progress | None) -> Dataset:
@@ -70,6 +81,7 @@ def load_source(source: Source, rules: Rules, progress: Progress | None = None) 
         writable = False
     if not writable:
         return _from(source, _pack_temporary(source, rules, progress))
+    _sweep(path.parent)
     pack(source, path, rules, progress)
     return _from(source, read_packed(path))
 

@@ -137,3 +137,14 @@ def test_short_disk_is_said_before_anything_is_written(class_folder, tmp_path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50))
     with pytest.raises(DataError, match=r"needs 1.15 kB in .*50 bytes are free"):
         load_dataset(config(class_folder))
+
+
+def test_leftovers_of_killed_packings_are_swept(class_folder, tmp_path):
+    folder = tmp_path / "cache" / "packed"
+    folder.mkdir(parents=True)
+    old, new = folder / ".a.tmp-1-0.cmdata", folder / ".b.tmp-2-0.cmdata"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    load_dataset(config(class_folder))
+    assert not old.exists() and new.exists()
