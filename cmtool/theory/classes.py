@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmtool.errors import UserError, unknown
-from cmtool.theory.distances import normal_nodes
+from cmtool.theory.distances import absolute_mean, normal_nodes
 from cmtool.theory.levels import Levels
 from cmtool.theory.line import LineMixture
 from cmtool.theory.population import Map, at, conditional_mean, identity, rearranged
@@ -121,7 +121,7 @@ def affine_floor(law: LineMixture) -> float:
     """W1 of the law and the normal with its mean and variance: what no affine class can go below as T grows."""
     z, weight = normal_nodes(8.0, 40001)
     normal = law.mean + np.sqrt(law.variance) * z
-    return float(weight @ np.abs(law.quantile(z, 1.0, 0.0) - normal))
+    return absolute_mean(law.quantile(z, 1.0, 0.0) - normal, z, weight)
 
 
 def population_w1(law: LineMixture, levels: Levels, f: Callable[[Array], Array], start: str = "exact") -> float:

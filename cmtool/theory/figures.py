@@ -11,7 +11,7 @@ from cmtool.theory.study import Curve, Panel, Study
 # Okabe and Ito's colors: apart from each other for every kind of color vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKS = "osD^vPX*"
-SETTINGS = {
+SETTINGS: Any = {
     "font.size": 9.0,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,

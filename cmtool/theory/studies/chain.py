@@ -96,7 +96,8 @@ def run(
     name = "ring of four modes" if data is None else f"{Path(data).name} ({len(law.weights)} points, d = {law.dim})"
     sampled = law.dim <= SAMPLED_DIM_LIMIT
     findings = [
-        "The chain keeps every marginal, so the covariance that training loses is the sum of its best possible losses; its"
+        "The chain keeps every marginal, so the covariance that training loses is the sum of its"
+        " best possible losses; its"
         f" root, {float(str(rows[-1][-1])):.3f} at T = {rows[-1][0]}, bounds W2 from training logs alone.",
     ]
     if not sampled:

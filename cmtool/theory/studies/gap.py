@@ -35,7 +35,7 @@ def _minimizer_rows(majority: float, counts: list[int], huber: list[float]) -> t
             "minimizer, l1",
             f"{name}, N = 5120",
             "chain, formula",
-            gap.l1_chain_mass(karras(5120).noise, majority, 8001),
+            gap.l1_chain_mass(karras(5120).noise, majority),
             limit,
         ]
     ]
@@ -117,14 +117,18 @@ def run(
         Curve("generator pairs", list(times), [generator.residual_generator(std, t) for t in times]),
     ]
     findings = [
-        "With squared l2 training and distillation have the same minimizer in the limit; the published discrepancy is in"
+        "With squared l2 training and distillation have the same minimizer in the limit; the"
+        " published discrepancy is in"
         " the value of the loss (its irreducible variance), not in what is learned.",
-        f"With l1 the minimizers differ for good: a mode of weight {1 - majority:.2g} receives {gap.minority_mass(majority):.3f}"
+        f"With l1 the minimizers differ for good: a mode of weight {1 - majority:.2g} receives"
+        f" {gap.minority_mass(majority):.3f}"
         f" of the mass, a W1 gap of {2 * (1 - majority - gap.minority_mass(majority)):.3f} that no N repairs."
         " Pseudo-Huber lies between.",
-        "Without a stop-gradient the output shrinks to 1/cosh(Theta), 0.40 for a quarter turn, at every N: a sharp test for"
+        "Without a stop-gradient the output shrinks to 1/cosh(Theta), 0.40 for a quarter turn, at"
+        " every N: a sharp test for"
         " a missing detach.",
-        "Generator-augmented pairs have residuals that fall as t^-4 instead of t^-2, but their fixed point is too wide by"
+        "Generator-augmented pairs have residuals that fall as t^-4 instead of t^-2, but their"
+        " fixed point is too wide by"
         f" up to {generator.spread_limit():.3f}; at N = 18 this nearly cancels what training loses.",
     ]
     return Study(

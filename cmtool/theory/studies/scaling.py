@@ -118,7 +118,7 @@ def _sample_table(law: LineMixture, counts: list[int], samples: int, seed: int) 
 
 def _needed_table(dims: list[int]) -> tuple[Table, list[Fit]]:
     eps = [0.1, 0.05, 0.02]
-    rows = [[value, dim, levels_needed(dim, value)] for value in eps for dim in dims]
+    rows = [[value, dim, levels_needed(dim, value) or 0] for value in eps for dim in dims]
     fits = []
     if len(dims) > 1:
         needed = [row[2] for row in rows if row[0] == 0.02]

@@ -100,11 +100,14 @@ def run(
     main, curves = _coverage(data, count, list(c3), rng)
     digits, needed = _digits(count, draws, rng)
     findings = [
-        f"With c3 = {c3[0]:g} the worst level keeps {100 * (1 - float(main.rows[0][1])):.1f} % inside; the union over levels"
+        f"With c3 = {c3[0]:g} the worst level keeps {100 * (1 - float(main.rows[0][1])):.1f} %"
+        " inside; the union over levels"
         " is what a path must survive, and paths of the exact flow leave less often than forward paths.",
         "For Gaussian data in d = 2 the outside mass is exactly 2 pi T^(-2 c3): polynomial in T, as the lemma says.",
-        f"On digits every draw lies inside with c3 = {needed:.2f}. A probability of T^(-c4 d) with d = 64 is far below one"
-        f" in {draws}: from draws, c4 can only be said to be at least {digits.rows[0][5]:.3f}; the normal tail carried on to c3 = 0.5 gives"
+        f"On digits every draw lies inside with c3 = {needed:.2f}. A probability of T^(-c4 d) with"
+        " d = 64 is far below one"
+        f" in {draws}: from draws, c4 can only be said to be at least {digits.rows[0][5]:.3f}; the"
+        " normal tail carried on to c3 = 0.5 gives"
         f" {min(float(row[6]) for row in digits.rows):.2f} at the worst level.",
     ]
     return Study(
