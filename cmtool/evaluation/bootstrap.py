@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cmtool.errors import UsageError
-from cmtool.evaluation.frechet import covariance_factor, frechet_distance
-from cmtool.evaluation.statistics import Array, Statistics, statistics
+from cmtool.evaluation.frechet import covariance_factor, frechet_to_fit
+from cmtool.evaluation.statistics import Array, Statistics
 
 LEVEL = 0.95
 Statistic = Callable[[Array], float]  # rows (int64) -> value
@@ -67,7 +67,7 @@ def frechet_statistic(features: Array, fit: Statistics) -> Statistic:
     factor = covariance_factor(fit.covariance)
 
     def value(rows: Array) -> float:
-        return frechet_distance(statistics(features[rows]), fit, second_factor=factor)
+        return frechet_to_fit(features[rows], fit, factor)
 
     return value
 

@@ -12,7 +12,7 @@ import torch
 from cmtool.data import from_uint8
 from cmtool.errors import DataError
 from cmtool.evaluation import domain
-from cmtool.evaluation.inception import load_inception, tile_channels
+from cmtool.evaluation.inception import load_inception, load_script, tile_channels
 from cmtool.evaluation.names import check_features, check_mode
 from cmtool.evaluation.statistics import Array
 from cmtool.evaluation.store import sha256
@@ -120,7 +120,7 @@ def _domain(name: str, shape: tuple[int, int, int]) -> Features:
 
 def _script(path: Path, device: str) -> Features:
     try:
-        module = torch.jit.load(str(path), map_location=device).eval()
+        module = load_script(path, device)
     except (RuntimeError, ValueError, OSError) as error:
         raise DataError(
             f"{path} is no TorchScript module.", "write one with torch.jit.script(module).save('features.pt')"

@@ -9,13 +9,13 @@ import numpy as np
 
 from cmtool.errors import DataError
 from cmtool.evaluation.features import Features
-from cmtool.evaluation.frechet import frechet_distance
+from cmtool.evaluation.frechet import frechet_distance, frechet_to_fit
 from cmtool.evaluation.inception_score import inception_score
 from cmtool.evaluation.kid import kernel_distance
 from cmtool.evaluation.manifold import Manifold, manifold
 from cmtool.evaluation.measure import Measured, Side
 from cmtool.evaluation.names import KEYS, METRICS
-from cmtool.evaluation.statistics import Array, statistics
+from cmtool.evaluation.statistics import Array
 
 RECOMMENDED = 10_000
 K, K_DENSITY = 3, 5
@@ -73,7 +73,7 @@ def _distances(
     figures: Figures, samples: Measured, reference: Side, wanted: Sequence[str], asked: Sequence[str] | None
 ) -> None:
     if "fid" in wanted:
-        figures.values["fid"] = frechet_distance(statistics(samples.features), reference.fit)
+        figures.values["fid"] = frechet_to_fit(samples.features, reference.fit)
     if "sfid" in wanted and samples.spatial is not None and reference.spatial is not None:
         figures.values["sfid"] = frechet_distance(samples.spatial, reference.spatial)
     elif asked is not None and "sfid" in asked:

@@ -11,26 +11,31 @@ import numpy as np
 import scipy.linalg
 
 from cmtool.errors import DataError
-from cmtool.evaluation.statistics import Array, Statistics, require_finite, statistics
+from cmtool.evaluation.statistics import Array, Statistics, statistics
 
 
-def frechet_distance(first: Statistics, second: Statistics, second_factor: Array | None = None) -> float:
-    """Frechet distance of two fitted Gaussians, float64; rounding may leave it just below zero.
-
-    `second_factor` is `covariance_factor(second.covariance)` where the caller has it already.
-    """
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """Frechet distance of two fitted Gaussians, float64; rounding may leave it just below zero."""
     _same_width(first.dim, second.dim)
-    factor = covariance_factor(second.covariance) if second_factor is None else second_factor
-    return _distance(first, second, covariance_factor(first.covariance), factor)
+    return _distance(first, second, covariance_factor(first.covariance), covariance_factor(second.covariance))
 
 
 def frechet_from_features(first: Array, second: Array) -> float:
-    """Frechet distance of features (n1, D) and (n2, D); the rows themselves are the factor where n <= D."""
+    """Frechet distance of features (n1, D) and (n2, D)."""
     _same_width(first.shape[1], second.shape[1])
-    require_finite(first)
-    require_finite(second)
-    fits = statistics(first), statistics(second)
-    return _distance(*fits, _feature_factor(first, fits[0]), _feature_factor(second, fits[1]))
+    fit = statistics(second)
+    return frechet_to_fit(first, fit, _feature_factor(second, fit))
+
+
+def frechet_to_fit(features: Array, fit: Statistics, factor: Array | None = None) -> float:
+    """Frechet distance of features (n, D) to a fitted Gaussian.
+
+    `factor` is a factor of `fit.covariance` where the caller has one already.
+    """
+    _same_width(features.shape[1], fit.dim)
+    own = statistics(features)
+    other = covariance_factor(fit.covariance) if factor is None else factor
+    return _distance(own, fit, _feature_factor(features, own), other)
 
 
 def covariance_factor(covariance: Array) -> Array:
@@ -50,6 +55,7 @@ def covariance_factor(covariance: Array) -> Array:
 
 
 def _feature_factor(features: Array, fit: Statistics) -> Array:
+    """A factor of the covariance of `features`: the rows themselves where they are no more than the dimensions."""
     if fit.count > fit.dim:
         return covariance_factor(fit.covariance)
     return (features.astype(np.float64) - fit.mean).T / np.sqrt(fit.count - 1)

@@ -11,6 +11,7 @@ ADM's conventions: pool features (2,048), spatial features (the first 7 channels
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,13 +128,20 @@ def load_inception(mode: str, say: Callable[[str], None] = lambda text: None) ->
 
 def _load_script(path: Path) -> torch.jit.ScriptModule:
     try:
-        script = torch.jit.load(str(path), map_location="cpu").eval()
+        script = load_script(path)
     except (RuntimeError, ValueError, OSError, EOFError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "it is damaged"
         raise DataError(f"{path} is no TorchScript file: {reason}", f"delete it and download {WEIGHTS.url}") from error
     if not hasattr(script, "layers"):
         raise DataError(f"{path} is a TorchScript file, but not the Inception network: it has no part named layers.")
     return script
+
+
+def load_script(path: Path, device: str = "cpu") -> torch.jit.ScriptModule:
+    """Load a TorchScript file in evaluation mode; torch's advice to write other formats is for its author."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=FutureWarning)
+        return torch.jit.load(str(path), map_location=device).eval()
 
 
 def tile_channels(images: Array) -> Array:

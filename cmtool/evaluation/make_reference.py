@@ -37,7 +37,7 @@ def make_reference(
         network: from `build_features`.
         mode: resizing rule, for the record.
         features: the name that `build_features` knows the network by.
-        kept: images to keep, chosen at random with a fixed seed when there are more.
+        kept: images to keep (0: none), chosen at random with a fixed seed when there are more.
         batch_size: images at once.
         advance: told the number of images done.
 
@@ -63,7 +63,9 @@ def make_reference(
         "samples": min(50_000, images.count),
         "cmtool": __version__,
     }
-    arrays |= {"arr_0": _kept_images(images, kept), "meta": np.array(json.dumps(meta))}
+    arrays["meta"] = np.array(json.dumps(meta))
+    if kept:
+        arrays["arr_0"] = _kept_images(images, kept)
     with atomic_write(path) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
     return path

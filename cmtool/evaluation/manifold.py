@@ -65,12 +65,12 @@ def manifold(reference: Array, generated: Array, k: int = 3, k_density: int = 5)
     Raises `DataError` where a set has no more points than the neighborhood needs, or holds non-finite values.
     """
     largest = max(k, k_density)
-    for name, features in (("reference", reference), ("samples", generated)):
+    for holder, features in (("the reference holds", reference), ("the samples hold", generated)):
         require_finite(features)
         if len(features) <= largest:
             raise DataError(
                 f"precision and recall with neighborhoods of {largest} need more than {largest} images a side; "
-                f"the {name} hold {len(features)}."
+                f"{holder} {len(features)}."
             )
     origin = reference.mean(axis=0, dtype=np.float64)
     real, fake = Points.around(reference, origin), Points.around(generated, origin)

@@ -114,16 +114,18 @@ def measure_reference(
     Raises:
         DataError: its statistics were measured with another network, or it holds nothing to compare with.
     """
+    if reference.given is not None:
+        _check_given(reference, network)
     measured = measure(reference.images, network, batch_size, advance) if reference.images is not None else None
-    if reference.given is None:
-        if measured is None:
-            raise DataError(f"the reference {reference.name} holds neither images nor statistics.")
-        return Side(statistics(measured.features), measured.spatial, measured)
-    _check_given(reference, network, measured)
-    return Side(reference.given, reference.given_spatial, measured)
+    if reference.given is not None:
+        return Side(reference.given, reference.given_spatial, measured)
+    if measured is None:
+        raise DataError(f"the reference {reference.name} holds neither images nor statistics.")
+    return Side(statistics(measured.features), measured.spatial, measured)
 
 
-def _check_given(reference: Reference, network: Features, measured: Measured | None) -> None:
+def _check_given(reference: Reference, network: Features) -> None:
+    """Refuse statistics of another network or resizing rule."""
     said = reference.given_features or "inception"
     fits = network.fingerprint == said or (said == "inception" and network.fingerprint.startswith("inception-"))
     wrong_mode = fits and said == "inception" and network.extras.get("resize") != reference.mode
@@ -134,10 +136,4 @@ def _check_given(reference: Reference, network: Features, measured: Measured | N
             f"use --features {reference.features}"
             + (f" --mode {reference.mode}" if reference.features == "inception" else "")
             + ", or make one of your own with cmtool eval --make-ref",
-        )
-    assert reference.given is not None
-    if measured is not None and measured.features.shape[1] != reference.given.dim:
-        raise DataError(
-            f"the reference {reference.name} holds statistics of {reference.given.dim} features; "
-            f"{network.name} has {measured.features.shape[1]}."
         )

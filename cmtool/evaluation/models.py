@@ -11,10 +11,9 @@ from torch import Tensor
 from cmtool.data import to_uint8
 from cmtool.evaluation.features import Features
 from cmtool.evaluation.figures import Figures, compute_figures
-from cmtool.evaluation.frechet import covariance_factor, frechet_distance
+from cmtool.evaluation.frechet import covariance_factor, frechet_to_fit
 from cmtool.evaluation.measure import Side, measure
 from cmtool.evaluation.samples import ImageSet, from_array
-from cmtool.evaluation.statistics import statistics
 from cmtool.models import Model, ve_process
 from cmtool.samplers.generate import generate, labels_for, streams_for
 from cmtool.samplers.multistep import to_range, unchanged, walk
@@ -97,8 +96,7 @@ class TimesScore:
         """Return the Frechet distance of samples made with `times`."""
         x0 = self._samples(times)
         features = [self.network.call(_stored(batch, self.model)).features for batch in x0]
-        fit = statistics(np.concatenate(features))
-        return frechet_distance(fit, self.side.fit, self.factor)
+        return frechet_to_fit(np.concatenate(features), self.side.fit, self.factor)
 
     @torch.no_grad()
     def _samples(self, times: tuple[float, ...]) -> list[Tensor]:

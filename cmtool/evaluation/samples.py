@@ -122,6 +122,8 @@ def open_images(path: str | Path) -> ImageSet:
 
 
 def _open_npz(path: Path) -> ImageSet:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is damaged or is no npz.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if "arr_0" not in archive.files:

@@ -1,0 +1,171 @@
+"""References by name and path, the cache of features, and references of one's own."""
+
+import numpy as np
+import pytest
+
+from cmtool.data import save_npz
+from cmtool.errors import DataError, OfflineError
+from cmtool.evaluation.features import build_features
+from cmtool.evaluation.figures import compute_figures
+from cmtool.evaluation.frechet import frechet_distance, frechet_to_fit
+from cmtool.evaluation.make_reference import make_reference
+from cmtool.evaluation.measure import measure, measure_reference
+from cmtool.evaluation.names import REFERENCES
+from cmtool.evaluation.references import NAMED, check_reference, resolve_reference
+from cmtool.evaluation.samples import from_array, open_images
+from cmtool.evaluation.statistics import statistics
+from cmtool.evaluation.store import cache_dir
+from tests.evaluation.stand_in import write_stand_in
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMTOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pictures(count=40, side=8, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+def test_names():
+    assert set(NAMED) == set(REFERENCES)
+    with pytest.raises(DataError, match=r"unknown reference 'cifar'.*Did you mean cifar10"):
+        check_reference("cifar")
+
+
+@pytest.mark.parametrize("name", [name for name in REFERENCES if NAMED[name].remote])
+def test_published_references_offline_are_one_clear_sentence(name):
+    with pytest.raises(OfflineError) as caught:
+        resolve_reference(name, (64, 64, 3))
+    remote = NAMED[name].remote(NAMED[name].mode)
+    assert remote.name in caught.value.message and str(remote.path) in caught.value.message
+    assert remote.url in caught.value.hint and str(remote.path) in caught.value.hint
+
+
+def test_the_two_imagenets_are_two_files():
+    first, second = (NAMED[name].remote("legacy_tensorflow") for name in ("imagenet64", "imagenet64-edm"))
+    assert first.path != second.path and first.url != second.url
+
+
+def test_a_published_file_put_in_its_place_is_used_as_adm_uses_it(place):
+    # Statistics stand for the whole data set, images are for precision and recall.
+    random = np.random.default_rng(0)
+    arrays = {"mu": random.standard_normal(2048), "sigma": np.eye(2048), "arr_0": pictures(20, 64)}
+    remote = NAMED["imagenet64"].remote("legacy_tensorflow")
+    remote.path.parent.mkdir(parents=True)
+    np.savez(remote.path, **arrays)
+    write_stand_in(cache_dir() / "features" / "inception-2015-12-05.pt")
+    reference = resolve_reference("imagenet64", (64, 64, 3))
+    network = build_features("inception", (64, 64, 3), reference.mode)
+    side = measure_reference(reference, network, 10)
+    assert np.array_equal(side.fit.mean, arrays["mu"])
+    samples = measure(from_array(pictures(12, 64, seed=1), "fake"), network, 6)
+    figures = compute_figures(samples, side, network).values
+    assert figures["fid"] == pytest.approx(frechet_to_fit(samples.features, side.fit))
+    assert figures["sfid"] is None and figures["precision"] is not None and figures["is"] > 0
+    with pytest.raises(
+        DataError, match=r"statistics of inception \(legacy_tensorflow\) features, not of inception \(clean\)"
+    ):
+        measure_reference(reference, build_features("inception", (64, 64, 3), "clean"), 10)
+
+
+def test_statistics_alone_give_fid_and_refuse_precision(place):
+    features = np.random.default_rng(0).standard_normal((50, 64))
+    fit = statistics(features)
+    np.savez("stats.npz", mu=fit.mean, sigma=fit.covariance)
+    network = build_features("digits", (8, 8, 1))
+    reference = resolve_reference("stats.npz")
+    with pytest.raises(DataError, match="statistics of inception"):
+        measure_reference(reference, network)
+    save_npz("digits.npz", pictures(60, channels=1))
+    made = make_reference(place / "ref.npz", open_images("digits.npz"), network, "legacy_tensorflow", "digits", kept=0)
+    side = measure_reference(resolve_reference(str(made)), network)
+    samples = measure(from_array(pictures(50, channels=1, seed=1), "fake"), network)
+    figures = compute_figures(samples, side, network)
+    assert figures.values["fid"] > 0 and figures.values["precision"] is None
+    with pytest.raises(DataError, match="holds statistics only"):
+        compute_figures(samples, side, network, ("pr",))
+
+
+def test_a_reference_of_ones_own_equals_its_images(place):
+    network = build_features("shapes", (16, 16, 3))
+    images = pictures(90, 16)
+    save_npz("real.npz", images)
+    make_reference(place / "ref.npz", open_images("real.npz"), network, "legacy_tensorflow", "shapes", kept=30)
+    reference = resolve_reference("ref.npz")
+    assert (reference.images.count, reference.features, reference.given.count) == (30, "shapes", 90)
+    samples = measure(from_array(pictures(80, 16, seed=2), "fake"), network)
+    direct = compute_figures(samples, measure_reference(resolve_reference("real.npz"), network), network).values
+    through = compute_figures(samples, measure_reference(reference, network), network).values
+    assert through["fid"] == pytest.approx(direct["fid"], rel=1e-9)
+    with pytest.raises(DataError, match="statistics of shapes features"):
+        measure_reference(reference, build_features("digits", (8, 8, 1)))
+
+
+def test_features_are_kept_by_content_and_a_damaged_cache_is_nothing(place):
+    network, images = build_features("shapes", (16, 16, 3)), from_array(pictures(10, 16), "a")
+    first = measure(images, network)
+    files = list((cache_dir() / "features").iterdir())
+    assert len(files) == 1
+    asked = []
+    spy = type(network)(network.name, network.fingerprint, lambda batch: asked.append(1), network.accepts)
+    again = measure(from_array(pictures(10, 16), "the same pixels under another name"), spy)
+    assert not asked and np.array_equal(again.features, first.features)
+    files[0].write_bytes(b"broken")
+    assert np.array_equal(measure(images, network).features, first.features)
+    measure(images, build_features("shapes", (16, 16, 3)), use_cache=False)
+
+
+def test_builtin_references():
+    digits = resolve_reference("digits", (8, 8, 1))
+    assert (digits.images.count, digits.features, digits.count) == (1797, "digits", 1797)
+    assert resolve_reference("shapes", (16, 16, 3)).images.shape == (16, 16, 3)
+    toy = resolve_reference("toy2d", (2, 1, 1))
+    assert toy.images.points and toy.features == "points"
+    network = build_features("points", (2, 1, 1))
+    side = measure_reference(toy, network)
+    assert frechet_distance(side.fit, side.fit) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"mu": np.zeros(3)}, "no entry sigma"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((4, 4))}, "do not fit together"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
+        ({"mu": np.array([None] * 3, dtype=object), "sigma": np.eye(3)}, "cannot be read"),
+        ({"a": np.zeros(3)}, "no entry arr_0"),
+    ],
+)
+def test_reference_files_that_are_none(arrays, words):
+    np.savez("bad.npz", **arrays)
+    with pytest.raises(DataError, match=words):
+        resolve_reference("bad.npz")
+
+
+def test_a_damaged_reference_file(place):
+    (place / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(DataError, match="damaged"):
+        resolve_reference("bad.npz")
+
+
+def test_figures_by_request_and_notes():
+    network = build_features("digits", (8, 8, 1))
+    reference = resolve_reference("digits")
+    side = measure_reference(reference, network)
+    small = measure(reference.images.first(40), network)
+    figures = compute_figures(small, side, network, ("fid", "is", "classes"), reference.images.labels[:40])
+    assert figures.values["kid"] is None and figures.values["precision"] is None
+    assert "40 samples for 64 features" in figures.notes[0]
+    assert figures.values["class_agreement"] > 0.97 and set(figures.per_class) == set("0123456789")
+    assert "biased upward" in compute_figures(measure(reference.images, network), side, network, ("fid",)).notes[0]
+    with pytest.raises(DataError, match="sfid"):
+        compute_figures(small, side, network, ("sfid",))
+    with pytest.raises(DataError, match="more than 5 images"):
+        compute_figures(measure(reference.images.first(4), network), side, network, ("pr",))
+    few = compute_figures(measure(reference.images.first(4), network), side, network)
+    assert few.values["precision"] is None and "more than 5" in few.notes[0]
