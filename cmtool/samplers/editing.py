@@ -162,6 +162,28 @@ def edit(
     return Edited(image, answer, misfit)
 
 
+def class_misfits(
+    model: ConsistencyFunction,
+    operator: Operator,
+    y: Tensor,
+    seeds: Sequence[int],
+    times: Sequence[float],
+    classes: int,
+    *,
+    guidance: float = 0.0,
+) -> Tensor:
+    """How badly edits as each class agree with what is known: (B, classes), the `misfit` of `edit`.
+
+    Every class is tried with the same noise (one seed for each image), so that only the class differs.
+    """
+    tried = []
+    for label in range(classes):
+        streams = SampleStreams(seeds, y.device, y.dtype)
+        labels = torch.full((len(y),), label, device=y.device)
+        tried.append(edit(model, operator, y, streams, times, labels, guidance=guidance).misfit)
+    return torch.stack(tried, dim=1)
+
+
 @torch.no_grad()
 def denoise(
     model: ConsistencyFunction, noisy: Tensor, sigma: float, label: Tensor | None = None, *, clamp: bool = True

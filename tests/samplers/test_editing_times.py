@@ -1,0 +1,70 @@
+"""The published and the tuned noise levels for editing, against the exact posterior of Gaussian images."""
+
+import numpy as np
+import pytest
+
+from benchmarks.editing_times import TWO_PIXEL_GUIDANCE, TWO_PIXEL_TIMES, problems, two_pixels
+from cmtool.errors import UserError
+from cmtool.samplers.edit_plan import TASKS, TUNED, plan_edit, tuned_times
+from cmtool.samplers.times import solver_times, validate_times
+from tests.samplers.test_editing import two_pixels as simulated
+
+PAPER = solver_times(40)[:-1]
+HEADER = {"kind": "consistency", "preset": "shapes", "process": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}}
+
+
+def test_the_formula_gives_the_known_answer_on_the_karras_grid():
+    means, covariance = two_pixels().after_edit(PAPER, 0.0)
+    assert means[0, 1] == pytest.approx(0.70777, abs=1e-5)
+    assert np.sqrt(covariance[1, 1]) == pytest.approx(0.27236, abs=1e-5)
+    assert two_pixels().distance(PAPER) == pytest.approx(0.1998, abs=1e-4)
+
+
+def test_the_formula_knows_the_true_posterior():
+    _, means, covariance = two_pixels().posterior()
+    assert abs(means[0, 0]) == pytest.approx(0.9, abs=1e-6)
+    assert np.sqrt(covariance[0, 0]) == pytest.approx(0.21794, abs=1e-5)
+
+
+def test_20_evaluations_come_within_005_of_the_posterior():
+    assert len(TWO_PIXEL_TIMES) == 20
+    assert two_pixels().distance(TWO_PIXEL_TIMES, TWO_PIXEL_GUIDANCE) < 0.035
+
+
+def test_the_loop_does_what_the_formula_says_with_guidance():
+    means, covariance = two_pixels().after_edit(TWO_PIXEL_TIMES, TWO_PIXEL_GUIDANCE)
+    mean, sd = simulated(TWO_PIXEL_TIMES, guidance=TWO_PIXEL_GUIDANCE)
+    assert mean == pytest.approx(means[0, 1], abs=4 * sd / 20_000**0.5)
+    assert sd == pytest.approx(covariance[1, 1] ** 0.5, rel=4 / 40_000**0.5)
+
+
+def test_tuned_levels_beat_the_published_ones_with_half_the_evaluations():
+    for task, group in problems().items():
+        for problem in group:
+            tuned = tuned_times(task, 20, 0.002, 80.0)
+            assert problem.distance(tuned, TUNED[task].guidance) < 0.95 * problem.distance(PAPER), problem.name
+
+
+@pytest.mark.parametrize("task", TUNED)
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 100])
+@pytest.mark.parametrize("sigma_max", [0.05, 1.0, 80.0])
+def test_tuned_levels_are_usable_for_any_number_and_range(task, steps, sigma_max):
+    times = tuned_times(task, steps, 0.002, sigma_max)
+    assert len(times) == steps
+    assert validate_times(times, 0.002, sigma_max) == times
+
+
+def test_published_levels_by_task_and_data_set():
+    assert plan_edit(HEADER, "inpaint", times="paper").times == PAPER
+    assert len(plan_edit({**HEADER, "preset": "cifar10"}, "inpaint", times="paper").times) == 17
+    assert plan_edit(HEADER, "stroke").times == (5.38, 2.24)
+    by_index = plan_edit(HEADER, "stroke", indices=(16, 20), of=40).times
+    assert by_index == pytest.approx((5.38, 2.24), rel=1e-3)
+
+
+def test_unusable_requests_are_refused():
+    assert "denoise" in TASKS
+    with pytest.raises(UserError, match="neither"):
+        plan_edit(HEADER, "inpaint", times="papers")
+    with pytest.raises(UserError, match="give one of them"):
+        plan_edit(HEADER, "inpaint", times=(1.0,), steps=3)
