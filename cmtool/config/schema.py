@@ -79,7 +79,7 @@ class DataConfig(Table):
 class NetworkConfig(Table):
     """The raw network F(x, c_noise, label, r)."""
 
-    kind: Literal["adm", "mlp", "song"] = "adm"
+    kind: Literal["adm", "mlp", "song", "edm2"] = "adm"
     channels: int = Field(32, ge=4, description="base width of a U-Net, hidden width of an MLP")
     channel_mult: tuple[int, ...] = Field((1, 2), min_length=1)
     num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")

@@ -80,7 +80,7 @@ def read(folder: Path) -> Foreign:
     if (folder / "scheduler/scheduler_config.json").is_file():
         scheduler = _json(folder / "scheduler/scheduler_config.json")
         foreign.sigma_min, foreign.sigma_max = scheduler.get("sigma_min"), scheduler.get("sigma_max")
-        foreign.sigma_data = scheduler.get("sigma_data")
+        foreign.sigma_data, foreign.grid = scheduler.get("sigma_data"), scheduler.get("num_train_timesteps")
     return foreign
 
 

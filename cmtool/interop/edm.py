@@ -191,14 +191,29 @@ def to_dhariwal(tensors: dict[str, Tensor], config: NetworkConfig, side: int) ->
     return result
 
 
+def _check_variant(tensors: dict[str, Tensor], kwargs: dict[str, Any], notes: list[str]) -> None:
+    """Fold TCM's learned frequency scale into the frequencies; refuse its other variants.
+
+    Raises:
+        CheckpointError: for a variant that our network is not.
+    """
+    if kwargs.get("emb_norm") or kwargs.get("attn_type", "dot") != "dot":
+        raise CheckpointError("this SongUNet normalizes its embedding or attends otherwise, which is not known here.")
+    scale = tensors.pop("map_noise.scale", None)
+    if scale is not None:
+        tensors["map_noise.freqs"] = tensors["map_noise.freqs"].float() * scale.float() * 10
+        notes.append("the learned scale of the Fourier frequencies was multiplied into them.")
+
+
 def read(
     tensors: dict[str, Tensor], *, head_channels: int = HEAD_CHANNELS, kwargs: dict[str, Any] | None = None
 ) -> Foreign:
     """Translate EDM tensors; `tensors` is used up. `kwargs`: the constructor's arguments, if a pickle had them."""
     inner = strip(tensors, "model.")
-    notes = []
+    notes: list[str] = []
     if inner.pop("map_augment.weight", None) is not None:
         notes.append("the augmentation labels' layer (map_augment) was dropped; it is not used in sampling.")
+    _check_variant(inner, kwargs or {}, notes)
     config, side, dhariwal = detect(inner, head_channels)
     if kwargs and isinstance(kwargs.get("dropout"), int | float):
         config = config.model_copy(update={"dropout": float(kwargs["dropout"])})

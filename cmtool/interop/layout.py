@@ -28,8 +28,9 @@ _AXES: dict[str, tuple[int, int, int]] = {
 class Foreign:
     """A model of another code base, translated: our network table, our tensor names, and what its file knows.
 
-    `form`, `sigma_min`, `sigma_max`, `sigma_data` are None where the file does not say; `parameterization` is that of
-    the form unless set. `notes` are sentences for the user about what was dropped or assumed.
+    `form`, `sigma_min`, `sigma_max`, `sigma_data` and `grid` (the number of points it was trained with) are None where
+    the file does not say; `parameterization` is that of the form unless set. `notes` are sentences for the user about
+    what was dropped or assumed.
     """
 
     layout: str
@@ -44,6 +45,7 @@ class Foreign:
     sigma_min: float | None = None
     sigma_max: float | None = None
     sigma_data: float | None = None
+    grid: int | None = None
     notes: list[str] = field(default_factory=list)
 
 

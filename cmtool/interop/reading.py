@@ -12,7 +12,7 @@ import torch
 from cmtool.checkpoint import save_model
 from cmtool.config.schema import ProcessConfig
 from cmtool.errors import CheckpointError, UsageError, UserError
-from cmtool.interop import diffusers, edm, jax, openai, pickles
+from cmtool.interop import diffusers, edm, edm2, jax, openai, pickles
 from cmtool.interop.known import Published, by_file_name
 from cmtool.interop.layout import Foreign, Form, compare_names, named, shapes_of, widen
 from cmtool.interop.torch_file import find_tensors, load_torch, read_safetensors
@@ -47,6 +47,8 @@ def _from_tensors(
     heads = options.head_channels or openai.HEAD_CHANNELS
     if openai.recognizes(shapes):
         return openai.read(tensors, resolution=options.resolution, head_channels=heads, qkv=options.qkv)
+    if edm2.recognizes(shapes):
+        return edm2.read(tensors, head_channels=options.head_channels, kwargs=kwargs)
     if edm.recognizes(shapes):
         return edm.read(tensors, head_channels=heads, kwargs=kwargs)
     if "conv_in.weight" in shapes and any(name.startswith("down_blocks.") for name in shapes):
@@ -66,7 +68,8 @@ def _from_pickle(path: Path, options: ImportOptions) -> Foreign:
             f"{path} is a {record.name}: cmtool does not have the {_UNSUPPORTED[record.name]} parameterization.",
             "EDMPrecond and ECMPrecond snapshots are read",
         )
-    inner = record.state.get("_modules", {}).get("model")
+    modules = record.state.get("_modules") or {}
+    inner = modules.get("model") or modules.get("unet")
     kwargs = {**record.arguments, **(inner.arguments if isinstance(inner, pickles.Record) else {})}
     tensors = pickles.flatten(record)
     if not tensors:
@@ -79,7 +82,7 @@ def _from_pickle(path: Path, options: ImportOptions) -> Foreign:
         value = record.state.get(name)
         if isinstance(value, int | float) and 0 < value < 1e6:
             setattr(foreign, name, float(value))
-    if record.name == "EDMPrecond":
+    if record.name in ("EDMPrecond", "Precond"):
         foreign.form = "edm"
     elif record.name == "ECMPrecond":
         foreign.form = "consistency"
@@ -189,6 +192,9 @@ def describe(
         "origin": {"layout": foreign.layout, "file": path.name},
         "versions": {"torch": torch.__version__},
     }
+    grid = published.grid if published else foreign.grid
+    if grid:
+        header["origin"]["grid"] = grid
     if published:
         header["origin"] |= {"name": published.name, "license": published.license}
         header["figures"] = {

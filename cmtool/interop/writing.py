@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmtool.checkpoint import atomic_write
 from cmtool.config.schema import NetworkConfig
+from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError, unknown
 from cmtool.interop import diffusers, edm, openai
 from cmtool.interop.layout import plain_tensors
@@ -20,6 +21,7 @@ from cmtool.networks.blocks import MAX_GROUPS
 
 FORMATS = ("openai", "diffusers", "edm-state", "onnx", "torchscript", "hub")
 Say = Callable[[str], None]
+_GRID = 40  # points of a scheduler's grid where the model was not trained on one
 
 
 def _table(model: Model) -> NetworkConfig:
@@ -104,12 +106,13 @@ def write_diffusers(model: Model, out: Path, say: Say) -> None:
     _require(model, ("adm",), openai.NOISE_SCALE, "diffusers")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder.", "choose a new folder with --out")
-    diffusers.write(model, plain_tensors(model.network), out)
+    grid = int((model.header.get("origin") or {}).get("grid") or _GRID)
+    diffusers.write(model, plain_tensors(model.network), out, grid)
     two = model.header.get("times", {}).get("2")
-    if two:
-        say(
-            f"the pipeline's own two-step choice is another than this model's times {', '.join(f'{t:g}' for t in two)}."
-        )
+    if two and model.kind == "consistency":
+        levels = karras_grid(grid, model.sigma_min, model.sigma_max, model.rho)[::-1]
+        places = sorted((min(range(grid), key=lambda i: abs(levels[i] - t)) for t in two), reverse=True)
+        say(f"for this model's two-step times call the pipeline with timesteps={places}; its own choice is another.")
 
 
 def _programs(format: str) -> Callable[[Model, Path, Say], None]:

@@ -164,7 +164,7 @@ class RawNetwork(nn.Module):
         self.channels, self.resolution, self.num_classes = channels, resolution, num_classes
         self.two_time, self.checkpointing = two_time, checkpointing
         self.downsampling = 1
-        self.log_variance_head: LogVariance | None = None
+        self.log_variance_head: nn.Module | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,11 +9,12 @@ import torch
 from cmtool.config.schema import NetworkConfig
 from cmtool.networks.adm import AdmUNet
 from cmtool.networks.blocks import RawNetwork
+from cmtool.networks.edm2 import Edm2UNet
 from cmtool.networks.mlp import Mlp
 from cmtool.networks.song import SongUNet
 from cmtool.rng import derive
 
-KINDS: dict[str, Callable[..., RawNetwork]] = {"adm": AdmUNet, "mlp": Mlp, "song": SongUNet}
+KINDS: dict[str, Callable[..., RawNetwork]] = {"adm": AdmUNet, "mlp": Mlp, "song": SongUNet, "edm2": Edm2UNet}
 
 
 def build_network(

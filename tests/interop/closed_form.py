@@ -27,9 +27,8 @@ def weight(name, shape, fan_in=None):
         return values * np.float32(2)
     if len(shape) > 1:
         return values * np.float32(math.sqrt(3 / (fan_in or math.prod(shape[1:]))))
-    if name.endswith(("weight", "scale")):
-        return 1 + np.float32(0.3) * values
-    return values * np.float32(0.3)
+    middle = np.float32(1 if name.endswith(("weight", "scale", "gain")) else 0)
+    return np.asarray(middle + np.float32(0.3) * values)
 
 
 def flax_weight(name, shape):

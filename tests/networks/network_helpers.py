@@ -13,7 +13,7 @@ def redraw(network, seed=0, scale=1.0):
             drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             if value.ndim > 1:
                 drawn *= scale / math.sqrt(value[0].numel())
-            elif name.endswith("weight"):
+            elif name.endswith(("weight", "gain", "gain_r")):
                 drawn = 1 + 0.2 * drawn
             else:
                 drawn *= 0.2
