@@ -151,7 +151,7 @@ class Session:
         if not self.world.main:
             return
         samples = preview(self.state.ema, GRID)
-        path = self.folder.samples / f"step-{self.state.step:07d}.png"
+        path = self._grid()
         if self.trainer.dataset.float_samples:
             save_scatter(samples, path)
         else:
@@ -183,6 +183,7 @@ class Session:
         if self.config.train.bad_step == "rollback" and self._saved < 0:
             self.checkpoint()  # a bad step before the first checkpoint needs one to go back to
         self.listener.started(step, self.config.train.steps, needs)
+        self._catch_up()
         self.trainer.restart_clock()
         while self.state.step < self.config.train.steps:
             try:
@@ -232,6 +233,20 @@ class Session:
             self.evaluate()
         self.trainer.restart_clock()
 
+    def _catch_up(self) -> None:
+        """Do what a run that was killed just after its checkpoint still owed at that step."""
+        train, step = self.config.train, self.state.step
+        if step in (0, train.steps):
+            return
+        judged = any("eval" in row for row in self.folder.rows() if row.get("step") == step)
+        if step % train.sample_every == 0 and not self._grid().is_file():
+            self.sample()
+        if train.eval_every and step % train.eval_every == 0 and not judged:
+            self.evaluate()
+
+    def _grid(self) -> Path:
+        return self.folder.samples / f"step-{self.state.step:07d}.png"
+
     def evaluate(self) -> None:
         """Judge the sampling average, keep the figures, and keep the model if it is the best so far."""
         if self.judge is None or not self.world.main:
@@ -240,6 +255,8 @@ class Session:
         before = [row["eval"]["fid"] for row in self.folder.rows() if "fid" in row.get("eval", {})]
         self.folder.append({"step": self.state.step, "eval": figures})
         self.listener.evaluated(self.state.step, figures)
+        for message in self._watch.quality(self.state.step, "fid", figures["fid"]) if "fid" in figures else ():
+            self.warn(message)
         if "fid" in figures and figures["fid"] < min(before, default=float("inf")):
             self.state.export(self.folder.best, {"figures": figures})
 
