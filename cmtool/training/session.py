@@ -34,7 +34,8 @@ from cmtool.training.state import restore_newest
 from cmtool.training.stopping import Stop
 from cmtool.training.watch import Watch
 
-GRID = 64
+# Pictures in a grid, points in a scatter plot.
+GRID, CLOUD = 64, 2000
 # Roll-backs to one checkpoint before a run gives up.
 RETRIES = 3
 
@@ -150,7 +151,7 @@ class Session:
         """Write a grid of the sampling average's samples (always the same seeds), and warn of collapse."""
         if not self.world.main:
             return
-        samples = preview(self.state.ema, GRID)
+        samples = preview(self.state.ema, CLOUD if self.trainer.dataset.float_samples else GRID)
         path = self._grid()
         if self.trainer.dataset.float_samples:
             save_scatter(samples, path)
