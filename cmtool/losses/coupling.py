@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from cmtool.config.parts import CouplingPart
@@ -39,6 +38,9 @@ def assignment(x0: Tensor, z: Tensor) -> Tensor:
     |x - z|^2 and -<x, z> have the same best assignment, for the squares do not depend on it.
     """
     cost = -(x0.flatten(1).double() @ z.flatten(1).double().T)
+    # Half a second of import that only this coupling needs; sampling and editing load this room too.
+    from scipy.optimize import linear_sum_assignment
+
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1])
 
 
