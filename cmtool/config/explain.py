@@ -66,6 +66,8 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
         return ConfigError(f"{default}: {key} is missing")
     if kind == "extra_forbidden":
         return ConfigError(unknown_key(place, keys[-1], list(owner.model_fields)))
+    if kind == "value_error" and not keys:
+        return ConfigError(f"{default}: {problem['ctx']['error']}.")
     if kind == "value_error":
         return ConfigError(f"{place}: {problem['ctx']['error']}")
     return ConfigError(f"{place} = {shown_value(problem['input'])} {_requirement(problem, owner, keys[-1])}")

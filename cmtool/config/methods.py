@@ -91,6 +91,11 @@ _SCT: Row = {
 
 METHODS: dict[str, Row] = {
     "edm": _EDM,
+    "cd": _CD,
+    "cd-euler": _row(
+        _CD, title="consistency distillation, Euler teacher steps", direction={"kind": "teacher", "solver": "euler"}
+    ),
+    "cd-l1": _row(_CD, title="consistency distillation, l1 distance", distance={"kind": "l1"}),
     "rf": _row(
         _EDM,
         title="rectified flow (Liu et al. 2023)",
@@ -98,11 +103,6 @@ METHODS: dict[str, Row] = {
         weighting={"kind": "flow"},
         process={"kind": "flow", "parameterization": "flow"},
     ),
-    "cd": _CD,
-    "cd-euler": _row(
-        _CD, title="consistency distillation, Euler teacher steps", direction={"kind": "teacher", "solver": "euler"}
-    ),
-    "cd-l1": _row(_CD, title="consistency distillation, l1 distance", distance={"kind": "l1"}),
     "cd-2m": _row(
         _CD,
         title="consistency distillation, DPM-Solver++ 2M within a pair",
@@ -114,12 +114,14 @@ METHODS: dict[str, Row] = {
         title="consistency distillation in continuous time, l1 distance (Theorem 4)",
         target={"stop_gradient": False},
         distance={"kind": "l1"},
+        network={"checkpointing": False},
     ),
     "cd-inf-full": _row(
         _CD_LIMIT,
         title="consistency distillation in continuous time, no stop-gradient (Theorem 3)",
         target={"stop_gradient": False},
         weighting={"kind": "grid_speed"},
+        network={"checkpointing": False},
     ),
     "scd": _row(
         _SCT,
