@@ -1,0 +1,92 @@
+"""Regions, masks and fits: nothing of a hole leaks, and what is put back fits where it came from."""
+
+import numpy as np
+import pytest
+
+from cmtool.data.placing import Region, blend, match_mask, region_around, region_of_fit, resize, resize_mask
+from cmtool.errors import DataError, UserError
+
+
+def test_a_region_inside_gives_back_what_it_took():
+    picture = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
+    region = Region(1, 0, 3, 2)
+    assert np.array_equal(region.take(picture), picture[1:4, :2])
+    assert np.array_equal(region.put(picture, region.take(picture)), picture)
+
+
+def test_a_region_beyond_the_rim_repeats_the_rim_and_puts_only_the_inside():
+    picture = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    region = Region(-1, -1, 5, 6)
+    taken = region.take(picture)
+    assert taken.shape == (5, 6, 1)
+    assert taken[0, 0] == picture[0, 0]
+    assert taken[4, 5] == picture[2, 3]
+    assert np.array_equal(region.put(np.zeros_like(picture), taken), picture)
+
+
+@pytest.mark.parametrize(
+    ("fit", "expected"), [("crop", (0, 1, 4, 4)), ("pad", (-1, 0, 6, 6)), ("stretch", (0, 0, 4, 6))]
+)
+def test_fits(fit, expected):
+    region = region_of_fit(4, 6, fit)
+    assert (region.top, region.left, region.height, region.width) == expected
+
+
+def test_the_region_around_a_mask_has_half_context_and_stays_inside():
+    mask = np.zeros((100, 200))
+    mask[5:25, 150:160] = 1
+    region = region_around(mask, 16)
+    assert (region.height, region.width) == (40, 40)
+    assert (region.top, region.left) == (0, 135)
+    assert region.take(mask).sum() == mask.sum()
+    small = np.zeros((100, 200))
+    small[50, 199] = 1
+    assert region_around(small, 16).left == 184
+
+
+def test_a_mask_larger_than_half_the_picture_still_fits():
+    mask = np.zeros((50, 200))
+    mask[10:20, 20:190] = 1
+    region = region_around(mask, 16)
+    assert region.height == region.width == 170
+    assert region.take(mask).sum() >= mask.sum()
+
+
+def test_a_hard_mask_covers_every_pixel_it_touched():
+    mask = np.zeros((64, 64))
+    mask[10, 10] = 1
+    small = resize_mask(mask, 8, 8)
+    assert small.sum() == 1
+    assert small[1, 1] == 1
+
+
+def test_a_soft_mask_is_averaged():
+    mask = np.zeros((4, 4))
+    mask[:2, :2] = 0.5
+    assert resize_mask(mask, 2, 2)[0, 0] == pytest.approx(0.5)
+
+
+def test_masks_of_another_shape_empty_or_full_are_refused():
+    with pytest.raises(DataError, match="another shape"):
+        match_mask(np.eye(8), 8, 16, "x")
+    with pytest.raises(UserError, match="empty"):
+        match_mask(np.zeros((8, 8)), 8, 8, "x")
+    with pytest.raises(UserError, match="full"):
+        match_mask(np.ones((8, 8)), 8, 8, "x")
+    assert match_mask(np.eye(8), 8, 8, "x")[1] is None
+
+
+def test_blending_keeps_black_bytes_and_takes_white_ones():
+    random = np.random.default_rng(0)
+    a, b = (random.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(2))
+    mask = np.zeros((6, 6))
+    mask[:2], mask[2] = 1.0, 0.5
+    out = blend(a, b, mask)
+    assert np.array_equal(out[3:], a[3:])
+    assert np.array_equal(out[:2], b[:2])
+    assert np.abs(out[2] - (a[2].astype(float) + b[2]) / 2).max() <= 0.5
+
+
+def test_resizing_keeps_the_channels():
+    for channels in (1, 3, 4):
+        assert resize(np.zeros((4, 6, channels), np.uint8), 8, 8).shape == (8, 8, channels)
