@@ -79,7 +79,7 @@ def test_a_damaged_configuration_is_named(tmp_path):
     folder = open_run(tmp_path / "run", config_of("ict"))
     text = (folder.path / "config.toml").read_text()
     (folder.path / "config.toml").write_text(text[: len(text) // 2])
-    with pytest.raises(CheckpointError, match="config.toml is damaged"):
+    with pytest.raises(CheckpointError, match=r"config\.toml is damaged"):
         check_run(folder.path, config_of("ict"))
 
 

@@ -20,10 +20,13 @@ FLAGS = ("--set", "network.channels=8", "--set", "network.head_channels=8", "--s
 CPU = torch.device("cpu")
 
 
-def config_of(recipe: str, *sets: str, steps: int = 6, batch: int = 8, **flags: object) -> RunConfig:
-    """Return a small configuration of a recipe of the digits preset."""
+def config_of(
+    recipe: str, *sets: str, steps: int = 6, batch: int = 8, preset: str = "digits", **flags: object
+) -> RunConfig:
+    """Return a small configuration of a recipe of the digits preset (or of another one, as it is)."""
     given = {"train.steps": steps, "train.batch_size": batch, **flags}
-    return resolve("digits", recipe=recipe, sets=(*SMALL, *sets), flags=given).config
+    small = SMALL if preset == "digits" else ()
+    return resolve(preset, recipe=recipe, sets=(*small, *sets), flags=given).config
 
 
 def trainer_of(config: RunConfig):
@@ -31,9 +34,9 @@ def trainer_of(config: RunConfig):
     return prepare(config, load_dataset(config.data), CPU)
 
 
-def teacher_file(path: Path, seed: int = 5, scale: float = 0.2) -> Path:
+def teacher_file(path: Path, seed: int = 5, scale: float = 0.2, preset: str = "digits") -> Path:
     """Write a diffusion model whose weights are random (fresh ones end in zeros and would answer nothing)."""
-    config = config_of("edm")
+    config = config_of("edm", preset=preset)
     model = fresh_student(config, load_dataset(config.data))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -43,13 +46,13 @@ def teacher_file(path: Path, seed: int = 5, scale: float = 0.2) -> Path:
     return path
 
 
-def with_source(recipe: str, folder: Path, *sets: str, **flags: object) -> RunConfig:
+def with_source(recipe: str, folder: Path, *sets: str, preset: str = "digits", **flags: object) -> RunConfig:
     """Return a small configuration, with a teacher or starting weights where the recipe needs them."""
     needs = {"cd": "teacher", "ect": "init"}.get(recipe)
     if needs:
         file = folder / "teacher.safetensors"
-        flags[needs] = str(file if file.is_file() else teacher_file(file))
-    return config_of(recipe, *sets, **flags)
+        flags[needs] = str(file if file.is_file() else teacher_file(file, preset=preset))
+    return config_of(recipe, *sets, preset=preset, **flags)
 
 
 class Heard(Listener):
