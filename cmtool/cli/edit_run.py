@@ -65,7 +65,7 @@ def decide(task: str, given: dict[str, Any], output: Output) -> Request:
 
     _check_pictures(given)
     made, kept = _counts(given)
-    found = _find(task, given)
+    found = _find(task, given, output)
     label = choose_label(given["label"], found.header["data"])
     plan = _plan(task, found.header, given)
     guidance = given.get("guidance")
@@ -91,7 +91,7 @@ def _counts(given: dict[str, Any]) -> tuple[int, int]:
     return made, kept
 
 
-def _find(task: str, given: dict[str, Any]) -> FoundModel:
+def _find(task: str, given: dict[str, Any], output: Output) -> FoundModel:
     from cmtool.cli.find_model import find_model
 
     needed = 3 if task == "colorize" else None
@@ -100,6 +100,7 @@ def _find(task: str, given: dict[str, Any]) -> FoundModel:
         kinds=("consistency",),
         fits=lambda header: _refusal(header, needed) is None,
         wanted="consistency model of images" + (" in color" if needed else ""),
+        output=output,
     )
     refusal = _refusal(found.header, needed)
     if refusal:

@@ -9,10 +9,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmtool.checkpoint import model_hash, read_header, resolve_file
 from cmtool.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    from cmtool.cli.output import Output
 
 KIND_NAMES = {"consistency": "consistency model", "diffusion": "teacher"}
 # How names begin that are no paths; only they are worth importing what knows them.
@@ -60,13 +63,13 @@ def finished_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _named(name: str) -> Path:
+def _named(name: str, output: Output | None) -> Path:
     """Return the file that `name` means: a file, a run folder, or a model that comes along or is fetched by name."""
     if Path(name).exists() or not name.startswith(NAMED):
         return resolve_file(name)
     from cmtool.interop.names import resolve_model
 
-    return resolve_model(name)
+    return resolve_model(name, output)
 
 
 def find_model(
@@ -77,6 +80,7 @@ def find_model(
     wanted: str = "model",
     option: str = "--model",
     runs: Path | str = "runs",
+    output: Output | None = None,
 ) -> FoundModel:
     """Return the model that a command works with.
 
@@ -87,13 +91,14 @@ def find_model(
         wanted: what is looked for, in words, e.g. "teacher".
         option: the option to name in messages.
         runs: where runs are looked for.
+        output: where the fetching of a published model is told; None: nowhere.
 
     Raises:
         UserError: if there is none, or the named one is of another kind.
     """
     name = given or (os.environ.get("CMTOOL_MODEL") if option == "--model" else None)
     if name:
-        path = _named(name)
+        path = _named(name, output)
         header = read_header(path)
         if header.get("kind") not in kinds:
             needed = " or ".join(KIND_NAMES.get(kind, kind) for kind in kinds)

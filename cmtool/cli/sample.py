@@ -126,7 +126,7 @@ def _decide(given: dict[str, Any], output: Output) -> Job:
     times = None if given["times"] is None else parse_floats(given["times"], "--times")
     indices = None if given["indices"] is None else parse_ints(given["indices"], "--indices")
     check_request(given["steps"], times, indices, given["of"])
-    found = find_model(given["model"], kinds=_kinds(given["sampler"]))
+    found = find_model(given["model"], kinds=_kinds(given["sampler"]), output=output)
     header = found.header
     usual = POINTS if header["data"].get("float_samples") else IMAGES
     seeds = choose_seeds(given["num"], given["seed"], given["seeds"], usual)
