@@ -21,6 +21,7 @@ ROOMS = [
     "data",
     "training",
     "evaluation",
+    "reporting",
     "interop",
     "theory",
     "api",

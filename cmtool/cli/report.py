@@ -1,0 +1,85 @@
+"""`cmtool report`: one HTML file about a run, or several runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cmtool.cli.options import Device, Json, Quiet
+
+if TYPE_CHECKING:
+    from cmtool.cli.output import Output
+    from cmtool.reporting.page import Gallery
+    from cmtool.reporting.runs import RunRecord
+
+Runs = Annotated[list[Path] | None, typer.Argument(help="Run folders; default: the newest under ./runs.")]
+Root = Annotated[Path, typer.Option("--runs", help="Where the newest run is looked for.")]
+OutFile = Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")]
+Samples = Annotated[bool, typer.Option("--samples/--no-samples", help="Make new samples from the models.")]
+
+
+def report(
+    runs: Runs = None,
+    root: Root = Path("runs"),
+    out: OutFile = Path("report.html"),
+    samples: Samples = True,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page about a run: curves, samples, nearest training images, figures, settings.
+
+    The page is one file that needs no network; several runs are laid over one another.
+
+    Examples: cmtool report | cmtool report runs/* --out report.html
+    """
+    from cmtool.checkpoint import atomic_text
+    from cmtool.cli.output import Output
+    from cmtool.errors import UsageError
+    from cmtool.reporting.runs import read_runs
+
+    output = Output(json, quiet)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out}: a report is an .html file.", "e.g. --out report.html")
+    found, passed = read_runs(runs or [], root)
+    for sentence in passed:
+        output.say(sentence)
+    from cmtool.reporting.page import render
+
+    galleries = []
+    with output.progress(len(found), "report") as update:
+        for run in found:
+            galleries.append(_gallery(run, samples, device, output))
+            update(note=run.name)
+    atomic_text(out, render(found, galleries))
+    output.say(f"{len(found)} run{'s' * (len(found) != 1)}; open it in any browser")
+    output.result(str(out))
+    output.json(_document(out, found, passed))
+
+
+def _document(out: Path, runs: list[RunRecord], passed: list[str]) -> dict[str, Any]:
+    listed = [{"run": str(run.path), "step": run.step, "finished": run.finished} for run in runs]
+    return {"report": str(out), "bytes": out.stat().st_size, "runs": listed, "passed_over": passed}
+
+
+def _gallery(run: RunRecord, samples: bool, device: str, output: Output) -> Gallery:
+    """Collect the pictures of a run; what cannot be shown is said, and the page is made without it."""
+    from cmtool.cli.find_model import find_model
+    from cmtool.cli.run_model import load_model
+    from cmtool.errors import UserError
+    from cmtool.reporting.page import Gallery
+    from cmtool.reporting.pictures import grid_pictures, nearest_training, step_pictures
+
+    gallery = Gallery(grid_pictures(run.grids))
+    if not (samples and run.finished):
+        return gallery
+    try:
+        model = load_model(find_model(str(run.path)), device, "fp32")
+        gallery.steps = step_pictures(model)
+        if not model.float_samples:
+            gallery.nearest = nearest_training(model, run.config.data)
+    except UserError as error:
+        output.say(f"{run.name}: {error.message} The page goes without.")
+    return gallery

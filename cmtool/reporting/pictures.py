@@ -1,0 +1,149 @@
+"""Pictures of a model for a page: one step beside two from the same noise, and training images nearest to samples."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cmtool.config.schema import DataConfig
+from cmtool.data import Dataset, load_dataset, save_scatter, to_nhwc
+from cmtool.data.images import compose_grid
+from cmtool.errors import UserError
+from cmtool.evaluation.memorization import copies
+from cmtool.models import Model
+from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import plan_sampling
+
+Bytes = NDArray[np.uint8]
+# Samples that are shown, in rows of ROW; points are too small for fewer than a thousand.
+SHOWN, ROW, POINTS = 32, 8, 1000
+JUDGED, NEIGHBORS, MOST_REAL = 8, 3, 20_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside a page: a data URI with its size in pixels and what it shows."""
+
+    uri: str
+    width: int
+    height: int
+    caption: str
+
+
+def embed_png(data: bytes, caption: str) -> Picture:
+    """Wrap the bytes of a PNG."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        width, height = image.size
+    return Picture(f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height, caption)
+
+
+def embed_grid(images: Tensor | Bytes, columns: int, caption: str) -> Picture:
+    """Lay images out as a grid (see `compose_grid`) and wrap it."""
+    grid = compose_grid(images, columns)
+    stream = io.BytesIO()
+    Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(stream, format="PNG", optimize=True)
+    return embed_png(stream.getvalue(), caption)
+
+
+def _scatter(points: Tensor, caption: str) -> Picture:
+    with tempfile.TemporaryDirectory(prefix="cmtool-") as folder:
+        return embed_png(save_scatter(points, Path(folder) / "points.png").read_bytes(), caption)
+
+
+def _samples(model: Model, steps: int | None, count: int) -> tuple[Tensor, str]:
+    """Samples (count, C, H, W) of the seeds 0 .. count - 1 on the CPU, and in words how they were made."""
+    plan = plan_sampling(model.header, steps=steps)
+    x0 = torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, range(count))])
+    levels = ", ".join(f"{level:.3g}" for level in plan.times[:4]) + (" ..." if len(plan.times) > 4 else "")
+    return x0, f"{plan.nfe} evaluation{'s' * (plan.nfe != 1)} (times {levels})"
+
+
+def step_pictures(model: Model) -> list[Picture]:
+    """Return samples of a consistency model in one step and in two from the same noise (a teacher: its usual steps).
+
+    Images stand below one another, the one-step image above the two-step image of the same seed; points (toy data)
+    are two scatter pictures.
+    """
+    if model.kind != "consistency":
+        count = POINTS if model.float_samples else SHOWN
+        x0, how = _samples(model, None, count)
+        return [_scatter(x0, how) if model.float_samples else embed_grid(x0, ROW, how)]
+    if model.float_samples:
+        return [_scatter(*_samples(model, steps, POINTS)) for steps in (1, 2)]
+    (one, how_one), (two, how_two) = (_samples(model, steps, SHOWN) for steps in (1, 2))
+    rows = [part for start in range(0, SHOWN, ROW) for part in (one[start : start + ROW], two[start : start + ROW])]
+    return [embed_grid(torch.cat(rows), ROW, f"rows 1, 3, ...: {how_one}; rows 2, 4, ... below, same noise: {how_two}")]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Samples beside the training images nearest to them, and whether they look like copies."""
+
+    picture: Picture
+    words: str
+
+
+def nearest_training(model: Model, data: DataConfig) -> Nearest:
+    """Return one-step samples, each followed by its nearest training images in pixels.
+
+    Raises:
+        UserError: the training images are not here, or the samples are points.
+    """
+    if model.float_samples:
+        raise UserError("points have no nearest training images to look at.")
+    dataset = load_dataset(data)
+    real = _some(dataset)
+    x0, _ = _samples(model, None, 8 * JUDGED)
+    samples = to_nhwc(x0)
+    flat, flat_real = (part.reshape(len(part), -1).astype(np.float32) for part in (samples, real))
+    judged = copies(flat, flat_real)
+    picture = embed_grid(_beside(samples[:JUDGED], real, flat, flat_real), 2 * (1 + NEIGHBORS), "")
+    among = f"{len(real):,} of {len(dataset):,}" if len(real) < len(dataset) else f"all {len(real):,}"
+    words = (
+        f"Each sample (first, fifth, ... of a row) is followed by its {NEIGHBORS} nearest among {among} training "
+        f"images, by the distance of pixels. {judged.share:.0%} of {len(samples)} samples lie nearer to a training "
+        "image than that image lies to any other; of training images judged the same way, "
+        f"{judged.expected:.0%} do."
+    )
+    return Nearest(picture, words)
+
+
+def _some(dataset: Dataset) -> Bytes:
+    images = dataset.images
+    if len(images) > MOST_REAL:
+        # Evenly spread, so that sorted data sets keep all their classes.
+        images = images[torch.linspace(0, len(images) - 1, MOST_REAL).long()]
+    return to_nhwc(images)
+
+
+def _beside(samples: Bytes, real: Bytes, flat: NDArray[np.float32], flat_real: NDArray[np.float32]) -> Bytes:
+    distance = torch.cdist(torch.from_numpy(flat[: len(samples)]), torch.from_numpy(flat_real))
+    nearest = distance.topk(min(NEIGHBORS, len(real)), dim=1, largest=False).indices.numpy()
+    rows: list[Bytes] = []
+    for sample, indices in zip(samples, nearest, strict=True):
+        rows += [sample, *real[indices]]
+    return np.stack(rows)
+
+
+def grid_pictures(grids: Sequence[tuple[int, Path]], most: int = 24) -> list[tuple[int, Picture]]:
+    """Return (step, picture) of the sample grids of a run: all, or `most` of them evenly spread with both ends."""
+    chosen = list(grids)
+    if len(chosen) > most:
+        chosen = [chosen[round(i * (len(chosen) - 1) / (most - 1))] for i in range(most)]
+    found = []
+    for step, path in chosen:
+        try:
+            found.append((step, embed_png(path.read_bytes(), f"step {step:,}")))
+        except (OSError, SyntaxError, ValueError):
+            continue  # a picture that was cut off tells nothing
+    return found

@@ -1,0 +1,217 @@
+"""The parts of a page as HTML: curves, sliders, pictures, tables. Everything that is not ours is escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from cmtool.config.load import to_toml
+from cmtool.reporting.charts import Series, line_chart, number
+from cmtool.reporting.runs import RunRecord, differences, span
+
+if TYPE_CHECKING:
+    from cmtool.reporting.pictures import Picture
+
+Column = tuple[str, Callable[[RunRecord], Any]]
+
+
+def section(anchor: str, title: str, *parts: str) -> str:
+    """Return a section with its heading; nothing when all parts are empty."""
+    body = "\n".join(part for part in parts if part)
+    return f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{body}</section>' if body else ""
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table that scrolls inside itself where the page is narrow; numbers stand right, None is a dash."""
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"<td>{'yes' if value else 'no'}</td>"
+    if isinstance(value, (int, float)):
+        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:.4g}</td>'
+    return "<td>-</td>" if value is None or value == "" else f"<td>{escape(str(value))}</td>"
+
+
+def picture(shown: Picture) -> str:
+    """Return a picture with its caption."""
+    alt = escape(shown.caption or "samples", quote=True)
+    image = f'<img src="{shown.uri}" width="{shown.width}" height="{shown.height}" alt="{alt}">'
+    caption = f"<figcaption>{escape(shown.caption)}</figcaption>" if shown.caption else ""
+    return f'<figure class="picture">{image}{caption}</figure>'
+
+
+# --- overview ---
+
+
+def overview(runs: Sequence[RunRecord]) -> str:
+    """Return a table of what was run and what came out, and what differs between the first run and the others."""
+    columns: list[Column] = [
+        ("run", lambda run: run.name),
+        ("preset", lambda run: run.config.preset),
+        ("recipe", lambda run: run.config.recipe_name),
+        ("steps", lambda run: run.step),
+        ("of", lambda run: run.config.train.steps),
+        ("batch", lambda run: run.config.train.batch_size),
+        ("time in steps", lambda run: span(run.seconds) if run.seconds else None),
+        ("last loss", lambda run: run.loss),
+        ("FD", lambda run: run.figures().get("fid")),
+        ("precision", lambda run: run.figures().get("precision")),
+        ("recall", lambda run: run.figures().get("recall")),
+    ]
+    rows = [[read(run) for _, read in columns] for run in runs]
+    used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    shown = table([columns[i][0] for i in used], [[row[i] for i in used] for row in rows])
+    others = [_difference(runs[0], other) for other in runs[1:]]
+    return section("overview", "Overview", shown, *others)
+
+
+def _difference(first: RunRecord, other: RunRecord) -> str:
+    rows = [[what, str(a), str(b)] for what, a, b in differences(first, other)]
+    title = f"What differs between {first.name} and {other.name}"
+    return f"<details><summary>{escape(title)}</summary>{table(['', first.name, other.name], rows)}</details>"
+
+
+# --- curves ---
+
+
+def _points(run: RunRecord, key: str) -> tuple[tuple[float, Any], ...]:
+    return tuple((row["step"], row.get(key)) for row in run.rows)
+
+
+def _overlaid(runs: Sequence[RunRecord], key: str) -> list[Series]:
+    return [Series(run.name, _points(run, key), index) for index, run in enumerate(runs)]
+
+
+def curves(runs: Sequence[RunRecord]) -> str:
+    """Return the curves of all runs, overlaid; the distance for each band of noise levels has a chart for each run."""
+    charts = [
+        line_chart("Loss", _overlaid(runs, "loss"), y="weighted", log=True),
+        *(_bands(run, len(runs) > 1) for run in runs),
+        line_chart("Grid points N", _overlaid(runs, "num_scales"), y="N"),
+        _target(runs),
+        line_chart("Learning rate", _overlaid(runs, "lr"), y="lr", from_zero=True),
+        line_chart("Gradient norm", _overlaid(runs, "grad_norm"), y="norm", log=True),
+        line_chart("Speed", _overlaid(runs, "images_per_s"), y="images a second", from_zero=True),
+        *(_quality(runs, key, title) for key, title in JUDGED.items()),
+    ]
+    inner = "\n".join(chart for chart in charts if chart)
+    note = '<p class="soft">A loss says how well neighbors agree, not how good samples are: look at these too.</p>'
+    return section("curves", "Curves", f'<div class="charts">{inner}</div>' if inner else "", note if inner else "")
+
+
+JUDGED = {"fid": "Frechet distance while training", "precision": "Precision", "recall": "Recall"}
+
+
+def _bands(run: RunRecord, several: bool) -> str:
+    names = list(dict.fromkeys(name for row in run.rows for name in row.get("bands") or {}))
+    order = sorted(names, key=lambda name: (float(name.lstrip("<>=")), name.startswith(">")))
+    series = [
+        Series(f"t {name}", tuple((row["step"], (row.get("bands") or {}).get(name)) for row in run.rows), index)
+        for index, name in enumerate(order)
+    ]
+    title = "Distance per noise level" + (f", {run.name}" if several else "")
+    return line_chart(title, series, y="distance", log=True)
+
+
+def _target(runs: Sequence[RunRecord]) -> str:
+    if not any(row.get("target_ema") for run in runs for row in run.rows):
+        return ""
+    return line_chart("Decay mu of the target", _overlaid(runs, "target_ema"), y="mu")
+
+
+def _quality(runs: Sequence[RunRecord], key: str, title: str) -> str:
+    series = [
+        Series(run.name, tuple((row["step"], row["eval"].get(key)) for row in run.judged), index)
+        for index, run in enumerate(runs)
+    ]
+    return line_chart(title, series, y=key.upper() if key == "fid" else key, from_zero=True)
+
+
+# --- samples ---
+
+
+def slider(name: str, frames: Sequence[tuple[int, Picture]]) -> str:
+    """Return the sample grids of one run behind a slider, standing on the last; nothing without a grid."""
+    if not frames:
+        return ""
+    last, shown = frames[-1]
+    # "<" cannot end the script early: data URIs hold none, steps are numbers.
+    data = json.dumps([{"step": f"{step:,}", "uri": frame.uri} for step, frame in frames])
+    label = escape(f"step of {name}", quote=True)
+    control = (
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="{label}">'
+        if len(frames) > 1
+        else ""
+    )
+    return (
+        f'<div class="slider"><h3>{escape(name)}</h3><output>step {last:,}</output>{control}'
+        f'<figure class="picture"><img src="{shown.uri}" width="{shown.width}" height="{shown.height}" '
+        f'alt="samples at step {last:,}"></figure><script type="application/json">{data}</script></div>'
+    )
+
+
+# --- figures ---
+
+HEADS = {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KD", "precision": "precision", "recall": "recall",
+         "density": "density", "coverage": "coverage", "class_agreement": "classes"}  # fmt: skip
+
+
+def evaluation_table(runs: Sequence[RunRecord]) -> str:
+    """Return every evaluation of `cmtool eval`, with reference and features, which figures mean nothing without."""
+    found = [(run, row) for run in runs for row in run.evaluations if isinstance(row.get("metrics"), dict)]
+    used = [key for key in HEADS if any(row["metrics"].get(key) is not None for _, row in found)]
+    rows = [_evaluation(run, row, used) for run, row in found]
+    heads = ["run", "evaluations", "times", "images", "reference", "features", *(HEADS[key] for key in used), "when"]
+    none = '<p class="soft">None yet: <code>cmtool eval</code> appends one here.</p>'
+    note = (
+        "FD is the Frechet distance: FID where the features are Inception's, else comparable within one network only."
+    )
+    return section("evaluation", "Evaluations", table(heads, rows) or none, f'<p class="soft">{note}</p>' * bool(rows))
+
+
+def _evaluation(run: RunRecord, row: dict[str, Any], used: Sequence[str]) -> list[Any]:
+    protocol = row.get("protocol") or {}
+    times = row.get("times") or []
+    shown = ", ".join(number(float(level)) for level in times[:4]) + (" ..." if len(times) > 4 else "")
+    figures = [row["metrics"].get(key) for key in used]
+    fixed = [run.name, row.get("nfe"), shown, row.get("count"), protocol.get("reference"), protocol.get("features")]
+    return [*fixed, *figures, row.get("created")]
+
+
+# --- settings and environment ---
+
+
+def settings(runs: Sequence[RunRecord]) -> str:
+    """Return each run's resolved configuration as TOML."""
+    parts = [
+        f"<details><summary>{escape(run.name)}/config.toml</summary><pre>{escape(to_toml(run.config))}</pre></details>"
+        for run in runs
+    ]
+    return section("configuration", "Configuration", *parts)
+
+
+def environment(runs: Sequence[RunRecord], here: dict[str, str]) -> str:
+    """Return versions, seed, data and log of each run, and what the page itself was made with."""
+    rows: list[list[Any]] = []
+    for run in runs:
+        header = run.header or {}
+        rows += [[run.name, f"version of {name}", value] for name, value in (header.get("versions") or {}).items()]
+        rows.append([run.name, "seed", str(run.config.train.seed)])
+        rows.append([run.name, "data", (header.get("data") or {}).get("fingerprint")])
+        if run.seconds:
+            rows.append([run.name, "time in steps", span(run.seconds)])
+    rows += [["this page", name, value] for name, value in here.items()]
+    logs = [
+        f"<details><summary>{escape(run.name)}/run.log</summary><pre>{escape(chr(10).join(run.log))}</pre></details>"
+        for run in runs
+        if run.log
+    ]
+    return section("environment", "Environment", table(["", "", ""], rows), *logs)

@@ -1,0 +1,113 @@
+"""`cmtool report`: one page with everything inside, from whole and half-made runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from run_makers import write_evaluation, write_grids, write_run
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Checker(HTMLParser):
+    """Counts open elements, and keeps every address and identifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.ids, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.addresses += [given[key] for key in ("src", "href") if key in given]
+        self.ids += [given["id"]] if "id" in given else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(path):
+    checker = Checker()
+    checker.feed(Path(path).read_text(encoding="utf-8"))
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture
+def run(workdir):
+    folder = write_run("runs", "digits-ict", log="start <script>alert(1)</script>")
+    write_grids(folder, (40, 80, 100))
+    write_evaluation(folder)
+    return folder
+
+
+def test_a_page_has_every_part_and_no_address_outside_itself(cmtool, run):
+    said = cmtool("report")
+    assert said.code == 0, said.err
+    assert said.out.strip() == "report.html"
+    page = read("report.html")
+    wanted = {"overview", "curves", "progress", "steps", "nearest", "evaluation", "configuration", "environment"}
+    assert set(page.ids) == wanted
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    text = "".join(page.text)
+    for words in ("Loss", "Distance per noise level", "Learning rate", "Frechet distance while training", "12.5",
+                  "train.ema", "2.15.0", "all 1,797 training images"):  # fmt: skip
+        assert words in text, words
+    assert "<script>alert" not in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_several_runs_are_overlaid(cmtool, run):
+    write_run("runs", "other", sets=["train.lr=1e-4"], finished=False)
+    Path("runs/notes.txt").write_text("no run", encoding="utf-8")
+    said = cmtool(
+        "report", "runs/digits-ict", "runs/other", "runs/notes.txt", "--out", "two.html", "--no-samples", "--json"
+    )
+    document = json.loads(said.out)
+    assert [entry["finished"] for entry in document["runs"]] == [True, False]
+    assert "notes.txt" in document["passed_over"][0]
+    text = Path("two.html").read_text(encoding="utf-8")
+    loss = text[text.index("<figcaption>Loss") :].split("</figure>")[0]
+    assert loss.count("<polyline") == 2
+    assert "What differs between digits-ict and other" in text
+    assert 'id="steps"' not in text
+
+
+def test_the_same_runs_give_the_same_page(cmtool, run):
+    from cmtool.reporting.page import Gallery, render
+    from cmtool.reporting.runs import read_run
+
+    pages = {render([read_run(run)], [Gallery()], now=lambda: 0.0) for _ in range(2)}
+    assert len(pages) == 1
+    assert "1970-01-01" in pages.pop()
+
+
+def test_points_are_scatter_pictures_without_neighbors(cmtool):
+    sets = ["network.kind=mlp", "network.channels=16", "network.num_blocks=1"]
+    write_run("runs", "points", preset="toy2d", recipe="ict", sets=sets)
+    assert cmtool("report", "runs/points").code == 0
+    page = read("report.html")
+    assert "nearest" not in page.ids and "steps" in page.ids
+
+
+def test_mistakes_are_one_sentence(cmtool, workdir):
+    assert "there is no run" in cmtool("report").err
+    assert cmtool("report", "nowhere").code == 1
+    write_run("runs", "a")
+    said = cmtool("report", "runs/a", "--out", "page.pdf")
+    assert said.code == 2 and ".html" in said.err
+    assert not Path("page.pdf").exists()
