@@ -167,6 +167,16 @@ METHODS: dict[str, Row] = {
         "process": {"kind": "flow", "parameterization": "edm"},
         "sample": {"sampler": "euler", "steps": 1},
     },
+    "icd": {
+        "family": "cd",
+        "title": "consistency distillation with iCT's times, curriculum, distance and weights",
+        "needs": "teacher",
+        "times": {"kind": "grid_lognormal", "mean": -1.1, "std": 2.0},
+        "curriculum": {"scales": "doubling", "s0": 10, "s1": 1280},
+        "direction": {"kind": "teacher", "solver": "heun"},
+        "distance": {"kind": "pseudo_huber"},
+        "weighting": {"kind": "inverse_gap"},
+    },
     "ct": {
         "family": "ct",
         "title": "consistency training (Song et al. 2023)",
