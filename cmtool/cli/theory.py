@@ -49,6 +49,9 @@ def scaling(
     start: Start = "normal",
     eps_inject: Annotated[str, typer.Option("--eps-inject", help="Biases spread over the levels.")] = "0.01,0.03,0.1",
     samples: Annotated[int | None, typer.Option("--n", help="Also fit every level on this many pairs.")] = None,
+    covariance: Annotated[
+        str | None, typer.Option("--cov", help="File with a covariance: data N(0, C) instead.")
+    ] = None,
     seed: Seed = 0,
     out: OutDir = FOLDER,
     json_mode: Json = False,
@@ -70,6 +73,7 @@ def scaling(
         eps=floats(eps_inject, "--eps-inject"),
         samples=samples,
         seed=seed,
+        covariance=covariance,
     )
 
 
@@ -172,7 +176,7 @@ def samplers(
     data: Data = GMM_A,
     nfe: Annotated[str, typer.Option("--nfe", help="Evaluations or levels: powers of two.")] = "4,8,16,32,64",
     count: Annotated[int, typer.Option("--T", help="Levels of the trained networks.")] = 10,
-    seeds: Annotated[int, typer.Option("--seeds", help="Trained networks of each kind.")] = 4,
+    seeds: Annotated[int, typer.Option("--seeds", help="Trained networks of each kind.")] = 3,
     steps: Annotated[int, typer.Option("--steps", help="Optimizer steps per level.")] = 300,
     seed: Seed = 0,
     out: OutDir = FOLDER,

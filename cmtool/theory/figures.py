@@ -82,7 +82,7 @@ def _name_ticks(axis: Any, places: Sequence[float]) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
     ticks = sorted(set(places))
-    if 2 <= len(ticks) <= 9:
+    if 2 <= len(ticks) <= 9 and all(float(tick).is_integer() for tick in ticks):
         axis.set_major_locator(_fixed(ticks))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())

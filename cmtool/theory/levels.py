@@ -67,11 +67,14 @@ def li_betas(count: int, c0: float = 2.0, c1: float = 4.0) -> tuple[Array, float
 
 
 def smallest_count(c1: float) -> int:
-    """The smallest T above e from which on c1 log(T)/T < 1 holds for good."""
-    count = 3
-    while c1 * np.log(count) >= count:
-        count += 1 if count < 1000 else count // 1000
-    return count
+    """The smallest T from which on c1 log(T)/T < 1 holds for good (log(T)/T falls beyond T = e)."""
+    low, high = 2, 4
+    while c1 * np.log(high) >= high:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if c1 * np.log(middle) >= middle else (low, middle)
+    return high
 
 
 def li(count: int, c0: float = 2.0, c1: float = 4.0) -> Levels:

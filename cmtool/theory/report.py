@@ -49,8 +49,8 @@ L<sub>f</sub><sup>3</sup> &middot; d<sup>5/2</sup> &middot; log<sup>5</sup>(T) /
 <p class="note">Li, Huang and Wei, <i>Towards a mathematical theory for consistency training in diffusion models</i>
 (2024), Theorem 1. T counts noise levels, d dimensions; L<sub>f</sub> is the Lipschitz constant of the exact flow
 maps; &epsilon; is the training error and &epsilon;<sub>F</sub> that of the function class, summed over the levels. The
-bound is sufficient, not necessary; as a number it says nothing below T = 332,105 even for C<sub>1</sub> = L<sub>f</sub> =
-d = 1, so exponents are what can be compared.</p>
+bound is sufficient, not necessary; as a number it says nothing below T = 332,105 even for C<sub>1</sub> =
+L<sub>f</sub> = d = 1, so exponents are what can be compared.</p>
 """
 
 

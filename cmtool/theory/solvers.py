@@ -22,7 +22,7 @@ class BinnedLaw:
         self.edges, self.mass = edges, mass
 
     @classmethod
-    def from_cdf(cls, cdf: Callable[[Array], Array], reach: float = 6.0, size: int = 1500) -> BinnedLaw:
+    def from_cdf(cls, cdf: Callable[[Array], Array], reach: float = 6.0, size: int = 1000) -> BinnedLaw:
         """The law with this distribution function, what lies beyond `reach` put into the end bins."""
         edges = np.linspace(-reach, reach, size + 1)
         values = cdf(edges)

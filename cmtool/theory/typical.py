@@ -43,7 +43,7 @@ def outside_by_level(law: LineMixture, levels: Levels, c3: float) -> Array:
 
 
 def path_depths(
-    law: LineMixture, levels: Levels, dim: int, rng: np.random.Generator, count: int = 20000
+    law: LineMixture, levels: Levels, dim: int, rng: np.random.Generator, count: int = 8000
 ) -> dict[str, Array]:
     """-log p_t along `count` paths of `dim` copies of a line law, at up to 20 levels: two arrays (levels, count).
 

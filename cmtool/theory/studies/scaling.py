@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,10 +11,11 @@ from cmtool.errors import UserError
 from cmtool.theory import gaussian, population
 from cmtool.theory.distances import absolute_mean, product_bounds
 from cmtool.theory.fit import Fit, log_ratio, power_law
-from cmtool.theory.laws import parse_law
+from cmtool.theory.laws import Gaussian, parse_law
 from cmtool.theory.levels import Levels, build_levels
 from cmtool.theory.line import LineMixture
 from cmtool.theory.plan import bound_value, levels_needed
+from cmtool.theory.studies.chain import read_points
 from cmtool.theory.study import Curve, Panel, Study, Table
 
 COLUMNS = ["d", "T", "W1 from", "W1 to", "found by", "W2", "CD W1", "L_f", "C1 implied"]
@@ -63,14 +65,32 @@ def _mixture_points(law: LineMixture, levels: Levels, dims: list[int], start: st
     return points
 
 
-def measure(
-    law: LineMixture, dims: list[int], counts: list[int], schedule: str, c0: float, c1: float, start: str
-) -> list[Point]:
+def read_covariance(path: str) -> Gaussian:
+    """N(0, C) with C from a file of numbers, one row of the matrix per line.
+
+    Raises:
+        UserError: when it cannot be read, is not square and symmetric, or has a negative eigenvalue.
+    """
+    matrix = read_points(Path(path))
+    return Gaussian(np.zeros(len(matrix)), matrix)
+
+
+def _covariance_point(law: Gaussian, levels: Levels, start: str) -> Point:
+    """Data N(0, C): in the eigenbasis of C the axes decouple, W2 is exact and W1 lies between its product bounds."""
+    stds = np.sqrt(law.eigen[0])
+    each = np.array([gaussian.distances(levels, 0.0, float(std), 1, start)[:2] for std in stds])
+    low, high = product_bounds(each[:, 0], np.inf, each[:, 1])
+    slope = max(1.0, *(gaussian.lipschitz(levels, float(std)) for std in stds))
+    return Point(len(stds), levels.count, low, high, "bounds", high, high, slope)
+
+
+def measure(law: LineMixture | Gaussian, dims: list[int], levels_list: list[Levels], start: str) -> list[Point]:
     """Distances for every d and T."""
     points: list[Point] = []
-    for count in counts:
-        levels = build_levels(schedule, count, c0, c1)
-        if len(law.weights) == 1:
+    for levels in levels_list:
+        if isinstance(law, Gaussian):
+            points.append(_covariance_point(law, levels, start))
+        elif len(law.weights) == 1:
             points += [_gaussian_point(law, levels, dim, start) for dim in dims]
         else:
             points += _mixture_points(law, levels, dims, start)
@@ -141,8 +161,8 @@ def _panels(points: list[Point], dims: list[int], counts: list[int], mixture: bo
         last = [point for point in points if point.count == counts[-1]]
         w2 = [point.w2 for point in last]
         references = [
-            Curve("d^(1/2)", dims, [w2[0] * np.sqrt(dim / dims[0]) for dim in dims], "law"),
-            Curve("d^(5/2), the bound", dims, [w2[0] * (dim / dims[0]) ** 2.5 for dim in dims], "bound"),
+            Curve("$d^{1/2}$", dims, [w2[0] * np.sqrt(dim / dims[0]) for dim in dims], "law"),
+            Curve("$d^{5/2}$, the bound", dims, [w2[0] * (dim / dims[0]) ** 2.5 for dim in dims], "bound"),
         ]
         panels.append(
             Panel(f"Dimension, T = {counts[-1]}", "dimension d", "W2", [Curve("measured", dims, w2), *references])
@@ -181,6 +201,7 @@ def run(
     eps: tuple[float, ...] = (0.01, 0.03, 0.1),
     samples: int | None = None,
     seed: int = 0,
+    covariance: str | None = None,
 ) -> Study:
     """W1 and W2 of population consistency training against T and d, by closed forms, splines and product bounds.
 
@@ -197,7 +218,10 @@ def run(
     mixture = len(law.weights) > 1
     if samples is not None and (samples < 2 or mixture):
         raise UserError("--n fits linear maps on 2 or more pairs, for Gaussian data", "use --data 'gauss:0;1' --n 1000")
-    points = measure(law, dim_list, count_list, schedule, c0, c1, start)
+    spread = None if covariance is None else read_covariance(covariance)
+    dim_list = dim_list if spread is None else [len(spread.mean)]
+    levels_list = [build_levels(schedule, count, c0, c1) for count in count_list]
+    points = measure(law if spread is None else spread, dim_list, levels_list, start)
     fits = _fits(points, dim_list, count_list)
     needed, needed_fits = _needed_table(dim_list)
     rows = [
@@ -215,7 +239,7 @@ def run(
         for p in points
     ]
     tables = [
-        Table(f"W1 against T and d, data {data}, schedule {schedule}", COLUMNS, rows),
+        Table(f"W1 against T and d, data {covariance or data}, schedule {schedule}", COLUMNS, rows),
         needed,
         _eps_table(law, build_levels(schedule, count_list[0], c0, c1), start, list(eps)),
     ]
@@ -233,5 +257,13 @@ def run(
             "Closed forms, spline recursion and product bounds; no distance here is estimated from samples.",
             *([law.notice] if law.notice else []),
         ],
-        {"data": data, "d": dim_list, "T": count_list, "schedule": schedule, "c0": c0, "c1": c1, "start": start},
+        {
+            "data": covariance or data,
+            "d": dim_list,
+            "T": count_list,
+            "schedule": schedule,
+            "c0": c0,
+            "c1": c1,
+            "start": start,
+        },
     )

@@ -85,7 +85,7 @@ class TrainingResult:
     best_rate: str
 
 
-def run_training(count: int = 10, seeds: int = 4, steps: int = 300, law: LineMixture = GMM_A) -> TrainingResult:
+def run_training(count: int = 10, seeds: int = 3, steps: int = 300, law: LineMixture = GMM_A) -> TrainingResult:
     """Train CT and CD in the plane (two copies of `law`), and compare with the exact population of the same levels."""
     levels, members = li(count), members_for(seeds)
     trained = train_sequentially(product(law, 2), levels, members, Budget(steps=steps))
@@ -118,4 +118,4 @@ def _panel(trained: Trained, members: list[Member]) -> Panel:
         curves.append(
             Curve(f"{method.upper()}, {rate}", levels, [float(v) for v in trained.stage_errors[:, picks].mean(1)])
         )
-    return Panel("Error of each trained level", "level t", "E||f_t - f_t*||", curves, log_x=False)
+    return Panel("Error of each trained level", "level t", "$E\\|f_t - f_t^*\\|$", curves, log_x=False)
