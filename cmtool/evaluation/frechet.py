@@ -13,6 +13,8 @@ import scipy.linalg
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array, Statistics, statistics
 
+LARGE = 256  # dimensions from which the faster route to singular values is tried
+
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """Frechet distance of two fitted Gaussians, float64; rounding may leave it just below zero."""
@@ -68,8 +70,17 @@ def _distance(first: Statistics, second: Statistics, factor1: Array, factor2: Ar
 
 
 def _singular_values(matrix: Array) -> Array:
+    """Singular values; for large well-conditioned matrices from the eigenvalues of M'M, in under half the time."""
+    if min(matrix.shape) >= LARGE:
+        squares = np.linalg.eigvalsh(matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T)
+        # An eigenvalue is exact to rounding of the largest, which moves its root by that over twice the root.
+        if squares[0] > 0:
+            roots = np.sqrt(squares)
+            error = 10 * np.finfo(np.float64).eps * squares[-1] * (0.5 / roots).sum()
+            if error < 1e-10 * roots.sum():
+                return roots
     try:
-        return scipy.linalg.svd(matrix, compute_uv=False, check_finite=False, overwrite_a=True)
+        return scipy.linalg.svd(matrix, compute_uv=False, check_finite=False)
     except np.linalg.LinAlgError:
         # Divide and conquer can fail to converge on rare matrices; the slower QR iteration does not.
         return scipy.linalg.svd(matrix, compute_uv=False, lapack_driver="gesvd")

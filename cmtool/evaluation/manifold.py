@@ -80,37 +80,47 @@ def manifold(reference: Array, generated: Array, k: int = 3, k_density: int = 5)
 
 def radii(points: Points, ks: tuple[int, ...]) -> list[Tensor]:
     """Squared distance (n,) float64 of every point to its k-th nearest neighbor in its own set, for each of `ks`."""
-    keep = min(max(ks) + 1 + SPARE, len(points.exact))
+    nearest = _nearest_indices(points, min(max(ks) + 1 + SPARE, len(points.exact)))
     found = [torch.empty(len(points.exact), dtype=torch.float64) for _ in ks]
     for start in range(0, len(points.exact), ROWS):
         rows = slice(start, start + ROWS)
-        nearest = _nearest_indices(points, rows, keep)
-        exact = _exact_squares(points.exact[rows], points.exact, nearest)
-        ranked = exact.sort(dim=1).values
+        ranked = _exact_squares(points.exact[rows], points.exact, nearest[rows]).sort(dim=1).values
         for k, out in zip(ks, found, strict=True):
             out[rows] = ranked[:, k]
     return found
 
 
-def _nearest_indices(points: Points, rows: slice, keep: int) -> Tensor:
-    """Indices (b, keep) of the nearest points of the whole set, by fast distances."""
-    best_value, best_index = None, None
-    for start, block in _blocks(points, rows, points):
-        value, index = block.topk(min(keep, block.shape[1]), dim=1, largest=False)
-        index = index + start
-        if best_value is not None and best_index is not None:
-            value, index = torch.cat((best_value, value), 1), torch.cat((best_index, index), 1)
-            value, chosen = value.topk(keep, dim=1, largest=False)
-            index = index.gather(1, chosen)
-        best_value, best_index = value, index
-    assert best_index is not None
-    return best_index
+def _nearest_indices(points: Points, keep: int) -> Tensor:
+    """Indices (n, keep) of the nearest points of the same set by fast distances; every pair is multiplied once."""
+    count = len(points.fast)
+    value = torch.full((count, keep), torch.inf)
+    index = torch.zeros((count, keep), dtype=torch.int64)
+    for start in range(0, count, ROWS):
+        end = min(start + ROWS, count)
+        for column, block in _blocks(points, slice(start, end), points, start):
+            _keep_nearest(value[start:end], index[start:end], block, column)
+            # The columns below the diagonal block see these rows from their own side.
+            past = max(end - column, 0)
+            below = slice(column + past, column + block.shape[1])
+            if below.stop > below.start:
+                _keep_nearest(value[below], index[below], block[:, past:].T.contiguous(), start)
+    return index
 
 
-def _blocks(left: Points, rows: slice, right: Points) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first column, fast squared distances (b, c)) for the rows of `left` against all of `right`."""
+def _keep_nearest(value: Tensor, index: Tensor, block: Tensor, first: int) -> None:
+    """Merge a block (b, c) of distances to the points from `first` on into the best so far, in place."""
+    keep = value.shape[1]
+    near, place = block.topk(min(keep, block.shape[1]), dim=1, largest=False)
+    both, where = torch.cat((value, near), 1), torch.cat((index, place + first), 1)
+    best, chosen = both.topk(keep, dim=1, largest=False)
+    value.copy_(best)
+    index.copy_(where.gather(1, chosen))
+
+
+def _blocks(left: Points, rows: slice, right: Points, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Yield (column, fast squared distances (b, c)) for the rows of `left` against `right` from `first` on."""
     a, a_square = left.fast[rows], left.square[rows, None]
-    for start in range(0, len(right.fast), COLUMNS):
+    for start in range(first, len(right.fast), COLUMNS):
         b = right.fast[start : start + COLUMNS]
         distance = torch.addmm(right.square[None, start : start + COLUMNS], a, b.T, alpha=-2.0)
         yield start, distance.add_(a_square)
@@ -134,7 +144,7 @@ def _membership(
         rows = slice(start, start + ROWS)
         for column, block in _blocks(real, rows, fake):
             columns = slice(column, column + COLUMNS)
-            slack = SLACK * (real.square[rows, None] + fake.square[None, columns])
+            slack = SLACK * (real.square[rows, None] + fake.square[columns].max())
             test = _Test(real.exact[rows], fake.exact[columns], block, slack)
             fake_inside[columns] |= test.within(real_radius[rows, None]).any(dim=0)
             real_inside[rows] |= test.within(fake_radius[None, columns]).any(dim=1)

@@ -140,3 +140,15 @@ def test_refusals():
         statistics(iter([]))
     with pytest.raises(DataError, match="do not fit"):
         statistics(iter([np.zeros((2, 3)), np.zeros((2, 4))]))
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0, 12.0])
+def test_the_fast_route_of_large_matrices_is_taken_only_where_it_is_exact(spread):
+    dim = 300
+    random = np.random.default_rng(4)
+    turn = scipy.linalg.qr(random.standard_normal((dim, dim)))[0]
+    std1, std2 = np.logspace(0, -spread / 2, dim), np.logspace(0.1, -spread / 2, dim)
+    first, second = (gaussian(np.zeros(dim), (turn * std**2) @ turn.T) for std in (std1, std2))
+    assert frechet_distance(first, second) == pytest.approx(
+        ((std1 - std2) ** 2).sum(), rel=1e-9, abs=2e-6 if spread > 9 else 1e-10
+    )

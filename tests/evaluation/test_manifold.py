@@ -64,3 +64,11 @@ def test_refusals():
         manifold(rows[:5], rows)
     with pytest.raises(DataError, match="not finite"):
         manifold(np.where(rows > 0, np.nan, rows), rows)
+
+
+def test_many_dimensions_far_from_zero():
+    random = np.random.default_rng(9)
+    real = (random.random((130, 512)) ** 4 + 30).astype(np.float32)
+    fake = np.concatenate([real[:40], (random.random((70, 512)) ** 4 + 30.02).astype(np.float32)])
+    plain = plain_manifold(real.astype(np.float64), fake.astype(np.float64))
+    assert manifold(real, fake).figures() == pytest.approx(plain, abs=1e-12)
