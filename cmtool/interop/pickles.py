@@ -47,7 +47,13 @@ class Storage:
         # The nested file is torch's old format, which cannot be compressed; a zip here would be somebody's own doing.
         if not isinstance(self.data, bytes) or self.data[:2] == b"PK":
             raise CheckpointError("the pickle holds a tensor storage of an unknown kind.")
-        stored = torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
+        try:
+            stored = torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Bytes made by someone else can fail in any way; none of them may end in a traceback.
+            raise CheckpointError(f"the pickle holds a damaged or hostile tensor ({type(error).__name__}).") from None
         if not isinstance(stored, torch.TypedStorage):
             raise CheckpointError("the pickle holds a tensor storage of an unknown kind.")
         return torch.tensor([], dtype=stored.dtype).set_(stored)  # type: ignore[call-overload]

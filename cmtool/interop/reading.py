@@ -172,9 +172,6 @@ def describe(
         times = published.times or times
     header: dict[str, Any] = {
         "kind": "consistency" if form == "consistency" else "diffusion",
-        "preset": preset,
-        "recipe_name": None,
-        "recipe": None,
         "seed": 0,
         "step": 0,
         "network": foreign.network.model_dump(mode="json"),
@@ -192,6 +189,8 @@ def describe(
         "origin": {"layout": foreign.layout, "file": path.name},
         "versions": {"torch": torch.__version__},
     }
+    if preset:
+        header["preset"] = preset
     grid = published.grid if published else foreign.grid
     if grid:
         header["origin"]["grid"] = grid

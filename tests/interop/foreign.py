@@ -9,9 +9,10 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
 
-import closed_form
 import numpy as np
 import torch
+
+from tests.interop import closed_form
 
 GOLDEN = Path(__file__).parent / "golden"
 # Golden name -> what the file or folder is called, and what its user must say.

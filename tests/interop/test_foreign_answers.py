@@ -4,13 +4,13 @@ The golden files hold the outputs of OpenAI's, diffusers', NVlabs' and OpenAI's 
 formula, drawn anew in every layer, at t = 0.003, 0.5 and 80.
 """
 
-import foreign
 import pytest
 import torch
 
 from cmtool import models
 from cmtool.interop.layout import reorder_qkv
 from cmtool.interop.reading import ImportOptions, import_model
+from tests.interop import foreign
 
 TOLERANCE = 2e-5
 

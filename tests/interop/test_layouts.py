@@ -2,7 +2,6 @@
 
 import json
 
-import foreign
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from cmtool.interop import edm, openai, unet2d
 from cmtool.interop.layout import reorder_qkv, shapes_of
 from cmtool.interop.reading import ImportOptions, import_model, read_foreign
 from cmtool.networks import build_network
+from tests.interop import foreign
 
 IMAGENET64 = NetworkConfig(
     channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3, attention=(32, 16, 8), head_channels=64

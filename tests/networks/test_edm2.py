@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from network_helpers import inputs
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.networks import build_network, parameter_count
 from cmtool.networks.edm2 import MpFourier, MpLayer, mp_cat, mp_silu, mp_sum, normalize
+from tests.networks.network_helpers import inputs
 
 SMALL = NetworkConfig(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from network_helpers import inputs, redraw
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
 from cmtool.networks import build_network, set_attention_kernel
 from cmtool.networks.blocks import GroupNorm, attention, positional_features
+from tests.networks.network_helpers import inputs, redraw
 
 ADM = NetworkConfig(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
 SONG = NetworkConfig(kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4)

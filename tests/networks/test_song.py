@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from network_helpers import redraw
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.networks import build_network, parameter_count
 from cmtool.networks.song import Conv
+from tests.networks.network_helpers import redraw
 
 DDPMPP = NetworkConfig(
     kind="song",
