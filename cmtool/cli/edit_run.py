@@ -212,9 +212,11 @@ def _result(request: Request, model: Model, path: Path, subject: Subject, output
     """Make all variations of one picture, in batches, and keep the wanted ones."""
     import torch
 
-    from cmtool.cli.edit_loop import Editor
+    from cmtool.api.editor import Editor, Task
 
-    editor = Editor(request, model, subject)
+    compares = request.given.get("metric", "l2") if request.given.get("best_of") else "l2"
+    task = Task(request.task, request.plan, request.guidance, request.label, compares)
+    editor = Editor(task, model, subject)
     label = editor.choose_label()
     if label is not None and request.label is None:
         names = model.header["data"].get("class_names")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 40
@@ -19,7 +20,7 @@ class Series:
     """One line: points (x, y) in order; `color` 0..7 is a color of the style sheet, `dashed` a broken line."""
 
     name: str
-    points: tuple[tuple[float, float], ...]
+    points: Sequence[tuple[float, Any]]
     color: int = 0
     dashed: bool = False
 

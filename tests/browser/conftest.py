@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-_spec = importlib.util.spec_from_file_location("webdriver", Path(__file__).parent / "webdriver.py")
-webdriver = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(webdriver)
+from tests.browser import webdriver
 
 
 @pytest.fixture

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
-from run_makers import write_evaluation, write_grids, write_run
+from tests.reporting.run_makers import write_evaluation, write_grids, write_run
 
 OVERFLOW = "return document.documentElement.scrollWidth - window.innerWidth"
 GROUND = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b)"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from run_makers import write_evaluation, write_grids, write_run
+from tests.reporting.run_makers import write_evaluation, write_grids, write_run
 
 VOID = {"meta", "img", "input", "br", "link"}
 

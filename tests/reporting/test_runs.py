@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from run_makers import write_evaluation, write_run
-
 from cmtool.errors import DataError
 from cmtool.reporting.runs import differences, find_run_folders, read_run, read_runs, span
+from tests.reporting.run_makers import write_evaluation, write_run
 
 
 def test_a_run_is_read(tmp_path):

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cmtool.data.editing import Subject, operator_of
+from cmtool.models import Model
+from cmtool.samplers.edit_plan import TUNED
 from cmtool.samplers.editing import denoise, edit
 from cmtool.samplers.generate import streams_for
+from cmtool.samplers.plan import SamplePlan
 from cmtool.samplers.windows import Windowed
-
-if TYPE_CHECKING:
-    from cmtool.cli.edit_run import Request
-    from cmtool.models import Model
 
 # A class is chosen by this many edits with each; with more classes than MOST_CLASSES the null class is taken.
 TRIALS, MOST_CLASSES = 4, 100
 
 
+def usual_guidance(task: str, plan: SamplePlan) -> float:
+    """The over-relaxation that belongs to the tuned levels; the paper's algorithm knows none."""
+    return TUNED[task].guidance if task in TUNED and plan.source.startswith("tuned") else 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """An edit without its picture: what is done, at which noise levels, and how variations are compared.
+
+    `label` is the class (None: the one that fits best), `metric` "l2" or "lpips".
+    """
+
+    name: str
+    plan: SamplePlan
+    guidance: float = 0.0
+    label: int | None = None
+    metric: str = "l2"
+
+
 class Editor:
     """Edits one prepared picture with one model."""
 
-    def __init__(self, request: Request, model: Model, subject: Subject) -> None:
-        self._request, self._model, self._subject = request, model, subject
+    def __init__(self, task: Task, model: Model, subject: Subject) -> None:
+        self._task, self._model, self._subject = task, model, subject
         self._y = subject.y.to(model.device, streams_for(model, [0]).dtype)
-        self._operator = operator_of(request.task, subject, self._y)
+        self._operator = operator_of(task.name, subject, self._y)
         shape = (int(self._y.shape[1]), int(self._y.shape[2]), int(self._y.shape[3]))
         self._view = Windowed(model, shape) if shape != model.image_shape else model
 
@@ -37,8 +55,8 @@ class Editor:
         The same noise is used for every class, so that only the class differs.
         """
         classes = self._model.num_classes
-        if classes is None or self._request.label is not None:
-            return self._request.label
+        if classes is None or self._task.label is not None:
+            return self._task.label
         if classes > MOST_CLASSES:
             return None
         seeds = list(range(TRIALS))
@@ -53,14 +71,14 @@ class Editor:
     def _edited(self, seeds: Sequence[int], label: int | None) -> tuple[Tensor, Tensor, Tensor]:
         y = self._y.expand(len(seeds), *self._y.shape[1:])
         labels = None if label is None else torch.full((len(seeds),), label, device=y.device)
-        plan = self._request.plan
-        if self._request.task == "denoise":
+        plan = self._task.plan
+        if self._task.name == "denoise":
             answer = denoise(self._view, y, plan.times[0], labels)
             misfit = (answer - y).square().flatten(1).mean(1)
             return answer, misfit, misfit
         streams = streams_for(self._model, seeds)
-        made = edit(self._view, self._operator, y, streams, plan.times, labels, guidance=self._request.guidance)
-        if self._request.task == "stroke":
+        made = edit(self._view, self._operator, y, streams, plan.times, labels, guidance=self._task.guidance)
+        if self._task.name == "stroke":
             misfit = (made.answer - y).square().flatten(1).mean(1)
             return made.image, misfit, misfit
         return made.image, made.misfit, self._inconsistency(made.answer, y)
@@ -68,7 +86,7 @@ class Editor:
     def _inconsistency(self, answer: Tensor, y: Tensor) -> Tensor:
         """How far the model's last answer misses what is known: (B,), root mean square or LPIPS."""
         seen, known = self._operator.start(answer), self._operator.start(y)
-        if self._request.given.get("metric") == "lpips" and self._request.given.get("best_of"):
+        if self._task.metric == "lpips":
             from cmtool.config.parts import DistancePart
             from cmtool.losses.perceptual import build_lpips
 

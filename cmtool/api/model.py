@@ -1,0 +1,166 @@
+"""A model as a Python program uses it: load it by path or name, call it, sample from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cmtool import models
+from cmtool.errors import UserError, unknown
+from cmtool.interop.names import resolve_model
+from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import SamplePlan, plan_sampling
+from cmtool.training.setup import apply_precision, choose_device
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+# The seeds that `seed=N` means: N * BLOCK and up, as on the command line.
+BLOCK = 1_000_000
+
+
+class Model:
+    """A consistency model or a teacher, ready to use.
+
+    `model(x, t, label)` is the estimate of the clean image, see `cmtool.models.Model`; `model.module` is that torch
+    module. `model.header` says what it is: preset, recipe, data, sampling times.
+    """
+
+    def __init__(self, module: models.Model, path: Path) -> None:
+        self.module = module
+        self.path = path
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.image_shape))
+        return f"<cmtool.Model {self.path}: {self.kind}, images {shape}, classes {self.num_classes}>"
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """Return the estimate of x0, (B, C, H, W), for noisy x (B, C, H, W) at the noise levels t (B,)."""
+        return self.module(x, t, label, r)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the model file says of itself."""
+        return self.module.header
+
+    @property
+    def kind(self) -> str:
+        """What it is: "consistency" or "diffusion" (a teacher)."""
+        return self.module.kind
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        return self.module.image_shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None: unconditional."""
+        return self.module.num_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where they have some."""
+        return self.header["data"].get("class_names")
+
+    def label(self, name: str | int) -> int:
+        """Return the number of a class, by name or number.
+
+        Raises:
+            UserError: the model has no classes, or not this one.
+        """
+        if self.num_classes is None:
+            raise UserError("this model is not conditioned on classes.", "leave the label out")
+        names = [text.lower() for text in self.class_names or []]
+        if isinstance(name, str) and name.lower() in names:
+            return names.index(name.lower())
+        if str(name).isdecimal() and int(name) < self.num_classes:
+            return int(name)
+        raise UserError(unknown("label", str(name), self.class_names or [f"0 to {self.num_classes - 1}"]))
+
+    def plan(
+        self, *, steps: int | None = None, times: Sequence[float] | None = None, sampler: str | None = None
+    ) -> SamplePlan:
+        """Return sampler and noise levels, from the model's header where nothing is said.
+
+        Raises:
+            UserError: contradictory or unusable requests.
+        """
+        return plan_sampling(self.header, sampler=sampler, steps=steps, times=times)
+
+    def sample(
+        self,
+        num: int | None = None,
+        *,
+        steps: int | None = None,
+        times: Sequence[float] | None = None,
+        sampler: str | None = None,
+        label: str | int | Sequence[str | int] | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Return samples (N, C, H, W) on the CPU, float32 (float64 for a float64 model), in [-1, 1] unless points.
+
+        Sample i depends on its seed (and label) alone. The same numbers come from `cmtool sample` with the same seeds.
+
+        Args:
+            num: how many; 64 unless `seeds` says it.
+            steps: network evaluations of each image (solver steps of a teacher); usually 1 (18).
+            times: noise levels of all evaluations in place of `steps`, the first included, e.g. (80, 0.8).
+            sampler: "multistep", or for teachers "heun", "euler", "ancestral", "dpm".
+            label: a class by name or number, or several that take turns; None draws each from its seed.
+            seed: `seed=N` means the seeds N * 1,000,000 and up.
+            seeds: one seed for each sample in place of `num` and `seed`.
+            batch_size: images computed together; changes speed and memory alone.
+
+        Raises:
+            UserError: contradictory or unusable requests, or a class that the model does not have.
+        """
+        if seeds is not None and num is not None and num != len(seeds):
+            raise UserError(f"num={num} and the {len(seeds)} seeds disagree.", "leave num out")
+        chosen = range(seed * BLOCK, seed * BLOCK + (64 if num is None else num)) if seeds is None else list(seeds)
+        if not len(chosen):
+            raise UserError("no sample is asked for; num must be at least 1.")
+        labels = self._labels(label, len(chosen))
+        plan = self.plan(steps=steps, times=times, sampler=sampler)
+        batches = generate(self.module, plan, chosen, labels, batch_size=batch_size)
+        keep = torch.float64 if self.module.dtype == torch.float64 else torch.float32
+        return torch.cat([batch.x0.to("cpu", keep) for batch in batches])
+
+    def _labels(self, label: str | int | Sequence[str | int] | None, count: int) -> list[int] | None:
+        if label is None:
+            return None
+        several = [label] if isinstance(label, (str, int)) else list(label)
+        numbers = [self.label(one) for one in several]
+        return [numbers[i % len(numbers)] for i in range(count)]
+
+
+def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
+    """Load a model.
+
+    Args:
+        path: a model file, a run folder, or a name: `demo/digits` and `demo/shapes` come along, `openai/...` and
+            `hf:owner/name` are fetched (`cmtool models` lists the names).
+        device: "auto" (the fastest present), "cpu", "cuda" or "mps".
+        precision: "auto" is float32; "bf16" and "fp16" by autocast around the network; "fp64".
+
+    Raises:
+        CheckpointError: there is no model there, or it is damaged.
+        UserError: unknown name or device, or a download that failed.
+    """
+    file = resolve_model(str(path))
+    place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
+    return Model(apply_precision(models.load(file, place), precision), file)
+
+
+def as_model(model: Model | str | Path) -> Model:
+    """Return a model that is loaded already, or load it."""
+    return model if isinstance(model, Model) else load(model)
+
+
+def sample(model: Model | str | Path, num: int | None = None, **how: Any) -> Tensor:
+    """Return samples (N, C, H, W); the same as `load(model).sample(num, ...)`, whose arguments it takes."""
+    return as_model(model).sample(num, **how)
