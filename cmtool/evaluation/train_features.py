@@ -50,7 +50,8 @@ def shapes_lesson(resolution: int = 16) -> Lesson:
     colors = list(COLORS)
     shades = torch.tensor([colors.index(shapes_attributes(index).color) for index in range(len(data))])
     labels = [shape for shape in range(len(SHAPES)) for _ in colors]
-    return Lesson(from_uint8(data.images), data.labels * len(colors) + shades, 8, labels)
+    # Large pictures are learned in fewer passes, each of which costs more.
+    return Lesson(from_uint8(data.images), data.labels * len(colors) + shades, 8 if resolution <= 16 else 3, labels)
 
 
 LESSONS = {"digits": digits_lesson, "shapes": shapes_lesson}
