@@ -187,7 +187,7 @@ SAMPLE_CLEAN = (X - math.sin(TAU) * 0.4) / math.cos(TAU)
         (exact_f_trig, SAMPLE_CLEAN, 1.0, -0.2050468616),
         (exact_f_trig, SAMPLE_CLEAN, 0.5, -0.1379147951),
         (lambda x, tau: -0.2 * x + 0.1 * tau, SAMPLE_CLEAN, 1.0, -0.4215844473),
-        (lambda x, tau: -0.2 * x + 0.1 * tau, SAMPLE_CLEAN, 0.0, -0.0984491550),
+        (lambda x, tau: -0.2 * x + 0.1 * tau, SAMPLE_CLEAN, 0.0, -0.0984490511),
     ],
 )
 def test_tangent_of_scm(function, clean, share, golden):
