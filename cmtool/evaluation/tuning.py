@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from cmtool.config.schema import EvalConfig, RunConfig
+from cmtool.config.schema import EvalConfig
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError
 from cmtool.evaluation.features import Features, build_features
@@ -30,7 +29,7 @@ SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1000, 18, (2, 3, 4)
 class Judge:
     """A reference and a feature network, ready to judge one kind of model again and again.
 
-    `Judge.of(config.eval, shape)` sets it up; `judge(model)` returns figures of one-step samples (a teacher's usual
+    `Judge.of(config.eval, model)` sets it up; `judge(model)` returns figures of one-step samples (a teacher's usual
     sampler), the same seeds every time.
     """
 
@@ -40,18 +39,18 @@ class Judge:
     metrics: tuple[str, ...] | None = ("fid", "pr")
 
     @classmethod
-    def of(
-        cls, config: EvalConfig, shape: tuple[int, int, int], device: str = "cpu", say: Say = lambda text: None
-    ) -> Judge:
-        """Set up from the [eval] table of a preset, for images of `shape` (H, W, C); points are (D, 1, 1).
+    def of(cls, config: EvalConfig, model: Model, say: Say = lambda text: None) -> Judge:
+        """Set up from the [eval] table of a preset, for models like this one.
 
         Raises:
             UserError: the preset names no reference, or its reference or features are not here.
         """
         if config.reference is None:
             raise UserError("the preset names no reference to compare with.", "set eval.reference, e.g. to digits")
+        channels, height, width = model.image_shape
+        shape = (channels, 1, 1) if model.float_samples else (height, width, channels)
         reference = resolve_reference(config.reference, shape, None, say)
-        network = build_features(config.features or reference.features, shape, reference.mode, device, say)
+        network = build_features(config.features or reference.features, shape, reference.mode, str(model.device), say)
         side = measure_reference(reference, network)
         return cls(network, side, config.count, config.metrics or ("fid", "pr"))
 
@@ -110,33 +109,3 @@ def short_search(
 def search_is_cheap(judge: Judge) -> bool:
     """Whether a search can end a training run: the small networks can be asked dozens of times, Inception cannot."""
     return judge.network.domain or judge.network.name == "points"
-
-
-def training_hooks(
-    config: RunConfig, device: str, say: Say
-) -> tuple[Callable[[Model], dict[str, float]] | None, Callable[[Model], dict[str, Any]] | None]:
-    """Return what a training session calls: a judge at intervals, and a search for times at the end.
-
-    Args:
-        config: the run; a judge is made when `train.eval_every` is set, the search is for consistency models alone.
-        device: where the feature network runs.
-        say: told why there is no judge, or no search.
-
-    Returns:
-        (judge, closing), either None where it does not apply: the preset names no reference, its reference or its
-        features are not on this machine, or a search would cost more than it brings.
-    """
-    searches = config.family != "edm"
-    if config.eval.reference is None or not (config.train.eval_every or searches):
-        return None, None
-    data = config.data
-    points = data.source == "toy2d"
-    shape = (data.channels, 1, 1) if points else (data.resolution, data.resolution, data.channels)
-    try:
-        judge = Judge.of(config.eval, shape, device, say)
-    except UserError as error:
-        if config.train.eval_every:
-            say(f"no evaluation during training: {error.message}")
-        return None, None
-    closing = partial(short_search, judge=judge) if searches and search_is_cheap(judge) else None
-    return (judge if config.train.eval_every else None), closing

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cmtool.config.load import resolve
 from cmtool.config.schema import EvalConfig, ProcessConfig
 from cmtool.errors import DataError, UsageError, UserError
 from cmtool.evaluation.bootstrap import compare, frechet_statistic, interval, share_statistic
@@ -14,7 +13,7 @@ from cmtool.evaluation.consistency import measure_consistency
 from cmtool.evaluation.memorization import copies
 from cmtool.evaluation.models import TimesScore, evaluate_model, make_images
 from cmtool.evaluation.statistics import statistics
-from cmtool.evaluation.tuning import Judge, descending_grid, search_is_cheap, short_search, training_hooks
+from cmtool.evaluation.tuning import Judge, descending_grid, search_is_cheap, short_search
 from cmtool.models import ConsistencyModel, Denoiser
 from cmtool.samplers.plan import plan_sampling
 
@@ -139,7 +138,7 @@ def test_the_exact_model_is_consistent_and_an_identity_is_not():
 
 
 def judge(count=200):
-    return Judge.of(EvalConfig(reference="digits", count=count), (8, 8, 1))
+    return Judge.of(EvalConfig(reference="digits", count=count), exact())
 
 
 def test_samples_of_a_model_are_those_of_its_seeds_in_any_batch():
@@ -171,7 +170,7 @@ def test_the_judge_of_a_training_run_repeats_itself():
     assert found(model) == first
     assert search_is_cheap(found)
     with pytest.raises(UserError, match="names no reference"):
-        Judge.of(EvalConfig(), (8, 8, 1))
+        Judge.of(EvalConfig(), model)
 
 
 def test_a_short_search_ends_with_times_for_every_number_and_never_loses_to_those_it_started_with():
@@ -189,21 +188,3 @@ def test_grid_descends_over_the_whole_range():
     grid = descending_grid(exact(), 18)
     assert (grid[0], grid[-1], len(grid)) == (pytest.approx(80), pytest.approx(0.002), 18)
     assert all(a > b for a, b in pairwise(grid))
-
-
-def test_what_a_training_session_is_given():
-    def hooks(preset, **flags):
-        said = []
-        config = resolve(preset, family=flags.pop("family", "ct"), flags=flags).config
-        return (*training_hooks(config, "cpu", said.append), said)
-
-    judge, closing, said = hooks("digits", **{"train.eval_every": 100})
-    assert judge is not None and not said
-    assert judge.count == 1797 and judge.network.name == "digits"
-    extra = closing(exact(), steps=(2,), count=40, points=6)
-    assert set(extra) == {"times", "figures"}
-    assert hooks("digits")[0] is None and hooks("digits")[1] is not None
-    assert hooks("digits", family="edm") == (None, None, [])
-    judge, closing, said = hooks("cifar10", **{"train.eval_every": 100})
-    assert judge is None and closing is None
-    assert "cifar10_legacy_tensorflow_train_32.npz" in said[-1]
