@@ -23,6 +23,7 @@ from cmtool.networks.blocks import (
     RawNetwork,
     add_label,
     attention,
+    exact,
     number_of_heads,
     per_level,
     positional_features,
@@ -189,20 +190,24 @@ class AdmUNet(RawNetwork):
         conditioning value of a two-time network. Raises `UserError` for inputs that do not fit.
         """
         self.check_inputs(x, c_noise, label, r)
-        emb = self._embed(c_noise, self.time_embed)
-        if r is not None:
-            emb = emb + self._embed(r, self.time_embed_r)
-        if label is not None:
-            emb = add_label(emb, self.label_emb.weight, label)
-        emb = F.silu(emb)
+        with exact(x):
+            emb = self._embed(c_noise, self.time_embed)
+            if r is not None:
+                emb = emb + self._embed(r, self.time_embed_r)
+            if label is not None:
+                emb = add_label(emb, self.label_emb.weight, label)
+            emb = F.silu(emb)
         return self._u(x.to(self.dtype), emb).to(x.dtype)
 
     def _u(self, h: Tensor, emb: Tensor) -> Tensor:
-        skips = []
-        for stage in self.input_blocks:
+        with exact(h):
+            h = self.run(self.input_blocks[0], h, emb)
+        skips = [h]
+        for stage in self.input_blocks[1:]:
             h = self.run(stage, h, emb)
             skips.append(h)
         h = self.run(self.middle_block, h, emb)
         for stage in self.output_blocks:
             h = self.run(stage, torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out["2"](F.silu(self.out["0"](h)))
+        with exact(h):
+            return self.out["2"](F.silu(self.out["0"](h.to(self.dtype))))

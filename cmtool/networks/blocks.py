@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -200,6 +201,18 @@ class RawNetwork(nn.Module):
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+
+def exact(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off for a block of code, if it is on for the device of x.
+
+    Embeddings of the noise level, the first and the last convolution are computed so: what is compared in training is
+    a small difference of two outputs, which a half would round away; together they cost little.
+    """
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def wide(c: Tensor) -> Tensor:

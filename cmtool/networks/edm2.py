@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks.blocks import RawNetwork, attention, number_of_heads, per_level, wide
+from cmtool.networks.blocks import RawNetwork, attention, exact, number_of_heads, per_level, wide
 
 EPS = 1e-4
 SILU_GAIN = 0.596
@@ -30,10 +30,10 @@ LOGVAR_FEATURES = 128
 def normalize(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """Return x scaled to unit mean square over `dims` (all but the first by default), computed in float32 at least."""
     dims = dims or tuple(range(1, x.ndim))
-    exact = wide(x)
+    whole = wide(x)
     count = math.prod(x.shape[dim] for dim in dims)
-    norm = torch.linalg.vector_norm(exact, dim=dims, keepdim=True)
-    return (exact / (EPS + norm / math.sqrt(count))).to(x.dtype)
+    norm = torch.linalg.vector_norm(whole, dim=dims, keepdim=True)
+    return (whole / (EPS + norm / math.sqrt(count))).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -237,14 +237,18 @@ class Edm2UNet(RawNetwork):
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
         self.check_inputs(x, c_noise, label, r)
-        emb = self._embed(c_noise, label, r)
+        first, *blocks = self.enc.values()
         h = x.to(self.dtype)
         # The constant channel lets a network without biases add one.
         h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
-        skips = []
-        for layer in self.enc.values():
-            h = self.run(layer, h, emb) if isinstance(layer, MpBlock) else layer(h)
+        with exact(x):
+            emb = self._embed(c_noise, label, r)
+            h = first(h)
+        skips = [h]
+        for block in blocks:
+            h = self.run(block, h, emb)
             skips.append(h)
         for block in self.dec.values():
             h = self.run(block, mp_cat(h, skips.pop(), CONCAT_BALANCE) if block.joins else h, emb)
-        return self.out_conv(h, self.out_gain).to(x.dtype)
+        with exact(x):
+            return self.out_conv(h.to(self.dtype), self.out_gain).to(x.dtype)

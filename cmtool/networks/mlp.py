@@ -13,6 +13,7 @@ from cmtool.networks.blocks import (
     LogVariance,
     RawNetwork,
     add_label,
+    exact,
     positional_features,
     wide,
     zeroed,
@@ -80,13 +81,15 @@ class Mlp(RawNetwork):
         self.check_inputs(x, c_noise, label, r)
         if x.shape[2:] != (self.resolution, self.resolution):
             raise UserError(f"an mlp takes {self.resolution}x{self.resolution} images, not {x.shape[2]}x{x.shape[3]}.")
-        emb = self.time_embed(self._features(c_noise))
-        if r is not None:
-            emb = emb + self.time_embed_r(self._features(r))
-        if label is not None:
-            emb = add_label(emb, self.label_emb.weight, label)
-        emb = F.silu(emb)
-        h = self.first(x.flatten(1).to(self.dtype))
+        with exact(x):
+            emb = self.time_embed(self._features(c_noise))
+            if r is not None:
+                emb = emb + self.time_embed_r(self._features(r))
+            if label is not None:
+                emb = add_label(emb, self.label_emb.weight, label)
+            emb = F.silu(emb)
+            h = self.first(x.flatten(1).to(self.dtype))
         for layer in self.layers:
             h = self.run(layer, h, emb)
-        return self.last(F.silu(self.norm(h))).view(x.shape).to(x.dtype)
+        with exact(x):
+            return self.last(F.silu(self.norm(h.to(self.dtype)))).view(x.shape).to(x.dtype)

@@ -22,6 +22,7 @@ from cmtool.networks.blocks import (
     LogVariance,
     RawNetwork,
     attention,
+    exact,
     number_of_heads,
     per_level,
     positional_features,
@@ -257,18 +258,20 @@ class SongUNet(RawNetwork):
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
         self.check_inputs(x, c_noise, label, r)
-        emb = self._embed(c_noise, label, r)
-        h = image = x.to(self.dtype)
-        skips: list[Tensor] = []
-        for layer in self.enc.values():
+        first, *layers = self.enc.values()
+        image = x.to(self.dtype)
+        with exact(x):
+            emb = self._embed(c_noise, label, r)
+            h = first(image)
+        skips: list[Tensor] = [h]
+        for layer in layers:
             if isinstance(layer, SongBlock):
                 h = self.run(layer, h, emb)
-            elif layer.resample:
-                h = image = (skips.pop() + layer(image)) * SKIP_SCALE
             else:
-                h = layer(h)
+                h = image = (skips.pop() + layer(image)) * SKIP_SCALE
             skips.append(h)
         *blocks, norm, conv = self.dec.values()
         for block in blocks:
             h = self.run(block, torch.cat([h, skips.pop()], dim=1) if block.joins else h, emb)
-        return conv(F.silu(norm(h))).to(x.dtype)
+        with exact(h):
+            return conv(F.silu(norm(h.to(self.dtype)))).to(x.dtype)
