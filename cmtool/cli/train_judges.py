@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cmtool.cli.output import Output
+from cmtool.errors import UserError
 
 if TYPE_CHECKING:
     from cmtool.training.loop import Trainer
@@ -20,16 +21,20 @@ def judges(trainer: Trainer, output: Output) -> tuple[Judge | None, Closing | No
     Without a reference, or where its files are not on this machine, a run goes on unjudged, and says so if evaluation
     was asked for. Only small feature networks are asked for a search: Inception would take longer than the training.
     """
-    if trainer.config.eval.reference is None or not trainer.world.main:
+    config = trainer.config
+    if config.eval.reference is None or not trainer.world.main:
         return None, None
-    from cmtool.evaluation.tuning import training_hooks
+    from cmtool.evaluation.tuning import Judge, search_is_cheap, short_search
 
-    judge, search = training_hooks(trainer.config, str(trainer.device), output.say)
-    if search is None:
-        return judge, None
+    try:
+        judge = Judge.of(config.eval, trainer.state.ema)
+    except UserError as error:
+        if config.train.eval_every:
+            output.warn(f"no evaluation during training: {error.message}")
+        return None, None
 
     def closing(model: Any) -> dict[str, Any]:
         output.say("searching sampling times for 2 to 4 steps")
-        return search(model)
+        return short_search(model, judge)
 
-    return judge, closing
+    return judge, closing if config.family != "edm" and search_is_cheap(judge) else None
