@@ -1,5 +1,6 @@
 """Files as other code bases write them, from weights by formula; and what those code bases answered."""
 
+import functools
 import json
 import pickle
 import struct
@@ -32,6 +33,7 @@ SOURCES = {
 }
 
 
+@functools.cache
 def golden(name):
     """Return (meta, raw, f) of one foreign implementation."""
     with np.load(GOLDEN / f"{name}.npz") as archive:
@@ -40,6 +42,11 @@ def golden(name):
 
 def state(name):
     """The foreign state dict, by its own names."""
+    return dict(_state(name))
+
+
+@functools.cache
+def _state(name):
     meta, *_ = golden(name)
     form = closed_form.flax_weight if name.startswith("jax") else closed_form.weight
     made = {}
