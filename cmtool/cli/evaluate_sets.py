@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmtool.checkpoint import model_hash
 from cmtool.cli.lists import BLOCK
-from cmtool.errors import DataError
+from cmtool.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from cmtool.cli.find_model import FoundModel
@@ -41,8 +42,14 @@ class Judged:
 
     @property
     def model_file(self) -> Path | None:
-        """The model whose samples these are, where that is known."""
-        return self.wanted.found.path if self.wanted.found else None
+        """The model whose samples these are, where that is known: a file names it, and its hash must still fit."""
+        if self.wanted.found is not None:
+            return self.wanted.found.path
+        said = Path(str(self.about.get("model", "")))
+        try:
+            return said if said.is_file() and model_hash(said) == self.about.get("model_hash") else None
+        except CheckpointError:
+            return None
 
 
 def list_wanted(

@@ -63,7 +63,7 @@ def distance_name(network: Features) -> str:
 
 
 def show_results(rows: Sequence[dict[str, Any]], said: dict[str, Any], network: Features, output: Output) -> None:
-    """Draw one table of all sets, leaving out figures that no set has: a few sets side by side, many one below another."""
+    """Draw one table, leaving out figures that no set has: a few sets side by side, many one below another."""
     used = [(key, head) for key, head in COLUMNS if any(row["metrics"].get(key) is not None for row in rows)]
     names = {"fid": distance_name(network), "kid": "KID" if not network.domain else f"KD ({network.name})"}
     heads = [names.get(key, head) for key, head in used]

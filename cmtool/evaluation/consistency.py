@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmtool.diffusion.grid import karras_grid
 from cmtool.diffusion.solvers import heun_step
+from cmtool.errors import DataError
 from cmtool.models import Model
 from cmtool.rng import SampleStreams
 from cmtool.samplers.generate import labels_for
@@ -53,7 +54,12 @@ def measure_consistency(
         levels: grid points.
         seed: trajectory i starts from the noise of sample seed + i.
         batch_size: trajectories at once.
+
+    Raises:
+        DataError: the two are for images of different shapes.
     """
+    if model.image_shape != teacher.image_shape:
+        raise DataError(f"the model makes images {model.image_shape} and the teacher {teacher.image_shape} (C, H, W).")
     # The lowest level is left out: there the model is the identity and says nothing.
     grid = tuple(reversed(karras_grid(levels, teacher.sigma_min, teacher.sigma_max, teacher.rho)))
     answers, ends = [], []

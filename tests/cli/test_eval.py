@@ -100,6 +100,16 @@ def test_the_samples_made_last_are_judged(shell, workdir):
     assert (row["times"], row["count"]) == ([80, 1.5], 100)
     other = shell.json("eval", "--ref", "digits", "--num", 130)["results"][0]
     assert other["times"] == [80]
+    for times in ("80,1", "80,2"):
+        row = shell.json("eval", "--ref", "digits", "--num", 40, "--times", times, "--metrics", "fid")["results"][0]
+        assert row["times"] == [float(word) for word in times.split(",")]
+
+
+def test_a_files_row_goes_to_the_model_that_it_names(shell, workdir):
+    path = write_digits_model(workdir)
+    shell.out("sample", "--num", 60, "--out", "mine.npz")
+    shell.out("eval", "mine.npz", "--ref", "digits", "--metrics", "fid")
+    assert len((path.parent / "evaluations.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_table_over_evaluations_with_its_plot(shell, workdir):
