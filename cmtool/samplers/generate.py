@@ -10,11 +10,26 @@ from torch import Tensor
 
 from cmtool.models import Model
 from cmtool.rng import SampleStreams
+from cmtool.samplers.exponential import (
+    sample_deis,
+    sample_dpm2,
+    sample_dpmpp_2m,
+    sample_jumps,
+    sample_progressive,
+)
 from cmtool.samplers.multistep import sample_multistep
 from cmtool.samplers.ode import sample_ancestral, sample_euler, sample_heun, sample_midpoint
 from cmtool.samplers.plan import SamplePlan
 
 Run = Callable[[Model, SampleStreams, Sequence[float], Tensor | None, bool], Tensor]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left for what was asked."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).lower()
+    return "out of memory" in words or "can't allocate memory" in words or "not enough memory" in words
 
 
 class Batch(NamedTuple):
@@ -39,12 +54,25 @@ def _from_noise(solve: Callable[..., Tensor]) -> Run:
     return run
 
 
+def _progressive(
+    model: Model, streams: SampleStreams, times: Sequence[float], label: Tensor | None, clamp: bool
+) -> Tensor:
+    x = times[0] * streams.normal(model.image_shape)
+    return sample_progressive(model, x, times, streams, label, clamp=clamp, last=model.sigma_min)
+
+
 RUNS: dict[str, Run] = {
     "multistep": _multistep,
     "heun": _from_noise(sample_heun),
     "euler": _from_noise(sample_euler),
     "ancestral": _from_noise(sample_ancestral),
     "dpm": _from_noise(sample_midpoint),
+    "ddim": _from_noise(sample_euler),
+    "dpm-solver-2": _from_noise(sample_dpm2),
+    "dpm-solver++-2m": _from_noise(sample_dpmpp_2m),
+    "deis-3": _from_noise(sample_deis),
+    "progressive": _progressive,
+    "jumps": _from_noise(sample_jumps),
 }
 
 
@@ -87,14 +115,22 @@ def generate(
         plan: sampler and noise levels.
         seeds: one for each sample; sample i depends on seeds[i] (and labels[i]) alone.
         labels: one for each sample; None draws each from its seed if the model is conditional.
-        batch_size: images at once; changes speed and memory only.
+        batch_size: images at once; changes speed and memory only. Halved when memory runs out.
         start: the first sample to make, for going on where an earlier call was cut off.
 
     Yields:
         `Batch` with x0 in [-1, 1] (float data: unbounded).
     """
-    for first in range(start, len(seeds), batch_size):
+    first = start
+    while first < len(seeds):
         chosen = seeds[first : first + batch_size]
         some = None if labels is None else labels[first : first + batch_size]
-        batch = sample_batch(model, plan, chosen, some)
+        try:
+            batch = sample_batch(model, plan, chosen, some)
+        except (RuntimeError, MemoryError) as error:
+            if batch_size == 1 or not out_of_memory(error):
+                raise
+            batch_size = -(-min(batch_size, len(chosen)) // 2)
+            continue
         yield batch._replace(start=first)
+        first += len(chosen)

@@ -15,7 +15,8 @@ class SamplerInfo:
     """What is known of a sampler before it runs.
 
     `kind` is the kind of model it fits, `steps` its usual number of noise levels, `evaluations` gives the network
-    evaluations an image for a number of noise levels.
+    evaluations an image for a number of noise levels. `to_zero`: the sampler goes on from its last level to 0 instead
+    of ending at sigma_min; `two_time`: it needs a model of two times.
     """
 
     name: str
@@ -23,6 +24,8 @@ class SamplerInfo:
     kind: str
     steps: int
     evaluations: Callable[[int], int]
+    to_zero: bool = True
+    two_time: bool = False
 
 
 def _once(levels: int) -> int:
@@ -40,7 +43,13 @@ SAMPLERS: dict[str, SamplerInfo] = {
         SamplerInfo("heun", "probability-flow ODE, order 2 (Karras et al. 2022)", "diffusion", 18, _twice),
         SamplerInfo("euler", "probability-flow ODE, order 1 (DDIM)", "diffusion", 40, _once),
         SamplerInfo("ancestral", "stochastic, Euler to below and noise up again", "diffusion", 100, _once),
-        SamplerInfo("dpm", "probability-flow ODE, midpoint of order 2 (DPM-Solver-2)", "diffusion", 18, _twice),
+        SamplerInfo("dpm", "probability-flow ODE, midpoint of order 2 (OpenAI's dpm)", "diffusion", 18, _twice),
+        SamplerInfo("ddim", "probability-flow ODE, order 1 (Song et al. 2021)", "diffusion", 40, _once),
+        SamplerInfo("dpm-solver-2", "probability-flow ODE, order 2, midpoint in ln t", "diffusion", 18, _twice),
+        SamplerInfo("dpm-solver++-2m", "probability-flow ODE, order 2, remembers one step", "diffusion", 20, _once),
+        SamplerInfo("deis-3", "probability-flow ODE, order 3, remembers two steps", "diffusion", 20, _once),
+        SamplerInfo("progressive", "Euler steps of progressive distillation", "diffusion", 1, _once, to_zero=False),
+        SamplerInfo("jumps", "MeanFlow: straight jumps, no noise in between", "consistency", 1, _once, two_time=True),
     )
 }
 # The sampler that a kind of model gets when none is named.
@@ -127,7 +136,10 @@ def plan_sampling(
         UserError: for contradictory or unusable requests.
     """
     check_request(steps, times, indices, of)
-    info = choose_sampler(sampler, header["kind"])
+    usual = header.get("sample") or {}
+    info = choose_sampler(sampler or usual.get("sampler"), header["kind"])
+    if info.two_time and not (header.get("network") or {}).get("two_time"):
+        raise UserError(f"sampler '{info.name}' needs a model of two times (recipe meanflow), and this has one.")
     sigma_min, sigma_max, rho = header_range(header)
     if times is not None:
         return SamplePlan(info.name, validate_times(times, sigma_min, sigma_max), "as given")
@@ -135,7 +147,10 @@ def plan_sampling(
         levels = times_from_indices(indices, of, sigma_min, sigma_max, rho)
         return SamplePlan(info.name, levels, f"indices {','.join(map(str, indices))} of a grid of {of}")
     if info.kind == "diffusion":
-        count = steps or info.steps
+        count = steps or (usual.get("steps") if sampler is None else None) or info.steps
+        if not info.to_zero:
+            levels = solver_times(count + 1, sigma_min, sigma_max, rho)[:-1]
+            return SamplePlan(info.name, levels, f"{count} steps of a Karras grid that ends at {sigma_min:g}")
         return SamplePlan(info.name, solver_times(count, sigma_min, sigma_max, rho), f"Karras grid of {count}")
     chosen = default_times(steps or info.steps, header)
     return SamplePlan(info.name, chosen.times, chosen.source)
