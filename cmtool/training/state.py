@@ -55,6 +55,10 @@ class TrainState:
     def advance_averages(self, target_ema: float) -> None:
         """Move the sampling averages and the target after the optimizer's step, in the released code's order."""
         train = self.config.train
+        # A magnitude-preserving network keeps its weights at unit size; the averages follow the normalized ones.
+        normalize = getattr(self.student.network, "normalize_weights", None)
+        if normalize is not None:
+            normalize()
         move_towards(self.ema.network, self.student.network, decay_at(train.ema, self.step))
         for settings, average in zip(train.extra_emas, self.extra_emas, strict=True):
             move_towards(average.network, self.student.network, decay_at(settings, self.step))
