@@ -70,6 +70,7 @@ def _line(ax: Any, curve: Curve, measured: int) -> int:
     """Draw a curve; measured ones take the next color and mark, references stay gray."""
     if curve.kind == "measured":
         color, mark = COLORS[measured % len(COLORS)], MARKS[measured % len(MARKS)]
+        mark = mark if len(curve.x) <= 30 else ""
         ax.plot(curve.x, curve.y, color=color, marker=mark, markersize=4, linewidth=1.5, label=curve.label)
         return 1
     style = "--" if curve.kind == "law" else ":"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -27,6 +28,7 @@ p, ul { max-width: 46rem; } .lead { color: var(--soft); font-size: 1.1rem; }
   border-radius: 6px; padding: .9rem 1.1rem; font-size: 1.1rem; overflow-x: auto; white-space: nowrap; }
 figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .75rem; }
 figure img { display: block; width: 100%; height: auto; }
+figure.single { max-width: 34rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; background: var(--card);
   margin: .75rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
@@ -63,6 +65,12 @@ def show(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else escape(str(value))
 
 
+def prose(text: str) -> str:
+    """A sentence as HTML: T^-1, d^(1/2) and L_f get their superscripts and subscripts."""
+    text = re.sub(r"\^(?:\(([^()]+)\)|(-?[\d.]*\d))", lambda found: f"<sup>{found[1] or found[2]}</sup>", escape(text))
+    return re.sub(r"\b([A-Za-z]+)_([A-Za-z0-9]+)\b", r"<i>\1</i><sub>\2</sub>", text).replace("<sup>-", "<sup>&minus;")
+
+
 def table_html(table: Table) -> str:
     """A table that scrolls on a narrow screen, numbers to the right."""
     numeric = [
@@ -80,11 +88,11 @@ def table_html(table: Table) -> str:
 
 def section(study: Study) -> str:
     """One study: question, findings, figure, main table; the other tables folded away."""
-    findings = "".join(f"<li>{escape(text)}</li>" for text in study.findings)
+    findings = "".join(f"<li>{prose(text)}</li>" for text in study.findings)
     image = base64.b64encode(render(study, "svg")).decode() if study.panels else ""
-    figure = (
-        f'<figure><img alt="{escape(study.title)}" src="data:image/svg+xml;base64,{image}"></figure>' if image else ""
-    )
+    kind = ' class="single"' if len(study.panels) == 1 else ""
+    picture = f'<img alt="{escape(study.title)}" src="data:image/svg+xml;base64,{image}">'
+    figure = f"<figure{kind}>{picture}</figure>" if image else ""
     extra = [*([fits_table(study.fits)] if study.fits else []), *study.tables[1:]]
     folded = "".join(
         f"<details><summary>{escape(table.title)}</summary>{table_html(table)}</details>" for table in extra
@@ -152,7 +160,7 @@ def build_page(studies: Sequence[Study], checks: Sequence[Check]) -> str:
     passed = sum(check.passed for check in checks)
     verdict = "good" if passed == len(checks) else "bad"
     links = "".join(f'<a href="#{study.name}">{study.name}</a>' for study in studies)
-    summary = "".join(f"<li>{escape(line)}</li>" for line in headlines(studies))
+    summary = "".join(f"<li>{prose(line)}</li>" for line in headlines(studies))
     folded = f"<details><summary>All {len(checks)} comparisons</summary>{table_html(checks_table(checks))}</details>"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

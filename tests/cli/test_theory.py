@@ -120,7 +120,7 @@ def test_all_and_report_are_made_of_every_study(cmtool, workdir, monkeypatch):
     page = (workdir / "page.html").read_text()
     assert typed.out == "page.html\n" and "Found &lt;it&gt;." in page and "t &lt;x&gt;" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
-    assert page.index('id="scaling"') < page.index('id="gap"') and "d^0.50 measured" in page
+    assert page.index('id="scaling"') < page.index('id="gap"') and "d<sup>0.50</sup> measured" in page
 
 
 @pytest.mark.slow

@@ -24,11 +24,5 @@ def find(name: str) -> Callable[..., Study]:
 
 
 def run_default(name: str) -> Study:
-    """One study as `theory all` runs it; a plain function, so that another process can be given it.
-
-    One thread: the arrays are small, and `theory all` keeps the second core for the next study.
-    """
-    import torch
-
-    torch.set_num_threads(1)
+    """One study as `theory all` runs it; a plain function, so that another process can be given it."""
     return find(name)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def read_points(path: Path, limit: int = 20000) -> Array:
     return points
 
 
-def _row(law: Mixture, levels: Levels, count: int, walks: int, rng: np.random.Generator) -> list[object]:
+def _row(law: Mixture, levels: Levels, count: int, walks: int, rng: np.random.Generator) -> list[Any]:
     x = chain.marginal(law, levels, -1, count, rng)
     ends = np.stack([chain.resample(law, levels, x, rng) for _ in range(walks)], axis=1)
     outputs, distilled = ends.mean(axis=1), chain.ddim(law, levels, x)
@@ -98,18 +99,15 @@ def run(
     findings = [
         "The chain keeps every marginal, so the covariance that training loses is the sum of its"
         " best possible losses; its"
-        f" root, {float(str(rows[-1][-1])):.3f} at T = {rows[-1][0]}, bounds W2 from training logs alone.",
+        f" root, {rows[-1][-1]:.3f} at T = {rows[-1][0]}, bounds W2 from training logs alone.",
     ]
     if not sampled:
         findings.append(
             f"In d = {law.dim} no W1 is estimated from samples: two clouds of the same law are farther apart."
         )
-    places = [int(str(row[0])) for row in rows]
+    places = [row[0] for row in rows]
     picks = ((1, "CT"), (2, "CD"), (3, "floor of two clouds")) if sampled else ((5 - 1, "CT sliced"), (5, "CD sliced"))
-    curves = [
-        Curve(label, places, [float(str(row[i])) for row in rows], "law" if i == 3 else "measured")
-        for i, label in picks
-    ]
+    curves = [Curve(label, places, [row[i] for row in rows], "law" if i == 3 else "measured") for i, label in picks]
     note = f"W1 from {count} points is an estimate above a floor, shown beside it and never fitted."
     return Study(
         "chain",

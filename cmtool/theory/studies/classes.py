@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from cmtool.errors import UserError, unknown
@@ -17,9 +19,9 @@ COLUMNS = ["size", "W1", "population", "eps_F", "eps", "population + eps_F + eps
 
 def _exact_rows(
     law: LineMixture, levels: Levels, family: str, sizes: list[int], samples: int | None, seed: int
-) -> list[list[object]]:
+) -> list[list[Any]]:
     base = classes.population_w1(law, levels, population.train(law, levels, 2001)[-1])
-    rows: list[list[object]] = []
+    rows: list[list[Any]] = []
     for size in sizes:
         rng = np.random.default_rng(seed)
         found = classes.run_class(law, levels, family, size, samples, rng)
@@ -28,12 +30,12 @@ def _exact_rows(
     return rows
 
 
-def _trained_rows(law: LineMixture, levels: Levels, widths: list[int], steps: int, seed: int) -> list[list[object]]:
+def _trained_rows(law: LineMixture, levels: Levels, widths: list[int], steps: int, seed: int) -> list[list[Any]]:
     """Networks of these widths on two copies of the law; eps_F and eps cannot be told apart and stand together."""
     from cmtool.theory.studies.training import coupled_errors
     from cmtool.theory.trained import Budget, Member, train_sequentially
 
-    rows: list[list[object]] = []
+    rows: list[list[Any]] = []
     for width in widths:
         members = [Member("ct", "restarted", seed + index) for index in range(2)]
         trained = train_sequentially(product(law, 2), levels, members, Budget(width=width, steps=steps))
@@ -52,6 +54,29 @@ def _trained_rows(law: LineMixture, levels: Levels, widths: list[int], steps: in
             ]
         )
     return rows
+
+
+def _curves(rows: list[list[Any]], floor: float | None) -> list[Curve]:
+    sizes = [row[0] for row in rows]
+    curves = [
+        Curve("measured", sizes, [row[1] for row in rows]),
+        Curve("population, all functions", sizes, [row[2] for row in rows], "law"),
+        Curve("population + eps_F + eps", sizes, [row[5] for row in rows], "bound"),
+    ]
+    return curves if floor is None else [*curves, Curve("affine floor", sizes, [floor] * len(rows), "law")]
+
+
+def _findings(rows: list[list[Any]], floor: float | None) -> list[str]:
+    first, last = rows[0], rows[-1]
+    found = [
+        f"The theorem's sum holds in {sum(row[-1] for row in rows)} of {len(rows)} cases; from size {first[0]} to"
+        f" {last[0]} the error moves from {first[1]:.3f} to {last[1]:.3f} (population {first[2]:.3f})."
+    ]
+    if floor is not None:
+        found.append(
+            f"An affine class cannot go below {floor:.3f} on this law however large T is: it only sees two moments."
+        )
+    return found
 
 
 def run(
@@ -84,32 +109,15 @@ def run(
     else:
         rows = _exact_rows(law, li(count), family, size_list, samples, seed)
         how = "exact projection onto the class" if samples is None else f"{samples} fresh pairs per level"
-    w1 = [float(str(row[1])) for row in rows]
-    curves = [
-        Curve("measured", size_list, w1),
-        Curve("population, all functions", size_list, [float(str(row[2])) for row in rows], "law"),
-        Curve("population + eps_F + eps", size_list, [float(str(row[5])) for row in rows], "bound"),
-    ]
-    floor = classes.affine_floor(law)
-    if family != "mlp":
-        curves.append(Curve("affine floor", size_list, [floor] * len(size_list), "bound"))
-    findings = [
-        f"The theorem's sum holds in {sum(bool(row[-1]) for row in rows)} of {len(rows)} cases; from size"
-        f" {size_list[0]} to {size_list[-1]} the error moves from {w1[0]:.3f} to {w1[-1]:.3f} (population"
-        f" {float(str(rows[0][2])):.3f})."
-    ]
-    if family != "mlp":
-        findings.append(
-            f"An affine class cannot go below {floor:.3f} on this law however large T is: it only sees two moments."
-        )
+    floor = None if family == "mlp" else classes.affine_floor(law)
     return Study(
         "classes",
         "Function classes: what a small class costs",
         "How does the error grow when the class is too small?",
         [Table(f"Class {family}, data {data}, T = {count}: {how}", COLUMNS, rows)],
         (),
-        [Panel(f"Class {family}, T = {count}", "size", "W1", curves, log_y=False)],
-        findings,
+        [Panel(f"Class {family}, T = {count}", "size", "W1", _curves(rows, floor), log_y=False)],
+        _findings(rows, floor),
         [how],
         {"family": family, "sizes": size_list, "data": data, "T": count, "n": samples, "seed": seed},
     )

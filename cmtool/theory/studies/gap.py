@@ -128,7 +128,7 @@ def run(
         " every N: a sharp test for"
         " a missing detach.",
         "Generator-augmented pairs have residuals that fall as t^-4 instead of t^-2, but their"
-        " fixed point is too wide by"
+        " fixed point is too wide by a factor of"
         f" up to {generator.spread_limit():.3f}; at N = 18 this nearly cancels what training loses.",
     ]
     return Study(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmtool.errors import UserError
+from cmtool.errors import UserError, unknown
 from cmtool.theory import gaussian, population
 from cmtool.theory.distances import absolute_mean, product_bounds
 from cmtool.theory.fit import Fit, log_ratio, power_law
@@ -190,6 +190,26 @@ def _findings(fits: list[Fit], points: list[Point]) -> list[str]:
     return found
 
 
+def _main_table(points: list[Point], what: str) -> Table:
+    rows = []
+    for p in points:
+        implied = p.high / bound_value(p.dim, p.count, p.lipschitz)
+        rows.append([p.dim, p.count, p.low, p.high, p.how, p.w2, p.cd, p.lipschitz, implied])
+    return Table(f"W1 against T and d, {what}", COLUMNS, rows)
+
+
+def _refuse(law: LineMixture, dims: list[int], counts: list[int], start: str, samples: int | None) -> None:
+    """Say what is wrong with the arguments, if anything is."""
+    if not dims or min(dims) < 1:
+        raise UserError(f"a dimension must be at least 1, not {min(dims, default=0)}", "use --d 1,2,8,32")
+    if start not in ("normal", "exact"):
+        raise UserError(unknown("start", start, ["normal", "exact"]))
+    if not counts:
+        raise UserError("no number of levels was given", "use --T 16,32,64")
+    if samples is not None and (samples < 2 or len(law.weights) > 1):
+        raise UserError("--n fits linear maps on 2 or more pairs, for Gaussian data", "use --data 'gauss:0;1' --n 1000")
+
+
 def run(
     data: str = "gauss:0;1",
     dims: tuple[int, ...] = (1, 2, 8, 32),
@@ -209,61 +229,28 @@ def run(
         UserError: for dimensions below 1, an unknown start, or what the schedule and the law refuse.
     """
     law, dim_list, count_list = parse_law(data), sorted(set(dims)), sorted(set(counts))
-    if not dim_list or min(dim_list) < 1:
-        raise UserError(f"a dimension must be at least 1, not {min(dim_list, default=0)}", "use --d 1,2,8,32")
-    if start not in ("normal", "exact"):
-        raise UserError(f"unknown start '{start}'; choose from normal, exact")
-    if not count_list:
-        raise UserError("no number of levels was given", "use --T 16,32,64")
-    mixture = len(law.weights) > 1
-    if samples is not None and (samples < 2 or mixture):
-        raise UserError("--n fits linear maps on 2 or more pairs, for Gaussian data", "use --data 'gauss:0;1' --n 1000")
+    _refuse(law, dim_list, count_list, start, samples)
     spread = None if covariance is None else read_covariance(covariance)
     dim_list = dim_list if spread is None else [len(spread.mean)]
     levels_list = [build_levels(schedule, count, c0, c1) for count in count_list]
     points = measure(law if spread is None else spread, dim_list, levels_list, start)
     fits = _fits(points, dim_list, count_list)
     needed, needed_fits = _needed_table(dim_list)
-    rows = [
-        [
-            p.dim,
-            p.count,
-            p.low,
-            p.high,
-            p.how,
-            p.w2,
-            p.cd,
-            p.lipschitz,
-            p.high / bound_value(p.dim, p.count, p.lipschitz),
-        ]
-        for p in points
-    ]
-    tables = [
-        Table(f"W1 against T and d, data {covariance or data}, schedule {schedule}", COLUMNS, rows),
-        needed,
-        _eps_table(law, build_levels(schedule, count_list[0], c0, c1), start, list(eps)),
-    ]
+    tables = [_main_table(points, f"data {covariance or data}, schedule {schedule}"), needed]
+    if spread is None:
+        tables.append(_eps_table(law, levels_list[0], start, list(eps)))
     if samples is not None:
         tables.append(_sample_table(law, count_list, samples, seed))
+    used = {"data": covariance or data, "d": dim_list, "T": count_list, "schedule": schedule, "c0": c0, "c1": c1}
+    note = "Closed forms, spline recursion and product bounds; no distance here is estimated from samples."
     return Study(
         "scaling",
         "Scaling: W1 against T, d and eps",
         "Does the error fall as 1/T, and how does it grow with d?",
         tables,
         [*fits, *needed_fits],
-        _panels(points, dim_list, count_list, mixture),
+        _panels(points, dim_list, count_list, len(law.weights) > 1 and spread is None),
         _findings(fits, points),
-        [
-            "Closed forms, spline recursion and product bounds; no distance here is estimated from samples.",
-            *([law.notice] if law.notice else []),
-        ],
-        {
-            "data": covariance or data,
-            "d": dim_list,
-            "T": count_list,
-            "schedule": schedule,
-            "c0": c0,
-            "c1": c1,
-            "start": start,
-        },
+        [note, *([law.notice] if law.notice else [])],
+        used | {"start": start, "seed": seed},
     )

@@ -102,7 +102,8 @@ def run(
     findings = [
         f"With c3 = {c3[0]:g} the worst level keeps {100 * (1 - float(main.rows[0][1])):.1f} %"
         " inside; the union over levels"
-        " is what a path must survive, and paths of the exact flow leave less often than forward paths.",
+        f" is what a path must survive: {100 * main.rows[0][5]:.1f} % of forward paths and"
+        f" {100 * main.rows[0][6]:.1f} % of those of the exact flow leave it somewhere (two axes).",
         "For Gaussian data in d = 2 the outside mass is exactly 2 pi T^(-2 c3): polynomial in T, as the lemma says.",
         f"On digits every draw lies inside with c3 = {needed:.2f}. A probability of T^(-c4 d) with"
         " d = 64 is far below one"
