@@ -234,6 +234,7 @@ METHODS: dict[str, Row] = {
     "meanflow": {
         "family": "ct",
         "title": "MeanFlow (Geng et al. 2025)",
+        "may_init": True,
         "times": {"kind": "two_lognormal", "mean": -2.0, "std": 2.0, "same": 0.25},
         "gap": {"kind": "none"},
         "target": {"rule": "average_velocity"},

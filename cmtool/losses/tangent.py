@@ -6,6 +6,7 @@ t. In TrigFlow that is cos(tau) sin(tau) d/dtau, the rearrangement that keeps th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,10 @@ def log_derivative(function: Function, x: Tensor, t: Tensor, shift: Tensor, part
     `part.difference_step` and needs nothing of the network but two more passes.
     """
     if part.derivative == "forward":
-        value, slope = torch.func.jvp(function, (x, t), (shift, t))[:2]
+        with warnings.catch_warnings():
+            # torch's first forward-mode derivative loads a module that warns of itself.
+            warnings.simplefilter("ignore", FutureWarning)
+            value, slope = torch.func.jvp(function, (x, t), (shift, t))[:2]
         return value, slope
     h = part.difference_step
     ahead = function(x + h * shift, t * (1 + h))
