@@ -19,7 +19,10 @@ OutDir = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; de
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps; every schedule scales with it.")]
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per optimizer step.")]
 Micro = Annotated[
-    int | None, typer.Option("--micro-batch", min=1, help="Images at once; saves memory, changes nothing.")
+    str | None,
+    typer.Option(
+        "--micro-batch", help="Images at once, or auto: halved until they fit; changes memory alone.", metavar="N|auto"
+    ),
 ]
 RunSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights, noise and data order.")]
 Init = Annotated[str | None, typer.Option("--init", help="Model whose weights the student starts from.")]
@@ -151,7 +154,7 @@ def _resolve(family: str, given: dict[str, Any]) -> Resolved:
     flags = {
         "train.steps": given["steps"],
         "train.batch_size": given["batch_size"],
-        "train.micro_batch": given["micro_batch"],
+        "train.micro_batch": _micro_batch(given["micro_batch"]),
         "train.seed": given["seed"],
         "train.precision": None if given["precision"] == "auto" else given["precision"],
         "train.deterministic": True if given["deterministic"] else None,
@@ -160,6 +163,16 @@ def _resolve(family: str, given: dict[str, Any]) -> Resolved:
         "teacher": given["teacher"],
     }
     return resolve(given["preset"], family=family, recipe=given["recipe"], sets=given["sets"] or (), flags=flags)
+
+
+def _micro_batch(text: str | None) -> int | str | None:
+    from cmtool.errors import UsageError
+
+    if text is None or text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--micro-batch '{text}' must be a number of images from 1 up, or auto.")
+    return int(text)
 
 
 def _with_models(config: RunConfig, given: dict[str, Any], output: Output) -> RunConfig:

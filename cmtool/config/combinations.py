@@ -74,7 +74,9 @@ def _check_times(config: RunConfig) -> None:
 
 def _check_coupling(config: RunConfig) -> None:
     part, train = config.recipe.coupling, config.train
-    if part.kind == "ot" and min(train.micro_batch or train.batch_size, train.batch_size) < 2:
+    if part.kind == "ot" and train.micro_batch == "auto":
+        raise ValueError("recipe.coupling.kind = 'ot' depends on how many images meet: micro_batch cannot be 'auto'")
+    if part.kind == "ot" and min(int(train.micro_batch or train.batch_size), train.batch_size) < 2:
         raise ValueError("recipe.coupling.kind = 'ot' exchanges noise within a batch and needs at least 2 images in it")
     if part.kind == "generator" and part.predictor == "frozen" and part.model is None:
         raise ValueError("recipe.coupling.predictor = 'frozen' needs recipe.coupling.model, a file or run folder")

@@ -7,7 +7,7 @@ folder keeps as `config.toml` and what every other room is given. All tables are
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -134,7 +134,9 @@ class TrainConfig(Table):
 
     steps: int = Field(ge=1, description="optimizer steps; every schedule scales with it")
     batch_size: int = Field(64, ge=1, description="images per step over all processes")
-    micro_batch: int | None = Field(None, ge=1, description="images per forward pass; None: the whole batch")
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None, description="images per forward pass; None: the whole batch; auto: halved until it fits the memory"
+    )
     optimizer: Literal["radam", "adam", "adamw", "lion", "sgd"] = "radam"
     lr: float = Field(1e-4, gt=0, le=10)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -153,8 +155,11 @@ class TrainConfig(Table):
         "stop", description="a loss or gradient that is not finite: stop, or go back to the last checkpoint"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
+    half_passes: Literal["backward", "all"] = Field(
+        "backward", description="what bf16 rounds in consistency models: gradients alone, or all passes (less exact)"
+    )
     deterministic: bool = False
-    compile: bool = False
+    compile: bool = Field(False, description="torch.compile the networks; without a compiler they run as they are")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: torch's choice")
     log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
@@ -171,7 +176,7 @@ class TrainConfig(Table):
 
     @model_validator(mode="after")
     def _micro(self) -> TrainConfig:
-        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch = {self.micro_batch} is larger than batch_size = {self.batch_size}")
         return self
 

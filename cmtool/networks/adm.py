@@ -20,6 +20,7 @@ from cmtool.networks.blocks import (
     FourierFeatures,
     GroupNorm,
     LogVariance,
+    PointConv,
     RawNetwork,
     add_label,
     attention,
@@ -30,11 +31,12 @@ from cmtool.networks.blocks import (
     wide,
     zeroed,
 )
+from cmtool.networks.convolution import Conv2d
 
 
-def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
+def conv3x3(channels_in: int, channels_out: int) -> Conv2d:
     """A 3x3 convolution that keeps the side."""
-    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+    return Conv2d(channels_in, channels_out, 3, padding=1)
 
 
 class ResBlock(nn.Module):
@@ -50,7 +52,7 @@ class ResBlock(nn.Module):
         self.emb_layers = nn.ModuleDict({"1": nn.Linear(emb, cout * (2 if cfg.scale_shift else 1))})
         self.out_layers = nn.ModuleDict({"0": GroupNorm(cout, cfg.group_channels), "3": zeroed(conv3x3(cout, cout))})
         if cin != cout:
-            self.skip_connection = nn.Conv2d(cin, cout, 1)
+            self.skip_connection = Conv2d(cin, cout, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E) is the embedding after its activation."""
@@ -84,8 +86,8 @@ class Attention(nn.Module):
         self.heads = number_of_heads(channels, cfg.head_channels)
         self.attention_kernel = cfg.attention_kernel
         self.norm = GroupNorm(channels, cfg.group_channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, H, W) to the same shape."""

@@ -29,6 +29,7 @@ from cmtool.networks.blocks import (
     wide,
     zeroed,
 )
+from cmtool.networks.convolution import Conv2d
 
 SKIP_SCALE = math.sqrt(0.5)
 ALMOST_ZERO = 1e-5
@@ -50,7 +51,7 @@ def linear(size_in: int, size_out: int) -> nn.Linear:
     return layer
 
 
-class Conv(nn.Conv2d):
+class Conv(Conv2d):
     """A convolution that keeps the side, or halves or doubles it with a FIR filter first.
 
     `resample`: "" none, "up" or "down"; `fused`: filter after the convolution, as the input pyramid of NCSN++ does.

@@ -21,6 +21,7 @@ from cmtool.losses.draw import Nets, Slice
 from cmtool.losses.objective import Objective
 from cmtool.models import Model
 from cmtool.rng import batch_uniform
+from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import lr_factor
 from cmtool.training.distributed import World
@@ -55,6 +56,9 @@ class Trainer:
         self.nets = Nets(state.student, state.target, state.ema, teacher)
         self._tally = Tally()
         self.stopped = False
+        self.precision = config.train.precision
+        # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
+        self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
 
     def curriculum(self) -> CurriculumState:
         """Return the scheduled numbers of the coming step."""
@@ -89,22 +93,44 @@ class Trainer:
         rate = train.lr * lr_factor(train, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        state.optimizer.zero_grad(set_to_none=True)
-        first, count = self.world.rows(train.batch_size)
-        micro = train.micro_batch or max(count, 1)
-        for start in range(first, first + count, micro):
-            x0, label = self.batch(start, min(micro, first + count - start))
-            rows = Slice(state.noise_seed, state.step, start, train.batch_size)
-            loss = self.objective(self.nets, x0, label, now, rows)
-            total = loss.weighted.sum() / train.batch_size
-            self._check(total)
-            (total * state.scale.value if state.scale.active else total).backward()
-            self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
+        while not self._passes(now):
+            pass
         self._agree()
         if self._gradients_usable():
             state.optimizer.step()
             state.advance_averages(now.target_ema)
         state.step += 1
+
+    def _passes(self, now: CurriculumState) -> bool:
+        """Compute the gradients of this process's rows.
+
+        Returns False, with half the micro-batch for another try, if memory ran out and `micro_batch` is "auto".
+        """
+        first, count = self.world.rows(self.config.train.batch_size)
+        size = min(self.micro, max(count, 1))
+        self.state.optimizer.zero_grad(set_to_none=True)
+        before = self._tally.mark()
+        try:
+            for start in range(first, first + count, size):
+                self._pass(now, start, min(size, first + count - start))
+        except (RuntimeError, MemoryError) as error:
+            if self.config.train.micro_batch != "auto" or size == 1 or not out_of_memory(error):
+                raise
+            self._tally.rewind(before)
+            self.micro = -(-size // 2)
+            return False
+        return True
+
+    def _pass(self, now: CurriculumState, start: int, count: int) -> None:
+        """Add the gradients of the rows `start` .. `start + count` of the global batch."""
+        state, total = self.state, self.config.train.batch_size
+        x0, label = self.batch(start, count)
+        rows = Slice(state.noise_seed, state.step, start, total)
+        loss = self.objective(self.nets, x0, label, now, rows)
+        mean = loss.weighted.sum() / total
+        self._check(mean)
+        (mean * state.scale.value if state.scale.active else mean).backward()
+        self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
 
     def _check(self, loss: Tensor) -> None:
         # On a GPU reading the loss would stall the queue: there the report looks at all losses since the last one.

@@ -57,6 +57,16 @@ class Tally:
         self.times.append(t)
         self.images += len(t)
 
+    def mark(self) -> tuple[int, int]:
+        """Return what `rewind` needs to forget all passes after this point."""
+        return len(self.losses), self.images
+
+    def rewind(self, mark: tuple[int, int]) -> None:
+        """Forget the passes since `mark`: they are done once more."""
+        kept, self.images = mark
+        for numbers in (self.losses, self.distances, self.times):
+            del numbers[kept:]
+
     def finite(self) -> bool:
         """Whether every loss and gradient norm so far is a finite number (reads them: waits for the device)."""
         kept = [tensor.reshape(-1).float() for tensor in (*self.losses, *self.norms)]

@@ -18,12 +18,12 @@ from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
+from cmtool.training.precision import HALF, settle_precision
 from cmtool.training.state import TrainState
 from cmtool.training.supplies import frozen_predictor, gather
 
 # A head that only some recipes use: a student without it starts from a model with it all the same.
 OPTIONAL = "log_variance_head."
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -120,20 +120,21 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         UserError: whatever a user can have got wrong about teacher, starting weights, labels or precision.
     """
     check_needs(config)
-    precision = config.train.precision
+    precision = settle_precision(config, device)
     student = fresh_student(config, dataset)
     teacher = load_teacher(config.teacher, config, device) if config.teacher else None
     source = teacher if teacher is not None else load(config.init) if config.init else None
     if source is not None:
         start_from(student, source)
-    student = apply_precision(student.to(device), precision)
+    student = precision.apply(student.to(device))
     if teacher is not None:
-        teacher = apply_precision(teacher, precision)
+        teacher = precision.apply_to_teacher(teacher)
     if device.type != "mps" and config.network.kind != "mlp":
         student = student.to(memory_format=torch.channels_last)
     state = TrainState(config, student)
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
     trainer = Trainer(config, state, objective, dataset, teacher, world)
+    trainer.precision = precision.name
     trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, device))
     return trainer
 

@@ -1,0 +1,109 @@
+"""In which number format a run computes: what `auto` means on this machine, and what a recipe stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cmtool.config.schema import RunConfig
+from cmtool.errors import ConfigError
+from cmtool.models import Model
+from cmtool.networks.convolution import set_backward_dtype
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Below these a network computes no faster in bfloat16: its layers are too narrow, its tensors too small.
+LEAST_CHANNELS, LEAST_SIDE = 64, 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A precision: its name, and what is rounded: all passes (`autocast`), gradients of convolutions, the teacher.
+
+    None: computed in the weights' own format.
+    """
+
+    name: str
+    autocast: torch.dtype | None = None
+    backward: torch.dtype | None = None
+    teacher: torch.dtype | None = None
+
+    def apply(self, student: Model) -> Model:
+        """Set how the student (and with it its copies) computes; returns it."""
+        if self.name == "fp64":
+            student = student.double()
+        student.autocast = self.autocast
+        set_backward_dtype(student.network, self.backward)
+        return student
+
+    def apply_to_teacher(self, teacher: Model) -> Model:
+        """Set how the teacher computes; returns it."""
+        if self.name == "fp64":
+            teacher = teacher.double()
+        teacher.autocast = self.teacher
+        return teacher
+
+    def describe(self) -> str:
+        """Return what is said at start-up."""
+        if self.backward is not None:
+            return f"{self.name}: gradients in bfloat16, forward passes of student and target in float32"
+        return f"{self.name}: all passes of the networks" if self.autocast is not None else self.name
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32 (CPU: AVX512-BF16 or AMX; GPU: tensor cores)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def gains(config: RunConfig) -> bool:
+    """Whether the network is large enough to be faster in bfloat16."""
+    network = config.network
+    is_unet = network.kind in ("adm", "song")
+    return is_unet and network.channels >= LEAST_CHANNELS and config.data.resolution >= LEAST_SIDE
+
+
+def refused(config: RunConfig) -> str | None:
+    """Return why a recipe does not train in bfloat16, None if it does.
+
+    A recipe that differentiates through a tangent has no gradient-only form; networks without these convolutions
+    have no half-precision backward pass, and rounding their forward passes drowns the small differences.
+    """
+    target = config.recipe.target
+    if target.rule == "data":
+        return None
+    if target.differentiates and not target.stop_gradient:
+        return "it differentiates through the tangent, which bfloat16 rounds away"
+    if config.train.half_passes == "backward" and config.network.kind not in ("adm", "song"):
+        return (
+            "bfloat16 rounds away the small differences that it learns from, and gradients alone are rounded in adm "
+            f"and song networks, not in network.kind = '{config.network.kind}'"
+        )
+    return None
+
+
+def settle_precision(config: RunConfig, device: torch.device) -> Plan:
+    """Return how a run computes on a device.
+
+    `auto` is float32, or bfloat16 where device, network and recipe gain by it and train in it. bfloat16 rounds all
+    passes of a diffusion model; of a consistency model only the gradients, unless `train.half_passes` = "all".
+
+    Raises:
+        ConfigError: if the recipe does not train in bfloat16, or the device lacks the precision.
+    """
+    name = config.train.precision
+    if name == "auto":
+        suits = has_fast_bf16(device) and gains(config) and refused(config) is None
+        name = "bf16" if suits else "fp32"
+    if name == "fp64" and device.type == "mps":
+        raise ConfigError("an mps device has no float64.", "add --device cpu")
+    if name == "bf16" and (reason := refused(config)):
+        raise ConfigError(f"recipe '{config.recipe_name}' does not train in bf16: {reason}.", "use --precision fp32")
+    half = HALF.get(name)
+    if name == "bf16" and config.recipe.target.rule != "data" and config.train.half_passes == "backward":
+        return Plan(name, backward=half, teacher=half)
+    return Plan(name, autocast=half, teacher=half)
