@@ -107,7 +107,7 @@ def _evaluate(request: dict[str, Any], given: dict[str, Any], output: Output) ->
     ref = given["ref"]
     if ref is not None:
         check_reference(ref, given["mode"], output.say)
-    wanted = list_wanted(given["samples"] or [], given["model"], request["steps"], request["times"], output)
+    wanted = list_wanted(given["samples"] or [], given["model"], ref, request["steps"], request["times"], output)
     ref = ref or usual_reference(wanted, output)
     Evaluation(ref, wanted, request, given, output).run()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtool.checkpoint import model_hash
 from cmtool.cli.lists import BLOCK
-from cmtool.errors import CheckpointError, DataError
+from cmtool.errors import CheckpointError, DataError, UserError
 
 if TYPE_CHECKING:
     from cmtool.cli.find_model import FoundModel
@@ -52,8 +52,26 @@ class Judged:
             return None
 
 
+def model_for(given: str | None, ref: str | None, kinds: Sequence[str] = ("consistency", "diffusion")) -> FoundModel:
+    """Return the model to judge: the one named, else the newest run on the reference's data, else the newest run."""
+    from cmtool.cli.find_model import find_model
+
+    def same_data(header: Mapping[str, Any]) -> bool:
+        return ref in (header.get("preset"), header.get("data", {}).get("source"))
+
+    try:
+        return find_model(given, kinds=kinds, fits=same_data if ref else None)
+    except UserError:
+        return find_model(given, kinds=kinds)
+
+
 def list_wanted(
-    samples: Sequence[str], model: str | None, steps: Sequence[int], times: tuple[float, ...] | None, output: Output
+    samples: Sequence[str],
+    model: str | None,
+    ref: str | None,
+    steps: Sequence[int],
+    times: tuple[float, ...] | None,
+    output: Output,
 ) -> list[Wanted]:
     """Turn the arguments into sets to judge; headers are read, nothing is loaded.
 
@@ -70,7 +88,7 @@ def list_wanted(
             )
     found = [find_model(name) for name in samples if _is_model(name)]
     if not samples:
-        found = [find_model(model)]
+        found = [model_for(model, ref)]
         output.say(found[0].describe())
     sets = [Wanted(name, Path(name)) for name in files]
     for one in found:

@@ -23,10 +23,10 @@ FRESH = 1000
 
 def run_search(given: dict[str, Any], output: Output) -> None:
     """Search, show, and if asked write the times into the model's header."""
-    from cmtool.cli.find_model import find_model
+    from cmtool.cli.evaluate_sets import model_for
     from cmtool.cli.run_model import load_model
 
-    found = find_model(given["model"], kinds=("consistency",))
+    found = model_for(given["model"], given["ref"], ("consistency",))
     output.say(found.describe())
     ref = given["ref"] or _usual(found)
     model, network, side, usual = _set_up(found, ref, given, output, load_model)

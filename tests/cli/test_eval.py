@@ -112,6 +112,13 @@ def test_a_files_row_goes_to_the_model_that_it_names(shell, workdir):
     assert len((path.parent / "evaluations.jsonl").read_text().splitlines()) == 1
 
 
+def test_the_model_taken_is_the_newest_that_knows_the_references_data(shell, workdir):
+    write_digits_model(workdir, "older")
+    write_model(workdir, "newer")
+    row = shell.json("eval", "--ref", "digits", "--num", 20, "--metrics", "fid")["results"][0]
+    assert row["model"] == "runs/older/model.safetensors"
+
+
 def test_a_table_over_evaluations_with_its_plot(shell, workdir):
     write_digits_model(workdir)
     document = shell.json("eval", "--ref", "digits", "--num", 100, "--steps", "1,2,4,8", "--metrics", "fid,pr")
