@@ -185,8 +185,10 @@ def prepare(request: Request, path: Path, output: Output) -> Subject:
     given, side, task = request.given, request.side, request.task
     options = editing.Options(given["fit"] or ("pad" if given["paste"] else "crop"), given["paste"])
     original = read_image(path, request.channels)
+    if request.channels == 1 and _has_colors(read_image(path)):
+        output.say(f"{path}: its colors are dropped, for the model is grey")
     if task == "inpaint":
-        subject = editing.prepare_inpaint(original, _mask(given), side, options, str(path))
+        subject = editing.prepare_inpaint(original, _mask(given, output), side, options, str(path))
     elif task == "colorize":
         subject = editing.prepare_colorize(original, side, options)
     elif task == "superres":
@@ -201,10 +203,17 @@ def prepare(request: Request, path: Path, output: Output) -> Subject:
     return subject
 
 
-def _mask(given: dict[str, Any]) -> NDArray[Any]:
-    from cmtool.data.images import read_image
-    from cmtool.data.placing import mask_from_bytes
+def _has_colors(picture: NDArray[Any]) -> bool:
+    return bool((picture != picture[..., :1]).any())
 
+
+def _mask(given: dict[str, Any], output: Output) -> NDArray[Any]:
+    from cmtool.data.images import read_image
+    from cmtool.data.placing import check_mask, mask_from_bytes
+
+    notice = check_mask(read_image(given["mask"]), str(given["mask"]))
+    if notice:
+        output.warn(notice)
     return mask_from_bytes(read_image(given["mask"], 1), given["invert_mask"])
 
 

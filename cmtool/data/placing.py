@@ -19,6 +19,8 @@ Bytes = NDArray[np.uint8]
 Mask = NDArray[np.float64]
 # Masks whose shape differs from the picture's by more than this are of another picture.
 ASPECT_SLACK = 0.02
+# A pixel whose channels differ by more levels than this has a color.
+COLORED = 40
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,19 @@ def resize_mask(mask: Mask, height: int, width: int) -> Mask:
     image = Image.fromarray(mask.astype(np.float32))
     resized = np.asarray(image.resize((width, height), Image.Resampling.BOX), dtype=np.float64).clip(0, 1)
     return (resized > 1e-6).astype(np.float64) if hard else resized
+
+
+def check_mask(colors: Bytes, name: str) -> str | None:
+    """Return a notice if a mask (H, W, 3) is mostly neither black nor white.
+
+    Raises:
+        DataError: if it is in color, as photographs are and masks are not.
+    """
+    spread = colors.max(axis=2).astype(int) - colors.min(axis=2)
+    if (spread > COLORED).mean() > 0.05:
+        raise DataError(f"{name} is in color and looks like a picture, not like a mask.", "masks are black and white")
+    between = (colors[..., 0] > 12) & (colors[..., 0] < 243)
+    return f"{name} is mostly grey: is it a mask?" if between.mean() > 0.5 else None
 
 
 def mask_from_bytes(picture: Bytes, invert: bool) -> Mask:

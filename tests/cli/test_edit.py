@@ -230,12 +230,20 @@ def test_a_mask_of_another_size_is_resized_with_a_notice(shell):
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
+def test_a_grey_model_says_that_colors_are_dropped(shell, tmp_path):
+    write_model(tmp_path, "grey", channels=1)
+    code, _, err = shell("edit", "inpaint", "--mask", "m.png", "img.png", "--model", "runs/grey", "--out", "a.png")
+    assert code == 0
+    assert "colors are dropped" in err
+
+
 BAD = [
     (["inpaint", "img.png"], "--mask"),
     (["inpaint", "--mask", "wide.png", "img.png"], "another shape"),
     (["inpaint", "--mask", "black.png", "img.png"], "empty"),
     (["inpaint", "--mask", "white.png", "img.png"], "full"),
     (["inpaint", "--mask", "img.png", "img.png"], "as its mask"),
+    (["inpaint", "--mask", "img.png", "other.png"], "not like a mask"),
     (["inpaint", "--mask", "m.png", "gone.png"], "no such file"),
     (["inpaint", "--mask", "gone.png", "img.png"], "no such file"),
     (["inpaint", "--mask", "m.png", "text.png"], "not an image"),
@@ -278,6 +286,7 @@ def _odd_files(folder):
     write_model(folder, "points", source="toy2d")
     write_model(folder, "teacher", kind="diffusion")
     (folder / "folder").mkdir()
+    (folder / "other.png").write_bytes((folder / "m.png").read_bytes())
     (folder / "file").write_text("x")
     (folder / "text.png").write_text("not a picture")
     (folder / "cut.png").write_bytes((folder / "img.png").read_bytes()[:100])
