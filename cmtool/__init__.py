@@ -1,12 +1,16 @@
 """cmtool: train, distil, sample, edit and judge consistency models.
 
-import cmtool
+In five lines:
 
-model = cmtool.load("demo/shapes")
-images = model.sample(16, steps=2, seed=0)
-cmtool.save(images, "grid.png")
-filled = cmtool.edit.inpaint(model, "photo.png", "mask.png")
-print(cmtool.evaluate(model, "shapes")["fid"])
+    import cmtool
+
+    model = cmtool.load("demo/shapes")
+    images = model.sample(16, steps=2, seed=0)
+    cmtool.save(images, "grid.png")
+    filled = cmtool.edit.inpaint(model, "photo.png", "mask.png")
+    print(cmtool.evaluate(model, "shapes")["fid"])
+
+Each name is imported when it is first used.
 """
 
 from __future__ import annotations
