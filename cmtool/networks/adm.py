@@ -20,7 +20,6 @@ from cmtool.networks.blocks import (
     FourierFeatures,
     GroupNorm,
     LogVariance,
-    PointConv,
     RawNetwork,
     add_label,
     attention,
