@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def _train_in(
                 output.say(f"the process that trained here before (pid {left.pid} on {left.host}) was killed.")
             open_run(path, config, given["fresh"])
         world.wait()
-        outcome = _session(trainer, RunFolder(path), seconds, output)
+        outcome = _session(trainer, RunFolder(path), given, seconds, output)
     _say_outcome(outcome, config, path, given, output)
 
 
@@ -110,11 +111,15 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
     for line in describe(dataset):
         output.say(line)
     trainer = prepare(config, dataset, device, world)
+    for note in trainer.notes:
+        output.say(note)
     check_disk(path, forecast(config, trainer.state).disk)
     return trainer
 
 
-def _session(trainer: Trainer, folder: RunFolder, seconds: float | None, output: Output) -> Outcome:
+def _session(
+    trainer: Trainer, folder: RunFolder, given: dict[str, Any], seconds: float | None, output: Output
+) -> Outcome:
     from cmtool.cli.train_judges import judges
     from cmtool.cli.training_view import View
     from cmtool.training.session import Session
@@ -126,4 +131,24 @@ def _session(trainer: Trainer, folder: RunFolder, seconds: float | None, output:
         output.progress(config.train.steps, f"{config.preset} {config.recipe_name}") as update,
         stoppable(seconds) as stop,
     ):
-        return Session(config, trainer, folder, View(output, update), judge, closing).run(stop, sys.argv)
+        session = Session(config, trainer, folder, View(output, update), judge, closing)
+        if given["diagnose"]:
+            session.chores.append((config.train.checkpoint_every, _diagnosis(trainer, folder, output)))
+        return session.run(stop, sys.argv)
+
+
+def _diagnosis(trainer: Trainer, folder: RunFolder, output: Output) -> Callable[[], None]:
+    """Return what measures the run's coupling and shows it."""
+    from cmtool.training.diagnosis import Diagnosis
+
+    diagnosis = Diagnosis(trainer, folder.path)
+
+    def chore() -> None:
+        rows = [
+            [f"{entry.t:g}", *(f"{value:.4g}" for value in (entry.linear, entry.exact, entry.transport, entry.coupled))]
+            for entry in diagnosis()
+        ]
+        heads = ["noise level", "R of the coupling (linear)", "R of independent pairs", "|f - z|^2", "|x0 - z|^2"]
+        output.table(f"Discrepancy and transport cost at step {trainer.state.step}, per value", heads, rows)
+
+    return chore

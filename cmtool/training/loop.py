@@ -24,6 +24,7 @@ from cmtool.rng import batch_uniform
 from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import lr_factor
+from cmtool.training.ahead import Ahead
 from cmtool.training.distributed import World
 from cmtool.training.numbers import all_finite, gradient_norm
 from cmtool.training.report import Report, Tally, band_means
@@ -56,7 +57,8 @@ class Trainer:
         self.nets = Nets(state.student, state.target, state.ema, teacher)
         self._tally = Tally()
         self.stopped = False
-        self.precision = config.train.precision
+        self.notes: list[str] = []
+        self._ahead = Ahead(self._load) if self.device.type == "cuda" else None
         # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
 
@@ -67,19 +69,30 @@ class Trainer:
 
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return rows `start` .. of the step's batch: images in [-1, 1], and labels (-1 where dropped) or None."""
-        train, step = self.config.train, self.state.step
+        if self._ahead is None:
+            return self._load(self.state.step, start, count)
+        return self._ahead.take(self.state.step, start, count)
+
+    def _load(self, step: int, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        train = self.config.train
         indices = batch_indices(train.seed, step, train.batch_size, len(self.dataset))[start : start + count]
         images, labels = self.dataset.batch(indices)
         if self.config.data.flip:
             flips = flip_mask(train.seed, step, train.batch_size)[start : start + count]
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-        images = images.to(self.device, self.dtype, non_blocking=True)
+        images = self._moved(images).to(self.dtype)
         if not self.config.data.labels or labels is None:
             return images, None
         if train.label_dropout > 0:
             u = batch_uniform((train.batch_size,), train.seed, "label-dropout", step, start=start, count=count)
             labels = torch.where(u < train.label_dropout, torch.full_like(labels, -1), labels)
-        return images, labels.to(self.device, non_blocking=True)
+        return images, self._moved(labels)
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        """Bring rows to the device; to a GPU through pinned memory, so that nobody waits for the copy."""
+        if self.device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(self.device, non_blocking=True)
 
     def step(self) -> None:
         """Do one optimizer step.

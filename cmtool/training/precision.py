@@ -46,8 +46,8 @@ class Plan:
     def describe(self) -> str:
         """Return what is said at start-up."""
         if self.backward is not None:
-            return f"{self.name}: gradients in bfloat16, forward passes of student and target in float32"
-        return f"{self.name}: all passes of the networks" if self.autocast is not None else self.name
+            return f"precision {self.name}: gradients in bfloat16, forward passes of student and target in float32"
+        return f"precision {self.name}" + ("" if self.autocast is None else ": all passes of the networks")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -15,6 +15,7 @@ from cmtool.errors import CheckpointError, DataError, UserError
 from cmtool.losses.recipes import build_objective
 from cmtool.models import Model, build_model, load, model_header
 from cmtool.networks.truncated import TruncatedNetwork, doubled
+from cmtool.training.compiling import compile_all
 from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
@@ -134,7 +135,8 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     state = TrainState(config, student)
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
     trainer = Trainer(config, state, objective, dataset, teacher, world)
-    trainer.precision = precision.name
+    passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
+    trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes)]
     trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, device))
     return trainer
 

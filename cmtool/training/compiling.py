@@ -1,0 +1,56 @@
+"""torch.compile where it works: a network that cannot be compiled runs as it is, and why is said."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cmtool.config.schema import RunConfig
+from cmtool.models import Model
+from cmtool.training.state import TrainState
+
+
+def trial(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return inputs (x, t, label) of the shapes that training will use: `batch` images of zeros at level sigma_max."""
+    x = torch.zeros(batch, *model.image_shape, device=model.device, dtype=model.dtype)
+    label = None if model.num_classes is None else torch.zeros(batch, dtype=torch.int64, device=model.device)
+    return x, torch.full((batch,), model.sigma_max, device=model.device, dtype=model.dtype), label
+
+
+def compile_network(model: Model, batch: int, backend: str = "inductor") -> str | None:
+    """Compile a model's network in place and try it, forward and (if it is trained) backward.
+
+    In place, so that weights keep their names. Costs minutes for large networks. Returns None, or in one line
+    why it failed: the network is as before then.
+    """
+    network: nn.Module = model.network
+    trained = any(parameter.requires_grad for parameter in network.parameters())
+    try:
+        network.compile(backend=backend)
+        with torch.set_grad_enabled(trained):
+            answer = model(*trial(model, batch))
+            if trained:
+                answer.sum().backward()
+    except Exception as error:  # whatever compiler, back end or graph may raise: none of it is a reason to stop
+        network._compiled_call_impl = None
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    finally:
+        model.zero_grad(set_to_none=True)
+    return None
+
+
+def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, batch: int) -> list[str]:
+    """Compile student, target and teacher if `train.compile` asks for it; return what there is to say."""
+    if not config.train.compile:
+        return []
+    if config.recipe.target.differentiates:
+        return ["train.compile is left out: this recipe differentiates the network forwards, which is not compiled."]
+    if config.network.dropout:
+        # Two passes under one seed must draw one mask; the compiler's own generator does not promise that.
+        torch._inductor.config.fallback_random = True  # type: ignore[attr-defined]
+    models = [model for model in (state.student, state.target, teacher) if model is not None]
+    for model in dict.fromkeys(models):
+        reason = compile_network(model, batch)
+        if reason is not None:
+            return [f"torch.compile failed, the networks run as they are ({reason})."]
+    return ["networks compiled; the first steps may still compile for other shapes."]

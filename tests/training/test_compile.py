@@ -1,0 +1,99 @@
+"""Compiling and prefetching change speed alone; what cannot be compiled runs as it is."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import FLAGS, config_of, teacher_file, trainer_of, with_source
+
+from cmtool.training import compiling
+from cmtool.training.ahead import Ahead
+from cmtool.training.compiling import compile_all, compile_network
+
+
+MLP = ("network.kind=mlp", "network.num_blocks=1")
+
+
+def broken(graph, inputs):
+    raise RuntimeError("no C++ compiler\nfound")
+
+
+def test_a_compiled_network_answers_the_same_and_keeps_its_names():
+    plain, compiled = (trainer_of(config_of("ict", *MLP, steps=2)) for _ in range(2))
+    names = list(compiled.state.student.network.state_dict())
+    assert compile_network(compiled.state.student, 8, backend="eager") is None
+    assert compiled.state.student.network._compiled_call_impl is not None
+    assert list(compiled.state.student.network.state_dict()) == names
+    assert all(parameter.grad is None for parameter in compiled.state.parameters())
+    for _ in range(2):
+        plain.step()
+        compiled.step()
+    for a, b in zip(plain.state.parameters(), compiled.state.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_a_failing_compiler_leaves_the_network_as_it_was():
+    trainer = trainer_of(config_of("ict", *MLP, steps=1))
+    reason = compile_network(trainer.state.student, 8, backend=broken)
+    assert "no C++ compiler" in reason
+    assert "\n" not in reason
+    trainer.step()
+    assert trainer.state.step == 1
+
+
+def test_compiling_is_asked_for_and_its_failure_said(monkeypatch):
+    assert compile_all(config_of("ict"), trainer_of(config_of("ict")).state, None, 8) == []
+    monkeypatch.setattr(compiling, "compile_network", lambda model, batch: "RuntimeError: no compiler")
+    trainer = trainer_of(config_of("ict", "train.compile=true", steps=1))
+    assert "run as they are (RuntimeError: no compiler)" in trainer.notes[-1]
+    trainer.step()
+
+
+def test_recipes_with_a_derivative_are_not_compiled(tmp_path):
+    trainer = trainer_of(
+        with_source("sct", tmp_path, "train.compile=true", init=str(teacher_file(tmp_path / "t.safetensors")))
+    )
+    assert "left out" in trainer.notes[-1]
+    assert trainer.state.student.network._compiled_call_impl is None
+
+
+def test_the_next_step_is_made_ahead_and_what_is_not_asked_for_is_dropped():
+    made = []
+
+    def make(step, start, count):
+        made.append((step, start, count))
+        return made[-1]
+
+    ahead = Ahead(make)
+    for step in (5, 6, 7, 2, 3):
+        for start in (0, 4):
+            assert ahead.take(step, start, 4) == (step, start, 4)
+    ahead._pool.shutdown()
+    assert made[:2] in ([(5, 0, 4), (6, 0, 4)], [(5, 0, 4), (5, 4, 4)])
+    assert made.count((6, 0, 4)) == 1
+    assert len(made) <= 14
+
+
+@pytest.mark.parametrize("recipe", ["ict", "edm"])
+def test_images_made_ahead_are_those_of_their_step(recipe):
+    plain, early = (trainer_of(config_of(recipe, steps=3)) for _ in range(2))
+    early._ahead = Ahead(early._load)
+    for _ in range(3):
+        plain.step()
+        early.step()
+    for a, b in zip(plain.state.parameters(), early.state.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_says_its_precision_and_a_wrong_micro_batch_is_refused(tmp_path):
+    def train(*options):
+        command = [sys.executable, "-m", "cmtool", "train-ct", "--steps", "2", "--batch-size", "8", *FLAGS, *options]
+        return subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
+
+    refused = train("--micro-batch", "some")
+    assert refused.returncode == 2
+    assert "--micro-batch 'some' must be a number of images from 1 up, or auto." in refused.stderr
+    done = train("--micro-batch", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "precision fp32" in done.stderr
