@@ -36,10 +36,6 @@ class _HalfBackward(torch.autograd.Function):
         return by_input, by_weight.to(weight.dtype) if wanted[1] else None, None, None, None, None
 
 
-def _channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` (padding by zeros, no dilation) that computes its gradients in `backward_dtype` if that is set.
 
@@ -50,9 +46,6 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.backward_dtype is None or not torch.is_grad_enabled():
-            if self.kernel_size == (1, 1) and input.device.type == "cpu" and _channels_last(input):
-                # torch's own 1x1 convolution takes a slow way here and answers with channels first.
-                return F.linear(input.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
             return super()._conv_forward(input, weight, bias)
         y = _HalfBackward.apply(input, weight, self.stride, self.padding, self.groups, self.backward_dtype)
         return y if bias is None else y + bias[:, None, None]
