@@ -94,19 +94,32 @@ class RunFolder:
             stream.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of `metrics.jsonl`; a half-written last line is dropped."""
-        found: list[dict[str, Any]] = []
-        if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    found.append(json.loads(line))
-        return found
+        """Rows of `metrics.jsonl`; lines that are none (a kill leaves a half-written last one) are dropped."""
+        return [row for row in map(_row, self._lines()) if row is not None]
+
+    def _lines(self) -> list[str]:
+        if not self.metrics.is_file():
+            return []
+        return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+
+    def damaged_rows(self) -> int:
+        """Number of lines of `metrics.jsonl` that are no rows, a last one without its end not counted."""
+        return sum(_row(line) is None for line in self._lines() if line.endswith("\n"))
 
     def forget_after(self, step: int) -> None:
         """Drop rows beyond `step`: the resumed run will write them again."""
-        kept = [row for row in self.rows() if row.get("step", 0) <= step]
+        kept = [row for row in self.rows() if row["step"] <= step]
         if self.metrics.is_file():
             atomic_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("eval", {}), dict)
+    return row if whole else None
 
 
 def check_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
