@@ -97,7 +97,10 @@ def table_csv(table: Table) -> str:
 
 def fits_table(fits: Sequence[Fit]) -> Table:
     """Measured exponents with their standard errors beside the theorem's."""
-    rows = [[fit.name, fit.exponent, fit.error, fit.theorem, fit.points] for fit in fits]
+    rows = []
+    for fit in fits:
+        # Two points leave no residual: the exponent stands without an error.
+        rows.append([fit.name, fit.exponent, None if fit.points < 3 else fit.error, fit.theorem, fit.points])
     return Table("Exponents", ["law", "measured", "std. error", "theorem", "points"], rows)
 
 

@@ -98,16 +98,19 @@ def measure(law: LineMixture | Gaussian, dims: list[int], levels_list: list[Leve
 
 
 def _fits(points: list[Point], dims: list[int], counts: list[int]) -> list[Fit]:
+    """Exponents in T for each d, and in d at the largest T; an upper bound is called one, and not fitted in d."""
     fits = []
     for dim in dims:
         chosen = [point for point in points if point.dim == dim]
         if len(chosen) > 1:
+            name = "W1 bound" if chosen[0].how == "bounds" else "W1"
             w1 = [point.high for point in chosen]
-            fits.append(power_law(f"W1 in T, d = {dim}", counts, w1, -1.0))
-            fits.append(power_law(f"W1 in T/log T, d = {dim}", log_ratio(counts), w1, -1.0))
+            fits.append(power_law(f"{name} in T, d = {dim}", counts, w1, -1.0))
+            fits.append(power_law(f"{name} in T/log T, d = {dim}", log_ratio(counts), w1, -1.0))
+    last = [point for point in points if point.count == counts[-1]]
     if len(dims) > 1:
-        last = [point for point in points if point.count == counts[-1]]
         fits.append(power_law(f"W2 in d, T = {counts[-1]}", dims, [point.w2 for point in last], 2.5))
+    if len(dims) > 1 and all(point.how == "closed form" for point in last):
         fits.append(power_law(f"W1 in d, T = {counts[-1]}", dims, [point.high for point in last], 2.5))
     return fits
 
@@ -172,18 +175,23 @@ def _panels(points: list[Point], dims: list[int], counts: list[int], mixture: bo
 
 def _findings(fits: list[Fit], points: list[Point]) -> list[str]:
     found = []
-    in_t = [fit for fit in fits if fit.name.startswith("W1 in T,")]
-    clean = [fit for fit in fits if fit.name.startswith("W1 in T/log T")]
+    in_t = [fit for fit in fits if " in T, " in fit.name]
+    clean = [fit for fit in fits if " in T/log T" in fit.name]
     if in_t:
+        verdict = (
+            "the theorem's exponent is -1 with logarithms hidden, and here one logarithm is real."
+            if abs(clean[0].exponent + 1) < 0.05
+            else "not yet the theorem's -1; between separated modes training obeys (T/log T)^-0.5 until its steps are"
+            " finer than their edges."
+        )
         found.append(
-            f"W1 falls as T^{in_t[0].exponent:.2f} over these T, and as (T/log T)^{clean[0].exponent:.3f}: the"
-            " theorem's exponent is -1 with logarithms hidden, and here one logarithm is real."
+            f"W1 falls as T^{in_t[0].exponent:.2f} over these T, and as (T/log T)^{clean[0].exponent:.3f}: {verdict}"
         )
     in_d = [fit for fit in fits if fit.name.startswith("W2 in d")]
     if in_d:
         found.append(
-            f"In the dimension the error grows as d^{in_d[0].exponent:.3f}; the theorem proves d^2.5. For these"
-            " product laws the bound is loose by two full powers of d."
+            f"In the dimension the error grows as d^{in_d[0].exponent:.3f}; the theorem proves d^2.5: for these product"
+            f" laws the bound is loose by d^{2.5 - in_d[0].exponent:.2f}."
         )
     implied = max(point.high / bound_value(point.dim, point.count, point.lipschitz) for point in points)
     found.append(f"The bound holds here with C1 = {implied:.1e}; with C1 = 1 it says nothing below T = 332,105.")

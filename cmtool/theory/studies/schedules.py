@@ -65,8 +65,8 @@ def _doubling(named: dict[str, Levels]) -> list[str]:
     if len(eta) < 2:
         return []
     return [
-        f"Doubling c0 and c1 multiplies the loss by {eta[1] / eta[0]:.2f}: large constants, as the proof likes them, cost"
-        " accuracy."
+        f"Doubling c0 and c1 multiplies the loss by {eta[1] / eta[0]:.2f}: large constants, as the proof likes them,"
+        " cost accuracy."
     ]
 
 
