@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "export": Entry("transfer", "export_model", "Write a model for other software."),
     "data": Entry("datacmd", "app", "Make data sets and look at them."),
     "theory": Entry("theory", "app", "Experiments whose answers are known exactly."),
+    "ema": Entry("ema", "ema", "Make a moving average of another width after training."),
     "bench": Entry("bench", "bench", "Measure speed and memory."),
     "report": Entry("report", "report", "Write a page about a run."),
     "runs": Entry("runs", "app", "List and compare runs."),

@@ -37,6 +37,16 @@ Requeue = Annotated[
     int | None,
     typer.Option("--requeue-exit-code", min=0, max=255, help="Exit code when SIGTERM or --max-time stopped the run."),
 ]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run: its folder is runs/NAME.")]
+Extend = Annotated[
+    Path | None, typer.Option("--extend", help="Go on with this finished run, from before its decay, to --steps.")
+]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", help="Also write for tensorboard or wandb; may be repeated.")
+]
+Diagnose = Annotated[
+    bool, typer.Option("--diagnose", help="Measure discrepancy and transport cost per noise level on the way.")
+]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Only algorithms that repeat to the bit (GPU).")]
 
 
@@ -45,6 +55,8 @@ def train_ct(
     recipe: Recipe = None,
     data: Data = None,
     out: OutDir = None,
+    name: Name = None,
+    extend: Extend = None,
     steps: Steps = None,
     batch_size: Batch = None,
     micro_batch: Micro = None,
@@ -58,6 +70,8 @@ def train_ct(
     max_time: MaxTime = None,
     requeue_exit_code: Requeue = None,
     deterministic: Deterministic = False,
+    diagnose: Diagnose = False,
+    track: Track = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -75,6 +89,8 @@ def train_cd(
     recipe: Recipe = None,
     data: Data = None,
     out: OutDir = None,
+    name: Name = None,
+    extend: Extend = None,
     steps: Steps = None,
     batch_size: Batch = None,
     micro_batch: Micro = None,
@@ -88,6 +104,8 @@ def train_cd(
     max_time: MaxTime = None,
     requeue_exit_code: Requeue = None,
     deterministic: Deterministic = False,
+    diagnose: Diagnose = False,
+    track: Track = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -105,6 +123,8 @@ def train_edm(
     recipe: Recipe = None,
     data: Data = None,
     out: OutDir = None,
+    name: Name = None,
+    extend: Extend = None,
     steps: Steps = None,
     batch_size: Batch = None,
     micro_batch: Micro = None,
@@ -118,6 +138,8 @@ def train_edm(
     max_time: MaxTime = None,
     requeue_exit_code: Requeue = None,
     deterministic: Deterministic = False,
+    diagnose: Diagnose = False,
+    track: Track = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -132,19 +154,35 @@ def train_edm(
 
 def _train(family: str, given: dict[str, Any]) -> None:
     from cmtool.cli.output import Output
+    from cmtool.cli.train_extras import check_trackers, run_folder
     from cmtool.training.stopping import parse_span
 
     output = Output(given["json"], given["quiet"])
     if given["list_recipes"]:
         return _list_recipes(family, given["preset"], output)
     seconds = parse_span(given["max_time"]) if given["max_time"] else None
+    check_trackers(given["track"])
+    if given["extend"] is not None:
+        return _extend(family, given, seconds, output)
     resolved = _resolve(family, given)
     config = _with_models(resolved.config, given, output)
     if given["dry_run"]:
         return _show(config, resolved, output)
     from cmtool.cli.train_job import run
 
-    folder = given["out"] or Path("runs") / f"{config.preset}-{config.recipe_name}"
+    run(config, run_folder(given, f"{config.preset}-{config.recipe_name}"), given, seconds, output)
+
+
+def _extend(family: str, given: dict[str, Any], seconds: float | None, output: Output) -> None:
+    from cmtool.cli.train_extras import extension
+    from cmtool.config.load import to_toml
+
+    config, folder = extension(family, given, output)
+    if given["dry_run"]:
+        output.result(to_toml(config))
+        return output.json({"config": config.model_dump(mode="json"), "origins": {}})
+    from cmtool.cli.train_job import run
+
     run(config, folder, given, seconds, output)
 
 

@@ -122,16 +122,21 @@ def _session(
 ) -> Outcome:
     from cmtool.cli.train_judges import judges
     from cmtool.cli.training_view import View
+    from cmtool.training.extend import keep_plateau
     from cmtool.training.session import Session
     from cmtool.training.stopping import stoppable
+    from cmtool.training.trackers import tracked
 
     config = trainer.config
     judge, closing = judges(trainer, output)
     with (
         output.progress(config.train.steps, f"{config.preset} {config.recipe_name}") as update,
         stoppable(seconds) as stop,
+        contextlib.ExitStack() as tracking,
     ):
-        session = Session(config, trainer, folder, View(output, update), judge, closing)
+        view = tracking.enter_context(tracked(View(output, update), given["track"] or (), folder.path, config))
+        session = Session(config, trainer, folder, view, judge, closing)
+        session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
         if given["diagnose"]:
             session.chores.append((config.train.checkpoint_every, _diagnosis(trainer, folder, output)))
         return session.run(stop, sys.argv)

@@ -6,7 +6,7 @@ from typing import Any
 
 from cmtool.config.schema import RunConfig
 
-INTERVALS = ("log_every", "checkpoint_every", "sample_every", "eval_every", "keep_every")
+INTERVALS = ("log_every", "checkpoint_every", "sample_every", "eval_every", "keep_every", "snapshot_every")
 # What may differ between two starts of one run: words, rhythm, how the machine is used, what a bad step leads to.
 FREE = {f"train.{key}" for key in (*INTERVALS, "threads", "micro_batch", "bad_step", "compile")} | {"recipe.title"}
 FREE_TABLES = ("about.", "recipe.expected.")

@@ -165,6 +165,7 @@ class TrainConfig(Table):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     sample_every: int = Field(1000, ge=1, description="steps between sample grids")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: none")
+    snapshot_every: int = Field(0, ge=0, description="steps between snapshots for cmtool ema; 0: none")
     keep_every: int = Field(0, ge=0, description="keep every checkpoint whose step this divides; 0: the last two")
 
     @field_validator("betas")

@@ -26,6 +26,7 @@ from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 from cmtool.training.forecast import Forecast, check_disk, forecast
 from cmtool.training.loop import Trainer
+from cmtool.training.posthoc import write_snapshots
 from cmtool.training.provenance import provenance
 from cmtool.training.report import Report
 from cmtool.training.run_folder import RunFolder
@@ -106,6 +107,10 @@ class Session:
         self._rollbacks = 0
         self._watch = Watch()
         self._real = self._some_real(trainer.dataset)
+        # What else is done at intervals: (every so many steps, what).
+        self.chores: list[tuple[int, Callable[[], None]]] = []
+        if config.train.snapshot_every:
+            self.chores.append((config.train.snapshot_every, lambda: write_snapshots(self.state, folder.path)))
 
     def _some_real(self, dataset: Dataset) -> Tensor:
         return dataset.batch(torch.arange(min(len(dataset), 512)))[0]
@@ -133,6 +138,9 @@ class Session:
         if self.world.main:
             for file in damaged:
                 self.folder.set_aside(file)
+            lost = self.folder.damaged_rows()
+            if lost:
+                self.warn(f"{self.folder.metrics} is damaged: {lost} of its lines were dropped.")
             self.folder.forget_after(self.state.step)
         self._saved = step if step is not None else -1
         return step or 0
@@ -169,6 +177,7 @@ class Session:
         """Return the next step at which anything happens."""
         train, now = self.config.train, self.state.step
         every = [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every]
+        every += [n for n, _ in self.chores]
         return min([train.steps, *(now - now % n + n for n in every if n)])
 
     def run(self, stop: Stop, arguments: Sequence[str] = ()) -> Outcome:
@@ -232,6 +241,9 @@ class Session:
             self.sample()
         if train.eval_every and step % train.eval_every == 0:
             self.evaluate()
+        for every, chore in self.chores:
+            if self.world.main and (step % every == 0 or step == train.steps):
+                chore()
         self.trainer.restart_clock()
 
     def _catch_up(self) -> None:

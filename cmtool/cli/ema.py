@@ -1,0 +1,36 @@
+"""`cmtool ema`: a moving average of another width, made after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmtool.cli.options import Json, Quiet
+
+Run = Annotated[Path, typer.Argument(help="Run folder that kept snapshots (train.snapshot_every).")]
+Std = Annotated[float, typer.Option("--std", help="Relative width of the average, e.g. 0.05.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Model file; default RUN/ema-STD.safetensors.")]
+# A combination that misses the asked profile by more than this is another average.
+LARGE_ERROR = 0.1
+
+
+def ema(run: Run, std: Std, out: Out = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Make the moving average of another width from the snapshots that a run kept.
+
+    Example: cmtool ema runs/digits-ict-pm --std 0.05
+    """
+    from cmtool.cli.output import Output
+    from cmtool.training.posthoc import reconstruct
+
+    output = Output(json, quiet)
+    made = reconstruct(run, std, out or run / f"ema-{std:g}.safetensors")
+    if made["error"] > LARGE_ERROR:
+        output.warn(
+            f"the snapshots make this average only to {made['error']:.0%}: keep more of them, or two averages "
+            "of different widths (train.extra_emas)."
+        )
+    output.say(f"power average of width {std:g} at step {made['step']} from {made['snapshots']} snapshots")
+    output.result(made["model"])
+    output.json(made)

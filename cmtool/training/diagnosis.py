@@ -1,0 +1,53 @@
+"""`--diagnose`: the discrepancy R and the transport cost of a run's coupling and model, measured while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cmtool.checkpoint import writing
+from cmtool.losses.diagnose import Discrepancy, diagnose
+from cmtool.losses.draw import Nets
+from cmtool.schedules.curriculum import mix_at
+
+if TYPE_CHECKING:
+    from cmtool.training.loop import Trainer
+
+# Images that are measured with: several times as many as an image has values, or the linear guess fits noise.
+LEAST, MOST, PER_VALUE = 512, 8192, 8
+FILE = "discrepancy.jsonl"
+
+
+class Diagnosis:
+    """Measures a trainer's objective at its step and appends one row to `discrepancy.jsonl` of the run folder."""
+
+    def __init__(self, trainer: Trainer, folder: Path) -> None:
+        self.trainer = trainer
+        self.path = folder / FILE
+        dataset = trainer.dataset
+        first, labels = dataset.batch(torch.arange(1))
+        wanted = min(max(PER_VALUE * first[0].numel(), LEAST), MOST)
+        # Small data sets are gone through several times: the noise differs.
+        chosen = torch.arange(wanted) % len(dataset)
+        images, labels = dataset.batch(chosen)
+        self.images = images.to(trainer.device, trainer.dtype)
+        keep = trainer.config.data.labels and labels is not None
+        self.label = labels.to(trainer.device) if keep and labels is not None else None
+
+    def measure(self) -> list[Discrepancy]:
+        """Return one entry for each noise level, for the coupling at its present mix and the sampling average."""
+        state, objective = self.trainer.state, self.trainer.objective
+        nets = Nets(state.ema, state.ema, state.ema, self.trainer.nets.teacher, self.trainer.nets.frozen)
+        mix = mix_at(objective.mix, state.step, self.trainer.config.train.steps)
+        return diagnose(nets, objective.coupling, self.images, self.label, mix=mix, seed=self.trainer.config.train.seed)
+
+    def __call__(self) -> list[Discrepancy]:
+        """Measure, append and return the entries."""
+        found = self.measure()
+        row = {"step": self.trainer.state.step, "levels": [entry.row() for entry in found]}
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        return found

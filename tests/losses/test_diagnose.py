@@ -1,0 +1,110 @@
+"""The discrepancy and the transport cost against the closed Gaussian form, and the law of levels made from it."""
+
+import functools
+import math
+
+import pytest
+import torch
+
+from cmtool.config.parts import CouplingPart
+from cmtool.config.schema import ProcessConfig
+from cmtool.data.load import load_dataset
+from cmtool.losses.coupling import build_coupling
+from cmtool.losses.diagnose import diagnose, discrepancy_exact, level_density, linear_residual
+from cmtool.losses.direction import Reference
+from cmtool.losses.draw import Nets
+from tests.losses.oracles import D, config_of
+
+S = 0.5
+LEVELS = (0.1, 0.5, 1.0, 2.0, 5.0, 20.0)
+
+
+class Exact(torch.nn.Module):
+    """The consistency function of N(0, s^2) with sigma_min = 0."""
+
+    def forward(self, x, t, label=None):
+        return x * (S / torch.sqrt(S**2 + t**2)).reshape(-1, 1, 1, 1)
+
+
+@functools.cache
+def measured(kind, count=60_000):
+    g = torch.Generator().manual_seed(0)
+    data = S * torch.randn(count, 1, 1, 1, generator=g, dtype=D)
+    net = Exact()
+    part = CouplingPart(kind=kind, predictor="online", mix=1.0)
+    reference = Reference(data[:2])
+    return diagnose(Nets(net, net, net), build_coupling(part), data, levels=LEVELS, reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("kind", "golden"),
+    [
+        ("independent", (0.961538, 0.5, 0.2, 0.058824, 0.009901, 0.000625)),
+        ("generator", (0.8597, 0.1464, 0.02332, 0.002376, 8.189e-5, 3.716e-7)),
+    ],
+)
+def test_discrepancy_is_the_closed_gaussian_form(kind, golden):
+    assert [entry.linear for entry in measured(kind)] == pytest.approx(golden, rel=0.025)
+
+
+def test_transport_cost_is_the_closed_gaussian_form():
+    cost = [entry.transport for entry in measured("independent")]
+    assert cost == pytest.approx((1.05388, 0.54289, 0.35557, 0.27986, 0.25496, 0.25031), rel=0.015)
+    coupled = [entry.coupled for entry in measured("generator")]
+    assert coupled == pytest.approx(cost, rel=0.015)  # x0 is the model's answer there
+    assert measured("independent")[0].coupled == pytest.approx(S**2 + 1, rel=0.015)
+
+
+def test_discrepancy_over_reference_images_is_gaussian_too():
+    g = torch.Generator().manual_seed(1)
+    data = S * torch.randn(4000, 1, 1, 1, generator=g, dtype=D)
+    for t, golden in ((0.5, 0.5), (1.0, 0.2), (2.0, 0.058824)):
+        z = torch.randn(4000, 1, 1, 1, generator=g, dtype=D)
+        assert discrepancy_exact(data, t, z, Reference(data)) == pytest.approx(golden, rel=0.06)
+
+
+def test_linear_residual_does_not_reward_many_values():
+    """Noise that x knows nothing of keeps its variance although 30 values could be fitted to 100 images."""
+    g = torch.Generator().manual_seed(0)
+    found = [linear_residual(torch.randn(100, 30, generator=g), torch.randn(100, 30, generator=g)) for _ in range(20)]
+    assert sum(found) / 20 == pytest.approx(1.0, abs=0.03)
+
+
+def test_law_of_levels_peaks_where_the_discrepancy_does():
+    """For Gaussian data sqrt(R) per ln t is t s^2 / (s^2 + t^2): half of the mass below t = s."""
+    g = torch.Generator().manual_seed(1)
+    data = S * torch.randn(3000, 1, 1, 1, generator=g, dtype=D)
+    density = level_density(data, ProcessConfig(sigma_data=S), 0.0, 0)
+    assert float(density.quantile(torch.tensor([0.5], dtype=D))) == pytest.approx(S, rel=0.15)
+    even = level_density(data, ProcessConfig(sigma_data=S), 1.0, 0)
+    assert float(even.quantile(torch.tensor([0.5], dtype=D))) == pytest.approx(math.sqrt(0.002 * 80), rel=1e-6)
+
+
+def test_diagnosis_of_a_run_is_written_down(tmp_path):
+    import json
+
+    from cmtool.training.diagnosis import Diagnosis
+    from cmtool.training.setup import prepare
+
+    config = config_of("ict-gc")
+    trainer = prepare(config, load_dataset(config.data), torch.device("cpu"))
+    Diagnosis(trainer, tmp_path)()
+    (row,) = [json.loads(line) for line in (tmp_path / "discrepancy.jsonl").read_text().splitlines()]
+    assert row["step"] == 0
+    linear = [level["linear"] for level in row["levels"]]
+    assert linear == sorted(linear, reverse=True)
+
+
+def test_measuring_changes_nothing(tmp_path):
+    config = config_of("ict-gc")
+    from cmtool.training.diagnosis import Diagnosis
+    from cmtool.training.setup import prepare
+
+    def weights(measure):
+        trainer = prepare(config, load_dataset(config.data), torch.device("cpu"))
+        if measure:
+            Diagnosis(trainer, tmp_path).measure()
+        trainer.step()
+        return torch.cat([p.detach().flatten() for p in trainer.state.student.parameters()])
+
+    assert torch.equal(weights(False), weights(True))

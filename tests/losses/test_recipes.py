@@ -1,0 +1,228 @@
+"""Every recipe trains, on images and on points; parts that do not go together are refused with one sentence."""
+
+import pytest
+import torch
+
+from cmtool.checkpoint import read_header
+from cmtool.config.methods import METHODS
+from cmtool.data.load import load_dataset
+from cmtool.errors import CheckpointError, ConfigError, UserError
+from cmtool.models import load
+from cmtool.networks.truncated import TruncatedNetwork
+from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import plan_sampling
+from cmtool.training.inherit import adopt, check_needs
+from cmtool.training.setup import prepare
+from tests.losses.oracles import config_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A teacher and a consistency model of each preset, with weights that answer something."""
+    folder, found = tmp_path_factory.mktemp("sources"), {}
+    for preset in ("digits", "toy2d"):
+        for recipe in ("edm", "ict", "rf"):
+            config = config_of(recipe, preset=preset)
+            trainer = prepare(config, load_dataset(config.data), CPU)
+            g = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in trainer.state.ema.parameters():
+                    parameter.add_(torch.randn(parameter.shape, generator=g) * 0.05)
+            found[preset, recipe] = folder / f"{preset}-{recipe}.safetensors"
+            trainer.state.export(found[preset, recipe])
+    return found
+
+
+def started(recipe, sources, *sets, preset="digits", source=None):
+    """A small run of a recipe from what it needs."""
+    needs = METHODS[recipe].get("needs", "nothing")
+    flags = {}
+    if needs != "nothing":
+        path = sources[preset, source or ("ict" if needs == "consistency_init" else "edm")]
+        flags["teacher" if needs == "teacher" else "init"] = str(path)
+    config = config_of(recipe, *sets, preset=preset, **flags)
+    check_needs(config)
+    if flags:
+        config = adopt(config, read_header(path))
+    return prepare(config, load_dataset(config.data), CPU)
+
+
+FEW_PAIRS = ("recipe.coupling.pairs=16", "recipe.coupling.solver_steps=3")
+
+
+@pytest.mark.parametrize("preset", ["digits", "toy2d"])
+@pytest.mark.parametrize("recipe", METHODS)
+def test_every_recipe_trains_and_its_model_samples(recipe, preset, sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMTOOL_CACHE", str(tmp_path / "cache"))
+    sets = FEW_PAIRS if METHODS[recipe].get("coupling", {}).get("kind") == "teacher" else ()
+    trainer = started(recipe, sources, *sets, "train.lr=1e-4", preset=preset)
+    before = [p.detach().clone() for p in trainer.state.student.parameters()]
+    for _ in range(2):
+        trainer.step()
+    report = trainer.report()
+    assert report.loss == report.loss
+    moved = [not torch.equal(a, b) for a, b in zip(before, trainer.state.student.parameters(), strict=True)]
+    assert any(moved)
+    trainer.state.export(tmp_path / "model.safetensors")
+    model = load(tmp_path / "model.safetensors")
+    (batch,) = generate(model, plan_sampling(model.header), [0, 1])
+    assert bool(torch.isfinite(batch.x0).all())
+
+
+def test_pairs_are_made_once(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMTOOL_CACHE", str(tmp_path))
+    first = started("kd", sources, *FEW_PAIRS)
+    monkeypatch.setattr("cmtool.training.supplies.make_pairs", lambda *given: pytest.fail("made again"))
+    again = started("kd", sources, *FEW_PAIRS)
+    for trainer in (first, again):
+        trainer.step()
+    assert first.report().loss == again.report().loss
+
+
+def test_truncated_model_keeps_stage_one_below_its_level(sources, tmp_path):
+    trainer = started("tcm", sources)
+    for _ in range(3):
+        trainer.step()
+    trainer.state.export(tmp_path / "tcm.safetensors")
+    stage_one, model = load(sources["digits", "ict"]), load(tmp_path / "tcm.safetensors")
+    assert isinstance(model.network, TruncatedNetwork)
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    low, high = torch.tensor([0.1, 0.5, 0.9, 0.999]), torch.tensor([1.0, 1.001, 5.0, 80.0])
+    assert torch.equal(model(x, low), stage_one(x, low))
+    assert not torch.equal(model(x, high), stage_one(x, high))
+    mixed = torch.tensor([0.1, 2.0, 0.9, 80.0])
+    assert torch.allclose(model(x, mixed)[[0, 2]], stage_one(x, mixed)[[0, 2]], atol=1e-6)
+    frozen = [p for name, p in trainer.state.student.named_parameters() if ".early." in name]
+    assert frozen
+    assert not any(p.requires_grad for p in frozen)
+
+
+def test_truncated_model_targets_below_its_level_are_stage_one(sources):
+    """At the atom the target is the frozen network's: with t = t' the student learns from stage one alone."""
+    trainer = started("tcm", sources)
+    assert trainer.config.recipe.times.low == trainer.config.process.truncated_at == 1.0
+    assert trainer.config.process.parameterization == "consistency"
+
+
+def test_the_teacher_of_progressive_distillation_is_renewed_at_stage_ends(sources):
+    trainer = started("pd", sources, "recipe.curriculum.s0=4")
+    state, seen = trainer.state, []
+    total = trainer.config.train.steps
+    for step in range(total):
+        before = [p.clone() for p in state.target.parameters()]
+        points = trainer.curriculum().num_scales
+        trainer.step()
+        renewed = any(not torch.equal(a, b) for a, b in zip(before, state.target.parameters(), strict=True))
+        if renewed:
+            seen.append((step + 1, points - 1))
+            assert all(
+                torch.equal(a, b) for a, b in zip(state.target.parameters(), state.student.parameters(), strict=True)
+            )
+        if len(seen) == 2:
+            break
+    assert [intervals for _, intervals in seen] == [4, 2]
+
+
+def test_a_teacher_of_rectified_flow_passes_its_scalings_on(sources):
+    trainer = started("reflow", sources, *FEW_PAIRS, source="rf")
+    assert trainer.config.process.parameterization == "flow"
+    trainer.step()
+    with pytest.raises(ConfigError, match="trig_tangent"):
+        started("scd", sources, source="rf")
+
+
+def test_scd_keeps_the_conditioning_of_its_teacher(sources):
+    trainer, teacher = started("scd", sources), load(sources["digits", "edm"])
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.01, 1.0, 60.0])
+    assert torch.allclose(trainer.state.student.eval()(x, t), teacher(x, t), atol=1e-6)
+
+
+REFUSED = [
+    ("ict-ot", ("train.batch_size=1",), "at least 2 images"),
+    ("ict-ot", ("train.micro_batch=1",), "at least 2 images"),
+    ("ict-gc", ('recipe.coupling.predictor="frozen"',), "coupling.model"),
+    ("ict", ("recipe.curriculum.s1=5",), r"ends \(s1 = 5\) before it starts"),
+    ("ict", ("recipe.curriculum.s1=2000000",), "2,000,000 grid points"),
+    ("cd", ("recipe.curriculum.s1=1",), "at least 2 points"),
+    ("pd", ("recipe.curriculum.s0=1", "recipe.curriculum.s1=8"), "cannot end at s1 = 8"),
+    ("ct-inf", ('network.attention_kernel="auto"',), "no forward-mode derivative"),
+    ("cd-inf-full", ("network.checkpointing=true",), "no forward-mode derivative"),
+    ("meanflow", ("network.two_time=false",), "two_time"),
+    ("meanflow", ('process.parameterization="edm"',), "parameterization"),
+    ("sct", ('process.parameterization="consistency"',), "'edm' or 'trig'"),
+    ("sct", ("network.log_variance=false",), "log_variance"),
+    ("sct", ('recipe.gap.kind="ratio"',), "limit r -> t"),
+    ("ict", ('recipe.times.kind="lognormal"',), "two different times"),
+    ("edm", ('recipe.weighting.kind="inverse_gap"',), "t - r"),
+    ("cd", ("recipe.direction.guidance=2.0",), "class labels"),
+    ("ict", ("recipe.direction.guidance=2.0",), "direction.kind = 'teacher'"),
+    ("ict", ('recipe.direction.kind="teacher"',), "train-cd"),
+    ("ict", ('recipe.coupling.kind="teacher"',), "train-cd"),
+    ("cd-2m", ("recipe.direction.substeps=1",), "at least 2"),
+    ("ict", ('recipe.direction.kind="target"',), "target network"),
+    ("tcm", ("recipe.times.low=2.0",), "truncated_at"),
+    ("tcm", ("recipe.times.low=100.0",), "outside the noise levels"),
+    ("ict", ('recipe.times.kind="two_lognormal"', 'recipe.gap.kind="ratio"'), "average_velocity"),
+    ("ict", ('recipe.distance.kind="lpips"', "data.channels=2"), "gray or RGB"),
+    ("meanflow", ('recipe.distance.kind="lpips"',), "compares images"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "sets", "words"), REFUSED)
+def test_combinations_that_are_refused(recipe, sets, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        config_of(recipe, *sets)
+    assert "\n" not in caught.value.message
+    assert "pydantic" not in caught.value.message
+
+
+@pytest.mark.parametrize("recipe", [name for name, row in METHODS.items() if row.get("needs", "nothing") != "nothing"])
+def test_what_a_recipe_needs_is_asked_for(recipe):
+    with pytest.raises(UserError) as caught:
+        check_needs(config_of(recipe))
+    assert "cmtool train-" in caught.value.hint
+
+
+def test_stage_two_of_a_diffusion_model_is_refused(sources):
+    config = config_of("tcm", init=str(sources["digits", "edm"]))
+    with pytest.raises(CheckpointError, match="goes on from a consistency model"):
+        adopt(config, read_header(sources["digits", "edm"]))
+
+
+def test_guidance_by_a_teacher_without_dropped_labels_is_refused():
+    from types import SimpleNamespace
+
+    from cmtool.config.parts import DirectionPart
+    from cmtool.training.supplies import check_guidance
+
+    part = DirectionPart(kind="teacher", guidance=1.5)
+    with pytest.raises(ConfigError, match="dropped labels"):
+        check_guidance(part, SimpleNamespace(header={"label_dropout": 0.0}))
+    check_guidance(part, SimpleNamespace(header={"label_dropout": 0.1}))
+
+
+def test_guidance_extrapolates_from_the_unlabeled_answer():
+    from cmtool.losses.direction import toward_teacher
+
+    def teacher(x, t, label):
+        return x + label.reshape(-1, 1, 1, 1)
+
+    x, label = torch.zeros(2, 1, 2, 2), torch.tensor([3, 5])
+    denoise = toward_teacher(teacher, 2.0)(None, x, label)
+    assert denoise(x, torch.ones(2))[:, 0, 0, 0].tolist() == [7.0, 11.0]  # -1 + 2 (label + 1)
+
+
+def test_no_method_is_named_outside_its_table():
+    """A method is a row of parts: code that asks for one by name would be a branch."""
+    from pathlib import Path
+
+    import cmtool
+
+    folder = Path(cmtool.__file__).parent
+    for path in folder.rglob("*.py"):
+        if path.name != "methods.py" and "theory" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            assert "method ==" not in text, path
+            assert "recipe_name ==" not in text, path
