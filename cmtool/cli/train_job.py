@@ -134,7 +134,8 @@ def _session(
         stoppable(seconds) as stop,
         contextlib.ExitStack() as tracking,
     ):
-        view = tracking.enter_context(tracked(View(output, update), given["track"] or (), folder.path, config))
+        names = (given["track"] or ()) if trainer.world.main else ()
+        view = tracking.enter_context(tracked(View(output, update), names, folder.path, config))
         session = Session(config, trainer, folder, view, judge, closing)
         session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
         if given["diagnose"]:

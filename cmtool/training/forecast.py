@@ -57,7 +57,7 @@ def forecast(config: RunConfig, state: TrainState) -> Forecast:
     return Forecast(
         parameters=parameter_count(state.student.network),
         checkpoint=checkpoint,
-        disk=checkpoint * (3 + kept) + 2 * weights,
+        disk=checkpoint * (3 + kept + (config.train.decay != "none")) + 2 * weights,
         memory=checkpoint + weights,
     )
 

@@ -178,7 +178,8 @@ def _clear(path: Path) -> None:
     """Remove what a run writes, and nothing else a user may have put there."""
     names = ["model.safetensors", "best.safetensors", *(file.name for file in path.glob("ema-*.safetensors"))]
     # The settings go last: a kill half-way leaves a folder that --fresh (or the same command) still understands.
-    for name in (*names, "checkpoints", "samples", "metrics.jsonl", "evaluations.jsonl", "run.log", "config.toml"):
+    for name in (*names, "checkpoints", "samples", "metrics.jsonl", "evaluations.jsonl", "before-decay.safetensors",
+                 "tensorboard", "wandb", "run.log", "config.toml"):  # fmt: skip
         target = path / name
         if target.is_dir():
             shutil.rmtree(target)
