@@ -206,7 +206,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     from cmtool.cli.run_model import load_model
     from cmtool.data.editing import tensor
     from cmtool.data.images import fit_image, read_image
-    from cmtool.samplers.interpolation import decode, encode
+    from cmtool.samplers.interpolation import DITHER, decode, dithered, encode
     from cmtool.samplers.times import solver_times
 
     if walk.teacher is None:
@@ -215,9 +215,10 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     channels, side, _ = model.image_shape
     x0 = torch.cat([tensor(fit_image(read_image(file, channels), side)) for file in walk.pictures])
     x0 = x0.to(model.device, model.dtype)
-    levels = solver_times(walk.given["inversion_steps"], teacher.sigma_min, teacher.sigma_max, teacher.rho)
+    lowest = max(teacher.sigma_min, DITHER)
+    levels = solver_times(walk.given["inversion_steps"], lowest, teacher.sigma_max, teacher.rho)
     labels = None if label is None else torch.full((len(x0),), label, device=x0.device)
-    noise = encode(teacher, x0, levels, labels if teacher.num_classes is not None else None)
+    noise = encode(teacher, dithered(x0, lowest), levels, labels if teacher.num_classes is not None else None)
     back = decode(model, noise, walk.plan.times[:1], labels)
     errors = (back - x0).square().flatten(1).mean(1).sqrt().tolist()
     for file, error in zip(walk.pictures, errors, strict=True):

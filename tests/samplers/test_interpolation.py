@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmtool.errors import UserError
-from cmtool.samplers.interpolation import decode, encode, key_noise, path, slerp
+from cmtool.samplers.interpolation import decode, dithered, encode, key_noise, path, slerp
 from cmtool.samplers.times import solver_times
 from tests.samplers.oracle import GaussianConsistency, GaussianDenoiser, streams
 
@@ -83,3 +83,11 @@ def test_encode_then_decode_gives_the_image_back():
     noise = encode(GaussianDenoiser(), x0, solver_times(80))
     back = decode(GaussianConsistency(), noise, (80.0,), clamp=False)
     torch.testing.assert_close(back, x0, rtol=0.02, atol=1e-3)
+
+
+def test_dither_is_noise_of_the_level_asked_for_and_repeats():
+    x0 = torch.zeros(2, 1, 100, 100)
+    noisy = dithered(x0, 0.01)
+    assert noisy.std().item() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(noisy, dithered(x0, 0.01))
+    assert not torch.equal(noisy[0], noisy[1])
