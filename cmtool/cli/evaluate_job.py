@@ -109,7 +109,9 @@ class Evaluation:
     def _intervals(self, figures: Figures, measured: Measured) -> dict[str, list[float]]:
         rounds, count, found = self.given["bootstrap"], len(measured.features), {}
         if figures.values["fid"] is not None:
-            found["fid"] = interval(frechet_statistic(measured.features, self.side.fit), count, rounds)
+            found["fid"] = interval(
+                frechet_statistic(measured.features, self.side.fit, self.side.factor), count, rounds
+            )
         if figures.manifold is not None and figures.values["precision"] is not None:
             found["precision"] = interval(share_statistic(figures.manifold.inside), count, rounds)
         return {name: [ends.low, ends.high] for name, ends in found.items()}
@@ -135,7 +137,10 @@ class Evaluation:
 
     def _statistics(self, first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:
         if first[1].values["fid"] is not None:
-            sides = [frechet_statistic(measured.features, self.side.fit) for _, _, measured in (first, second)]
+            sides = [
+                frechet_statistic(measured.features, self.side.fit, self.side.factor)
+                for _, _, measured in (first, second)
+            ]
             yield distance_name(self.network), sides[0], sides[1]
         if first[1].manifold is not None and first[1].values["precision"] is not None:
             inside = [share_statistic(figures.manifold.inside) for _, figures, _ in (first, second)]

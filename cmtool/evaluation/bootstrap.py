@@ -61,13 +61,15 @@ def resamples(count: int, rounds: int, seed: int) -> list[Array]:
     return [random.integers(count, size=count) for _ in range(rounds)]
 
 
-def frechet_statistic(features: Array, fit: Statistics) -> Statistic:
-    """Return rows -> Frechet distance of those rows of `features` (N, D) to the reference `fit`."""
-    # Only the generated side changes: the reference is replaced by its factor once, for small D the whole cost.
-    factor = covariance_factor(fit.covariance)
+def frechet_statistic(features: Array, fit: Statistics, factor: Array | None = None) -> Statistic:
+    """Return rows -> Frechet distance of those rows of `features` (N, D) to the reference `fit`.
+
+    `factor` is a factor of its covariance where the caller has one already.
+    """
+    fixed = covariance_factor(fit.covariance) if factor is None else factor
 
     def value(rows: Array) -> float:
-        return frechet_to_fit(features[rows], fit, factor)
+        return frechet_to_fit(features[rows], fit, fixed)
 
     return value
 

@@ -73,7 +73,7 @@ def _distances(
     figures: Figures, samples: Measured, reference: Side, wanted: Sequence[str], asked: Sequence[str] | None
 ) -> None:
     if "fid" in wanted:
-        figures.values["fid"] = frechet_to_fit(samples.features, reference.fit)
+        figures.values["fid"] = frechet_to_fit(samples.features, reference.fit, reference.factor)
     if "sfid" in wanted and samples.spatial is not None and reference.spatial is not None:
         figures.values["sfid"] = frechet_distance(samples.spatial, reference.spatial)
     elif asked is not None and "sfid" in asked:

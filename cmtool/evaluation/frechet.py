@@ -26,7 +26,7 @@ def frechet_from_features(first: Array, second: Array) -> float:
     """Frechet distance of features (n1, D) and (n2, D)."""
     _same_width(first.shape[1], second.shape[1])
     fit = statistics(second)
-    return frechet_to_fit(first, fit, _feature_factor(second, fit))
+    return frechet_to_fit(first, fit, feature_factor(second, fit))
 
 
 def frechet_to_fit(features: Array, fit: Statistics, factor: Array | None = None) -> float:
@@ -37,7 +37,7 @@ def frechet_to_fit(features: Array, fit: Statistics, factor: Array | None = None
     _same_width(features.shape[1], fit.dim)
     own = statistics(features)
     other = covariance_factor(fit.covariance) if factor is None else factor
-    return _distance(own, fit, _feature_factor(features, own), other)
+    return _distance(own, fit, feature_factor(features, own), other)
 
 
 def covariance_factor(covariance: Array) -> Array:
@@ -56,7 +56,7 @@ def covariance_factor(covariance: Array) -> Array:
     return vectors[:, keep] * np.sqrt(values[keep])
 
 
-def _feature_factor(features: Array, fit: Statistics) -> Array:
+def feature_factor(features: Array, fit: Statistics) -> Array:
     """A factor of the covariance of `features`: the rows themselves where they are no more than the dimensions."""
     if fit.count > fit.dim:
         return covariance_factor(fit.covariance)

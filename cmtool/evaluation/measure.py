@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from cmtool.errors import DataError
 from cmtool.evaluation.features import Features
+from cmtool.evaluation.frechet import covariance_factor, feature_factor
 from cmtool.evaluation.references import Reference
 from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array, Moments, Statistics, require_finite, statistics
@@ -29,11 +31,22 @@ class Measured:
 
 @dataclass(frozen=True)
 class Side:
-    """The reference as metrics need it: statistics always, features and probabilities where there are images."""
+    """The reference as metrics need it: statistics always, features and probabilities where there are images.
+
+    `given` says that the statistics are from a file and not those of the images.
+    """
 
     fit: Statistics
     spatial: Statistics | None
     measured: Measured | None
+    given: bool = False
+
+    @cached_property
+    def factor(self) -> Array:
+        """A factor of the covariance, found once for all that is compared with this side."""
+        if self.measured is not None and not self.given:
+            return feature_factor(self.measured.features, self.fit)
+        return covariance_factor(self.fit.covariance)
 
     @property
     def images(self) -> int:
@@ -118,7 +131,7 @@ def measure_reference(
         _check_given(reference, network)
     measured = measure(reference.images, network, batch_size, advance) if reference.images is not None else None
     if reference.given is not None:
-        return Side(reference.given, reference.given_spatial, measured)
+        return Side(reference.given, reference.given_spatial, measured, given=True)
     if measured is None:
         raise DataError(f"the reference {reference.name} holds neither images nor statistics.")
     return Side(statistics(measured.features), measured.spatial, measured)

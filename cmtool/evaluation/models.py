@@ -11,7 +11,7 @@ from torch import Tensor
 from cmtool.data import to_uint8
 from cmtool.evaluation.features import Features
 from cmtool.evaluation.figures import Figures, compute_figures
-from cmtool.evaluation.frechet import covariance_factor, frechet_to_fit
+from cmtool.evaluation.frechet import frechet_to_fit
 from cmtool.evaluation.measure import Side, measure
 from cmtool.evaluation.samples import ImageSet, from_array
 from cmtool.models import Model, ve_process
@@ -86,7 +86,6 @@ class TimesScore:
         self.model = model
         self.network = network
         self.side = side
-        self.factor = covariance_factor(side.fit.covariance)
         self.batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
         channels, height, width = model.image_shape
         self._keeps = len(seeds) * channels * height * width * 4 <= KEPT_BYTES
@@ -96,7 +95,7 @@ class TimesScore:
         """Return the Frechet distance of samples made with `times`."""
         x0 = self._samples(times)
         features = [self.network.call(_stored(batch, self.model)).features for batch in x0]
-        return frechet_to_fit(np.concatenate(features), self.side.fit, self.factor)
+        return frechet_to_fit(np.concatenate(features), self.side.fit, self.side.factor)
 
     @torch.no_grad()
     def _samples(self, times: tuple[float, ...]) -> list[Tensor]:

@@ -184,8 +184,8 @@ def test_a_reference_of_ones_own(shell, workdir):
 
 
 def test_inception_from_its_place_and_the_sentence_without_it(shell, workdir):
-    save_npz("a.npz", digits(40))
-    save_npz("b.npz", digits(30, 0.2))
+    save_npz("a.npz", digits(12))
+    save_npz("b.npz", digits(10, 0.2))
     err = shell.fails("eval", "a.npz", "--ref", "b.npz")
     for word in ("inception-2015-12-05.pt", str(WEIGHTS.path), WEIGHTS.url, "put it at"):
         assert word in err
@@ -193,7 +193,7 @@ def test_inception_from_its_place_and_the_sentence_without_it(shell, workdir):
     code, out, err = shell("eval", "a.npz", "--ref", "b.npz", "--metrics", "fid,is", "--out", "result.json")
     assert code == 0
     assert "FID" in out and "IS" in out and "inception" in out and "not the published file" in err
-    assert "40 samples for 2,048 features" in err
+    assert "12 samples for 2,048 features" in err
     document = json.loads((workdir / "result.json").read_text())
     assert document["protocol"]["resize"] == "legacy_tensorflow"
     clean = shell.json("eval", "a.npz", "--ref", "b.npz", "--mode", "clean", "--metrics", "fid")
