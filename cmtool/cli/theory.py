@@ -27,11 +27,16 @@ GAUSS, GMM_A, GMM_E = "gauss:0;1", "gmm:0.3,0.7;-1,1;0.4", "gmm:0.3,0.7;-0.5,0.5
 def _study(name: str, folder: Path, json_mode: bool, quiet: bool, **settings: Any) -> None:
     """Run one study, print its table and exponents, write its files."""
     prepare()
+    from cmtool.theory.laws import parse_law
     from cmtool.theory.studies import find
     from cmtool.theory.study import document, write
 
     out = Output(json_mode, quiet)
     study = find(name)(**settings)
+    if name not in ("scaling", "chain") and "data" in settings:
+        notice = parse_law(settings["data"]).notice
+        if notice:
+            out.say(f"Note: {notice}.")
     paths = write(study, folder)
     show(out, study)
     out.say(f"Wrote {', '.join(path.name for path in paths)} in {folder}/")

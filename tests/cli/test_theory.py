@@ -66,6 +66,8 @@ def test_finite_samples_and_scaled_weights(cmtool):
     assert table["rows"][0][2] == pytest.approx(table["rows"][0][3], rel=0.3)
     typed = cmtool("theory", "scaling", "--data", "gmm:1,1;-1,1;.5", "--T", "16,24", "--d", "1,2")
     assert typed.code == 0 and "sum to 2" in typed.err
+    typed = cmtool("theory", "edm", "--data", "gmm:1,1;-1,1;.5", "--N", "5,9")
+    assert typed.code == 0 and typed.err.count("sum to 2") == 1
 
 
 def test_mlp_class_is_really_trained(cmtool):
