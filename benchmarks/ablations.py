@@ -1,0 +1,168 @@
+"""The ablations of the consistency-models paper at a small scale, and which of its findings hold there.
+
+    python benchmarks/ablations.py --out runs/ablations [--seeds 3] [--steps 2000] [--teacher-steps 2500]
+    python benchmarks/ablations.py --out runs/ablations --only solver distance
+
+Distillation runs share one teacher a seed and one number of steps. A finding holds if the difference of the mean
+distances has the published sign and is more than twice its standard error; it is open if it is smaller than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import trial as trials
+
+from cmtool.losses.perceptual import backbone_path
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of an ablation: its name, recipe, changes, and the evaluations it is judged with."""
+
+    name: str
+    recipe: str
+    sets: tuple[str, ...] = ()
+    nfe: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Arms, and published findings as pairs (better, worse) of arm names, `@k` for k evaluations."""
+
+    title: str
+    arms: tuple[Arm, ...]
+    findings: tuple[tuple[str, str], ...]
+
+
+def distances() -> Ablation:
+    """L1, l2 and LPIPS; the last only where its backbone is on disk."""
+    kinds = ["l1", "l2", "pseudo_huber"] + (["lpips"] if backbone_path().is_file() else [])
+    arms = tuple(Arm(kind, "cd", (f'recipe.distance.kind="{kind}"',)) for kind in kinds)
+    return Ablation("distance of distillation", arms, (("lpips", "l2"), ("lpips", "l1")) if "lpips" in kinds else ())
+
+
+SIZES = (9, 12, 18, 36, 60, 80, 120)
+FIXED = ('recipe.curriculum.scales="fixed"', "recipe.target.adaptive=false")
+ABLATIONS = {
+    "distance": distances(),
+    "solver": Ablation(
+        "solver of the teacher's step",
+        (
+            Arm("heun", "cd"),
+            Arm("euler", "cd-euler"),
+            Arm("2m", "cd-2m"),
+            Arm("euler, twice", "cd-euler", ("recipe.direction.substeps=2",)),
+        ),
+        (("heun", "euler"), ("2m", "euler")),
+    ),
+    "levels": Ablation(
+        "number of levels N of distillation",
+        tuple(Arm(f"N={n}", "cd", (f"recipe.curriculum.s1={n}",)) for n in SIZES),
+        (("N=18", "N=9"),),
+    ),
+    "schedule": Ablation(
+        "fixed and adaptive N and mu of consistency training",
+        (
+            Arm("adaptive", "ct"),
+            Arm("N=10, mu=.9", "ct", (*FIXED, "recipe.curriculum.s1=10", "recipe.target.ema=0.9")),
+            Arm("N=40, mu=.99", "ct", (*FIXED, "recipe.curriculum.s1=40", "recipe.target.ema=0.99")),
+            Arm("N=120, mu=.99", "ct", (*FIXED, "recipe.curriculum.s1=120", "recipe.target.ema=0.99")),
+        ),
+        (("adaptive", "N=10, mu=.9"), ("adaptive", "N=120, mu=.99")),
+    ),
+    "time": Ablation(
+        "discrete and continuous time",
+        (
+            Arm("cd", "cd"),
+            Arm("cd-inf", "cd-inf", ("train.lr=1e-4",)),
+            Arm("cd-inf-full", "cd-inf-full", ("train.lr=1e-4",)),
+            Arm("scd", "scd"),
+            Arm("ct-inf", "ct-inf", ("train.lr=1e-4",)),
+        ),
+        (("cd", "cd-inf"), ("cd-inf", "cd-inf-full")),
+    ),
+    "progressive": Ablation(
+        "progressive against consistency distillation",
+        (Arm("pd", "pd", (), (1, 2, 4, 8)), Arm("cd", "cd", (), (1, 2, 4, 8))),
+        (("cd@1", "pd@1"), ("cd@2", "pd@2"), ("cd@4", "pd@4"), ("cd@8", "pd@8")),
+    ),
+}
+
+
+def run(arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, object]:
+    """Train one arm and judge it."""
+    teacher = trials.train(
+        trials.Trial(args.preset, "edm", seed), args.teacher_steps, args.out / f"edm-{seed}.safetensors"
+    )
+    starts = arm.recipe not in ("ct", "ict")
+    entry = trials.Trial(args.preset, arm.recipe, seed, arm.sets, teacher if starts else None)
+    name = "".join(c if c.isalnum() else "-" for c in f"{arm.recipe}-{arm.name}-{seed}")
+    path = trials.train(entry, args.steps, args.out / f"{name}.safetensors")
+    return {f"fd{nfe}": trials.quality(path, nfe, args.preset)["fd"] for nfe in arm.nfe}
+
+
+def verdict(better: list[float], worse: list[float]) -> str:
+    """Say whether `better` is below `worse` by more than twice the standard error of the difference."""
+    gap = statistics.fmean(worse) - statistics.fmean(better)
+    if min(len(better), len(worse)) < 2:
+        return f"difference {gap:+.1f} (one seed: nothing can be said)"
+    error = (statistics.variance(better) / len(better) + statistics.variance(worse) / len(worse)) ** 0.5
+    word = "holds" if gap > 2 * error else "does not hold" if gap < -2 * error else "is open"
+    return f"{word}: difference {gap:+.1f} ± {error:.1f}"
+
+
+def values(rows: list[dict], key: str, name: str) -> list[float]:
+    """Return the distances of one arm (name or name@evaluations) over the seeds."""
+    arm, _, nfe = name.partition("@")
+    return [row[f"fd{nfe or 1}"] for row in rows if row["ablation"] == key and row["arm"] == arm]
+
+
+def report(rows: list[dict]) -> str:
+    """Return a table an ablation and the verdict on each published finding."""
+    lines = []
+    for key, ablation in ABLATIONS.items():
+        own = [row for row in rows if row["ablation"] == key]
+        if not own:
+            continue
+        lines += [f"### {ablation.title}", "", "| setting | evaluations | FD |", "| --- | --- | --- |"]
+        for arm, nfe in itertools.chain.from_iterable(((a, n) for n in a.nfe) for a in ablation.arms):
+            found = values(rows, key, f"{arm.name}@{nfe}")
+            if found:
+                lines.append(f"| {arm.name} | {nfe} | {trials.spread(found)} |")
+        for better, worse in ablation.findings:
+            pair = values(rows, key, better), values(rows, key, worse)
+            if all(pair):
+                lines.append(f"\nPublished: {better} better than {worse}; {verdict(*pair)}.")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is missing, print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="digits", choices=("digits", "shapes"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--teacher-steps", type=int, default=2500)
+    parser.add_argument("--only", nargs="*", choices=tuple(ABLATIONS), default=tuple(ABLATIONS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "ablations.jsonl"
+    for seed, key in itertools.product(range(args.seeds), args.only):
+        for arm in ABLATIONS[key].arms:
+            place = {"ablation": key, "arm": arm.name, "seed": seed, "steps": args.steps}
+            if not any(place.items() <= row.items() for row in trials.rows_of(results)):
+                trials.append(results, {**place, **run(arm, seed, args)})
+    print(report([row for row in trials.rows_of(results) if row["steps"] == args.steps]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""One training run of a small preset, counted in network evaluations and judged: what the comparisons are made of.
+
+Used by `recipe_shootout.py` and `ablations.py`; not a command of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from digits_quality import score
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmtool.checkpoint import read_header
+from cmtool.config.load import resolve
+from cmtool.config.methods import METHODS
+from cmtool.config.schema import RunConfig
+from cmtool.data.load import load_dataset
+from cmtool.models import Model, load
+from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import SamplePlan, plan_sampling
+from cmtool.training.inherit import adopt
+from cmtool.training.loop import Trainer
+from cmtool.training.setup import prepare
+
+CPU = torch.device("cpu")
+SAMPLES = 1797
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe with changes (`sets`), a seed, and the model it starts from, if any."""
+
+    preset: str
+    recipe: str
+    seed: int
+    sets: tuple[str, ...] = ()
+    source: Path | None = None
+
+    def config(self, steps: int) -> RunConfig:
+        """Resolve the trial for so many steps."""
+        flags: dict[str, Any] = {"train.steps": steps, "train.seed": self.seed}
+        method = METHODS[resolve(self.preset, recipe=self.recipe).config.recipe.method]
+        if self.source is not None:
+            flags["teacher" if method.get("needs") == "teacher" else "init"] = str(self.source)
+        config = resolve(self.preset, recipe=self.recipe, sets=self.sets, flags=flags).config
+        return adopt(config, read_header(self.source)) if self.source is not None else config
+
+
+def flops_of(work: Any) -> int:
+    """Floating-point operations of calling `work`."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def evaluations_per_step(trial: Trial) -> float:
+    """Cost of an optimizer step in forward passes of one image, by counted operations: backward and JVP included."""
+    config = trial.config(1000)
+    trainer: Trainer = prepare(config, load_dataset(config.data), CPU)
+    trainer.step()
+    step = flops_of(trainer.step)
+    student = trainer.state.ema
+    x, t = torch.zeros(1, *student.image_shape), torch.ones(1)
+    with torch.no_grad():
+        single = flops_of(lambda: student(x, t))
+    return step / single
+
+
+def train(trial: Trial, steps: int, out: Path) -> Path:
+    """Train and write the sampling average to `out`, unless it is there."""
+    if not out.is_file():
+        config = trial.config(steps)
+        trainer = prepare(config, load_dataset(config.data), CPU)
+        trainer.run_to(steps)
+        trainer.state.export(out)
+    return out
+
+
+def plan_for(model: Model, nfe: int) -> SamplePlan:
+    """Return the plan of so many evaluations: Algorithm 1, or the solver of a diffusion model that needs no more."""
+    if model.kind == "consistency":
+        return plan_sampling(model.header, steps=nfe)
+    own = (model.header.get("sample") or {}).get("sampler")
+    return plan_sampling(model.header, sampler=own or "euler", steps=nfe)
+
+
+def quality(path: Path, nfe: int, data: str, seed: int = 10_000) -> dict[str, float]:
+    """Return fd, precision and recall of 1,797 samples with so many evaluations each."""
+    model = load(path)
+    made = [batch.x0 for batch in generate(model, plan_for(model, nfe), range(seed, seed + SAMPLES), batch_size=256)]
+    found = score(torch.cat(made), data)
+    return {key: float(found[key] or 0.0) for key in ("fd", "precision", "recall")}
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a file of JSON lines: a comparison that was cut off goes on where it was."""
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that are there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation as text."""
+    middle = statistics.fmean(values)
+    return f"{middle:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
