@@ -55,18 +55,29 @@ def _front_matter(model: Model) -> Iterator[str]:
     yield "---"
 
 
+def _evaluations(count: str) -> str:
+    return f"{count} evaluation" if count == "1" else f"{count} evaluations"
+
+
 def _figures(header: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines about quality: every figure in the header with the protocol that stands beside it."""
+    """Yield the lines about quality: every figure in the header with its protocol."""
+    published = header.get("published") or {}
+    for nfe, value in (published.get("fid") or {}).items():
+        yield f"* FID {value:g} with {_evaluations(nfe)}, as published ({published.get('source')})"
     figures = header.get("figures") or {}
-    if not figures:
-        yield "No figures have been measured for this file; `cmtool eval` measures them."
-        return
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            text = ", ".join(f"{key}: {item}" for key, item in value.items())
-            yield f"* {name}: {text}"
+    for nfe, value in figures.items():
+        if nfe.isdecimal():
+            yield f"* Frechet distance {value:.4g} with {_evaluations(nfe)}, measured after training"
         else:
-            yield f"* {name}: {value}"
+            yield f"* {nfe}: {value}, measured in training"
+    if figures:
+        yield ""
+        yield (
+            "Distances measured in training are between few samples and the preset's own reference, in the features of "
+            "a small network: they compare runs of this preset and are no published FID."
+        )
+    if not figures and not published.get("fid"):
+        yield "No figures have been measured for this file; `cmtool eval` measures them."
 
 
 def _facts(model: Model) -> Iterator[str]:
@@ -84,7 +95,7 @@ def _facts(model: Model) -> Iterator[str]:
     if origin:
         yield f"* converted from: {origin.get('name') or origin.get('file')} ({origin.get('layout')} layout)"
     for count, times in (header.get("times") or {}).items():
-        yield f"* sampling times, {count} evaluation{'s' if count != '1' else ''}: {', '.join(f'{t:g}' for t in times)}"
+        yield f"* sampling times, {_evaluations(count)}: {', '.join(f'{t:g}' for t in times)}"
 
 
 def card(model: Model, nfe: int) -> str:
@@ -96,7 +107,7 @@ def card(model: Model, nfe: int) -> str:
         "",
         f"# A {what} of {title}",
         "",
-        f"![{GRID_IMAGES} samples, {nfe} network evaluation{'s' if nfe != 1 else ''} each](grid.png)",
+        f"![{GRID_IMAGES} samples, {_evaluations(str(nfe))} each](grid.png)",
         "",
         "## What it is",
         "",

@@ -196,7 +196,7 @@ def describe(
         header["origin"]["grid"] = grid
     if published:
         header["origin"] |= {"name": published.name, "license": published.license}
-        header["figures"] = {
+        header["published"] = {
             "fid": {str(nfe): value for nfe, value in published.fid.items()},
             "source": published.source,
         }

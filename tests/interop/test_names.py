@@ -150,7 +150,7 @@ def test_a_known_name_is_fetched_converted_kept_and_not_fetched_again(server, sm
     header = read_header(path)
     assert header["kind"] == "consistency" and header["preset"] == "imagenet64"
     assert header["times"]["2"] == [80.0, pytest.approx(1.382368, abs=1e-6)]
-    assert header["figures"]["fid"] == {"1": 6.2, "2": 4.7}
+    assert header["published"]["fid"] == {"1": 6.2, "2": 4.7}
     tensors, _ = load_tensors(path)
     assert all(torch.equal(tensors[name], value) for name, value in foreign.state("openai_imagenet64").items())
     count = len(server.requests)

@@ -155,9 +155,12 @@ def test_onnx_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_a_hub_folder_is_whole_and_loads(tmp_path):
-    figures = {"fid": {"1": 6.2}, "source": "Song et al. 2023"}
+    published = {"fid": {"1": 6.2}, "source": "Song et al. 2023"}
     path = own_model(
-        tmp_path / "m.safetensors", figures=figures, origin={"license": "MIT", "layout": "openai", "name": "openai/x"}
+        tmp_path / "m.safetensors",
+        published=published,
+        figures={"2": 1509.29},
+        origin={"license": "MIT", "layout": "openai", "name": "openai/x"},
     )
     export_model(path, "hub", tmp_path / "hub")
     assert sorted(entry.name for entry in (tmp_path / "hub").iterdir()) == [
@@ -168,8 +171,9 @@ def test_a_hub_folder_is_whole_and_loads(tmp_path):
     card = (tmp_path / "hub/README.md").read_text()
     for words in (
         "license: mit",
-        "fid: 1: 6.2",
-        "Song et al. 2023",
+        "FID 6.2 with 1 evaluation, as published (Song et al. 2023)",
+        "distance 1509 with 2 evaluations",
+        "no published FID",
         "preset digits, recipe ct",
         "80, 0.8",
         "cmtool.load(",
