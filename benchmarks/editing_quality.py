@@ -9,6 +9,20 @@ them, that of the trivial answer (mean of the known pixels, grey, nearest neighb
 lies inside the 5 % to 95 % interval of the variations (bytes, so half a level of slack), the share among pixels that
 are not certain (interval wider than 8 levels), and the precision of the edits by the features of `digits_quality.py`
 next to that of the model's own samples.
+
+Measured on 50 held-out digits (trained with `cmtool train-ct --preset digits --set data.kind=train`, 3,000 steps), 32
+variations, 20 evaluations; own precision .785 in one and .82 in two evaluations:
+
+    task           g    mean   one    trivial  covered  precision
+    inpaint        0    .253   .520   1.078    .87      .80
+    inpaint        .8   .212   .437   1.078    .89      .82
+    inpaint-half   0    .185   .381    .640    .92      .79
+    inpaint-half   .8   .179   .355    .640    .91      .82
+    superres2      0    .067   .125    .181    .85      .85     (last level .1)
+    superres2      .4   .060   .113    .181    .86      .89
+
+so over-relaxation lowers the error on every task; the paper's 39 levels gave .340 (inpaint) and .084 (superres2) on 40
+digits where 20 tuned ones gave .231 and .064.
 """
 
 from __future__ import annotations
