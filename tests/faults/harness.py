@@ -50,7 +50,7 @@ def trial(
     folder: Path,
     arm: Callable[[], None] | None = None,
     kill_after: float | None = None,
-    patience: float = 240.0,
+    patience: float = 90.0,
 ) -> Ended:
     """Run a command line in a child process in `folder`.
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cmtool.training.run_folder import RunFolder
-from tests.faults.commands import Command
-from tests.faults.harness import TRIALS, Ended, broken_files, kill_at, trial
+from tests.faults.commands import Command, half_done
+from tests.faults.harness import TRIALS, Ended, broken_files, trial
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +19,7 @@ def runs(known, tmp_path_factory):
     command = known["train"]
     finished = command.folder(place / "finished")
     assert command.again(finished).code == 0
-    for number in range(60, 20, -2):
-        cut = command.folder(place / f"cut-{number}")
-        trial("prepare", command.words, cut, arm=kill_at(number))
-        steps = [step for step, _ in RunFolder(cut / "run").checkpoints()]
-        if steps == [6, 3] and not RunFolder(cut / "run").finished():
-            break
-    assert steps == [6, 3]
+    cut = half_done(command, place)
     return {"finished": finished, "cut": cut}
 
 
