@@ -12,14 +12,17 @@ from cmtool.config.toml import write_toml
 from cmtool.diffusion.grid import karras_grid
 
 SHIPPED = [
+    "celeba64",
     "cifar10",
     "digits",
     "folder128",
     "folder256",
     "folder64",
+    "imagenet32",
     "imagenet64",
     "lsun_bedroom256",
     "lsun_cat256",
+    "lsun_church64",
     "shapes",
     "shapes64",
     "toy2d",
@@ -31,7 +34,7 @@ def config(preset, recipe, **more):
     return resolve(preset, recipe=recipe, **more).config
 
 
-def test_all_eleven_are_shipped(tmp_path, monkeypatch):
+def test_all_fourteen_are_shipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(list_presets()) == SHIPPED
 
