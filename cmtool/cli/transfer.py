@@ -47,11 +47,14 @@ def import_model(
     Example: cmtool import cd_imagenet64_l2.pt --out model.safetensors
     """
     output = Output(json_mode, quiet)
+    from cmtool.errors import UsageError
     from cmtool.interop.reading import ImportOptions, summary
     from cmtool.interop.reading import import_model as translate
 
     options = ImportOptions(form, resolution, head_channels, sigma_min, sigma_max, sigma_data, noise_scale, qkv)
     if not Path(source).exists() and _is_name(source):
+        if options != ImportOptions():
+            raise UsageError(f"{source} is translated by its name; options such as --form go with files and folders.")
         header = _copy_known(source, out, output)
     else:
         header = translate(Path(source), out, options, say=output.say)

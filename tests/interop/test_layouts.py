@@ -179,6 +179,15 @@ def test_other_variants_are_named(tiny, tmp_path):
         read_foreign(tmp_path / "norm.pkl", ImportOptions())
 
 
+def test_a_learned_scale_of_the_frequencies_becomes_part_of_them():
+    tensors = foreign.state("edm_ncsnpp")
+    freqs = tensors["model.map_noise.freqs"].clone()
+    found = edm.read(tensors | {"model.map_noise.scale": torch.tensor(1.6)})
+    torch.testing.assert_close(found.tensors["map_noise.freqs"], freqs * 16)
+    with pytest.raises(CheckpointError, match="attends otherwise"):
+        edm.read(foreign.state("edm_ncsnpp"), kwargs={"attn_type": "l2"})
+
+
 def test_ect_keeps_the_boundary_and_tcm_does_not(tmp_path):
     """Both call their class ECMPrecond; the text of the embedded source tells them apart."""
     tensors = foreign.state("edm_ddpmpp")

@@ -73,6 +73,7 @@ def test_bad_input_is_one_sentence(cmtool, workdir):
         ),
         (("export", "m.safetensors", "--format", "hub", "--out", "o", "--dry-run"), 2, "--dry-run belongs to --push"),
         (("import", "openai/cd_imagenet64_l2", "--out", "m.safetensors"), 1, "CMTOOL_OFFLINE forbids"),
+        (("import", "openai/cd_imagenet64_l2", "--out", "m", "--form", "edm"), 2, "translated by its name"),
         (("sample", "--model", "openai/cd_imagenet64_l2"), 1, "CMTOOL_OFFLINE forbids"),
         (("sample", "--model", "openai/cd_imagenet64_l3"), 1, "Did you mean openai/cd_imagenet64_l2?"),
     ):
