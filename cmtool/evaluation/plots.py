@@ -36,14 +36,16 @@ def plot_quality(
 ) -> Path:
     """Draw a distance (and precision, where known) against evaluations an image; `path` ends in .png, .svg or .pdf."""
     figure, axes = _figure()
-    axes.plot(evaluations, distance, "o-", label=name)
-    axes.set(xlabel="evaluations an image", ylabel=name, xscale="log")
+    axes.plot(evaluations, distance, "o-")
+    axes.set(xlabel="evaluations an image", xscale="log")
+    axes.set_ylabel(name, color="tab:blue")
     axes.set_xticks(list(evaluations), [str(count) for count in evaluations])
     axes.set_ylim(bottom=0)
     if all(value is not None for value in precision):
         right = axes.twinx()
-        right.plot(evaluations, precision, "s--", color="tab:orange", label="precision")
-        right.set(ylabel="precision", ylim=(0, 1))
+        right.plot(evaluations, precision, "s--", color="tab:orange")
+        right.set_ylabel("precision", color="tab:orange")
+        right.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     return _write(figure, path)
 
