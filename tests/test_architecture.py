@@ -25,6 +25,7 @@ ROOMS = [
     "interop",
     "theory",
     "api",
+    "studio",
     "cli",
 ]
 PACKAGE = Path(__file__).resolve().parent.parent / "cmtool"

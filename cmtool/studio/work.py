@@ -1,0 +1,203 @@
+"""What the studio's page asks for, done with one model: edits, samples, walks, each with its shell command."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import shlex
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from cmtool.api import Model, edit
+from cmtool.data import to_nhwc
+from cmtool.data.editing import tensor
+from cmtool.errors import UserError, unknown
+from cmtool.rng import generator
+from cmtool.samplers.generate import streams_for
+from cmtool.samplers.interpolation import decode, key_noise, path
+
+Bytes = NDArray[np.uint8]
+Asked = Mapping[str, Any]
+TASKS = ("inpaint", "colorize", "superres", "stroke", "denoise")
+MOST, FRAMES = 16, 25  # variations of an edit; points of a walk
+
+
+def png_uri(picture: Bytes) -> str:
+    """Return a picture (H, W, C) as a PNG inside an address."""
+    stream = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(stream, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def read_uri(text: Any, channels: int, side: int, what: str) -> Bytes:
+    """Return the PNG inside an address as (side, side, channels).
+
+    Raises:
+        UserError: it is none, or of another size.
+    """
+    try:
+        head, _, body = str(text).partition(",")
+        if head != "data:image/png;base64":
+            raise ValueError
+        image = Image.open(io.BytesIO(base64.b64decode(body, validate=True)), formats=["PNG"])
+        if image.size != (side, side):
+            raise UserError(f"{what} is {image.width} x {image.height}, and the model works on {side} x {side}.")
+        array = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    except (ValueError, binascii.Error, OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise UserError(f"{what} is no picture.") from error
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _number(asked: Asked, key: str, kind: type, low: float, high: float, usual: Any) -> Any:
+    value = asked.get(key, usual)
+    try:
+        value = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{key} = {str(value)[:40]!r} is no number.") from None
+    if not low <= value <= high:
+        raise UserError(f"{key} = {value} must lie between {low} and {high}.")
+    return value
+
+
+class Workshop:
+    """One model and everything that the page can ask of it; one thing at a time.
+
+    Args:
+        model: a consistency model of images.
+        name: how the model is named in shell commands.
+    """
+
+    def __init__(self, model: Model, name: str) -> None:
+        self.model, self.name = model, name
+        self.channels, self.side, _ = model.image_shape
+        self._turn = threading.Lock()
+        self.actions: dict[str, Callable[[Asked], dict[str, Any]]] = {
+            "about": self.about,
+            "sample": self.sample,
+            "edit": self.edit,
+            "walk": self.walk,
+        }
+
+    def ask(self, action: str, asked: Asked) -> dict[str, Any]:
+        """Do one thing, when those before are done.
+
+        Raises:
+            UserError: an unknown action, or a request that cannot be carried out.
+        """
+        if action not in self.actions:
+            raise UserError(unknown("action", action, self.actions))
+        with self._turn:
+            return self.actions[action](asked)
+
+    def about(self, asked: Asked) -> dict[str, Any]:
+        """Say what the model is."""
+        tasks = [task for task in TASKS if task != "colorize" or self.channels == 3]
+        factors = [factor for factor in (2, 4, 8, 16) if self.side % factor == 0 and factor < self.side]
+        classes = self.model.class_names or [str(index) for index in range(self.model.num_classes or 0)]
+        return {"name": self.name, "side": self.side, "channels": self.channels, "classes": classes, "tasks": tasks,
+                "factors": factors, "preset": self.model.header.get("preset")}  # fmt: skip
+
+    def sample(self, asked: Asked) -> dict[str, Any]:
+        """Make one picture to begin with."""
+        seed, label = _number(asked, "seed", int, 0, 10**6 - 1, 0), self._label(asked)
+        picture = to_nhwc(self.model.sample(seeds=[seed], label=label))[0]
+        words = ["sample", "--seeds", str(seed), *self._label_words(asked), "--out", "photo.png"]
+        return {"images": [png_uri(picture)], "command": self._command(words), "inputs": []}
+
+    def edit(self, asked: Asked) -> dict[str, Any]:
+        """Carry out one of the five edits on the page's picture.
+
+        `asked` holds task, picture (PNG address), and as the task needs: mask, factor, sigma; num, seed, label.
+        """
+        task = asked.get("task")
+        if task not in TASKS:
+            raise UserError(unknown("edit", str(task), TASKS))
+        photo = read_uri(asked.get("picture"), self.channels, self.side, "the picture")
+        num = _number(asked, "num", int, 1, MOST, 4)
+        seed = _number(asked, "seed", int, 0, 10**6 - 1, 0)
+        label = self._label(asked)
+        inputs: dict[str, Bytes] = {"photo.png": photo}
+        words: list[str] = []
+        common: dict[str, Any] = {"num": num, "seed": seed, "label": label}
+        if task == "inpaint":
+            inputs["mask.png"] = read_uri(asked.get("mask"), 1, self.side, "the mask")
+            made = edit.inpaint(self.model, photo, inputs["mask.png"], **common)
+            words = ["--mask", "mask.png"]
+        elif task == "colorize":
+            made = edit.colorize(self.model, photo, **common)
+        elif task == "superres":
+            factor = _number(asked, "factor", int, 2, self.side, 2)
+            inputs["photo.png"] = reduced(photo, factor)
+            made = edit.superres(self.model, inputs["photo.png"], factor, **common)
+            words = ["--factor", str(factor)]
+        elif task == "stroke":
+            made = edit.stroke(self.model, photo, **common)
+        else:
+            return self._denoise(asked, photo, seed, label)
+        words += ["--num", str(num), "--seed", str(seed)]
+        return self._edited(asked, task, words, made, inputs)
+
+    def _denoise(self, asked: Asked, photo: Bytes, seed: int, label: int | None) -> dict[str, Any]:
+        """Add noise to the picture, so that there is something to remove, and remove it."""
+        sigma = _number(asked, "sigma", float, 0.01, 2.0, 0.3)
+        clean = tensor(photo)
+        noise = torch.randn(clean.shape, generator=generator(seed, "studio-noise"))
+        noisy = to_nhwc((clean + sigma * noise).clamp(-1, 1))[0]
+        made = edit.denoise(self.model, noisy, sigma, label=label)
+        return self._edited(asked, "denoise", ["--sigma", f"{sigma:g}"], made, {"photo.png": noisy})
+
+    def _edited(
+        self, asked: Asked, task: str, words: list[str], made: Bytes, inputs: dict[str, Bytes]
+    ) -> dict[str, Any]:
+        out = "edited.png" if len(made) == 1 else "edited/"
+        command = self._command(["edit", task, "photo.png", *words, *self._label_words(asked), "--out", out])
+        given = [{"name": name, "uri": png_uri(picture)} for name, picture in inputs.items()]
+        return {"images": [png_uri(picture) for picture in made], "command": command, "inputs": given}
+
+    def walk(self, asked: Asked) -> dict[str, Any]:
+        """Return the picture at one place (0 .. FRAMES - 1) of the walk between two seeds."""
+        seeds = [_number(asked, key, int, 0, 10**6 - 1, usual) for key, usual in (("from", 0), ("to", 1))]
+        place = _number(asked, "place", int, 0, FRAMES - 1, 0)
+        label = self._label(asked)
+        if label is None and self.model.num_classes is not None:
+            # As `cmtool interpolate`: the class of the first sample holds for all.
+            label = int(streams_for(self.model.module, seeds[:1]).labels(self.model.num_classes)[0])
+        keys = key_noise(seeds, self.model.image_shape)
+        point = path(keys, FRAMES)[place : place + 1].to(self.model.module.device)
+        labels: Tensor | None = None if label is None else torch.tensor([label], device=point.device)
+        frame = decode(self.model.module, point, self.model.plan().times, labels)
+        words = ["interpolate", "--seeds", f"{seeds[0]},{seeds[1]}", "--num", str(FRAMES), *self._label_words(asked),
+                 "--out", "walk.gif"]  # fmt: skip
+        return {"images": [png_uri(to_nhwc(frame.float())[0])], "command": self._command(words), "inputs": []}
+
+    def _label(self, asked: Asked) -> int | None:
+        label = asked.get("label")
+        return None if label in (None, "") else self.model.label(str(label))
+
+    def _label_words(self, asked: Asked) -> list[str]:
+        label = asked.get("label")
+        return [] if label in (None, "") else ["--label", str(label)]
+
+    def _command(self, words: list[str]) -> str:
+        return shlex.join(["cmtool", *words, "--model", self.name])
+
+
+def reduced(photo: Bytes, factor: int) -> Bytes:
+    """Return a picture (H, W, C) made `factor` times smaller: each pixel the rounded mean of a patch.
+
+    Raises:
+        UserError: the factor does not divide the sides.
+    """
+    height, width, channels = photo.shape
+    if height % factor or width % factor:
+        raise UserError(f"factor {factor} does not divide {height} pixels.")
+    patches = photo.reshape(height // factor, factor, width // factor, factor, channels).astype(np.float64)
+    return np.floor(patches.mean(axis=(1, 3)) + 0.5).astype(np.uint8)
