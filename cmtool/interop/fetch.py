@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,53 @@ def _verify(url: str, part: Path, answer: Answer, size: int | None, sha256: str 
         raise UserError(f"what came from {url} is not the published file: {reason}. It was removed.", "run it again")
 
 
+def _ask(url: str, part: Path, progress: Progress | None, known: bool) -> Answer:
+    """Receive a file, with every refusal as one sentence; `known`: length or hash are known beforehand."""
+    try:
+        return _receive(url, part, progress)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise UserError(f"{url} answered {error.code} {error.reason}.") from None
+        # The part was whole already, or longer than the file: what is known of it tells.
+        answer = Answer(None, None, _remembered(part, url).get("md5"))
+        if not known and not answer.md5:
+            _discard(part)
+            raise UserError(f"the download of {url} could not be resumed.", "run it again") from None
+        return answer
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise OfflineError(
+            f"{url} could not be fetched ({getattr(error, 'reason', None) or error or type(error).__name__}).",
+            "check the network and run it again: what came is kept and resumed",
+        ) from None
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Let one process at a time fetch a file: two would write into the same part.
+
+    Raises:
+        UserError: if another one is at it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = part.with_suffix(".lock")
+    with open(lock, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            name = part.name.removesuffix(".part")
+            raise UserError(
+                f"{name} is being fetched by another process.", "wait for it, then run this again"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def download(
     url: str, target: Path, *, size: int | None = None, sha256: str | None = None, progress: Progress | None = None
 ) -> Path:
@@ -123,23 +171,10 @@ def download(
         )
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        answer = _receive(url, part, progress)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise UserError(f"{url} answered {error.code} {error.reason}.") from None
-        # The part was whole already, or longer than the file: the checks below tell.
-        answer = Answer(None, None, _remembered(part, url).get("md5"))
-        if size is None and sha256 is None and not answer.md5:
-            _discard(part)
-            raise UserError(f"the download of {url} could not be resumed.", "run it again") from None
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise OfflineError(
-            f"{url} could not be fetched ({getattr(error, 'reason', None) or error or type(error).__name__}).",
-            "check the network and run it again: what came is kept and resumed",
-        ) from None
-    _verify(url, part, answer, size, sha256)
-    os.replace(part, target)
+    with _alone(part):
+        answer = _ask(url, part, progress, known=size is not None or sha256 is not None)
+        _verify(url, part, answer, size, sha256)
+        os.replace(part, target)
     part.with_suffix(".json").unlink(missing_ok=True)
     return target
 

@@ -132,6 +132,17 @@ def test_missing_files_and_silent_servers(server, tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_two_processes_do_not_write_into_one_part(server, tmp_path):
+    server.files["/f.bin"] = b"x" * 100
+    with (
+        fetch._alone(tmp_path / "f.bin.part"),
+        pytest.raises(UserError, match=r"f\.bin is being fetched by another process"),
+    ):
+        fetch.download(f"{server.url}/f.bin", tmp_path / "f.bin")
+    fetch.download(f"{server.url}/f.bin", tmp_path / "f.bin")
+    assert names_in(tmp_path) == ["f.bin"]
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """The known name cd_imagenet64_lpips, served at a reduced size with one 64-channel head per layer."""
