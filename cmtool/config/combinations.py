@@ -125,6 +125,8 @@ def _check_derivative(config: RunConfig) -> None:
 
 def _check_measure(config: RunConfig) -> None:
     recipe = config.recipe
+    if recipe.distance.kind == "cauchy" and recipe.distance.c == 0:
+        raise ValueError("recipe.distance.c = 0 leaves the Cauchy distance without a scale")
     if recipe.weighting.kind == "learned" and not config.network.log_variance:
         raise ValueError("recipe.weighting.kind = 'learned' needs network.log_variance = true")
     if recipe.distance.kind == "lpips" and config.data.channels not in (1, 3):

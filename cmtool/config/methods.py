@@ -198,6 +198,11 @@ METHODS: dict[str, Row] = {
         title="improved consistency training towards the posterior mean (variance-reduced, SCT)",
         direction={"kind": "posterior_mean"},
     ),
+    "ict-cauchy": _row(
+        _ICT,
+        title="improved consistency training, Cauchy distance (Dao et al. 2025)",
+        distance={"kind": "cauchy", "c_scale": 0.03},
+    ),
     "ict-ot": _row(
         _ICT,
         title="improved consistency training, batch optimal transport (Pooladian et al. 2023)",

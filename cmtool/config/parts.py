@@ -137,8 +137,8 @@ class TargetPart(Part):
 class DistancePart(Part):
     """How prediction and target are compared; every distance gives one number an image."""
 
-    kind: Literal["l1", "l2", "squared_norm", "pseudo_huber", "lpips"] = "l2"
-    c: float | None = Field(None, ge=0, description="pseudo_huber: the constant; None: c_scale * sqrt(values an image)")
+    kind: Literal["l1", "l2", "squared_norm", "pseudo_huber", "cauchy", "lpips"] = "l2"
+    c: float | None = Field(None, ge=0, description="pseudo_huber, cauchy: None: c_scale * sqrt(values an image)")
     c_scale: float = Field(0.00054, ge=0)
     pooling: Literal["max", "average"] = Field("max", description="lpips: pooling of the VGG features")
     resize: int = Field(224, ge=0, description="lpips: side to which images below 256 are enlarged; 0: never")

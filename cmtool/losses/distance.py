@@ -85,6 +85,18 @@ def _build_huber(part: DistancePart, values: int) -> Distance:
     )
 
 
+def cauchy(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """log(1 + |a - b|^2 / (2 c^2)) with the norm of a whole image: outliers pull ever less (Dao et al. 2025)."""
+    return torch.log1p(squared_norm(a, b) / (2 * c * c))
+
+
+def _build_cauchy(part: DistancePart, values: int) -> Distance:
+    c = huber_constant(part, values)
+    return Distance(
+        lambda a, b: cauchy(a, b, c), lambda f, v: squared_norm(v, 0 * v) / (2 * c * c), lambda f, v: v / (c * c)
+    )
+
+
 def _build_lpips(part: DistancePart, values: int) -> Distance:
     from cmtool.losses.perceptual import build_lpips
 
@@ -98,6 +110,7 @@ BUILDERS: dict[str, Callable[[DistancePart, int], Distance]] = {
         squared_norm, lambda f, v: squared_norm(v, 0 * v), lambda f, v: 2 * v
     ),
     "pseudo_huber": _build_huber,
+    "cauchy": _build_cauchy,
     "lpips": _build_lpips,
 }
 

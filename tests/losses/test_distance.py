@@ -65,7 +65,14 @@ def test_reductions():
 
 @pytest.mark.parametrize(
     ("kind", "c", "power"),
-    [("l2", None, 2), ("squared_norm", None, 2), ("l1", None, 1), ("pseudo_huber", 0.3, 2), ("pseudo_huber", 0.0, 1)],
+    [
+        ("l2", None, 2),
+        ("squared_norm", None, 2),
+        ("l1", None, 1),
+        ("pseudo_huber", 0.3, 2),
+        ("pseudo_huber", 0.0, 1),
+        ("cauchy", 0.3, 2),
+    ],
 )
 def test_local_forms_are_the_limits(kind, c, power):
     """d(f, f + h v) / h^power -> form, and the gradient of d(y, f - h v) at y = f -> pull, as h -> 0."""
