@@ -159,7 +159,9 @@ def _train(family: str, given: dict[str, Any]) -> None:
 
     output = Output(given["json"], given["quiet"])
     if given["list_recipes"]:
-        return _list_recipes(family, given["preset"], output)
+        from cmtool.cli.train_recipes import list_recipes
+
+        return list_recipes(family, given["preset"], output)
     seconds = parse_span(given["max_time"]) if given["max_time"] else None
     check_trackers(given["track"])
     if given["extend"] is not None:
@@ -250,20 +252,3 @@ def _show(config: RunConfig, resolved: Resolved, output: Output) -> None:
 
     output.result(to_toml(config))
     output.json({"config": config.model_dump(mode="json"), "origins": resolved.origins})
-
-
-def _list_recipes(family: str, preset: str, output: Output) -> None:
-    from cmtool.config.load import read_preset, resolve
-
-    rows, documents = [], []
-    for name in read_preset(preset).fitting(family):
-        recipe = resolve(preset, family=family, recipe=name).config.recipe
-        expected = recipe.expected
-        parts = (recipe.times, recipe.curriculum, recipe.coupling, recipe.direction, recipe.distance, recipe.weighting)
-        kinds = [getattr(part, "kind", None) or getattr(part, "scales", "") for part in parts]
-        figures = [expected.nfe1 if expected else None, expected.nfe2 if expected else None]
-        rows.append([name, *kinds, recipe.needs, *figures])
-        documents.append({"recipe": name, "settings": recipe.model_dump(mode="json")})
-    heads = ["recipe", "times", "N(k)", "coupling", "direction", "distance", "weight", "needs", "1 step", "2 steps"]
-    output.table(f"Recipes of train-{family} with preset {preset}", heads, rows)
-    output.json({"preset": preset, "family": family, "recipes": documents})
