@@ -157,7 +157,7 @@ def plan(
     out = Output(json_mode, quiet)
     found = make_plan(dim, eps, lipschitz)
     measured = "measured: smallest T with W2 <= eps" if found.mixture_measured else "extrapolated beyond T = 2048"
-    rows = [
+    rows: list[list[object]] = [
         [
             "bound with C1 = 1, no eps terms",
             f"{found.bound:.3g}",
