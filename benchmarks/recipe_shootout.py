@@ -20,21 +20,16 @@ from pathlib import Path
 import torch
 import trial as trials
 
-from cmtool.config.load import read_preset, resolve
+from cmtool.config.load import read_preset
 from cmtool.config.methods import METHODS
 
 SOURCE_SHARE = 0.5
 NFE = (1, 2)
 
 
-def needs_of(preset: str, recipe: str) -> str:
-    """Return what a recipe needs to start from."""
-    return resolve(preset, recipe=recipe).config.recipe.needs
-
-
 def source_for(preset: str, recipe: str, seed: int, budget: float, out: Path) -> Path | None:
     """Train (once a seed) what the recipe starts from with its share of the budget, and return it."""
-    needs = needs_of(preset, recipe)
+    needs = trials.needs(preset, recipe)
     if needs == "nothing":
         return None
     first = trials.Trial(preset, "ict" if needs == "consistency_init" else "edm", seed)

@@ -52,6 +52,11 @@ class Trial:
         return adopt(config, read_header(self.source)) if self.source is not None else config
 
 
+def needs(preset: str, recipe: str) -> str:
+    """Return what a recipe needs to start from: "nothing", "teacher", "init" or "consistency_init"."""
+    return resolve(preset, recipe=recipe).config.recipe.needs
+
+
 def flops_of(work: Any) -> int:
     """Floating-point operations of calling `work`."""
     with FlopCounterMode(display=False) as counter:

@@ -224,3 +224,27 @@ def test_scalings_of_a_denoiser_answer_the_data_of_the_exact_network(kind):
         noise = (x - exact) / t.reshape(-1, 1, 1, 1)
         assert torch.allclose(raw, noise - exact, atol=1e-9)
     assert torch.allclose(build_parameterization(process).combine(x, raw, t), exact, atol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "sample", "flow"), [(10, 0.228235770, 0.116556841), (16, 0.166031072, 0.0744163986)])
+def test_k17_and_k18_on_the_theorems_schedule(count, sample, flow):
+    """The same in variance-preserving training: from K17 towards the sample to K18, the composed DDIM steps."""
+    from scipy.special import ndtri
+
+    from cmtool.theory.laws import GMM_A
+    from cmtool.theory.levels import li
+    from cmtool.theory.population import errors, train
+
+    levels = li(count)
+    assert errors(GMM_A, levels, train(GMM_A, levels, 801)[-1], "normal", 4001)[0] == pytest.approx(sample, rel=1e-4)
+    bank = GMM_A.quantile(ndtri((np.arange(3000) + 0.5) / 3000), 1.0, 1e-9)
+    reference = Reference(torch.tensor(bank, dtype=D).reshape(-1, 1, 1, 1))
+    nodes, weights = normal_nodes(6.0, 601)
+    sigma = levels.noise / levels.signal
+    x = torch.tensor(nodes / levels.signal[-1], dtype=D).reshape(-1, 1, 1, 1)
+    for t, r in zip(sigma[:0:-1], sigma[-2::-1], strict=True):
+        at = [torch.full((len(x),), float(level), dtype=D) for level in (t, r)]
+        x = euler_step(lambda x, t: posterior_mean(x, t, reference), x, *at)
+    end = levels.signal[0] * x.flatten().numpy()
+    found = float(weights @ np.abs(end - GMM_A.quantile(nodes, levels.signal[0], levels.noise[0])))
+    assert found == pytest.approx(flow, abs=3e-3)

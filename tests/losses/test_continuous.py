@@ -355,3 +355,31 @@ def test_dropout_is_shared_by_both_sides_of_a_difference():
         part = TargetPart(rule="tangent", derivative=kind, difference_step=1e-5)
         found[kind] = build_target(part)(Nets(student, student), points(x, t, gaussian_denoise(), seed=7)).tangent
     assert torch.allclose(found["forward"], found["difference"], rtol=1e-5, atol=1e-6)
+
+
+def test_scm_is_continuous_consistency_training_in_other_coordinates():
+    """Unnormalized and warm, the gradient of sCT is that of Theorem 6 times (dt/dtau) / t, image by image."""
+    student = model(Toy(), parameterization="edm")
+    g = torch.Generator().manual_seed(5)
+    x0, z = torch.randn(1, 1, 2, 2, generator=g, dtype=D), torch.randn(1, 1, 2, 2, generator=g, dtype=D)
+    distance = build_distance(DistancePart(kind="squared_norm"), 4)
+    for level in (0.05, 0.7, 9.0):
+        t = column(level)
+        pts = points(x0 + expand(t, x0) * z, t, lambda x, t: x0)
+        trig = TargetPart(rule="trig_tangent", normalize="none", warmup=0.0)
+        one, other = (
+            gradient(student, build_target(part)(Nets(student, student), pts).measure(distance).sum())
+            for part in (trig, TargetPart(rule="tangent"))
+        )
+        assert torch.allclose(one, other * float(TrigFlow(SD).speed(t) / t), rtol=1e-8, atol=1e-12)
+
+
+def test_meanflow_to_the_clean_end_is_continuous_consistency():
+    """With r = 0 the residual of MeanFlow is df/dtau of f = x - tau u."""
+    student = model(Linear(0.3, 0.2, 0.0), parameterization="flow")
+    x, t = images(0.4, -3.0), column(0.5, 3.0)
+    pts = points(x, t, gaussian_denoise(), r=torch.zeros_like(t))
+    pair = build_target(TargetPart(rule="average_velocity"))(Nets(student, student), pts)
+    slope = build_target(TargetPart(rule="tangent"))(Nets(student, student), pts).tangent
+    df_dtau = slope * expand(RectifiedFlow().speed(t), slope)
+    assert torch.allclose(pair.target - pair.prediction, df_dtau, atol=1e-10)
