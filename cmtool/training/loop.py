@@ -142,8 +142,12 @@ class Trainer:
         loss = self.objective(self.nets, x0, label, now, rows)
         mean = loss.weighted.sum() / total
         self._check(mean)
-        (mean * state.scale.value if state.scale.active else mean).backward()
+        self._backward(mean)
         self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
+
+    def _backward(self, loss: Tensor) -> None:
+        scale = self.state.scale
+        (loss * scale.value if scale.active else loss).backward()
 
     def _check(self, loss: Tensor) -> None:
         # On a GPU reading the loss would stall the queue: there the report looks at all losses since the last one.

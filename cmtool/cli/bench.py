@@ -1,0 +1,134 @@
+"""`cmtool bench`: what this machine does with a preset: speed, parts of a step, memory, time and cost of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from cmtool.cli.output import Output
+    from cmtool.config.schema import RunConfig
+    from cmtool.training.bench import Trial
+
+Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the search, for each precision.")]
+Price = Annotated[float | None, typer.Option("--price", min=0, help="Price of an hour of this machine.")]
+BUILT_IN = ("digits", "shapes", "toy2d")
+
+
+def bench(
+    preset: Preset = "digits",
+    recipe: Recipe = None,
+    sets: Sets = None,
+    seconds: Seconds = 10.0,
+    price: Price = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure training speed, where a step's time goes, and what the preset's full run would take here.
+
+    Data that are not built in are replaced by random bytes, a teacher by one with fresh weights: neither changes the
+    cost of a step.
+
+    Example: cmtool bench --preset cifar10 --recipe cd
+    """
+    import tempfile
+    from pathlib import Path
+
+    from cmtool.cli.output import Output
+    from cmtool.config.load import resolve
+
+    flags = {"train.precision": precision}
+    config = resolve(preset, recipe=recipe, sets=sets or (), flags=flags).config
+    output = Output(json, quiet)
+    with tempfile.TemporaryDirectory() as folder:
+        document = _measure(config, device, seconds, output, Path(folder))
+    document["estimate"] = _estimate(config, document["best"], price)
+    _show(config, document, output)
+    output.json(document)
+
+
+def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
+    from cmtool.cli.loading import load_data
+    from cmtool.training.bench import overhead, profile, search, stand_in_data, with_stand_ins
+    from cmtool.training.setup import choose_device, prepare, set_up_torch
+
+    place = choose_device(device)
+    set_up_torch(config.train)
+    data = load_data(config.data, output) if config.data.source in BUILT_IN else stand_in_data(config)
+    config = with_stand_ins(config, data, folder)
+    trials: list[Trial] = []
+    for found in search(config, data, place, seconds):
+        output.say(f"{found.precision}, {found.batch} images at once: {found.images_per_s:.4g} images a second")
+        trials.append(found)
+    best = max(trials, key=lambda found: found.images_per_s)
+    micro = best.batch if best.batch < config.train.batch_size else None
+    changed = {"precision": best.precision, "batch_size": best.batch, "micro_batch": None}
+    train = config.train.model_copy(update=changed)
+    parts = profile(prepare(config.model_copy(update={"train": train}), data, place), _rounds(best.seconds, seconds))
+    return {
+        "preset": config.preset,
+        "recipe": config.recipe_name,
+        **_machine(place),
+        "images": data.info.source,
+        "trials": [{**vars(t), "images_per_s": t.images_per_s} for t in trials],
+        "best": {"precision": best.precision, "micro_batch": micro, "images_per_s": best.images_per_s},
+        "parts_ms": {name: 1e3 * value for name, value in parts.items()},
+        "overhead": overhead(parts),
+        "memory": best.memory,
+    }
+
+
+def _rounds(step: float, seconds: float) -> int:
+    """Steps to take a profile of: at `step` seconds each about half of the time for a search."""
+    return max(2, min(50, round(seconds / 2 / step)))
+
+
+def _machine(place: torch.device) -> dict[str, Any]:
+    import torch
+
+    card = torch.cuda.get_device_name(place) if place.type == "cuda" else None
+    with contextlib.suppress(AttributeError):
+        card = card or torch.cpu.get_capabilities().get("cpu_name")
+    return {"device": str(place), "name": card, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _estimate(config: RunConfig, best: dict[str, Any], price: float | None) -> dict[str, Any]:
+    """Time of the whole run in seconds, without grids and checkpoints, and its cost at a price an hour."""
+    steps, batch = config.train.steps, config.train.batch_size
+    seconds = steps * batch / best["images_per_s"]
+    cost = None if price is None else price * seconds / 3600
+    return {"steps": steps, "batch_size": batch, "seconds": seconds, "cost": cost}
+
+
+def _show(config: RunConfig, document: dict[str, Any], output: Output) -> None:
+    from cmtool.training.forecast import duration, size
+
+    best, estimate, parts = document["best"], document["estimate"], document["parts_ms"]
+    whole = sum(parts.values())
+    rows = [[name, value, f"{100 * value / whole:.1f}%"] for name, value in parts.items() if value > 0]
+    batch = best["micro_batch"] or config.train.batch_size
+    output.table(
+        f"{config.preset}, {config.recipe_name}", ["part of a step", "ms", "share"], [*rows, ["all", whole, "100%"]]
+    )
+    facts = [
+        ["machine", document["name"] or document["device"]],
+        ["images a second", best["images_per_s"]],
+        ["best precision", best["precision"]],
+        ["best micro-batch", batch],
+        ["peak memory", size(document["memory"])],
+        ["overhead beside the networks", f"{100 * document['overhead']:.1f}%"],
+        [f"full run, {estimate['steps']:,} steps of {estimate['batch_size']:,}", duration(estimate["seconds"])],
+    ]
+    if estimate["cost"] is not None:
+        facts.append(["cost of the full run", f"{estimate['cost']:.2f}"])
+    output.table("", ["", ""], facts)

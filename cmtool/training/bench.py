@@ -1,0 +1,193 @@
+"""Where the time of a training step goes, and which batch and precision this machine does best with."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmtool.checkpoint import save_model
+from cmtool.config.schema import RunConfig
+from cmtool.data.dataset import Dataset, from_tensors
+from cmtool.errors import ConfigError
+from cmtool.models import build_model
+from cmtool.samplers.generate import out_of_memory
+from cmtool.training.loop import Trainer
+from cmtool.training.setup import fresh_student, prepare
+
+PARTS = ("data", "noise and loss", "teacher", "target forward", "forward", "backward", "optimizer", "averages", "rest")
+# What a network costs; everything else is overhead.
+NETWORK = ("teacher", "target forward", "forward", "backward")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of named parts; what a part calls that is a part itself counts there alone."""
+
+    clock: Callable[[], float] = time.perf_counter
+    synchronize: Callable[[], None] = lambda: None
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _inside: list[float] = field(default_factory=list)
+
+    def timed(self, part: str | Callable[[], str], call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `call` with its time added to `part` (or to what `part()` answers when it is called)."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            name = part if isinstance(part, str) else part()
+            self.synchronize()
+            self._inside.append(0.0)
+            began = self.clock()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.synchronize()
+                whole = self.clock() - began
+                self.seconds[name] += whole - self._inside.pop()
+                if self._inside:
+                    self._inside[-1] += whole
+
+        return run
+
+
+def watch(trainer: Trainer, watch: Stopwatch) -> None:
+    """Let a stopwatch time the parts of a trainer's steps from now on."""
+    state, nets = trainer.state, trainer.nets
+
+    def forward() -> str:
+        return "forward" if torch.is_grad_enabled() else "target forward"
+
+    for model in {nets.student, nets.target}:
+        model.forward = watch.timed(forward, model.forward)  # type: ignore[method-assign]
+    if nets.teacher is not None:
+        nets.teacher.forward = watch.timed("teacher", nets.teacher.forward)  # type: ignore[method-assign]
+    places: list[tuple[Any, str, str]] = [
+        (trainer, "batch", "data"),
+        (trainer, "objective", "noise and loss"),
+        (trainer, "_backward", "backward"),
+        (trainer, "_gradients_usable", "optimizer"),
+        (state.optimizer, "step", "optimizer"),
+        (state, "advance_averages", "averages"),
+        (trainer, "step", "rest"),
+    ]
+    for owner, name, part in places:
+        setattr(owner, name, watch.timed(part, getattr(owner, name)))
+
+
+def profile(trainer: Trainer, steps: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """Return seconds a step by part over `steps` steps, after one that is not counted; the trainer is used up."""
+    trainer.step()
+    on_gpu = trainer.device.type == "cuda"
+    stopwatch = Stopwatch(clock, torch.cuda.synchronize if on_gpu else lambda: None)
+    watch(trainer, stopwatch)
+    for _ in range(steps):
+        trainer.step()
+        trainer.has_news and trainer.state.step % trainer.config.train.log_every == 0 and trainer.report()
+    return {part: stopwatch.seconds.get(part, 0.0) / steps for part in PARTS}
+
+
+def overhead(parts: dict[str, float]) -> float:
+    """Share of a step that is not spent in networks, in [0, 1]; the draw of noise and the loss count as network."""
+    whole = sum(parts.values())
+    return 1 - sum(parts[name] for name in (*NETWORK, "noise and loss")) / whole
+
+
+def stand_in_data(config: RunConfig, count: int = 256) -> Dataset:
+    """Random bytes of the shape that a preset's images have: they cost what real ones cost."""
+    table = config.data
+    g = torch.Generator().manual_seed(0)
+    shape = (count, table.channels, table.resolution, table.resolution)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=g)
+    classes = (table.num_classes or 10) if table.labels else None
+    labels = None if classes is None else torch.randint(0, classes, (count,), generator=g)
+    return from_tensors(images, labels, "random bytes", classes=classes)
+
+
+def with_stand_ins(config: RunConfig, data: Dataset, folder: Path) -> RunConfig:
+    """Give a recipe that needs a teacher or starting weights a model with fresh ones, written into `folder`."""
+    role = {"teacher": "teacher", "init": "init", "consistency_init": "init"}.get(config.recipe.needs)
+    if role is None or getattr(config, role) is not None:
+        return config
+    kind = "consistency" if config.recipe.needs == "consistency_init" else "diffusion"
+    process = config.process.model_copy(update={"truncated_at": None}).model_dump(mode="json")
+    model = build_model({**fresh_student(config, data).header, "kind": kind, "process": process})
+    path = folder / "stand-in.safetensors"
+    save_model(path, model.network.state_dict(), model.header)
+    return config.model_copy(update={role: str(path)})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One precision and micro-batch: seconds a pass over that many images, and memory in bytes."""
+
+    precision: str
+    batch: int
+    seconds: float
+    memory: int
+
+    @property
+    def images_per_s(self) -> float:
+        """Training speed."""
+        return self.batch / self.seconds
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory so far in bytes: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def trial(config: RunConfig, data: Dataset, device: torch.device, precision: str, batch: int) -> Trial:
+    """Time a step of `batch` images: the faster of two, after one to warm up."""
+    train = config.train.model_copy(update={"batch_size": batch, "micro_batch": None, "precision": precision})
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    trainer = prepare(config.model_copy(update={"train": train}), data, device)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        trainer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return Trial(precision, batch, min(seconds[1:]), peak_memory(device))
+
+
+def search(config: RunConfig, data: Dataset, device: torch.device, seconds: float) -> Iterator[Trial]:
+    """Yield trials of the precisions that the recipe stands, the batch doubled until time, memory or the batch ends.
+
+    Args:
+        config: what would be trained; its batch size is the largest tried.
+        data: images of its shape.
+        device: where.
+        seconds: time limit for each precision; the first trial is always made.
+    """
+    wanted = config.train.precision
+    for precision in ("fp32", "bf16") if wanted == "auto" else (wanted,):
+        batch, ends = min(8, config.train.batch_size), time.perf_counter() + seconds
+        while True:
+            try:
+                found = trial(config, data, device, precision, batch)
+            except ConfigError:
+                if wanted == "auto":
+                    break  # the recipe does not train in this precision
+                raise
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or batch == 1:
+                    raise
+                break
+            yield found
+            largest = batch == config.train.batch_size
+            batch = min(2 * batch, config.train.batch_size)
+            if largest or time.perf_counter() + 3 * found.seconds * batch / found.batch > ends:
+                break

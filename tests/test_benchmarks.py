@@ -1,0 +1,190 @@
+"""The arithmetic of the benchmarks, `cmtool bench`, and the share of a step that is no network."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import averages, overhead
+from benchmarks.matched import Peer, disagreement, enliven, matched_config, peers_of, pictures
+from benchmarks.pairs import Comparison, Contestant, compare, parser, quartiles
+from cmtool.cli.app import run
+from cmtool.config.load import resolve
+from cmtool.training import bench
+from cmtool.training.bench import Stopwatch, Trial, stand_in_data
+from cmtool.training.setup import fresh_student
+
+SMALL = ["--threads", "1", "--clock", "cpu", "--rounds", "1", "--batch", "2", "--channels", "32", "--side", "8"]
+SMALL += ["--blocks", "1", "--peers", "none"]
+
+
+def asked(**changes):
+    return argparse.Namespace(**{**vars(parser("x").parse_args(SMALL)), **changes})
+
+
+def small_model():
+    model = fresh_student(matched_config(asked(), "ct"), pictures(asked(), 4)).requires_grad_(False).eval()
+    enliven(model.network)
+    return model
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that slows both down in one round must not move the ratio."""
+    contestants = [Contestant("ours", True, print), Contestant("theirs", False, print)]
+    found = Comparison("x", contestants, {"ours": [1.0, 5.0, 2.0], "theirs": [2.0, 10.0, 4.0]}, {"gone": "not here"})
+    [ratio] = found.ratios()
+    assert (ratio["ratio"], ratio["low"], ratio["high"]) == (2.0, 2.0, 2.0)
+    assert found.row("ours")["median_ms"] == 2000
+    assert "**2.00**" in found.markdown()
+    assert "skipped: gone (not here)" in found.markdown()
+    assert json.loads(json.dumps(found.document()))["rounds"] == 3
+
+
+def test_quartiles_of_known_numbers():
+    assert quartiles([1, 2, 3, 4, 5]) == (2, 3, 4)
+    assert quartiles([7]) == (7, 7, 7)
+
+
+def test_everyone_runs_in_every_round_and_not_always_in_one_order():
+    order = []
+    contestants = [Contestant(name, name == "a", lambda name=name: order.append(name)) for name in "abc"]
+    found = compare("x", contestants, 3, "cpu")
+    assert order == list("abc" + "abc" + "bca" + "cab")
+    assert all(len(seconds) == 3 for seconds in found.seconds.values())
+
+
+def test_a_peer_that_answers_otherwise_is_refused(monkeypatch):
+    model = small_model()
+    same = Peer("same", model.network, lambda x, c: model.network(x, c))
+    other = Peer("other", model.network, lambda x, c: model.network(x, c) * 1.001)
+    assert disagreement(model, same) == 0
+    assert disagreement(model, other) == pytest.approx(1e-3, rel=1e-2)
+    monkeypatch.setattr("benchmarks.matched.diffusers_peer", lambda model: other)
+    with pytest.raises(AssertionError, match="the same weights differs by"):
+        peers_of(model, asked(peers="diffusers"))
+
+
+def test_absent_peers_are_named(monkeypatch):
+    def gone(model):
+        raise ImportError("No module named 'diffusers'")
+
+    monkeypatch.setattr("benchmarks.matched.diffusers_peer", gone)
+    found, absent = peers_of(small_model(), asked(peers="diffusers,openai", openai_path=None))
+    assert found == []
+    assert set(absent) == {"diffusers", "openai"}
+    assert "OPENAI_CM_PATH" in absent["openai"]
+
+
+def test_diffusers_with_our_weights_answers_the_same():
+    pytest.importorskip("diffusers")
+    [peer], _ = peers_of(small_model(), asked(peers="diffusers"))
+    assert disagreement(small_model(), peer) < 1e-5
+
+
+def test_comparisons_run_alone_and_write_both_forms(tmp_path, capsys):
+    averages.main([*SMALL, "--peers", "none", "--out", str(tmp_path), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["comparisons"][0]["contestants"]["cmtool"]["ours"] is True
+    assert (tmp_path / "averages.md").read_text().startswith("### 10 updates")
+    assert json.loads((tmp_path / "averages.json").read_text())["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("name", ["train-step", "sample"])
+def test_step_and_sampling_run_without_peers(name, monkeypatch, capsys):
+    from benchmarks import sampling, train_step
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    extra = {"train-step": ["--recipes", "cd"], "sample": ["--count", "2", "--steps", "2", "--forms", "png"]}[name]
+    {"train-step": train_step, "sample": sampling}[name].main([*SMALL, *extra])
+    assert "| cmtool fp32 |" in capsys.readouterr().out
+
+
+def test_an_unknown_benchmark_is_answered_with_the_names():
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 2
+    assert "train-step|sample|averages|overhead|eval|data" in done.stderr
+
+
+def test_a_stopwatch_counts_inner_parts_once():
+    now = [0.0]
+
+    def work(seconds):
+        now[0] += seconds
+
+    watch = Stopwatch(lambda: now[0])
+    inner = watch.timed("inner", lambda: work(2.0))
+
+    def outer():
+        work(1.0)
+        inner()
+        work(0.5)
+        inner()
+
+    watch.timed("outer", outer)()
+    assert watch.seconds == {"outer": 1.5, "inner": 4.0}
+
+
+def test_parts_of_a_step_add_up_and_the_network_is_most_of_it():
+    parts = dict.fromkeys(bench.PARTS, 0.0) | {"forward": 6.0, "backward": 3.0, "optimizer": 0.5, "rest": 0.5}
+    assert bench.overhead(parts) == pytest.approx(0.1)
+
+
+def test_the_search_doubles_the_batch_until_time_memory_or_the_batch_ends(monkeypatch):
+    config = resolve("digits", recipe="ict", flags={"train.precision": "fp32"}).config
+    tried = []
+
+    def fake(config, data, device, precision, batch):
+        tried.append(batch)
+        if batch > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return Trial(precision, batch, 1e-3 * batch, 0)
+
+    monkeypatch.setattr(bench, "trial", fake)
+    for limit, seconds, wanted in ((10**6, 60.0, [8, 16, 32, 64]), (20, 60.0, [8, 16, 32]), (10**6, 0.01, [8])):
+        tried.clear()
+        found = list(bench.search(config, None, torch.device("cpu"), seconds))
+        assert tried == wanted
+        assert [t.batch for t in found] == [b for b in wanted if b <= limit]
+        assert found[0].images_per_s == pytest.approx(1000)
+
+
+def test_data_of_a_published_preset_is_replaced_by_bytes_of_its_shape():
+    data = stand_in_data(resolve("imagenet64").config, 6)
+    assert tuple(data.images.shape) == (6, 3, 64, 64)
+    assert data.num_classes == 1000
+    assert stand_in_data(resolve("cifar10").config, 2).labels is None
+
+
+@pytest.mark.parametrize("recipe", ["ict", "cd", "tcm"])
+def test_bench_measures_any_recipe(recipe, capsys):
+    small = ["network.channels=8", "network.head_channels=8", "data.size=64", "train.batch_size=8"]
+    sets = [part for setting in small for part in ("--set", setting)]
+    arguments = ["bench", "--preset", "digits", "--recipe", recipe, *sets, "--seconds", "0.1", "--price", "3"]
+    assert run([*arguments, "--device", "cpu", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["best"]["images_per_s"] > 0
+    assert document["parts_ms"]["backward"] > 0
+    assert (document["parts_ms"]["teacher"] > 0) == (recipe == "cd")
+    assert document["estimate"]["cost"] == pytest.approx(3 * document["estimate"]["seconds"] / 3600)
+
+
+@pytest.mark.slow
+def test_what_is_no_network_takes_under_a_tenth_of_a_step():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        shares = [overhead.measure("digits", recipe, 20)["overhead"] for recipe in ("ict-pm", "edm")]
+    finally:
+        torch.set_num_threads(threads)
+    assert max(shares) < 0.10, shares
+
+
+def test_profiling_times_every_part(monkeypatch):
+    found = overhead.measure("toy2d", "ict", 2)
+    assert all(found[part] >= 0 for part in bench.PARTS)
+    assert found["backward"] > 0
