@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.config.schema import RunConfig
     from cmtool.training.distributed import World
+    from cmtool.training.listener import Outcome
     from cmtool.training.loop import Trainer
     from cmtool.training.run_folder import RunFolder
-    from cmtool.training.session import Outcome
 
 
 def run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cmtool.cli.output import Output
 from cmtool.training.forecast import Forecast, duration
+from cmtool.training.listener import Listener
 from cmtool.training.report import Report
-from cmtool.training.session import Listener
 
 
 class View(Listener):

@@ -97,7 +97,8 @@ def short_search(
     times = dict(model.header.get("times") or {}) | {"1": [levels[0]]}
     figures = {"1": fresh((levels[0],))}
     for number in sorted(steps):
-        if time.monotonic() - began > seconds or number < 2:
+        # Where a further step only hurts, the search puts it next to sigma_min, and no level is left below.
+        if time.monotonic() - began > seconds or number < 2 or chain[-1] == levels[-2]:
             continue
         chain = greedy_search(memo, number, levels, chain).times
         options = [chain, *([tuple(times[str(number)])] if str(number) in times else [])]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,15 @@ from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.data.images import save_grid
 from cmtool.data.scatter import save_scatter
-from cmtool.errors import DivergenceError
+from cmtool.errors import DivergenceError, UserError
 from cmtool.models import Model
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
-from cmtool.training.forecast import Forecast, check_disk, forecast
+from cmtool.training.forecast import check_disk, forecast
+from cmtool.training.listener import Listener, Outcome
 from cmtool.training.loop import Trainer
 from cmtool.training.posthoc import write_snapshots
 from cmtool.training.provenance import provenance
-from cmtool.training.report import Report
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
 from cmtool.training.state import restore_newest
@@ -39,35 +38,6 @@ from cmtool.training.watch import Watch
 GRID, CLOUD = 64, 2000
 # Roll-backs to one checkpoint before a run gives up.
 RETRIES = 3
-
-
-class Listener:
-    """What a session tells; every method may be overridden."""
-
-    def started(self, step: int, steps: int, needs: Forecast) -> None:
-        """Training begins at `step` of `steps`."""
-
-    def report(self, report: Report) -> None:
-        """Some steps are done."""
-
-    def saved(self, path: Path) -> None:
-        """A checkpoint, grid or model was written."""
-
-    def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        """The sampling average was judged."""
-
-    def warn(self, message: str) -> None:
-        """Something is wrong but the run goes on."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a session ended: the model if the run is finished, else why it stopped."""
-
-    model: Path | None
-    step: int
-    signal: int = 0
-    out_of_time: bool = False
 
 
 def preview(model: Model, count: int, seed: int = 0) -> Tensor:
@@ -288,12 +258,20 @@ class Session:
         self.log(f"stopped by {why} at step {self.state.step}")
         return Outcome(None, self.state.step, stop.signal, stop.out_of_time)
 
+    def _closed(self) -> dict[str, Any]:
+        """Return what the closing adds to the model's header; a model without it is a model all the same."""
+        try:
+            return self.closing(self.state.ema) if self.closing is not None else {}
+        except UserError as error:
+            self.warn(f"no sampling times were found: {error.message}")
+            return {}
+
     def _finish(self) -> Outcome:
         self.checkpoint()
         self.sample()
         if not self.world.main:
             return Outcome(self.folder.model, self.state.step)
-        extra = self.closing(self.state.ema) if self.closing is not None else {}
+        extra = self._closed()
         for index, average in enumerate(self.state.extra_emas):
             self.state.export(self.folder.path / f"ema-{index}.safetensors", network=average.network)
         self.state.export(self.folder.model, extra)

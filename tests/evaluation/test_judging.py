@@ -188,3 +188,10 @@ def test_grid_descends_over_the_whole_range():
     grid = descending_grid(exact(), 18)
     assert (grid[0], grid[-1], len(grid)) == (pytest.approx(80), pytest.approx(0.002), 18)
     assert all(a > b for a, b in pairwise(grid))
+
+
+def test_a_short_search_stops_where_no_level_is_left_below():
+    found, model = judge(), exact()
+    extra = short_search(model, found, steps=(2, 3, 4), count=60, points=3)
+    assert set(extra["times"]) >= {"1", "2"}
+    assert "4" not in extra["figures"]

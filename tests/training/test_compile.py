@@ -11,7 +11,6 @@ from cmtool.training import compiling
 from cmtool.training.ahead import Ahead
 from cmtool.training.compiling import compile_all, compile_network
 
-
 MLP = ("network.kind=mlp", "network.num_blocks=1")
 
 

@@ -10,8 +10,9 @@ from cmtool.checkpoint import save_model
 from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
 from cmtool.data.load import load_dataset
+from cmtool.training.listener import Listener, Outcome
 from cmtool.training.run_folder import RunFolder
-from cmtool.training.session import Listener, Outcome, Session
+from cmtool.training.session import Session
 from cmtool.training.setup import fresh_student, prepare
 from cmtool.training.stopping import Stop
 
