@@ -38,10 +38,16 @@ def report(error: BaseException, json_mode: bool) -> int:
     return failure.code
 
 
+def _one_line(text: str) -> str:
+    """Spell out what does not print: names and values from a strange file must not break lines or steer a terminal."""
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return shown if len(shown) <= 1000 else f"{shown[:600]} ... {shown[-350:]}"
+
+
 def describe(error: BaseException) -> Failure:
     """Return what to tell the user about any exception."""
     if isinstance(error, UserError):
-        return Failure(error.message, error.hint, error.exit_code)
+        return Failure(_one_line(error.message), error.hint, error.exit_code)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Failure("interrupted", None, 130)
     if isinstance(error, typer.TyperException):

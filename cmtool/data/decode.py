@@ -7,6 +7,7 @@ before it allocates. Embedded color profiles are not applied: pixels are taken a
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,8 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "edm": Image.Resampling.LANCZOS,
 }
+# What Pillow raises at damage. Memory runs out where a small file claims a huge block: `MAX_PIXELS` bounds honest ones.
+_DAMAGE = (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, MemoryError, OverflowError, struct.error)
 # Pillow warns at its own, lower limit; `read_image` refuses at ours with a sentence: the warning would be noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -60,7 +63,7 @@ def _open(source: Path | bytes, name: str) -> Image.Image:
         raise SkippedImage(name, "too large", f"more than {MAX_PIXELS // 10**6} megapixels.") from None
     except FileNotFoundError:
         raise DataError(f"{name}: no such file.") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except _DAMAGE as error:
         raise SkippedImage(name, "unreadable", f"cannot be read ({error}).") from None
 
 
@@ -119,9 +122,17 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
             size = f"{picture.width} x {picture.height} pixels"
             raise SkippedImage(label, "too large", f"{size} is more than {MAX_PIXELS // 10**6} megapixels.")
         # A phone's MPO and a scanner's TIFF hold further pages, not an animation.
-        if not animated and picture.format not in ("MPO", "TIFF") and getattr(picture, "is_animated", False):
+        if not animated and picture.format not in ("MPO", "TIFF") and _moves(picture, label):
             raise SkippedImage(label, "animated", "an animation; only still images are used.")
         return _decode(picture, channels, label)
+
+
+def _moves(picture: Image.Image, name: str) -> bool:
+    """Whether there is a second frame; Pillow looks for one in the file, and may find damage."""
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except _DAMAGE as error:
+        raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
 
 
 def _decode(picture: Image.Image, channels: int, name: str) -> Bytes:
@@ -132,7 +143,7 @@ def _decode(picture: Image.Image, channels: int, name: str) -> Bytes:
         array = np.asarray(_convert(upright, channels, name))
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
     return array[..., None] if array.ndim == 2 else array
 

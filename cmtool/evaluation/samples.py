@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from cmtool.data import Dataset, read_image, to_uint8
+from cmtool.data.archives import open_zip, read_member
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 
@@ -220,15 +221,12 @@ def _open_folder(folder: Path) -> ImageSet:
 
 
 def _open_zip(path: Path) -> ImageSet:
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         names = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
 
     def load(name: str) -> bytes:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(name)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise DataError(f"{path} is damaged: {name} cannot be read.") from error
+        with open_zip(path) as archive:
+            return read_member(archive, name)
 
     return _from_files(str(path), names, load)
 

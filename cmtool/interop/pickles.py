@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -160,7 +160,32 @@ _HARMLESS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _Reader(pickle.Unpickler):
+class _Bounded:
+    """A file that is never asked for more bytes than it has: memory would be taken for what a pickle merely claims."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream = stream
+        self._size = size
+        self.readline = stream.readline
+
+    def read(self, count: int = -1) -> bytes:
+        """Read `count` bytes, fewer at the end."""
+        return self._stream.read(min(count, self._size - self._stream.tell()) if count >= 0 else -1)
+
+    def readinto(self, buffer: bytearray) -> int:
+        """Fill `buffer` from the file."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
+    """The pure Python unpickler: the C one can be made to allocate gigabytes by a single memo index."""
+
+    def get_extension(self, code: int) -> None:
+        """Refuse the registry of extension codes."""
+        raise CheckpointError(f"it asks for the extension code {code}.")
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _HARMLESS[module, name]
@@ -181,7 +206,7 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with open(path, "rb") as stream:
-            return _Reader(stream).load()
+            return _Reader(_Bounded(stream, path.stat().st_size)).load()
     except CheckpointError as error:
         raise CheckpointError(f"{path} is refused: {error.message}") from None
     except (OSError, MemoryError):

@@ -27,6 +27,7 @@ _NESTED = (
     "net",
 )
 _PREFIXES = ("module.", "_orig_mod.")
+_LARGE = 1 << 28
 
 
 def check_zip(path: Path) -> None:
@@ -76,6 +77,11 @@ def load_torch(path: Path) -> Any:
             raise CheckpointError(
                 f"{path} is refused: it holds more than tensors, and loading that could run code."
             ) from None
+        raise CheckpointError(f"{path} is no torch file, or is damaged.") from None
+    except MemoryError:
+        if path.stat().st_size > _LARGE:
+            raise
+        # A small file cannot need more memory than there is: its lengths are claims.
         raise CheckpointError(f"{path} is no torch file, or is damaged.") from None
     except (
         RuntimeError,

@@ -67,7 +67,7 @@ def test_without_the_digest_a_flipped_bit_goes_unseen(known, tmp_path, monkeypat
     unseen = 0
     for seed in range(12):
         try:
-            unseen += "damaged" not in damage_one(known["train"], source, tmp_path, name, seed).err
+            unseen += "damaged" not in damage_one(known["train"], source, tmp_path / str(seed), name, seed).err
         except AssertionError:  # the run ends with other bytes
             unseen += 1
     assert unseen

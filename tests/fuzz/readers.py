@@ -1,0 +1,181 @@
+"""Every reader of files that may come from strangers, with whole examples of what it reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cmtool.checkpoint import load_tensors, read_header, save_model, verify
+from cmtool.config.load import from_toml, resolve, to_toml
+from cmtool.config.overrides import parse_sets
+from cmtool.data.decode import read_image
+from cmtool.data.images import read_png_text
+from cmtool.data.packed import read_packed
+from cmtool.data.pickles import read_array_pickle
+from cmtool.data.sources.sniff import open_source
+from cmtool.evaluation.samples import open_images
+from cmtool.interop import diffusers, jax
+from cmtool.interop.pickles import read_pickle
+from cmtool.interop.reading import ImportOptions, read_foreign
+from cmtool.interop.torch_file import load_torch
+from cmtool.models import load
+from cmtool.training.lock import check_free
+from cmtool.training.run_folder import RunFolder
+from tests.fuzz.sandbox import Reader
+from tests.test_models import random_model
+from tests.training.tiny import config_of
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+
+
+def _image(form: str, mode: str = "RGB", **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def _animation() -> bytes:
+    frames = [Image.fromarray(np.roll(PIXELS, shift, 0)) for shift in range(3)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
+
+def _zip(members: dict[str, bytes], compress: int = zipfile.ZIP_DEFLATED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compress) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def _npz(**arrays: object) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def _torch(content: object, **options: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, **options)
+    return stream.getvalue()
+
+
+def _msgpack() -> bytes:
+    """{"params": {"w": ext(1, [[2], "float32", 8 bytes])}}, as flax writes arrays, by hand."""
+    array = b"\x93\x91\x02\xa7float32\xc4\x08" + np.float32([1, 2]).tobytes()
+    return b"\x81\xa6params\x81\xa1w\xc7" + bytes([len(array)]) + b"\x01" + array
+
+
+def _packed(folder: Path) -> bytes:
+    from cmtool.config.schema import DataConfig
+    from cmtool.data.load import rules_of
+    from cmtool.data.packing import pack
+
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
+    for index in range(3):
+        Image.fromarray(np.roll(PIXELS, index, 0)).save(photos / f"{index}.png")
+    cfg = DataConfig(source="folder", path=str(photos), resolution=4, small="upscale")
+    pack(open_source(photos, cfg), folder / "p.cmdata", rules_of(cfg), None)
+    return (folder / "p.cmdata").read_bytes()
+
+
+def _model(folder: Path) -> bytes:
+    model = random_model(network="mlp")
+    save_model(folder / "m.safetensors", model.network.state_dict(), model.header)
+    return (folder / "m.safetensors").read_bytes()
+
+
+def _all_safetensors(path: Path) -> None:
+    for step in (read_header, verify, load_tensors, load):
+        step(path)
+
+
+def _records(path: Path) -> None:
+    for record in open_source(path).records():
+        if isinstance(record.data, bytes):
+            read_image(record.data, name=record.name)
+
+
+def readers(folder: Path) -> dict[str, Reader]:
+    """Return every reader by name; `folder` is for making the examples."""
+    folder.mkdir(parents=True, exist_ok=True)
+    gif, png, jpeg = _animation(), _image("PNG"), _image("JPEG")
+    model = _model(folder)
+    preset = b'[data]\nsource = "digits"\nresolution = 8\nchannels = 1\n[train]\nsteps = 5\nlr = 1e-3\n[recipe.ct]\nlr = 2e-3\n'
+    images = _zip({"a/0.png": png, "b/1.jpg": jpeg, "dataset.json": b'{"labels": [["a/0.png", 0], ["b/1.jpg", 1]]}'})
+    arrays = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}
+    state = {"w.weight": torch.zeros(2, 3), "b": torch.arange(3)}
+    unet = json.dumps({"_class_name": "UNet2DModel", "sample_size": 8, "block_out_channels": [32, 32]}).encode()
+    samples = _npz(arr_0=np.zeros((3, 4, 4, 3), np.uint8), arr_1=np.arange(3))
+    listed = [
+        Reader("safetensors", "m.safetensors", (model,), _all_safetensors),
+        Reader("config.toml", "config.toml", (to_toml(config_of("ict-pm")).encode(),), from_toml),
+        Reader("preset", "p.toml", (preset,), lambda path: resolve(str(path), recipe="ct")),
+        Reader("--set", "t.txt", (b"train.lr=1e-4", b"recipe.gap.q=[1,{a=2}]"), _sets),
+        Reader("metrics.jsonl", "metrics.jsonl", (b'{"step": 2, "loss": 0.5}\n{"step": 4}\n',), _metrics),
+        Reader("run.lock", "run.lock", (b'{"pid": 1234, "host": "a"}',), lambda path: check_free(path.parent)),
+        Reader("png", "i.png", (png, _image("PNG", "P"), _image("PNG", "I;16")), _picture),
+        Reader("jpeg", "i.jpg", (jpeg, _image("JPEG", "CMYK"), _image("JPEG", "L")), _picture),
+        Reader("gif", "i.gif", (gif,), _picture),
+        Reader("webp, tiff, bmp", "i.webp", (_image("WEBP"), _image("TIFF"), _image("BMP")), _picture),
+        Reader("image zip", "i.zip", (images,), _records),
+        Reader("data npz", "d.npz", (_npz(images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.arange(2)),), _records),
+        Reader("samples npz", "s.npz", (samples,), _samples),
+        Reader("samples zip", "s.zip", (images,), _samples),
+        Reader("packed", "p.cmdata", (_packed(folder / "packed"),), lambda path: _touch(read_packed(path))),
+        Reader("data pickle", "b.pkl", tuple(pickle.dumps(arrays, n) for n in (2, 4)), _array_pickle),
+        Reader(
+            "network pickle",
+            "n.pkl",
+            tuple(pickle.dumps({"ema": [1, b"x", {"a": 2.5}]}, n) for n in (2, 4)),
+            read_pickle,
+        ),
+        Reader("torch", "w.pt", (_torch(state), _torch(state, _use_new_zipfile_serialization=False)), load_torch),
+        Reader(
+            "foreign", "ct_w.pt", (_torch(state), model, _msgpack()), lambda path: read_foreign(path, ImportOptions())
+        ),
+        Reader("msgpack", "c.msgpack", (_msgpack(),), jax.read_leaves),
+        Reader("diffusers", "d/unet/config.json", (unet,), lambda path: diffusers.read(path.parent.parent)),
+    ]
+    return {reader.name: reader for reader in listed}
+
+
+def _sets(path: Path) -> None:
+    for override in parse_sets([path.read_text(errors="replace")], "ict"):
+        resolve("digits", recipe="ict", sets=[".".join(override.keys) + f"={override.value}"])
+
+
+def _metrics(path: Path) -> None:
+    folder = RunFolder(path.parent)
+    folder.damaged_rows()
+    folder.forget_after(3)
+
+
+def _picture(path: Path) -> None:
+    read_image(path)
+    read_image(path.read_bytes(), channels=4, animated=True)
+    if path.suffix == ".png":
+        read_png_text(path)
+
+
+def _samples(path: Path) -> None:
+    found = open_images(path)
+    for _ in found.batches(2):
+        pass
+
+
+def _touch(data: object) -> None:
+    data.batch(torch.arange(len(data)))  # type: ignore[attr-defined,arg-type]
+
+
+def _array_pickle(path: Path) -> None:
+    read_array_pickle(path.read_bytes(), str(path))
