@@ -107,6 +107,11 @@ def _check_derivative(config: RunConfig) -> None:
         raise ValueError(
             "network.attention_kernel = 'auto' has no forward-mode derivative, which this recipe needs; use 'math'"
         )
+    if forward and config.train.compile:
+        raise ValueError(
+            "train.compile = true has no forward-mode derivative, which this recipe needs; leave it out, or take "
+            "recipe.target.derivative = 'difference'"
+        )
     if network.checkpointing and not target.stop_gradient:
         raise ValueError("network.checkpointing has no forward-mode derivative, which this recipe needs; set it false")
     if config.recipe.gap.kind != "none":

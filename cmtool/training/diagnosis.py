@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Images that are measured with: several times as many as an image has values, or the linear guess fits noise.
 LEAST, MOST, PER_VALUE = 512, 8192, 8
+# Numbers that are held at once: large images are fewer.
+NUMBERS = 2**24
 FILE = "discrepancy.jsonl"
 
 
@@ -29,7 +31,8 @@ class Diagnosis:
         self.path = folder / FILE
         dataset = trainer.dataset
         first, labels = dataset.batch(torch.arange(1))
-        wanted = min(max(PER_VALUE * first[0].numel(), LEAST), MOST)
+        values = first[0].numel()
+        wanted = min(max(PER_VALUE * values, LEAST), MOST, max(NUMBERS // values, 64))
         # Small data sets are gone through several times: the noise differs.
         chosen = torch.arange(wanted) % len(dataset)
         images, labels = dataset.batch(chosen)

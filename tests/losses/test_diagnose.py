@@ -32,7 +32,7 @@ def measured(kind, count=60_000):
     data = S * torch.randn(count, 1, 1, 1, generator=g, dtype=D)
     net = Exact()
     part = CouplingPart(kind=kind, predictor="online", mix=1.0)
-    reference = Reference(data[:2])
+    reference = Reference(data[:2])  # the closed form of R is in `linear` here
     return diagnose(Nets(net, net, net), build_coupling(part), data, levels=LEVELS, reference=reference)
 
 
@@ -68,6 +68,13 @@ def test_linear_residual_does_not_reward_many_values():
     g = torch.Generator().manual_seed(0)
     found = [linear_residual(torch.randn(100, 30, generator=g), torch.randn(100, 30, generator=g)) for _ in range(20)]
     assert sum(found) / 20 == pytest.approx(1.0, abs=0.03)
+
+
+def test_more_values_than_images_are_guessed_one_by_one():
+    """Independent Gaussian values: the guess from each value alone is the whole answer, s^2 / (s^2 + t^2)."""
+    g = torch.Generator().manual_seed(0)
+    x0, z = S * torch.randn(200, 3, 20, 20, generator=g), torch.randn(200, 3, 20, 20, generator=g)
+    assert linear_residual(x0 + z, z) == pytest.approx(0.2, rel=0.02)
 
 
 def test_law_of_levels_peaks_where_the_discrepancy_does():

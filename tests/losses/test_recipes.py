@@ -149,6 +149,7 @@ REFUSED = [
     ("pd", ("recipe.curriculum.s0=1", "recipe.curriculum.s1=8"), "cannot end at s1 = 8"),
     ("ct-inf", ('network.attention_kernel="auto"',), "no forward-mode derivative"),
     ("cd-inf-full", ("network.checkpointing=true",), "no forward-mode derivative"),
+    ("sct", ("train.compile=true",), "no forward-mode derivative"),
     ("meanflow", ("network.two_time=false",), "two_time"),
     ("meanflow", ('process.parameterization="edm"',), "parameterization"),
     ("sct", ('process.parameterization="consistency"',), "'edm' or 'trig'"),
