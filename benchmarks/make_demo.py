@@ -11,7 +11,6 @@ are those of the file. `--skip-figures` leaves the judging out.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -40,16 +39,6 @@ def training_command(config: RunConfig) -> str:
     return " ".join(words)
 
 
-def logged_command(run: Path) -> str | None:
-    """Return the command as it was typed, from the run's log."""
-    log = run / "run.log"
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        if "{" in line:
-            words = json.loads(line[line.index("{") :]).get("command", [])
-            return " ".join(["cmtool", *words[1:]]) if words else None
-    return None
-
-
 def bfloat16(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Round floating-point weights to bfloat16; anything else stays."""
     return {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -76,7 +65,7 @@ def make(name: str, run: Path, figures: bool, count: int) -> Path:
     size = sum(t.numel() * t.element_size() for t in small.values())
     if size > LARGEST - 100_000:
         raise SystemExit(f"{size:,} bytes of weights are more than a demo may have ({LARGEST:,} with its header).")
-    said = {"command": logged_command(run) or training_command(config), "seed": config.train.seed}
+    said = {"command": training_command(config), "seed": config.train.seed}
     path = DEMOS / f"{name}.safetensors"
     save_model(path, small, header | said)
     if figures:
