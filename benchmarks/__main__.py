@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MODULES = {"train-step": "train_step", "sample": "sampling", "averages": "averages", "overhead": "overhead"}
+MODULES = {
+    "train-step": "train_step",
+    "sample": "sampling",
+    "averages": "averages",
+    "overhead": "overhead",
+    "scale": "scale",
+}
 SCRIPTS = {
     "eval": "eval_speed",
     "data": "data_loading",
