@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, invoke_without_co
 def runs(ctx: typer.Context, root: Root = Path("runs"), json: Json = False) -> None:
     """List the runs, the newest first: recipe, length, speed, figures.
 
-    Examples: cmtool runs | cmtool runs diff runs/digits-ict-pm runs/digits-cd
+    Examples: cmtool runs | cmtool runs diff runs/digits-ict-pm runs/digits-icd
     """
     if ctx.invoked_subcommand is None:
         list_runs(root, json)
@@ -82,7 +82,7 @@ def _document(run: RunRecord) -> dict[str, Any]:
 def diff(first: Run, second: Run, root: Root = Path("runs"), json: Json = False) -> None:
     """Say what differs between two runs: settings, versions, lengths, figures.
 
-    Example: cmtool runs diff runs/digits-ict-pm runs/digits-cd
+    Example: cmtool runs diff runs/digits-ict-pm runs/digits-icd
     """
     from cmtool.cli.output import Output
     from cmtool.reporting.runs import differences, read_run

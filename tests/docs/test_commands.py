@@ -93,10 +93,9 @@ def folder(tmp_path_factory):
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[4:12, 4:12] = 255
     Image.fromarray(mask).save(place / "mask.png")
-    for name in ("photos", "PHOTOS"):
-        (place / name).mkdir()
-        for index in range(12):
-            picture(64, "RGB").save(place / name / f"{index}.png")
+    (place / "photos").mkdir()
+    for index in range(12):
+        picture(64, "RGB").save(place / "photos" / f"{index}.png")
     demos = place / "demo"
     demos.mkdir()
     shapes = write_model(place, "shapes-demo", resolution=16, num_classes=5, names=list("abcde"))
@@ -104,7 +103,6 @@ def folder(tmp_path_factory):
     write_model(place, "digits-demo", channels=1, source="digits").rename(demos / "digits.safetensors")
     for name in ("shapes-demo", "digits-demo"):
         (place / "runs" / name).rmdir()
-    write_run(place / "runs", "slower", recipe="ict", sets=["train.lr=1e-4"])
     return place
 
 
@@ -118,11 +116,17 @@ def tiny(words):
     name, given = words[0], set(words)
     if name.startswith("train-"):
         more = [] if {"--dry-run", "--list-recipes"} & given else ["--set", "train.log_every=2"]
-        sizes = [] if "--extend" in given else [word for value in TINY_NETWORK for word in ("--set", value)]
-        return [*words, *more, *sizes, "--batch-size", "8", "--steps", "12" if "--extend" in given else "6"]
+        sizes = [word for value in TINY_NETWORK for word in ("--set", value)]
+        return (
+            [*words, "--steps", "12"]
+            if "--extend" in given
+            else [*words, *more, *sizes, "--batch-size", "8", "--steps", "6"]
+        )
     if name in ("eval", "search-times") and "--make-ref" not in given:
-        few = ["--num", "30"] if not {"two.npz", "photo.png"} & given else []
+        few = ["--num", "30"] if not {"ours.npz", "photo.png"} & given else []
         return [*words, *few, *(["--metrics", "fid,pr"] if name == "eval" and "--metrics" not in given else [])]
+    if name == "sample" and "ours.npz" in given:
+        return [*words, "--num", "40"]
     if name == "interpolate":
         return [*words, "--num", "4"]
     return words
@@ -145,7 +149,10 @@ def in_order(page):
     return (PAGE_ORDER.index(page) if page in PAGE_ORDER else len(PAGE_ORDER), page)
 
 
-RUN_PAGES = sorted({block.page for block, _ in COMMANDS if block.run}, key=in_order)
+# Pages of background show long studies; their commands are checked word by word above, and run in tests of their own.
+RUN_PAGES = sorted(
+    {b.page for b, _ in COMMANDS if b.run and (b.page in PAGE_ORDER or b.page.startswith("docs/howto/"))}, key=in_order
+)
 
 
 @pytest.mark.slow
