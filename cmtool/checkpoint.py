@@ -108,8 +108,8 @@ def atomic_bytes(path: str | Path, data: bytes) -> None:
 
 
 def atomic_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` whole or not at all."""
-    atomic_bytes(path, text.encode("utf-8"))
+    """Write `text` as UTF-8 to `path` whole or not at all; file names that are no UTF-8 keep their bytes."""
+    atomic_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def read_preamble(path: str | Path) -> dict[str, Any]:

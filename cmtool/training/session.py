@@ -91,7 +91,7 @@ class Session:
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         path = self.folder.path / "run.log"
-        with writing(path), open(path, "a", encoding="utf-8") as stream:
+        with writing(path), open(path, "a", encoding="utf-8", errors="surrogateescape") as stream:
             stream.write(f"{stamp} {text}\n")
 
     def warn(self, message: str) -> None:
