@@ -113,6 +113,7 @@ def from_models(digits: str, shapes: str) -> None:
     editor = cmtool.load(shapes, "cpu")
     from cmtool.data import to_nhwc
 
+    cmtool.save(editor.sample(64), PICTURES / "shapes-one-step.png")
     picture = to_nhwc(editor.sample(1, seed=5))[0]
     side = picture.shape[0]
     mask = np.zeros((side, side), dtype=bool)
@@ -120,7 +121,7 @@ def from_models(digits: str, shapes: str) -> None:
     filled = cmtool.edit.inpaint(editor, picture, mask, num=6)
     holed = np.where(mask[..., None], np.uint8(128), picture)
     save_grid(np.concatenate([picture[None], holed[None], filled]), PICTURES / "edit-strip.png", columns=8)
-    for name in ("digits-one-step", "digits-steps", "edit-strip"):
+    for name in ("digits-one-step", "digits-steps", "shapes-one-step", "edit-strip"):
         print(PICTURES / f"{name}.png")
 
 

@@ -25,6 +25,10 @@ def info(
     Example: cmtool info runs/digits-ict-pm
     """
     out = Output(json_mode)
+    if str(path).startswith("demo/") and not path.exists():
+        from cmtool.interop.names import resolve_model
+
+        path = resolve_model(str(path))
     unfinished = path.is_dir() and not (path / "model.safetensors").is_file() and (path / "config.toml").is_file()
     document = describe_run(path) if unfinished else describe_model(resolve_file(path))
     out.json(document)
