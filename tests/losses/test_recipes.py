@@ -227,3 +227,33 @@ def test_no_method_is_named_outside_its_table():
             text = path.read_text(encoding="utf-8")
             assert "method ==" not in text, path
             assert "recipe_name ==" not in text, path
+
+
+def test_class_conditional_distillation_with_guidance_and_stored_pairs(tmp_path, monkeypatch):
+    """Labels go through teacher, guidance, pairs and student; a teacher that never dropped them cannot guide."""
+    monkeypatch.setenv("CMTOOL_CACHE", str(tmp_path / "cache"))
+    labeled = ("data.labels=true",)
+    teachers = {}
+    for share in (0.1, 0.0):
+        config = config_of("edm", *labeled, f"train.label_dropout={share}")
+        trainer = prepare(config, load_dataset(config.data), CPU)
+        trainer.step()
+        teachers[share] = tmp_path / f"teacher-{share}.safetensors"
+        trainer.state.export(teachers[share])
+    for recipe, sets in (("cd", ("recipe.direction.guidance=1.5",)), ("kd", FEW_PAIRS), ("pd", ())):
+        config = config_of(recipe, *labeled, *sets, teacher=str(teachers[0.1]))
+        trainer = prepare(adopt(config, read_header(teachers[0.1])), load_dataset(config.data), CPU)
+        trainer.step()
+        assert trainer.report().loss > 0
+    config = config_of("cd", *labeled, "recipe.direction.guidance=1.5", teacher=str(teachers[0.0]))
+    with pytest.raises(ConfigError, match="dropped labels"):
+        prepare(adopt(config, read_header(teachers[0.0])), load_dataset(config.data), CPU)
+
+
+def test_a_frozen_predictor_is_loaded(sources):
+    path = sources["digits", "ict"]
+    config = config_of("ict-gc", 'recipe.coupling.predictor="frozen"', f'recipe.coupling.model="{path}"')
+    trainer = prepare(config, load_dataset(config.data), CPU)
+    trainer.step()
+    assert trainer.nets.frozen is not None
+    assert not any(p.requires_grad for p in trainer.nets.frozen.parameters())
