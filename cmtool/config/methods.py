@@ -106,7 +106,7 @@ METHODS: dict[str, Row] = {
     "cd-2m": _row(
         _CD,
         title="consistency distillation, DPM-Solver++ 2M within a pair",
-        direction={"kind": "teacher", "solver": "dpmpp_2m", "substeps": 2},
+        direction={"kind": "teacher", "solver": "dpmpp_2m", "substeps": 4},
     ),
     "cd-inf": _CD_LIMIT,
     "cd-inf-l1": _row(

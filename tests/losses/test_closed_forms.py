@@ -248,3 +248,35 @@ def test_k17_and_k18_on_the_theorems_schedule(count, sample, flow):
     end = levels.signal[0] * x.flatten().numpy()
     found = float(weights @ np.abs(end - GMM_A.quantile(nodes, levels.signal[0], levels.noise[0])))
     assert found == pytest.approx(flow, abs=3e-3)
+
+
+# docs/teacher-solvers.md: W1 of the composed steps on GMM-E by teacher calls, (solver, substeps, calls a pair).
+CALLS = {
+    ("euler", 1, 1): (0.0263, 0.0132, 0.0066),
+    ("heun", 1, 2): (0.0169, 0.0038, 0.0009),
+    ("dpmpp_2m", 2, 2): (0.0128, 0.0065, 0.0033),
+    ("dpmpp_2m", 4, 4): (0.0045, 0.0028, 0.0015),
+    ("dpmpp_2m", 9, 9): (0.0034, 0.0008, 0.0006),
+    ("adams_bashforth", 4, 4): (0.0120, 0.0048, 0.0021),
+    ("adams_bashforth", 9, 9): (0.0091, 0.0032, 0.0012),
+}
+
+
+@pytest.mark.parametrize("setting", CALLS)
+def test_what_a_teachers_solver_buys_at_equal_calls(setting):
+    from pathlib import Path
+
+    solver, substeps, a_pair = setting
+    nodes, weights = normal_nodes(6.0, 401)
+    x = torch.tensor(GMM_E.quantile(nodes, 1.0, 80.0), dtype=D).reshape(-1, 1, 1, 1)
+
+    def denoise(x, t):
+        return torch.tensor(GMM_E.denoise(x.flatten().numpy(), 1.0, float(t[0]))).reshape(x.shape)
+
+    found = []
+    for calls in (36, 72, 144):
+        end = walk(build_solver(solver, substeps), denoise, x, calls // a_pair + 1).flatten().numpy()
+        found.append(float(weights @ np.abs(end - GMM_E.quantile(nodes, 1.0, 0.002))))
+    assert found == pytest.approx(CALLS[setting], abs=6e-5)
+    page = (Path(__file__).parents[2] / "docs" / "teacher-solvers.md").read_text(encoding="utf-8")
+    assert " | ".join(f"{value:.4f}" for value in CALLS[setting]) in page
