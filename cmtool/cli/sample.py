@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def sample(
     """
     from cmtool.cli.output import Output
 
-    output = Output(json, quiet)
+    output = Output(json, quiet, silent=int(os.environ.get("RANK", "0")) > 0)
     job = _decide(locals(), output)
     _make(job, batch_size, device, output)
 
@@ -158,7 +159,8 @@ def _kinds(sampler: str | None) -> tuple[str, ...]:
     return (first, *(kind for kind in ("consistency", "diffusion") if kind != first))
 
 
-def _sink(job: Job) -> Sink:
+def open_sink(job: Job) -> Sink:
+    """Open what takes the samples of a job: a grid, a file or a folder."""
     from cmtool.data.sample_files import FolderSink, GridSink, NpzSink, check_place, out_kind
 
     kind = out_kind(job.out, len(job.seeds))
@@ -179,12 +181,21 @@ def _sink(job: Job) -> Sink:
 def _make(job: Job, batch_size: int | None, device: str, output: Output) -> None:
     from time import perf_counter
 
-    from cmtool.cli.run_model import load_model
+    began, start = perf_counter(), 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from cmtool.cli.sample_together import make_together
 
-    sink = _sink(job)
-    model = load_model(job.found, device, job.precision)
-    began, start = perf_counter(), sink.start
-    path = write_samples(job, model, batch_size, output, sink)
+        together = make_together(job, batch_size, device)
+        if together is None:
+            return
+        path = together
+    else:
+        from cmtool.cli.run_model import load_model
+
+        sink = open_sink(job)
+        model = load_model(job.found, device, job.precision)
+        began, start = perf_counter(), sink.start
+        path = write_samples(job, model, batch_size, output, sink)
     seconds = perf_counter() - began
     rate = (len(job.seeds) - start) / max(seconds, 1e-9)
     output.say(f"{len(job.seeds)} samples in {seconds:.1f} s ({rate:.4g} a second)")
@@ -197,7 +208,7 @@ def write_samples(
     job: Job, model: LoadedModel, batch_size: int | None, output: Output, sink: Sink | None = None
 ) -> Path:
     """Make the samples of a job that are missing, write them and return where they are; exits when stopped."""
-    sink = sink or _sink(job)
+    sink = sink or open_sink(job)
     if sink.start:
         output.say(f"{sink.start} of {len(job.seeds)} samples are there already; going on")
     signal = _fill(job, model, sink, batch_size or _usual_batch(model), output)
