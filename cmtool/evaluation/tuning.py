@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 # Seeds of evaluation during training and of searches: blocks that `cmtool sample --seed N` does not reach soon.
 BLOCK = 1_000_000
 SEARCH_SEED, FRESH_SEED = 1001 * BLOCK, 1002 * BLOCK
-SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1000, 18, (2, 3, 4)
+SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1500, 18, (2, 3, 4)
 
 
 @dataclass
@@ -91,7 +91,8 @@ def short_search(
     began = time.monotonic()
     seeds = range(SEARCH_SEED, SEARCH_SEED + count)
     memo = Memo(TimesScore(model, judge.network, judge.side, seeds))
-    fresh = Memo(TimesScore(model, judge.network, judge.side, range(FRESH_SEED, FRESH_SEED + count)))
+    # The last word has twice the samples: a distance of a thousand moves by more than good times differ.
+    fresh = Memo(TimesScore(model, judge.network, judge.side, range(FRESH_SEED, FRESH_SEED + 2 * count)))
     levels = descending_grid(model, points)
     chain: Times = (levels[0],)
     times = dict(model.header.get("times") or {}) | {"1": [levels[0]]}

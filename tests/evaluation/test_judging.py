@@ -180,7 +180,7 @@ def test_a_short_search_ends_with_times_for_every_number_and_never_loses_to_thos
     for key, times in extra["times"].items():
         assert len(times) == int(key) and times[0] == pytest.approx(80)
         assert all(a > b for a, b in pairwise(times))
-    fresh = TimesScore(model, found.network, found.side, range(1002_000_000, 1002_000_100))
+    fresh = TimesScore(model, found.network, found.side, range(1002_000_000, 1002_000_200))
     assert extra["figures"]["2"] <= fresh((80.0, 0.5)) + 1e-3
 
 
