@@ -155,7 +155,7 @@ def resolve(
     overrides = [*_preset_layer(loaded), *_method_layer(loaded.method(name)), *_recipe_layer(loaded, name)]
     overrides += [*flag_overrides(flags or {}), *parse_sets(sets, name)]
     tables, origins = merge(overrides)
-    tables = {"network": {}, "process": {}} | tables | {"preset": loaded.name, "recipe_name": name}
+    tables = {"network": {}, "process": {}, "train": {}} | tables | {"preset": loaded.name, "recipe_name": name}
     tables["recipe"] = tables.get("recipe", {}) | _identity(loaded.method(name))
     _fit_micro_batch(tables["train"], origins)
     try:

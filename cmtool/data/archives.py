@@ -23,6 +23,8 @@ _ROWS = 256
 def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     total = 0
     for info in archive.infolist():
+        if not info.filename:
+            raise DataError(f"{path} is damaged: it has a member without a name.")
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
         if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename.split("/")[0]:
             raise DataError(f"{path} is refused: its member '{info.filename}' points outside the archive.")

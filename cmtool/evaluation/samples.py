@@ -133,13 +133,18 @@ def _open_npz(path: Path) -> ImageSet:
             labels = archive["arr_1"] if "arr_1" in archive.files else None
             meta = json.loads(str(archive["meta"])) if "meta" in archive.files else {}
         shape, dtype = _npy_header(path)
+        if labels is not None and not isinstance(labels, np.ndarray):
+            raise DataError(f"{path} is damaged: its labels are no array.")
     except DataError:
         raise
     except ValueError as error:
         if "pickle" in str(error).lower() or "object" in str(error).lower():
             raise DataError(f"{path} holds Python objects, which are never loaded: they can run code.") from error
         raise DataError(f"{path} is damaged or is no npz: {error}.") from error
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A strange archive fails in any way inside zipfile, zlib and NumPy; none of them may end in a traceback.
         raise DataError(f"{path} is damaged or is no npz.") from error
     return _checked_npz(path, shape, dtype, labels, meta if isinstance(meta, dict) else {})
 

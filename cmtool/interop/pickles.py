@@ -182,6 +182,12 @@ class _Bounded:
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
     """The pure Python unpickler: the C one can be made to allocate gigabytes by a single memo index."""
 
+    def _bytearray(self) -> None:
+        # The library's own takes the claimed length before it looks whether the file has it.
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _bytearray}  # type: ignore[attr-defined,dict-item]
+
     def get_extension(self, code: int) -> None:
         """Refuse the registry of extension codes."""
         raise CheckpointError(f"it asks for the extension code {code}.")

@@ -111,6 +111,8 @@ def readers(folder: Path) -> dict[str, Reader]:
     gif, png, jpeg = _animation(), _image("PNG"), _image("JPEG")
     model = _model(folder)
     preset = b'[data]\nsource = "digits"\nresolution = 8\nchannels = 1\n[train]\nsteps = 5\nlr = 1e-3\n[recipe.ct]\nlr = 2e-3\n'
+    small = folder / "small.toml"
+    small.write_bytes(preset)
     images = _zip({"a/0.png": png, "b/1.jpg": jpeg, "dataset.json": b'{"labels": [["a/0.png", 0], ["b/1.jpg", 1]]}'})
     arrays = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}
     state = {"w.weight": torch.zeros(2, 3), "b": torch.arange(3)}
@@ -120,7 +122,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         Reader("safetensors", "m.safetensors", (model,), _all_safetensors),
         Reader("config.toml", "config.toml", (to_toml(config_of("ict-pm")).encode(),), from_toml),
         Reader("preset", "p.toml", (preset,), lambda path: resolve(str(path), recipe="ct")),
-        Reader("--set", "t.txt", (b"train.lr=1e-4", b"recipe.gap.q=[1,{a=2}]"), _sets),
+        Reader("--set", "t.txt", (b"train.lr=1e-4", b"recipe.gap.q=[1,{a=2}]"), lambda path: _sets(path, small)),
         Reader("metrics.jsonl", "metrics.jsonl", (b'{"step": 2, "loss": 0.5}\n{"step": 4}\n',), _metrics),
         Reader("run.lock", "run.lock", (b'{"pid": 1234, "host": "a"}',), lambda path: check_free(path.parent)),
         Reader("png", "i.png", (png, _image("PNG", "P"), _image("PNG", "I;16")), _picture),
@@ -149,9 +151,9 @@ def readers(folder: Path) -> dict[str, Reader]:
     return {reader.name: reader for reader in listed}
 
 
-def _sets(path: Path) -> None:
-    for override in parse_sets([path.read_text(errors="replace")], "ict"):
-        resolve("digits", recipe="ict", sets=[".".join(override.keys) + f"={override.value}"])
+def _sets(path: Path, preset: Path) -> None:
+    for override in parse_sets([path.read_text(errors="replace")], "ct"):
+        resolve(str(preset), recipe="ct", sets=[".".join(override.keys) + f"={override.value}"])
 
 
 def _metrics(path: Path) -> None:
