@@ -89,8 +89,12 @@ ABLATIONS = {
     ),
     "progressive": Ablation(
         "progressive against consistency distillation",
-        (Arm("pd", "pd", (), (1, 2, 4, 8)), Arm("cd", "cd", (), (1, 2, 4, 8))),
-        (("cd@1", "pd@1"), ("cd@2", "pd@2"), ("cd@4", "pd@4"), ("cd@8", "pd@8")),
+        # A student of progressive distillation is made for one number of steps: the stages end there.
+        (
+            *(Arm(f"pd to {n}", "pd", (f"recipe.curriculum.s1={n}",), (n,)) for n in (1, 2, 4, 8)),
+            Arm("cd", "cd", (), (1, 2, 4, 8)),
+        ),
+        tuple((f"cd@{n}", f"pd to {n}@{n}") for n in (1, 2, 4, 8)),
     ),
 }
 
