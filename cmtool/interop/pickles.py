@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
@@ -184,9 +184,13 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
 
     def _bytearray(self) -> None:
         # The library's own takes the claimed length before it looks whether the file has it.
-        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+        unpickler: Any = self
+        unpickler.append(bytearray(unpickler.read(int.from_bytes(unpickler.read(8), "little"))))
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _bytearray}  # type: ignore[attr-defined,dict-item]
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        pickle.BYTEARRAY8[0]: _bytearray,
+    }
 
     def get_extension(self, code: int) -> None:
         """Refuse the registry of extension codes."""
