@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny import config_of, trainer_of
 
 from cmtool.errors import ConfigError
 from cmtool.samplers import generate as generating
 from cmtool.samplers.generate import generate, out_of_memory
 from cmtool.samplers.plan import plan_sampling
+from tests.training.tiny import config_of, trainer_of
 
 
 class SmallMemory:

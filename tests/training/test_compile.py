@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from tiny import FLAGS, config_of, teacher_file, trainer_of, with_source
 
 from cmtool.training import compiling
 from cmtool.training.ahead import Ahead
 from cmtool.training.compiling import compile_all, compile_network
+from tests.training.tiny import FLAGS, config_of, teacher_file, trainer_of, with_source
 
 MLP = ("network.kind=mlp", "network.num_blocks=1")
 

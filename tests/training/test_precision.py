@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CPU, config_of, trainer_of
 
 from cmtool.config.load import resolve
 from cmtool.errors import ConfigError
@@ -15,6 +14,7 @@ from cmtool.losses.objective import Objective
 from cmtool.networks.convolution import Conv2d, set_backward_dtype
 from cmtool.rng import batch_normal
 from cmtool.training.precision import gains, has_fast_bf16, refused, settle_precision
+from tests.training.tiny import CPU, config_of, trainer_of
 
 SIDE = ("data.resolution=16", "data.channels=3", "network.channels=16", "network.group_channels=4")
 LEVELS = (0.01, 0.1, 1.0, 10.0, 80.0)
