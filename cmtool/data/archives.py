@@ -21,18 +21,26 @@ _ROWS = 256
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
-    total = 0
+    total, size = 0, path.stat().st_size
     for info in archive.infolist():
-        if not info.filename:
-            raise DataError(f"{path} is damaged: it has a member without a name.")
+        if not info.filename or info.compress_size > size:
+            raise DataError(f"{path} is damaged: a member without a name, or larger than the archive.")
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
         if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename.split("/")[0]:
             raise DataError(f"{path} is refused: its member '{info.filename}' points outside the archive.")
         if info.flag_bits & 1:
             raise DataError(f"{path} is encrypted; only open archives are read.")
         total += info.file_size
-    if total > _LARGE and total > _EXPANSION * path.stat().st_size:
+    if total > _LARGE and total > _EXPANSION * size:
         raise DataError(f"{path} is refused: it would expand to {total / 1e9:.1f} GB, as a decompression bomb does.")
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file ends like a zip archive; one that is damaged there does not."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cmtool.data import Dataset, read_image, to_uint8
-from cmtool.data.archives import open_zip, read_member
+from cmtool.data.archives import is_zip, open_zip, read_member
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 
@@ -112,7 +112,7 @@ def open_images(path: str | Path) -> ImageSet:
         )
     if path.suffix == ".npz":
         return _open_npz(path)
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return _open_zip(path)
     if path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path} is a single image, not a set of samples.", "write samples with --out samples.npz")
@@ -123,7 +123,7 @@ def open_images(path: str | Path) -> ImageSet:
 
 
 def _open_npz(path: Path) -> ImageSet:
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         raise DataError(f"{path} is damaged or is no npz.")
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def read_leaves(path: Path) -> Leaves:
         document = Decoder(path.read_bytes()).document()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}") from None
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError, struct.error) as error:
+        raise CheckpointError(f"{path} is damaged or no flax checkpoint ({type(error).__name__}).") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} is no flax checkpoint.")
     for key in ("params_ema", "params"):

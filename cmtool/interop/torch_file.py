@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmtool.checkpoint import read_preamble
+from cmtool.data.archives import is_zip
 from cmtool.errors import CheckpointError
 
 # In the order of preference: the average comes before the live weights.
@@ -61,7 +62,7 @@ def load_torch(path: Path) -> Any:
     Raises:
         CheckpointError: if it is damaged, or holds anything but tensors and plain containers.
     """
-    zipped = zipfile.is_zipfile(path)
+    zipped = is_zip(path)
     if not zipped:
         with open(path, "rb") as stream:
             if stream.read(2) == b"PK":

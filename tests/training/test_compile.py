@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from cmtool.errors import ConfigError
 from cmtool.training import compiling
 from cmtool.training.ahead import Ahead
 from cmtool.training.compiling import compile_all, compile_network
@@ -49,12 +50,10 @@ def test_compiling_is_asked_for_and_its_failure_said(monkeypatch):
     trainer.step()
 
 
-def test_recipes_with_a_derivative_are_not_compiled(tmp_path):
-    trainer = trainer_of(
-        with_source("sct", tmp_path, "train.compile=true", init=str(teacher_file(tmp_path / "t.safetensors")))
-    )
-    assert "left out" in trainer.notes[-1]
-    assert trainer.state.student.network._compiled_call_impl is None
+def test_recipes_with_a_forward_derivative_refuse_to_be_compiled(tmp_path):
+    source = str(teacher_file(tmp_path / "t.safetensors"))
+    with pytest.raises(ConfigError, match="forward-mode derivative"):
+        with_source("sct", tmp_path, "train.compile=true", init=source)
 
 
 def test_the_next_step_is_made_ahead_and_what_is_not_asked_for_is_dropped():
