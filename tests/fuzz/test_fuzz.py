@@ -26,8 +26,9 @@ NAMES = (
     *("webp, tiff, bmp", "image zip", "data npz", "samples npz", "samples zip", "packed", "data pickle"),
     *("network pickle", "torch", "foreign", "msgpack", "diffusers"),
 )
-# Two thirds at random, one third guided by the lines that inputs reach: 5,000 each, 105,000 in all.
-PLAIN, GUIDED = 3400, 1600
+# Two thirds at random, one third guided by the lines that inputs reach; a setting resolves a whole preset and gets less.
+PLAIN, GUIDED = 3600, 1700
+SLOWER = {"--set": 10}
 
 
 def check(found: Found | None) -> None:
@@ -46,18 +47,18 @@ def test_changed_examples(known, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_many_changed_examples(known, tmp_path, name):
-    check(attack(known[name], tmp_path, PLAIN, seed=1))
+    check(attack(known[name], tmp_path, PLAIN // SLOWER.get(name, 1), seed=1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_that_grow_with_the_lines_they_reach(known, tmp_path, name):
-    check(attack(known[name], tmp_path, GUIDED, seed=2, guided=True))
+    check(attack(known[name], tmp_path, GUIDED // SLOWER.get(name, 1), seed=2, guided=True))
 
 
 @pytest.mark.slow
 def test_the_slow_tier_tries_a_hundred_thousand():
-    assert (PLAIN + GUIDED) * len(NAMES) >= 100_000
+    assert sum((PLAIN + GUIDED) // SLOWER.get(name, 1) for name in NAMES) >= 100_000
 
 
 # --- the sandbox itself: an attack that cannot fail proves nothing ------------------------------------------------
