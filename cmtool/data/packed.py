@@ -128,6 +128,16 @@ def read_packed(path: Path) -> Dataset:
         DataError: see `read_packed_header`, or its labels are outside its classes.
     """
     header = read_packed_header(path)
+    try:
+        return _mapped(path, header)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise DataError(
+            f"{path} is damaged: its header does not fit its data ({type(error).__name__}).",
+            "make it again with cmtool data make",
+        ) from None
+
+
+def _mapped(path: Path, header: dict[str, Any]) -> Dataset:
     shape, end = _sizes(header)
     images = torch.from_numpy(np.memmap(path, np.uint8, "c", START, shape))
     labels, classes = None, header.get("classes")
