@@ -52,7 +52,6 @@ _LONGEST_NAME = 100
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` of `choices` that look most like `word` or have such a part (of_this_kind), best first."""
-
     if len(word) > _LONGEST_NAME:  # no name is so long, and comparing takes the square of it
         return []
 
