@@ -23,7 +23,7 @@ from PIL import Image
 
 from cmtool.checkpoint import verify
 
-# Trials done in this session, by kind; reported at its end (see conftest.py).
+# Trials done in this test run, by kind; reported at its end (see conftest.py).
 TRIALS: Counter[str] = Counter()
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}

@@ -19,7 +19,7 @@ from typing import Any
 from cmtool.cli.failure import describe
 from cmtool.errors import UserError
 
-# Inputs tried in this session, by reader; reported at its end.
+# Inputs tried in this test run, by reader; reported at its end.
 TRIED: Counter[str] = Counter()
 MEMORY = 1 << 30  # bytes that a reader may take for any input
 SECONDS = 5.0  # for one input
