@@ -2,8 +2,10 @@
 
     python benchmarks/ablations.py --out runs/ablations [--seeds 3] [--steps 2000] [--teacher-steps 2500]
     python benchmarks/ablations.py --out runs/ablations --only solver distance
+    python benchmarks/ablations.py --out runs/ablations --set network.channels=16 --steps 500
 
-Distillation runs share one teacher a seed and one number of steps. A finding holds if the difference of the mean
+Distillation runs share one teacher a seed and one number of steps. `--set` changes the preset for every run, teachers
+too. A finding holds if the difference of the mean
 distances has the published sign and is more than twice its standard error; it is open if it is smaller than that.
 """
 
@@ -101,13 +103,15 @@ ABLATIONS = {
 
 def run(arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, object]:
     """Train one arm and judge it."""
+    shared = tuple(args.sets)
+    out = args.out / trials.file_name(args.preset, args.teacher_steps, args.steps, *shared)
+    out.mkdir(parents=True, exist_ok=True)
     teacher = trials.train(
-        trials.Trial(args.preset, "edm", seed), args.teacher_steps, args.out / f"edm-{seed}.safetensors"
+        trials.Trial(args.preset, "edm", seed, shared), args.teacher_steps, out / f"edm-{seed}.safetensors"
     )
-    starts = arm.recipe not in ("ct", "ict")
-    entry = trials.Trial(args.preset, arm.recipe, seed, arm.sets, teacher if starts else None)
-    name = "".join(c if c.isalnum() else "-" for c in f"{arm.recipe}-{arm.name}-{seed}")
-    path = trials.train(entry, args.steps, args.out / f"{name}.safetensors")
+    starts = trials.needs(args.preset, arm.recipe) != "nothing"
+    entry = trials.Trial(args.preset, arm.recipe, seed, (*shared, *arm.sets), teacher if starts else None)
+    path = trials.train(entry, args.steps, out / f"{trials.file_name(arm.recipe, arm.name, seed)}.safetensors")
     return {f"fd{nfe}": trials.quality(path, nfe, args.preset)["fd"] for nfe in arm.nfe}
 
 
@@ -156,16 +160,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--teacher-steps", type=int, default=2500)
     parser.add_argument("--only", nargs="*", choices=tuple(ABLATIONS), default=tuple(ABLATIONS))
+    trials.add_sets(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "ablations.jsonl"
+    marks = {"preset": args.preset, "steps": args.steps, "teacher_steps": args.teacher_steps, "sets": args.sets}
     for seed, key in itertools.product(range(args.seeds), args.only):
         for arm in ABLATIONS[key].arms:
-            place = {"ablation": key, "arm": arm.name, "seed": seed, "steps": args.steps}
+            place = {**marks, "ablation": key, "arm": arm.name, "seed": seed}
             if not any(place.items() <= row.items() for row in trials.rows_of(results)):
                 trials.append(results, {**place, **run(arm, seed, args)})
-    print(report([row for row in trials.rows_of(results) if row["steps"] == args.steps]))
+    print(report([row for row in trials.rows_of(results) if marks.items() <= row.items()]))
 
 
 if __name__ == "__main__":

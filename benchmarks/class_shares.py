@@ -1,6 +1,7 @@
 """Do the shares of classes survive training? Recipes on an imbalanced `shapes`, judged by a classifier.
 
     python benchmarks/class_shares.py --out runs/shares [--recipes ct ict ict-pm cd] [--seeds 3] [--steps 2000]
+        [--set network.channels=16]
 
 The training images of class k are thinned to a share in proportion to 2^-k. Consistency training with a distance that
 is not quadratic follows the median instead of the mean flow and sends too little to rare modes: of two points with
@@ -67,13 +68,13 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(np.pad(one, (0, size - len(one))) - np.pad(other, (0, size - len(other)))).sum() / 2)
 
 
-def run(recipe: str, seed: int, steps: int, out: Path, source: Path | None) -> Path:
+def run(recipe: str, seed: int, args: argparse.Namespace, source: Path | None) -> Path:
     """Train a recipe on the thinned images and return its model file."""
-    path = out / f"{recipe}-{seed}.safetensors"
+    path = args.out / f"{trials.file_name(recipe, seed, args.steps, *args.sets)}.safetensors"
     if not path.is_file():
-        config = trials.Trial(PRESET, recipe, seed, source=source).config(steps)
+        config = trials.Trial(PRESET, recipe, seed, tuple(args.sets), source).config(args.steps)
         trainer = prepare(config, thinned(load_dataset(config.data)), trials.CPU)
-        trainer.run_to(steps)
+        trainer.run_to(args.steps)
         trainer.state.export(path)
     return path
 
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=["ct", "ict", "ict-pm", "ict-cauchy", "cd"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000)
+    trials.add_sets(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -98,8 +100,8 @@ def main() -> None:
         found: dict[int, list[float]] = {1: [], 2: []}
         for seed in range(args.seeds):
             needs = trials.needs(PRESET, recipe)
-            source = run("edm", seed, args.steps, args.out, None) if needs != "nothing" else None
-            model = load(run(recipe, seed, args.steps, args.out, source))
+            source = run("edm", seed, args, None) if needs != "nothing" else None
+            model = load(run(recipe, seed, args, source))
             for nfe, errors in found.items():
                 made = generate(model, trials.plan_for(model, nfe), range(trials.SAMPLES), batch_size=256)
                 errors.append(100 * apart(shares(torch.cat([batch.x0 for batch in made])), wanted))

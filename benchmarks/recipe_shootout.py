@@ -1,12 +1,14 @@
 """All recipes at an equal budget of network evaluations: one table of 1- and 2-step quality with error bars.
 
     python benchmarks/recipe_shootout.py --out runs/shootout [--preset digits] [--seeds 5] [--budget 600]
+    python benchmarks/recipe_shootout.py --out runs/shootout --set network.channels=16 --budget 300
     python benchmarks/recipe_shootout.py --out runs/shootout --table
 
 The budget is in thousands of forward passes of one image and pays for everything: a recipe that starts from a teacher
-or from a consistency model gets what training that left over (half of the budget). Costs are counted operations, so
-that a backward pass, a second network or a forward-mode derivative weigh what they cost. Rows go to results.jsonl;
-the same command goes on where it was cut off.
+or from a consistency model gets what training that left over (half of the budget), and one that learns from stored
+pairs spends half of its own on them. Costs are counted operations, so that a backward pass, a second network or a
+forward-mode derivative weigh what they cost. `--set` changes the preset for every run, sources too. Rows go to
+results.jsonl; the same command goes on where it was cut off.
 
 What it says: which recipe to take at this size and budget. What it does not say: which wins on large images with a
 thousand times the budget; several were made for that. `pd` and `kd` are trained for one step alone, and their figures
@@ -16,6 +18,9 @@ for two say no more than that. Distances below 6 to 7 cannot be told from real d
 from __future__ import annotations
 
 import argparse
+import itertools
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,38 +30,74 @@ from cmtool.config.load import read_preset
 from cmtool.config.methods import METHODS
 
 SOURCE_SHARE = 0.5
+PAIR_SHARE = 0.5
 NFE = (1, 2)
 
 
-def source_for(preset: str, recipe: str, seed: int, budget: float, out: Path) -> Path | None:
+@dataclass
+class Contest:
+    """What all runs share; `out` holds the models of this budget and these changes alone. `costs` fills as it goes."""
+
+    preset: str
+    budget: float
+    sets: tuple[str, ...]
+    out: Path
+    costs: dict[str, float] = field(default_factory=dict)
+
+    def cost(self, entry: trials.Trial) -> float:
+        """Return the cost of a step, counted once a recipe: it is the same for all seeds."""
+        if entry.recipe not in self.costs:
+            few = replace(entry, sets=(*entry.sets, "recipe.coupling.pairs=64")) if stores_pairs(entry) else entry
+            self.costs[entry.recipe] = trials.evaluations_per_step(few)
+        return self.costs[entry.recipe]
+
+    @property
+    def marks(self) -> dict[str, object]:
+        """Return what tells the rows of this contest from others in the same file."""
+        return {"preset": self.preset, "budget": self.budget, "sets": list(self.sets)}
+
+
+def stores_pairs(entry: trials.Trial) -> bool:
+    """Return whether a recipe learns from pairs that its teacher makes beforehand."""
+    return entry.config(1).recipe.coupling.kind == "teacher"
+
+
+def source_for(contest: Contest, recipe: str, seed: int) -> Path | None:
     """Train (once a seed) what the recipe starts from with its share of the budget, and return it."""
-    needs = trials.needs(preset, recipe)
+    needs = trials.needs(contest.preset, recipe)
     if needs == "nothing":
         return None
-    first = trials.Trial(preset, "ict" if needs == "consistency_init" else "edm", seed)
-    steps = int(budget * SOURCE_SHARE / trials.evaluations_per_step(first))
-    return trials.train(first, max(steps, 2), out / f"source-{first.recipe}-{seed}.safetensors")
+    first = trials.Trial(contest.preset, "ict" if needs == "consistency_init" else "edm", seed, contest.sets)
+    steps = int(contest.budget * SOURCE_SHARE / contest.cost(first))
+    return trials.train(first, max(steps, 2), contest.out / f"source-{first.recipe}-{seed}.safetensors")
 
 
-def run(preset: str, recipe: str, seed: int, budget: float, out: Path) -> dict[str, object]:
+def run(contest: Contest, recipe: str, seed: int) -> dict[str, object]:
     """Train one recipe with what is left of the budget and judge it."""
-    source = source_for(preset, recipe, seed, budget, out)
-    entry = trials.Trial(preset, recipe, seed, source=source)
-    left = budget * (1 - SOURCE_SHARE) if source else budget
-    cost = trials.evaluations_per_step(entry)
+    source = source_for(contest, recipe, seed)
+    entry = trials.Trial(contest.preset, recipe, seed, contest.sets, source)
+    left = contest.budget * (1 - SOURCE_SHARE) if source else contest.budget
+    cost = contest.cost(entry)
+    if stores_pairs(entry):
+        calls = 2 * entry.config(1).recipe.coupling.solver_steps - 1
+        pairs = max(int(left * PAIR_SHARE / calls), 1)
+        entry, left = replace(entry, sets=(*entry.sets, f"recipe.coupling.pairs={pairs}")), left - pairs * calls
     steps = max(int(left / cost), 2)
-    path = trials.train(entry, steps, out / f"{recipe}-{seed}.safetensors")
-    row: dict[str, object] = {"recipe": recipe, "seed": seed, "steps": steps, "cost": round(cost, 1), "budget": budget}
+    started = time.monotonic()
+    path = trials.train(entry, steps, contest.out / f"{recipe}-{seed}.safetensors")
+    row: dict[str, object] = {**contest.marks, "recipe": recipe, "seed": seed, "steps": steps, "cost": round(cost, 1)}
+    row["seconds"] = round(time.monotonic() - started, 1)
     for nfe in NFE:
-        row[f"nfe{nfe}"] = trials.quality(path, nfe, preset)
+        row[f"nfe{nfe}"] = trials.quality(path, nfe, contest.preset)
     return row
 
 
-def table(rows: list[dict], budget: float) -> str:
+def table(rows: list[dict], contest: Contest) -> str:
     """Return the rows as a table of Markdown, best one-step distance first."""
     recipes = sorted({row["recipe"] for row in rows}, key=lambda name: _mean(rows, name))
     lines = [
-        f"Budget: {budget / 1000:g} thousand forward passes of one image; mean ± standard deviation over seeds.",
+        f"{contest.preset} {' '.join(contest.sets)}; budget {contest.budget / 1000:g} thousand forward passes of one "
+        "image; mean ± standard deviation over seeds.",
         "",
         "| recipe | seeds | steps | FD, 1 step | P | R | FD, 2 steps | P | R |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -83,24 +124,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=600, help="thousands of forward passes of one image")
-    parser.add_argument("--recipes", nargs="*", help="default: all but the teachers")
+    parser.add_argument("--recipes", nargs="*", help="default: all, the teachers too")
     parser.add_argument("--table", action="store_true", help="print what is there and train nothing")
+    trials.add_sets(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    results, budget = args.out / "results.jsonl", args.budget * 1000
-    recipes = args.recipes or [name for name in METHODS if METHODS[name]["family"] != "edm"]
+    name = trials.file_name(args.preset, f"{args.budget:g}k", *args.sets)
+    contest = Contest(args.preset, args.budget * 1000, tuple(args.sets), args.out / name)
+    contest.out.mkdir(parents=True, exist_ok=True)
+    results = args.out / "results.jsonl"
+    recipes = args.recipes or list(METHODS)
     unknown = set(recipes) - set(read_preset(args.preset).fitting(None))
     if unknown:
         parser.error(f"unknown recipes: {', '.join(sorted(unknown))}")
     if not args.table:
-        for seed in range(args.seeds):
-            for recipe in recipes:
-                done = {(row["recipe"], row["seed"]) for row in trials.rows_of(results) if row["budget"] == budget}
-                if (recipe, seed) not in done:
-                    trials.append(results, run(args.preset, recipe, seed, budget, args.out))
-    rows = [row for row in trials.rows_of(results) if row["budget"] == budget]
-    print(table(rows, budget) if rows else "nothing has been measured yet")
+        for seed, recipe in itertools.product(range(args.seeds), recipes):
+            place = {**contest.marks, "recipe": recipe, "seed": seed}
+            if not any(place.items() <= row.items() for row in trials.rows_of(results)):
+                trials.append(results, run(contest, recipe, seed))
+    rows = [row for row in trials.rows_of(results) if contest.marks.items() <= row.items()]
+    print(table(rows, contest) if rows else "nothing has been measured yet")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Used by `recipe_shootout.py` and `ablations.py`; not a command of its own.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -101,6 +102,18 @@ def quality(path: Path, nfe: int, data: str, seed: int = 10_000) -> dict[str, fl
     made = [batch.x0 for batch in generate(model, plan_for(model, nfe), range(seed, seed + SAMPLES), batch_size=256)]
     found = score(torch.cat(made), data)
     return {key: float(found[key] or 0.0) for key in ("fd", "precision", "recall")}
+
+
+def add_sets(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`: changes of the preset that hold for every run, its sources too."""
+    parser.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="e.g. network.channels=16"
+    )
+
+
+def file_name(*parts: object) -> str:
+    """Join parts to a name without characters that mean something in a path."""
+    return "-".join("".join(c if c.isalnum() or c == "." else "-" for c in str(part)) for part in parts)
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
