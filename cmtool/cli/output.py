@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 ProgressUpdate = Callable[..., None]
 
@@ -103,21 +103,70 @@ def _is_number(text: str) -> bool:
     return True
 
 
+# What stands between two columns (a space and the divider), and at both edges together.
+_BETWEEN, _EDGES = 2, 2
+
+
 def _draw_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    widths = _widths(heads, rows, columns())
+    if widths is None:
+        heads, rows = _gathered(heads, rows)
+        widths = [None] * len(heads)
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(**look)
     for index, head in enumerate(heads):
         numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
         # Names stay whole unless they would push everything else off the page.
         name = index == 0 and max((len(row[0]) for row in rows), default=0) <= columns() // 3
-        table.add_column(head, justify="right" if numbers else "left", overflow="fold", no_wrap=name)
+        justify: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(head, justify=justify, overflow="fold", no_wrap=name, width=widths[index])
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout, width=columns(), highlight=False).print(table)
+    console = Console(file=sys.stdout, width=columns(), highlight=False)
+    if title:
+        # Not the table's own title, which is wrapped to the table's width.
+        console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+def _widths(heads: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int | None] | None:
+    """Return a width for each column so that no word is broken, None where rich may choose; None when they do not fit.
+
+    A table of two columns, name and text, is left to rich: a path or a digest longer than the line has to be broken.
+    """
+    from rich.cells import cell_len
+
+    cells = [[head, *(row[index] for row in rows)] for index, head in enumerate(heads)]
+    full = [max(map(cell_len, column)) for column in cells]
+    room -= _EDGES + _BETWEEN * (len(heads) - 1)
+    if sum(full) <= room or len(heads) < 3:
+        return [None] * len(heads)
+    least = [max(cell_len(word) for cell in column for word in cell.split() or [""]) for column in cells]
+    least[0] = full[0] if full[0] <= room // 3 else least[0]
+    spare = room - sum(least)
+    if spare < 0:
+        return None
+    widths = least
+    while spare and widths != full:
+        # One more for the column that would need the most lines.
+        tight = max(range(len(full)), key=lambda i: full[i] / widths[i] if widths[i] < full[i] else 0)
+        widths[tight] += 1
+        spare -= 1
+    return list(widths)
+
+
+def _gathered(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return a table of two columns for a narrow page: the first, and all others as `head value; head value`."""
+    pairs = [zip(heads[1:], row[1:], strict=True) for row in rows]
+    return [heads[0], ""], [
+        [row[0], "; ".join(f"{head} {cell}".strip() for head, cell in found if cell != "-") or "-"]
+        for row, found in zip(rows, pairs, strict=True)
+    ]
 
 
 @contextmanager

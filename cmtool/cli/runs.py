@@ -60,8 +60,9 @@ def _row(run: RunRecord, used: list[str]) -> list[Any]:
     length = f"{run.step:,}" if run.finished else f"{run.step:,} of {run.config.train.steps:,}"
     figures = run.figures()
     spent = span(run.seconds) if run.seconds else None
-    return [run.name, f"{run.config.preset} {run.config.recipe_name}", length, spent, run.loss,
-            *(figures.get(key) for key in used)]  # fmt: skip
+    numbers = [run.loss, *(figures.get(key) for key in used)]
+    shown = [None if value is None else f"{value:.4g}" for value in numbers]
+    return [run.name, f"{run.config.preset} {run.config.recipe_name}", length, spent, *shown]
 
 
 def _document(run: RunRecord) -> dict[str, Any]:

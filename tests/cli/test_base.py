@@ -190,6 +190,44 @@ def test_output_keeps_its_streams_apart(capsys):
             assert written.startswith("path.png\n") and "1.5" in written and '"a"' not in written
 
 
+def drawn(capsys, monkeypatch, width, heads, rows):
+    monkeypatch.setenv("COLUMNS", str(width))
+    Output().table("", heads, rows)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    return said
+
+
+def test_a_table_that_is_too_wide_wraps_between_words_alone(capsys, monkeypatch):
+    heads = ["run", "recipe", "steps", "loss", "precision", "recall"]
+    rows = [["digits-ict-pm", "digits ict-pm", "3,100", 5.2263, 0.79, 0.92]]
+    for width in (100, 60, 57):
+        said = drawn(capsys, monkeypatch, width, heads, rows)
+        assert {"digits-ict-pm", "digits", "ict-pm", "3,100", "5.2263", "precision", "0.79", "0.92"} <= set(
+            said.split()
+        )
+
+
+def test_a_table_whose_words_do_not_fit_becomes_two_columns(capsys, monkeypatch):
+    heads = ["recipe", *(f"part-{i}" for i in range(9))]
+    rows = [["ict", *(f"answer-number-{i}" for i in range(8)), None], ["cd", *"abcdefghi"]]
+    said = " ".join(drawn(capsys, monkeypatch, 80, heads, rows).split())
+    assert "ict part-0 answer-number-0; part-1 answer-number-1;" in said and "part-8 -" not in said
+    assert "cd part-0 a; part-1 b;" in said and said.endswith("part-8 i")
+    # Room for all of it: a table again.
+    assert "part-0 answer" not in " ".join(drawn(capsys, monkeypatch, 200, heads, rows).split())
+
+
+@pytest.mark.parametrize("family", ["edm", "ct", "cd"])
+def test_lists_stay_readable_at_80_columns(cmtool, monkeypatch, family):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = cmtool(f"train-{family}", "--preset", "digits", "--list-recipes").out
+    assert max(map(len, said.splitlines())) <= 80
+    words = set(said.replace(";", " ").split())
+    wanted = read_preset("digits").fitting(family)
+    assert {"independent", *wanted} <= words
+
+
 def test_tables_align_numbers_and_respect_the_width(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "44")
     Output().table("", ["name", "FID"], [["a", 1.25], ["b", 10.5], ["words " * 20, None]])
