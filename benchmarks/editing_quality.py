@@ -5,7 +5,7 @@
 
 For every task and every held-out picture (never trained on: `--set data.kind=train` for digits, the disjoint index
 range of shapes) it makes variations, and prints over the unknown part: the squared error of their mean and of one of
-them, that of the trivial answer (mean of the known pixels, grey, nearest neighbor), the share of pixels whose truth
+them, that of the trivial answer (mean of the known pixels, gray, nearest neighbor), the share of pixels whose truth
 lies inside the 5 % to 95 % interval of the variations (bytes, so half a level of slack), the share among pixels that
 are not certain (interval wider than 8 levels), and the precision of the edits by the features of `digits_quality.py`
 next to that of the model's own samples.
@@ -89,8 +89,8 @@ def task_parts(task: str, truth: Tensor) -> tuple[editing.Operator, Tensor, Tens
         return editing.known_pixels(mask), truth * known, truth * known + fill * mask, mask.expand_as(truth) > 0
     everywhere = torch.ones_like(truth, dtype=torch.bool)
     if task == "colorize":
-        grey = editing.luma_image(truth)
-        return editing.known_luma(), grey, grey, everywhere
+        gray = editing.luma_image(truth)
+        return editing.known_luma(), gray, gray, everywhere
     factor = 2 if task.endswith("2") else 4
     flat = editing.repeat_patches(editing.patch_means(truth, factor), factor)
     return editing.known_patch_means(factor), flat, flat, everywhere

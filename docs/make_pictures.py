@@ -28,7 +28,7 @@ from cmtool.diffusion.parameterization import build_parameterization  # noqa: E4
 from cmtool.schedules.curriculum import curriculum_at  # noqa: E402
 
 PICTURES = HERE / "pictures"
-BLUE, ORANGE, GREY = "#2b78c5", "#d9731a", "#8a939b"
+BLUE, ORANGE, GRAY = "#2b78c5", "#d9731a", "#8a939b"
 
 
 def _figure(width: float = 6.4, height: float = 3.0) -> tuple[Figure, object]:
@@ -80,7 +80,7 @@ def scalings() -> None:
     figure, axes = _figure(height=2.4)
     axes.semilogx(t, c.c_skip, color=BLUE, label="$c_{skip}$: how much of $x$ is kept")
     axes.semilogx(t, c.c_out, color=ORANGE, label="$c_{out}$: how much the network adds")
-    axes.axvline(0.002, color=GREY, ls=":", lw=1)
+    axes.axvline(0.002, color=GRAY, ls=":", lw=1)
     axes.set(xlabel="noise level $t$")
     axes.legend(frameon=False)
     _write(figure, "scalings.svg")
@@ -89,7 +89,7 @@ def scalings() -> None:
 def grids() -> None:
     """The number of grid points over a run, for three recipes."""
     figure, axes = _figure(height=2.4)
-    for preset, name, color in (("cifar10", "ct", ORANGE), ("cifar10", "ict", BLUE), ("digits", "ict-pm", GREY)):
+    for preset, name, color in (("cifar10", "ct", ORANGE), ("cifar10", "ict", BLUE), ("digits", "ict-pm", GRAY)):
         config = resolve(preset, recipe=name).config
         recipe, steps = config.recipe, config.train.steps
         at = range(0, steps, max(1, steps // 500))

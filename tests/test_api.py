@@ -141,8 +141,8 @@ def test_the_other_edits_keep_their_promises(model, photo):
     large = cmtool.edit.superres(model, small)[0].astype(float)
     assert np.abs(large.reshape(4, 2, 4, 2, 3).mean((1, 3)) - small).max() <= 1
     luma = np.array([0.2989, 0.587, 0.114]) / 0.9999
-    grey = cmtool.edit.colorize(model, photo)[0]
-    assert np.abs(grey @ luma - photo @ luma).max() <= 1
+    gray = cmtool.edit.colorize(model, photo)[0]
+    assert np.abs(gray @ luma - photo @ luma).max() <= 1
     assert cmtool.edit.stroke(model, photo, num=2).shape == (2, 8, 8, 3)
     assert cmtool.edit.denoise(model, photo, 0.3).shape == (1, 8, 8, 3)
 

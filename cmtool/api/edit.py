@@ -82,10 +82,10 @@ def colorize(
     fit: Fit | None = None,
     paste: bool = False,
 ) -> Bytes:
-    """Give a grey picture colors; the luma of every pixel stays. Arguments as in `inpaint`.
+    """Give a gray picture colors; the luma of every pixel stays. Arguments as in `inpaint`.
 
     Raises:
-        UserError: the model works in grey, unusable levels, an unknown class.
+        UserError: the model works in gray, unusable levels, an unknown class.
     """
     loaded = _images_model(model)
     if loaded.image_shape[0] != 3:

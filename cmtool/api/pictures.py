@@ -24,7 +24,7 @@ def as_bytes(picture: Picture, channels: int) -> Bytes:
 
     Args:
         picture: a path, a Pillow image, uint8 (H, W) or (H, W, C), or a float tensor (C, H, W) in [-1, 1].
-        channels: 1 (grey), 3 (color) or 4; what has others is converted as `cmtool.data.read_image` converts files.
+        channels: 1 (gray), 3 (color) or 4; what has others is converted as `cmtool.data.read_image` converts files.
 
     Raises:
         DataError: there is no such file, or the array is no picture.

@@ -32,7 +32,7 @@ def make(
     source: Source,
     resolution: Annotated[int, typer.Option("--resolution", min=1, max=1024, help="Side of the squares in pixels.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed file.")],
-    channels: Annotated[int, typer.Option("--channels", help="1 grey, 3 RGB, 4 RGB with alpha.")] = 3,
+    channels: Annotated[int, typer.Option("--channels", help="1 gray, 3 RGB, 4 RGB with alpha.")] = 3,
     fit: Annotated[
         Literal["crop", "pad", "stretch"], typer.Option("--fit", help="How other shapes become square.")
     ] = "crop",

@@ -100,9 +100,9 @@ def colorize(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Give a grey picture colors; the luma of every pixel stays.
+    """Give a gray picture colors; the luma of every pixel stays.
 
-    Example: cmtool edit colorize grey.png --num 8 --out grid.png
+    Example: cmtool edit colorize gray.png --num 8 --out grid.png
     """
     _run("colorize", locals())
 

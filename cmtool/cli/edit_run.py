@@ -186,7 +186,7 @@ def prepare(request: Request, path: Path, output: Output) -> Subject:
     options = editing.Options(given["fit"] or ("pad" if given["paste"] else "crop"), given["paste"])
     original = read_image(path, request.channels)
     if request.channels == 1 and _has_colors(read_image(path)):
-        output.say(f"{path}: its colors are dropped, for the model is grey")
+        output.say(f"{path}: its colors are dropped, for the model is gray")
     if task == "inpaint":
         subject = editing.prepare_inpaint(original, _mask(given, output), side, options, str(path))
     elif task == "colorize":

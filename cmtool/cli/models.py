@@ -38,7 +38,7 @@ def models(json_mode: Json = False) -> None:
         for row in published
     ]
     out.table(
-        "Published models, fetched when first used", ["name", "licence", "size", "FID (evaluations)", "here"], rows
+        "Published models, fetched when first used", ["name", "license", "size", "FID (evaluations)", "here"], rows
     )
 
 

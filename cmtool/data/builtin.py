@@ -40,7 +40,7 @@ def _enlarged(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
 
 
 def _channels(images: Tensor, channels: int, source: str) -> Tensor:
-    """Repeat a grey plane into RGB, or keep it."""
+    """Repeat a gray plane into RGB, or keep it."""
     if channels not in (1, 3):
         raise DataError(f"{source} has 1 or 3 channels, not {channels}.", "set data.channels to 1 or 3")
     return images.expand(-1, channels, -1, -1).contiguous() if channels == 3 else images

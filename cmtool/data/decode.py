@@ -68,7 +68,7 @@ def _open(source: Path | bytes, name: str) -> Image.Image:
 
 
 def _deep_to_bytes(picture: Image.Image, name: str) -> Image.Image:
-    """Scale 16-bit grey (0..65535) and float grey (0..1) to 8 bits by rounding; Pillow's own conversion would clip."""
+    """Scale 16-bit gray (0..65535) and float gray (0..1) to 8 bits by rounding; Pillow's own conversion would clip."""
     values = np.asarray(picture)
     if picture.mode == "F":
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
@@ -98,12 +98,12 @@ def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
 def read_image(source: str | Path | bytes, channels: int = 3, name: str | None = None, animated: bool = False) -> Bytes:
     """Decode one image file into bytes, upright as the EXIF orientation says.
 
-    CMYK, palette, grey, 16-bit and float images are converted; transparent ones are laid on white (with `channels=4`
+    CMYK, palette, gray, 16-bit and float images are converted; transparent ones are laid on white (with `channels=4`
     alpha is kept); embedded color profiles are ignored.
 
     Args:
         source: a path, or the bytes of a file.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA).
         name: what messages call the image; None: its path.
         animated: take the first frame of an animation instead of refusing it.
 

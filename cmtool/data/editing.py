@@ -152,17 +152,17 @@ def prepare_inpaint(original: Bytes, mask: Mask, side: int, options: Options, na
 def prepare_colorize(original: Bytes, side: int, options: Options) -> Subject:
     """Keep the luma of each pixel and generate its color. With `paste` the luma stays at full size."""
     small, region, notes = _fitted(original, side, options)
-    grey = luma_image(tensor(small))
+    gray = luma_image(tensor(small))
 
     def legal(x: Tensor) -> Tensor:
-        return into_range(x, grey.to(x).expand_as(x), by_pixel)
+        return into_range(x, gray.to(x).expand_as(x), by_pixel)
 
     def back(x: Tensor) -> Bytes:
         if not options.paste:
             return picture(x)
         return _colored(original, x, region)
 
-    return Subject(grey, picture(grey), legal, back, notes=notes)
+    return Subject(gray, picture(gray), legal, back, notes=notes)
 
 
 def _colored(original: Bytes, x: Tensor, region: Region) -> Bytes:
@@ -254,7 +254,7 @@ def _pasting(original: Bytes, region: Region, options: Options) -> Back:
 
 
 def uncertainty_map(variations: Tensor) -> Bytes:
-    """Standard deviation over variations (N, C, H, W), mean over channels, as grey (H, W, 1): white is 1.0 and above.
+    """Standard deviation over variations (N, C, H, W), mean over channels, as gray (H, W, 1): white is 1.0 and above.
 
     The scale is fixed, so that maps of different pictures can be compared.
     """

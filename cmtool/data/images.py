@@ -48,7 +48,7 @@ Bytes = NDArray[np.uint8]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SMALLEST_SIDE = 64  # a picture in a grid is enlarged by whole factors until its side reaches this many pixels
 GUTTER = 2  # pixels between the pictures of a grid
-GROUND = 48  # grey level of the gutter: neither the black nor the white of the pictures
+GROUND = 48  # gray level of the gutter: neither the black nor the white of the pictures
 LONGEST_SIDE = 32_000  # pixels of a grid
 
 
@@ -271,7 +271,7 @@ def save_npz(
     labels: Tensor | NDArray[Any] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a whole sample file: uint8 NHWC `arr_0`, int64 `arr_1` when labelled, JSON `meta`."""
+    """Write a whole sample file: uint8 NHWC `arr_0`, int64 `arr_1` when labeled, JSON `meta`."""
     array = to_nhwc(images)
     with npz_writer(path, array.shape, labels=None if labels is None else np.asarray(labels), meta=meta) as writer:
         writer.append(array)

@@ -97,7 +97,7 @@ def _matching(data: Dataset, cfg: DataConfig, path: Path) -> Dataset:
     return data
 
 
-def _labelled(data: Dataset, cfg: DataConfig) -> Dataset:
+def _labeled(data: Dataset, cfg: DataConfig) -> Dataset:
     """Drop labels that are not asked for, and check those that are."""
     if not cfg.labels:
         return replace(data, labels=None, class_names=None, classes=None)
@@ -156,4 +156,4 @@ def load_dataset(cfg: DataConfig, progress: StageProgress | None = None) -> Data
             )
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return _limited(_labelled(data, cfg), cfg.size)
+    return _limited(_labeled(data, cfg), cfg.size)

@@ -36,14 +36,14 @@ class Rules:
 
 
 def channels_of(image: Bytes, channels: int) -> Bytes:
-    """Bring an array (H, W, C) that needs no decoding to the wanted channels; grey is ITU-R 601, as Pillow's."""
+    """Bring an array (H, W, C) that needs no decoding to the wanted channels; gray is ITU-R 601, as Pillow's."""
     if image.shape[-1] == channels:
         return image
     if image.shape[-1] == 1 and channels == 3:
         return np.repeat(image, 3, axis=2)
     if image.shape[-1] == 3 and channels == 1:
-        grey = image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 0x8000
-        return (grey >> 16).astype(np.uint8)[..., None]
+        gray = image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 0x8000
+        return (gray >> 16).astype(np.uint8)[..., None]
     raise DataError(f"images with {image.shape[-1]} channels cannot become {channels}.", "set data.channels")
 
 

@@ -130,11 +130,11 @@ def check_mask(colors: Bytes, name: str) -> str | None:
     if (spread > COLORED).mean() > 0.05:
         raise DataError(f"{name} is in color and looks like a picture, not like a mask.", "masks are black and white")
     between = (colors[..., 0] > 12) & (colors[..., 0] < 243)
-    return f"{name} is mostly grey: is it a mask?" if between.mean() > 0.5 else None
+    return f"{name} is mostly gray: is it a mask?" if between.mean() > 0.5 else None
 
 
 def mask_from_bytes(picture: Bytes, invert: bool) -> Mask:
-    """Turn a grey picture (H, W, 1) into a mask: white is generated, black is kept."""
+    """Turn a gray picture (H, W, 1) into a mask: white is generated, black is kept."""
     mask = picture[..., 0].astype(np.float64) / 255.0
     return 1.0 - mask if invert else mask
 

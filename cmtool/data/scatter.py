@@ -19,7 +19,7 @@ def save_scatter(
     reference: Tensor | None = None,
     text: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Draw 2-D samples (B, 2, 1, 1) or (B, 2) as a scatter picture, over `reference` points in grey when given."""
+    """Draw 2-D samples (B, 2, 1, 1) or (B, 2) as a scatter picture, over `reference` points in gray when given."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -98,15 +98,15 @@ class ShardStore:
         self._batches, self._bytes, self._opened = [], 0, time.monotonic()
 
     def assemble(self, meta: Mapping[str, Any]) -> Path:
-        """Stream all shards into the target (`arr_0`, `arr_1` when labelled, `meta`) and remove them."""
+        """Stream all shards into the target (`arr_0`, `arr_1` when labeled, `meta`) and remove them."""
         self.flush()
         shards = self.shards()
         labels: list[Array] = []
         with np.load(shards[0][2], allow_pickle=False) as first:
-            shape, dtype, labelled = first["samples"].shape[1:], str(first["samples"].dtype), "labels" in first
-        if labelled:
+            shape, dtype, labeled = first["samples"].shape[1:], str(first["samples"].dtype), "labels" in first
+        if labeled:
             labels = [self._entry(file, "labels") for _, _, file in shards]
-        given = np.concatenate(labels) if labelled else None
+        given = np.concatenate(labels) if labeled else None
         with npz_writer(self.target, (self.count, *shape), dtype, given, meta) as writer:
             for _, _, file in shards:
                 writer.append(self._entry(file, "samples"))

@@ -145,9 +145,9 @@ def load_script(path: Path, device: str = "cpu") -> torch.jit.ScriptModule:
 
 
 def tile_channels(images: Array) -> Array:
-    """Return uint8 (B, H, W, 3): grey images are repeated; alpha is refused."""
+    """Return uint8 (B, H, W, 3): gray images are repeated; alpha is refused."""
     if images.shape[-1] == 1:
         return images.repeat(3, axis=-1)
     if images.shape[-1] != 3:
-        raise DataError(f"features are for grey or RGB images, not for {images.shape[-1]} channels.")
+        raise DataError(f"features are for gray or RGB images, not for {images.shape[-1]} channels.")
     return images

@@ -239,7 +239,7 @@ def _open_zip(path: Path) -> ImageSet:
 def _from_files(where: str, names: list[str], load: Callable[[str], bytes]) -> ImageSet:
     if not names:
         raise DataError(f"{where} holds no images.", f"the endings that count are {', '.join(SUFFIXES)}")
-    channels = 1 if _is_grey(load(names[0])) else 3
+    channels = 1 if _is_gray(load(names[0])) else 3
     first = read_image(load(names[0]), channels, names[0])
 
     def read(size: int) -> Iterator[Array]:
@@ -257,7 +257,7 @@ def _from_files(where: str, names: list[str], load: Callable[[str], bytes]) -> I
     return ImageSet(where, len(names), shape, read)
 
 
-def _is_grey(data: bytes) -> bool:
+def _is_gray(data: bytes) -> bool:
     import io
 
     from PIL import Image, UnidentifiedImageError

@@ -36,7 +36,7 @@ def write(model: Model, out: Path, say: Callable[[str], None]) -> None:
     save_grid(batches[0].x0, out / "grid.png")
     atomic_text(out / "README.md", card(model, plan.nfe))
     license = _license(model.header)
-    say(f"the licence in the card is '{license}'" + ("; write yours into README.md." if license == "other" else "."))
+    say(f"the license in the card is '{license}'" + ("; write yours into README.md." if license == "other" else "."))
 
 
 def _license(header: dict[str, Any]) -> str:

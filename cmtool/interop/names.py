@@ -79,7 +79,7 @@ def resolve_model(name: str, talk: Talk | None = None) -> Path:
     if name in demo_names():
         return DEMOS / f"{name.removeprefix('demo/')}.safetensors"
     if name.startswith(("openai/", "demo/")) or nearest(name, PUBLISHED):
-        raise UserError(unknown("model", name, names()), "cmtool models lists them with their licences and sizes")
+        raise UserError(unknown("model", name, names()), "cmtool models lists them with their licenses and sizes")
     return resolve_file(name)
 
 
@@ -96,7 +96,7 @@ def _published(entry: Published, talk: Talk) -> Path:
     raw = cache_dir() / "downloads" / entry.name / entry.file
     if not raw.is_file():
         if not offline():
-            about = f"{entry.title}, {entry.license} licence, {human_bytes(entry.bytes)}"
+            about = f"{entry.title}, {entry.license} license, {human_bytes(entry.bytes)}"
             talk.say(f"{entry.name}: {about}, kept in {entry.cached.parent}")
         _fetch(entry.url, raw, talk, sha256=entry.sha256)
     _translate(raw, entry.cached, talk, entry)

@@ -30,7 +30,7 @@ class TaskTimes:
 # bears less over-relaxation than an exact one.
 TUNED: dict[str, TaskTimes] = {
     "inpaint": TaskTimes(20, 1.2, 0.2, 0.8),
-    # Colors have many modes: a first level below 20 stays near the grey picture it starts from.
+    # Colors have many modes: a first level below 20 stays near the gray picture it starts from.
     "colorize": TaskTimes(20, 20.0, 0.15, 0.6),
     "superres": TaskTimes(20, 0.9, 0.2, 0.4),
 }

@@ -47,7 +47,7 @@ class Operator:
         return x + strength * self.project(y - x)
 
     def start(self, y: Tensor) -> Tensor:
-        """Return P y: the known part, zero (mid grey) elsewhere."""
+        """Return P y: the known part, zero (mid gray) elsewhere."""
         return self.project(y)
 
 
@@ -135,7 +135,7 @@ def edit(
     Args:
         model: a consistency model.
         operator: what is known.
-        y: the measurement as images (B, C, H, W): known pixels, a grey picture, flat patches, or a stroke guide.
+        y: the measurement as images (B, C, H, W): known pixels, a gray picture, flat patches, or a stroke guide.
         streams: the noise of each image; B is its length. One draw for each time.
         times: strictly decreasing noise levels; len(times) evaluations.
         label: classes (B,) of a conditional model.
@@ -201,7 +201,7 @@ def into_range(x: Tensor, anchor: Tensor, group: Callable[[Tensor], Tensor]) -> 
 
     Args:
         x: (B, C, H, W).
-        anchor: same shape, in [-1, 1]: the grey picture, or the flat patches.
+        anchor: same shape, in [-1, 1]: the gray picture, or the flat patches.
         group: takes the largest admissible s of every value to the smallest over the values that must share one
             (`by_pixel`, or `by_patch(factor)`).
     """
@@ -226,9 +226,9 @@ def by_patch(factor: int) -> Callable[[Tensor], Tensor]:
 
 
 def luma_image(x: Tensor) -> Tensor:
-    """The grey picture of an RGB one: .2989 R + .587 G + .114 B in every channel, white staying white.
+    """The gray picture of an RGB one: .2989 R + .587 G + .114 B in every channel, white staying white.
 
-    The paper's three weights add up to .9999; they are scaled to one here, so that a grey picture is its own luma.
+    The paper's three weights add up to .9999; they are scaled to one here, so that a gray picture is its own luma.
     """
     weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).reshape(1, 3, 1, 1)
     return (x * (weights / weights.sum())).sum(dim=1, keepdim=True).expand_as(x)

@@ -230,9 +230,9 @@ def test_a_mask_of_another_size_is_resized_with_a_notice(shell):
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
-def test_a_grey_model_says_that_colors_are_dropped(shell, tmp_path):
-    write_model(tmp_path, "grey", channels=1)
-    code, _, err = shell("edit", "inpaint", "--mask", "m.png", "img.png", "--model", "runs/grey", "--out", "a.png")
+def test_a_gray_model_says_that_colors_are_dropped(shell, tmp_path):
+    write_model(tmp_path, "gray", channels=1)
+    code, _, err = shell("edit", "inpaint", "--mask", "m.png", "img.png", "--model", "runs/gray", "--out", "a.png")
     assert code == 0
     assert "colors are dropped" in err
 
@@ -250,7 +250,7 @@ BAD = [
     (["inpaint", "--mask", "m.png", "moving.gif"], "animation"),
     (["inpaint", "--mask", "m.png", "cut.png"], "damaged"),
     (["colorize", "bomb.png"], "megapixels"),
-    (["colorize", "img.png", "--model", "runs/grey"], "colors need three"),
+    (["colorize", "img.png", "--model", "runs/gray"], "colors need three"),
     (["colorize", "img.png", "--model", "runs/points"], "points"),
     (["colorize", "img.png", "--model", "runs/teacher"], "consistency model is needed"),
     (["colorize", "folder"], "is a folder"),
@@ -282,7 +282,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(shell, tmp_path, arguments
 
 
 def _odd_files(folder):
-    write_model(folder, "grey", channels=1)
+    write_model(folder, "gray", channels=1)
     write_model(folder, "points", source="toy2d")
     write_model(folder, "teacher", kind="diffusion")
     (folder / "folder").mkdir()

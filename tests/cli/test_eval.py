@@ -137,7 +137,7 @@ def test_two_models_on_the_same_seeds(shell, workdir):
     assert same["comparisons"][0]["distinguishable"] is False and same["comparisons"][0]["difference"] == 0
 
 
-def test_labelled_models_are_judged_by_class(shell, workdir):
+def test_labeled_models_are_judged_by_class(shell, workdir):
     write_digits_model(workdir, num_classes=10, names=[str(i) for i in range(10)])
     row = shell.json("eval", "--ref", "digits", "--num", 100, "--metrics", "classes")["results"][0]
     assert 0 <= row["metrics"]["class_agreement"] < 0.6

@@ -66,14 +66,14 @@ def test_transparency_is_laid_on_white():
     assert np.array_equal(read_image(encoded(Image.fromarray(rgba), "PNG"), channels=4), rgba)
 
 
-def test_palette_with_transparency_and_grey_with_a_transparent_level():
+def test_palette_with_transparency_and_gray_with_a_transparent_level():
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putdata([0, 1])
     image = read_image(encoded(palette, "PNG", transparency=1))
     assert image[0].tolist() == [[10, 20, 30], [255, 255, 255]]
-    grey = Image.fromarray(np.array([[7, 90]], dtype=np.uint8))
-    assert read_image(encoded(grey, "PNG", transparency=7), channels=1)[0, :, 0].tolist() == [255, 90]
+    gray = Image.fromarray(np.array([[7, 90]], dtype=np.uint8))
+    assert read_image(encoded(gray, "PNG", transparency=7), channels=1)[0, :, 0].tolist() == [255, 90]
 
 
 def test_sixteen_bits_are_scaled_not_clipped():

@@ -116,7 +116,7 @@ def test_nothing_left_is_refused_with_the_reasons(tmp_path, pixels):
     assert not list((tmp_path / "cache" / "packed").iterdir())
 
 
-def test_grey_and_size_and_class_limits(class_folder):
+def test_gray_and_size_and_class_limits(class_folder):
     assert load_dataset(config(class_folder, channels=1)).images.shape == (6, 1, 8, 8)
     some = load_dataset(config(class_folder, size=4))
     assert len(some) == 4 and some.num_classes == 3

@@ -65,11 +65,11 @@ def test_a_script_without_the_spatial_layer_gives_no_spatial_features(inception_
     assert found.spatial is None and found.features.shape == (4, 2048)
 
 
-def test_grey_images_are_repeated_and_alpha_is_refused(inception_place):
+def test_gray_images_are_repeated_and_alpha_is_refused(inception_place):
     write_stand_in(inception_place)
     features = build_features("inception", (32, 32, 1))
-    grey = pictures(2, channels=1)
-    assert np.array_equal(features.call(grey).features, features.call(grey.repeat(3, axis=-1)).features)
+    gray = pictures(2, channels=1)
+    assert np.array_equal(features.call(gray).features, features.call(gray.repeat(3, axis=-1)).features)
     with pytest.raises(DataError, match="4 channels"):
         features.call(pictures(channels=4))
 

@@ -40,7 +40,7 @@ def write_run(root, name="digits-ict", preset="digits", recipe="ict", steps=100,
 
 
 def write_grids(folder, steps):
-    """Write a small sample grid for each step, all of different grey."""
+    """Write a small sample grid for each step, all of different gray."""
     import torch
 
     from cmtool.data import save_grid

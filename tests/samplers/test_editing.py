@@ -237,6 +237,6 @@ def test_what_is_in_range_already_is_left_alone():
     torch.testing.assert_close(ed.into_range(x, y, ed.by_pixel), x)
 
 
-def test_grey_is_its_own_luma():
-    grey = torch.rand(1, 1, 4, 4, dtype=torch.float64).expand(1, 3, 4, 4)
-    torch.testing.assert_close(ed.luma_image(grey), grey)
+def test_gray_is_its_own_luma():
+    gray = torch.rand(1, 1, 4, 4, dtype=torch.float64).expand(1, 3, 4, 4)
+    torch.testing.assert_close(ed.luma_image(gray), gray)

@@ -65,11 +65,11 @@ def test_no_seam_is_larger_than_what_lies_inside_a_window():
 
 
 def test_labels_go_with_their_pictures():
-    class Labelled(GaussianConsistency):
+    class Labeled(GaussianConsistency):
         def __call__(self, x, t, label=None):
             return torch.ones_like(x) * label.reshape(-1, 1, 1, 1)
 
-    out = Windowed(Labelled(shape=(1, 8, 8)), (1, 12, 20), batch_size=3)(
+    out = Windowed(Labeled(shape=(1, 8, 8)), (1, 12, 20), batch_size=3)(
         torch.zeros(2, 1, 12, 20), torch.ones(2), torch.tensor([4, 7])
     )
     torch.testing.assert_close(out[0], torch.full((1, 12, 20), 4.0))

@@ -165,7 +165,7 @@ def test_a_second_process_is_refused_with_pid_and_host(tmp_path):
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    # The holder died without a word: its lock is recognised as stale at once.
+    # The holder died without a word: its lock is recognized as stale at once.
     check_free(run)
     with locked(run) as left:
         assert left.pid == pid and json.loads((run / "run.lock").read_text())["pid"] == os.getpid()

@@ -73,7 +73,7 @@ class Part:
 
 def collect(kind: str, place: Path, parts: list[Part], signature: str, **facts: Any) -> Source:
     """Join files into one source; either all have labels or the labels are dropped."""
-    labelled = all(part.labels is not None for part in parts)
+    labeled = all(part.labels is not None for part in parts)
     top = max((max(part.labels or [0]) for part in parts), default=0)
 
     def records() -> Iterator[Record]:
@@ -85,7 +85,7 @@ def collect(kind: str, place: Path, parts: list[Part], signature: str, **facts: 
                     index += 1
 
     count = sum(part.count for part in parts)
-    return Source(kind, place, count, records, signature, classes=top + 1 if labelled else None, **facts)
+    return Source(kind, place, count, records, signature, classes=top + 1 if labeled else None, **facts)
 
 
 def npz_part(path: Path, shift: int = 0) -> Part:
