@@ -16,6 +16,7 @@ from cmtool.data import load_dataset
 from cmtool.data.sources import arrays, known
 from cmtool.data.sources.imagenet import read_class_map
 from cmtool.errors import DataError, OfflineError
+from tests.data.lmdb_file import lmdb_file
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = [2, 0, 1, 1, 2, 0]
@@ -179,7 +180,7 @@ def test_npz_layouts(tmp_path, layout):
     assert np.array_equal(data.images.permute(0, 2, 3, 1).numpy(), expected) and data.labels.tolist() == LABELS
 
 
-def test_grey_of_arrays_and_of_files_agree(tmp_path, pixels):
+def test_gray_of_arrays_and_of_files_agree(tmp_path, pixels):
     image = pixels(0, 8, 8)
     np.savez(tmp_path / "x.npz", arr_0=image[None])
     (tmp_path / "f").mkdir()
@@ -189,14 +190,13 @@ def test_grey_of_arrays_and_of_files_agree(tmp_path, pixels):
 
 
 def test_lsun_lmdb(tmp_path, pixels):
-    lmdb = pytest.importorskip("lmdb", reason="the extra `data` is not installed")
-    keys = [b"ccc", b"aaa", b"bbb"]
-    with lmdb.open(str(tmp_path / "set_lmdb"), map_size=1 << 20) as made, made.begin(write=True) as transaction:
-        for index, key in enumerate(keys):
-            stream = io.BytesIO()
-            Image.fromarray(pixels(index)).save(stream, "WEBP", lossless=True)
-            transaction.put(key, stream.getvalue())
-        transaction.put(b"zzz", b"no image")
+    records = {b"zzz": b"no image"}
+    for index, key in enumerate([b"ccc", b"aaa", b"bbb"]):
+        stream = io.BytesIO()
+        Image.fromarray(pixels(index)).save(stream, "WEBP", lossless=True)
+        records[key] = stream.getvalue()
+    (tmp_path / "set_lmdb").mkdir()
+    (tmp_path / "set_lmdb" / "data.mdb").write_bytes(lmdb_file(records))
     before = sorted(path.name for path in (tmp_path / "set_lmdb").iterdir())
     for place in (tmp_path / "set_lmdb", f"lsun:{tmp_path / 'set_lmdb'}", tmp_path / "set_lmdb" / "data.mdb"):
         data = load(place, resolution=12, labels=False)
@@ -238,12 +238,16 @@ def test_parquet_as_the_hub_stores_it(tmp_path, pixels):
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "plain.parquet").read_bytes()[:200])
     with pytest.raises(DataError, match="damaged or no parquet"):
         load(tmp_path / "cut.parquet")
+    whole = bytearray((tmp_path / "plain.parquet").read_bytes())
+    whole[4:40] = bytes(36)  # the first page's header: found only while the rows are read
+    (tmp_path / "torn.parquet").write_bytes(whole)
+    with pytest.raises(DataError, match="damaged or no parquet"):
+        load(tmp_path / "torn.parquet")
 
 
-@pytest.mark.parametrize(("package", "name"), [("lmdb", "x.mdb"), ("pyarrow.parquet", "x.parquet")])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, package, name):
-    monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / name).write_bytes(b"PAR1" if name.endswith("parquet") else b"plain bytes")
-    with pytest.raises(DataError, match=f"needs the package {package.split('.')[0]}") as caught:
-        load(tmp_path / name)
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="needs the package pyarrow") as caught:
+        load(tmp_path / "x.parquet")
     assert caught.value.hint == "pip install 'cmtool[data]'"

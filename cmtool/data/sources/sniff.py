@@ -14,7 +14,8 @@ from cmtool.data.sources.arrays import CIFAR_FOLDER, open_cifar_archive, open_ci
 from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.data.sources.folder import open_folder
 from cmtool.data.sources.imagenet import batch_files, open_downsampled_imagenet
-from cmtool.data.sources.tables import open_lmdb, open_parquet, parquet_files
+from cmtool.data.sources.lmdb import open_lmdb
+from cmtool.data.sources.tables import open_parquet, parquet_files
 from cmtool.data.sources.zipped import open_edm_folder, open_image_zip
 from cmtool.errors import DataError, nearest
 

@@ -1,7 +1,8 @@
-"""LSUN's lmdb and parquet tables of images; both need a package of the extra `data`."""
+"""Parquet tables of images; they need a package of the extra `data`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,35 +23,6 @@ def _package(name: str, place: Path) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         raise DataError(f"{place} needs the package {name.split('.')[0]}, which is not installed.", INSTALL) from None
-
-
-def open_lmdb(path: Path) -> Source:
-    """Open an LSUN lmdb (a folder with data.mdb, or the .mdb file): values are WebP or JPEG files, in key order.
-
-    The environment is opened read-only and without a lock; nothing is written beside it.
-
-    Raises:
-        DataError: the package lmdb is missing, or the file is no lmdb.
-    """
-    lmdb = _package("lmdb", path)
-    file = path / "data.mdb" if path.is_dir() else path
-    options = {"readonly": True, "lock": False, "readahead": False, "meminit": False, "subdir": path.is_dir()}
-
-    def environment() -> Any:
-        try:
-            return lmdb.open(str(path), **options)
-        except lmdb.Error as error:
-            raise DataError(f"{path} is damaged or no lmdb ({error}).") from None
-
-    with environment() as opened:
-        count = int(opened.stat()["entries"])
-
-    def records() -> Iterator[Record]:
-        with environment() as opened, opened.begin(buffers=False) as transaction:
-            for key, value in transaction.cursor():
-                yield Record(key.decode("latin1"), bytes(value))
-
-    return Source("lmdb", path, count, records, sign_file("lmdb", file))
 
 
 def _first_split(files: list[Path]) -> list[Path]:
@@ -92,6 +64,32 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
         return None
 
 
+def _tables(path: Path) -> list[Any]:
+    """Open the tables at `path`."""
+    parquet = _package("pyarrow.parquet", path)
+    return [parquet.ParquetFile(file) for file in parquet_files(path)]
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises over a damaged table into one sentence: its own errors, and OSError for most damage."""
+    arrow = _package("pyarrow", path)
+    try:
+        yield
+    except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's error, not the table's
+            raise
+        why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(f"{path} is damaged or no parquet table ({why}).") from None
+
+
+def _images(table: Any, image: str, nested: bool) -> Iterator[bytes]:
+    """Yield the embedded files of one table; empty where a row has none."""
+    for batch in table.iter_batches(_ROWS, columns=[image]):
+        for value in batch.column(0).to_pylist():
+            yield (value.get("bytes") if nested and value else value) or b""
+
+
 def open_parquet(path: Path) -> Source:
     """Open a parquet table of image files, or a folder of them: rows {image: {bytes, path}, label}.
 
@@ -100,34 +98,35 @@ def open_parquet(path: Path) -> Source:
     Raises:
         DataError: the package pyarrow is missing, or a table is damaged or has no images.
     """
-    parquet = _package("pyarrow.parquet", path)
     arrow = _package("pyarrow", path)
     files = parquet_files(path)
-    try:
-        tables = [parquet.ParquetFile(file) for file in files]
+    with _said(path):
+        tables = _tables(path)
         schema = tables[0].schema_arrow
         image, nested, label = _columns(schema, arrow.types, files[0])
         labels = [_label_column(table, label) for table in tables] if label else []
-    except arrow.ArrowException as error:
-        raise DataError(f"{path} is damaged or no parquet table ({str(error).splitlines()[0]}).") from None
-    names = _class_names(schema, label)
-    unlabelled = label is None or any(value is None or value < 0 for column in labels for value in column)
-    top = 0 if unlabelled else 1 + max((value or 0 for column in labels for value in column), default=-1)
+        names = _class_names(schema, label)
+        rows = [int(table.metadata.num_rows) for table in tables]
+        if label and rows != [len(column) for column in labels]:
+            raise ValueError("its columns differ in length")
+    unlabeled = label is None or any(value is None or value < 0 for column in labels for value in column)
+    top = 0 if unlabeled else 1 + max((value or 0 for column in labels for value in column), default=-1)
 
     def records() -> Iterator[Record]:
-        for number, file in enumerate(files):
-            index = 0
-            for batch in parquet.ParquetFile(file).iter_batches(_ROWS, columns=[image]):
-                for value in batch.column(0).to_pylist():
-                    data = value.get("bytes") if nested and value else value
-                    given = None if unlabelled else labels[number][index]
-                    yield Record(f"{file.name}[{index}]", bytes(data or b""), given)
-                    index += 1
+        with _said(path):
+            for number, (file, table) in enumerate(zip(files, _tables(path), strict=True)):
+                index = 0
+                for index, data in enumerate(_images(table, image, nested), 1):
+                    if index > rows[number]:
+                        break
+                    given = None if unlabeled else labels[number][index - 1]
+                    yield Record(f"{file.name}[{index - 1}]", data, given)
+                if index != rows[number]:
+                    raise ValueError(f"{file.name} has not the {rows[number]:,} rows that it counts")
 
-    count = sum(int(table.metadata.num_rows) for table in tables)
-    names = names if not unlabelled and names and len(names) >= top else None
-    classes = None if unlabelled else len(names or ()) or top
-    return Source("parquet", path, count, records, sign_file("parquet", *files), names, classes)
+    names = names if not unlabeled and names and len(names) >= top else None
+    classes = None if unlabeled else len(names or ()) or top
+    return Source("parquet", path, sum(rows), records, sign_file("parquet", *files), names, classes)
 
 
 def _label_column(table: Any, label: str) -> list[int | None]:
