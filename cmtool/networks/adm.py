@@ -56,9 +56,12 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E) is the embedding after its activation."""
         h = F.silu(self.in_layers["0"](x))
-        if self.resample:
-            h, x = self._resample(h), self._resample(x)
-        h = self.in_layers["2"](h)
+        if self.resample == "up":
+            h, x = self.in_layers["2"].after_doubling(h), F.interpolate(x, scale_factor=2.0, mode="nearest")
+        elif self.resample == "down":
+            h, x = self.in_layers["2"](F.avg_pool2d(h, 2)), F.avg_pool2d(x, 2)
+        else:
+            h = self.in_layers["2"](h)
         condition = self.emb_layers["1"](emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = condition.chunk(2, dim=1)
@@ -70,11 +73,6 @@ class ResBlock(nn.Module):
             h = F.dropout(h, self.dropout, self.training)
         skip = x if not hasattr(self, "skip_connection") else self.skip_connection(x)
         return skip + self.out_layers["3"](h)
-
-    def _resample(self, x: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Attention(nn.Module):

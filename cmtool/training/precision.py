@@ -9,7 +9,7 @@ import torch
 from cmtool.config.schema import RunConfig
 from cmtool.errors import ConfigError
 from cmtool.models import Model
-from cmtool.networks.convolution import set_backward_dtype
+from cmtool.networks.convolution import hold_in, set_backward_dtype
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Below these a network computes no faster in bfloat16: its layers are too narrow, its tensors too small.
@@ -41,6 +41,8 @@ class Plan:
         if self.name == "fp64":
             teacher = teacher.double()
         teacher.autocast = self.teacher
+        if self.teacher is not None:
+            hold_in(teacher.network, self.teacher)
         return teacher
 
     def describe(self) -> str:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
 from cmtool.networks import build_network, set_attention_kernel
 from cmtool.networks.blocks import GroupNorm, attention, positional_features
+from cmtool.networks.convolution import Conv2d, hold_in
 from tests.networks.network_helpers import inputs, redraw
 
 ADM = NetworkConfig(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
@@ -262,3 +264,54 @@ def test_log_variance_starts_at_zero_and_is_refused_without_a_head():
     assert torch.equal(network.log_variance(torch.linspace(-1, 1, 5)), torch.zeros(5))
     with pytest.raises(ConfigError, match="log_variance"):
         build_network(ADM, channels=1, resolution=8).log_variance(torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_convolution_after_doubling_is_that_of_the_enlarged_image(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(3)
+    layer = Conv2d(6, 5, 3, padding=1).to(dtype)
+    x = torch.randn(3, 6, 4, 6, dtype=dtype, generator=g, requires_grad=True)
+    ours, plain = layer.after_doubling(x), layer(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    close = {"rtol": 0, "atol": 1e-13 if dtype == torch.float64 else 1e-5}
+    torch.testing.assert_close(ours, plain, **close)
+    wanted = [x, *layer.parameters()]
+    for own, other in zip(
+        torch.autograd.grad(ours.sin().sum(), wanted), torch.autograd.grad(plain.sin().sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-11 if dtype == torch.float64 else 1e-3)
+
+
+def test_a_convolution_after_doubling_rounds_its_gradients_alone() -> None:
+    layer = Conv2d(16, 16, 3, padding=1)
+    x = torch.randn(4, 16, 4, 4, generator=torch.Generator().manual_seed(4))
+    exact = layer.after_doubling(x)
+    (by_weight,) = torch.autograd.grad(exact.sin().sum(), [layer.weight])
+    layer.backward_dtype = torch.bfloat16
+    rounded = layer.after_doubling(x)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=1e-6)
+    (half,) = torch.autograd.grad(rounded.sin().sum(), [layer.weight])
+    assert 1e-6 < float((half - by_weight).norm() / by_weight.norm()) < 1e-2
+
+
+def test_weights_held_in_a_half_change_no_bit_of_an_autocast_pass() -> None:
+    """Every convolution but those after doubling, whose sums of weights are rounded once more."""
+    config = NetworkConfig(kind="adm", channels=32, channel_mult=[1], num_blocks=1, attention=[8], head_channels=32)
+    network = build_network(config, channels=3, resolution=8, num_classes=None, seed=0).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(5))
+    x, c = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(6)), torch.tensor([0.3, -0.2])
+    with torch.autocast("cpu", torch.bfloat16):
+        before = network(x, c)
+        hold_in(network, torch.bfloat16)
+        after = network(x, c)
+    assert {p.dtype for p in network.parameters()} == {torch.float32, torch.bfloat16}
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_normalization_of_halves_is_that_of_float32_rounded_once(side: int) -> None:
+    layer = GroupNorm(64)
+    x = (3 + torch.randn(2, 64, side, side, generator=torch.Generator().manual_seed(7))).bfloat16()
+    for form in (torch.contiguous_format, torch.channels_last):
+        ours = layer(x.to(memory_format=form)).float()
+        torch.testing.assert_close(ours, layer(x.float()), rtol=2**-7, atol=2**-7)
