@@ -44,8 +44,12 @@ class Scale:
         return self.low, self.high, value
 
     def ticks(self) -> list[float]:
-        """Return the values to mark: powers of ten (with 2 and 5 where there are few), or about five round numbers."""
-        return _log_ticks(self.low, self.high) if self.log else _round_ticks(self.low, self.high)
+        """Return the values to mark: powers of ten (with 2 and 5 where there are few), or about five round numbers.
+
+        A logarithmic axis within less than a factor of about two is marked with round numbers too.
+        """
+        found = _log_ticks(self.low, self.high) if self.log else []
+        return found if len(found) > 1 else _round_ticks(self.low, self.high)
 
 
 def _round_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -135,9 +139,9 @@ def _axes(across: Scale, up: Scale, x: str, y: str) -> list[str]:
     for value in across.ticks():
         here = f"{across(value):.1f}"
         parts.append(f'<line class="grid" x1="{here}" x2="{here}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{here}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
+        parts.append(f'<text class="tick x" x="{here}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
     parts.append(
-        f'<text class="name" x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>'
+        f'<text class="name x" x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>'
     )
     middle = (TOP + bottom) / 2
     parts.append(

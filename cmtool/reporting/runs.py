@@ -75,6 +75,18 @@ class RunRecord:
                 found.append((int(match[1]), file))
         return found
 
+    @property
+    def started(self) -> dict[str, Any]:
+        """What the log says of its last start: command, versions, machine; empty when it says nothing."""
+        for line in reversed(self.log):
+            if " start at step " in line and "{" in line:
+                try:
+                    found = json.loads(line[line.index("{") :])
+                except ValueError:
+                    continue  # cut off by a kill, or written by hand
+                return found if isinstance(found, dict) else {}
+        return {}
+
     def figures(self) -> dict[str, float]:
         """Return the newest known figures of one-step samples (of the usual sampler, for a teacher)."""
         usual = 1 if self.config.recipe.model_kind == "consistency" else None
@@ -98,7 +110,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut off by a kill
         if isinstance(row, dict):
             yield row

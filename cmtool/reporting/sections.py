@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -23,19 +24,31 @@ def section(anchor: str, title: str, *parts: str) -> str:
     return f'<section id="{anchor}"><h2>{escape(title)}</h2>\n{body}</section>' if body else ""
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table that scrolls inside itself where the page is narrow; numbers stand right, None is a dash."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
+    """Return a table that scrolls inside itself where the page is narrow; numbers stand right, None is a dash.
+
+    Args:
+        heads: what stands above the columns.
+        rows: cells of any kind.
+        kind: class of the style sheet.
+    """
     if not rows:
         return ""
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    sides = [' class="n"' if any(_is_number(row[index]) for row in rows) else "" for index in range(len(heads))]
+    head = "".join(f'<th scope="col"{side}>{escape(text)}</th>' for text, side in zip(heads, sides, strict=True))
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    named = f' class="{kind}"' if kind else ""
+    return f'<div class="wide"><table{named}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return f"<td>{'yes' if value else 'no'}</td>"
-    if isinstance(value, (int, float)):
+    if _is_number(value):
         return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:.4g}</td>'
     return "<td>-</td>" if value is None or value == "" else f"<td>{escape(str(value))}</td>"
 
@@ -132,7 +145,7 @@ def _quality(runs: Sequence[RunRecord], key: str, title: str) -> str:
         Series(run.name, tuple((row["step"], row["eval"].get(key)) for row in run.judged), index)
         for index, run in enumerate(runs)
     ]
-    return line_chart(title, series, y=key.upper() if key == "fid" else key, from_zero=True)
+    return line_chart(title, series, y="FD" if key == "fid" else key, from_zero=True)
 
 
 # --- samples ---
@@ -183,7 +196,7 @@ def _evaluation(run: RunRecord, row: dict[str, Any], used: Sequence[str]) -> lis
     shown = ", ".join(number(float(level)) for level in times[:4]) + (" ..." if len(times) > 4 else "")
     figures = [row["metrics"].get(key) for key in used]
     fixed = [run.name, row.get("nfe"), shown, row.get("count"), protocol.get("reference"), protocol.get("features")]
-    return [*fixed, *figures, row.get("created")]
+    return [*fixed, *figures, str(row.get("created") or "").replace("T", " ").removesuffix("Z")]
 
 
 # --- settings and environment ---
@@ -199,19 +212,42 @@ def settings(runs: Sequence[RunRecord]) -> str:
 
 
 def environment(runs: Sequence[RunRecord], here: dict[str, str]) -> str:
-    """Return versions, seed, data and log of each run, and what the page itself was made with."""
-    rows: list[list[Any]] = []
-    for run in runs:
-        header = run.header or {}
-        rows += [[run.name, f"version of {name}", value] for name, value in (header.get("versions") or {}).items()]
-        rows.append([run.name, "seed", str(run.config.train.seed)])
-        rows.append([run.name, "data", (header.get("data") or {}).get("fingerprint")])
-        if run.seconds:
-            rows.append([run.name, "time in steps", span(run.seconds)])
-    rows += [["this page", name, value] for name, value in here.items()]
+    """Return command, machine, versions, seed, data and log of each run, and what the page itself was made with."""
+    facts = [_facts(run) for run in runs]
+    names = list(dict.fromkeys(name for found in facts for name in found))
+    rows = [[name, *(found.get(name) for found in facts)] for name in names]
     logs = [
         f"<details><summary>{escape(run.name)}/run.log</summary><pre>{escape(chr(10).join(run.log))}</pre></details>"
         for run in runs
         if run.log
     ]
-    return section("environment", "Environment", table(["", "", ""], rows), *logs)
+    made = ", ".join(f"{name} {value}" for name, value in here.items())
+    return section(
+        "environment",
+        "Environment",
+        table(["", *(run.name for run in runs)], rows, "facts"),
+        *logs,
+        f'<p class="soft">This page: {escape(made)}.</p>',
+    )
+
+
+def _facts(run: RunRecord) -> dict[str, str]:
+    """Return what repeats a run, from its last start in the log and from its model's header."""
+    # A run folder comes from anywhere: nothing in it is taken to have the type it should have.
+    header = run.header or {}
+    machine = {**_dict(header.get("machine")), **run.started}
+    words = machine.get("command")
+    versions = {**_dict(header.get("versions")), **_dict(machine.get("versions"))}
+    said = {
+        "command": shlex.join(["cmtool", *map(str, words[1:])]) if words and isinstance(words, list) else None,
+        **{name: machine.get(name) for name in ("device", "precision", "threads", "deterministic", "system")},
+        "seed": run.config.train.seed,
+        "data": _dict(header.get("data")).get("fingerprint") or machine.get("data"),
+        "time in steps": span(run.seconds) if run.seconds else None,
+        **{f"version of {name}": value for name, value in versions.items()},
+    }
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

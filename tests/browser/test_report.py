@@ -29,6 +29,18 @@ def test_the_report_is_whole_at_every_width_and_scheme_and_its_slider_moves(brow
     assert not [url for url in browser.requested() if not url.startswith(("file:", "data:"))]
 
 
+def test_several_runs_of_one_grid_each_need_no_slider_and_raise_no_error(browser, cmtool, workdir):
+    for name in ("a", "b"):
+        write_grids(write_run("runs", name), (100,))
+    assert cmtool("report", "runs/a", "runs/b", "--no-samples", "--out", "report.html").code == 0
+    for width in (400, 1400):
+        browser.emulate(width, 900, False)
+        browser.open((workdir / "report.html").as_uri())
+        assert browser.run(OVERFLOW) <= 0
+    assert browser.run("return document.querySelectorAll('.slider').length") == 2
+    assert browser.complaints() == []
+
+
 def slide(browser):
     """Move the slider by its keys and see another picture and another step."""
     assert browser.text(".slider output") == "step 100"

@@ -18,6 +18,7 @@ def test_ticks_are_round_numbers_inside_the_range():
     assert Scale(0, 100, 0, 1).ticks() == pytest.approx([0, 20, 40, 60, 80, 100])
     assert Scale(0.961, 0.989, 0, 1).ticks() == pytest.approx([0.97, 0.98])
     assert Scale(0.008, 0.3, 0, 1, log=True).ticks() == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2])
+    assert Scale(4.4, 5.9, 0, 1, log=True).ticks() == pytest.approx([4.5, 5, 5.5])  # 5 alone would say nothing
     assert Scale(1e-6, 1e3, 0, 1, log=True).ticks() == pytest.approx(
         [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10, 100, 1000]
     )

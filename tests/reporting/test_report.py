@@ -85,6 +85,31 @@ def test_several_runs_are_overlaid(cmtool, run):
     assert 'id="steps"' not in text
 
 
+def test_what_repeats_a_run_is_in_the_environment(cmtool, run):
+    said = {"command": ["/bin/cmtool", "train-ct", "--set", "a b"], "device": "abacus", "threads": 3,
+            "versions": {"numpy": "1.2.3"}}  # fmt: skip
+    (run / "run.log").write_text(f"2026 start at step 0 of 100 {json.dumps(said)}\n", encoding="utf-8")
+    assert cmtool("report", "--no-samples").code == 0
+    text = "".join(read("report.html").text)
+    for words in ("cmtool train-ct --set 'a b'", "abacus", "1.2.3", "version of torch2.15.0"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("start", ["[1]", '{"command": 3, "versions": [1]}', '{"command": "rm -rf", "versions": {"a": {}}}',
+                                   "{cut off", "{}"])  # fmt: skip
+def test_a_log_that_says_something_else_is_no_matter(cmtool, run, start):
+    (run / "run.log").write_text(f"2026 start at step 0 of 100 {start}\n", encoding="utf-8")
+    assert cmtool("report", "--no-samples").code == 0
+    assert "seed" in "".join(read("report.html").text)
+
+
+def test_the_distance_of_a_small_network_is_never_called_fid(cmtool, run):
+    assert cmtool("report", "--no-samples").code == 0
+    page = Path("report.html").read_text(encoding="utf-8")
+    chart = page[page.index("<figcaption>Frechet distance") :].split("</figure>")[0]
+    assert ">FD</text>" in chart and "FID" not in chart
+
+
 def test_the_same_runs_give_the_same_page(cmtool, run):
     from cmtool.reporting.page import Gallery, render
     from cmtool.reporting.runs import read_run

@@ -3,6 +3,7 @@
 for (const box of document.querySelectorAll(".slider")) {
   const frames = JSON.parse(box.querySelector("script").textContent);
   const input = box.querySelector("input"), image = box.querySelector("img"), output = box.querySelector("output");
+  if (!input) continue; // a single grid has nothing to slide through
   input.addEventListener("input", () => {
     const frame = frames[input.value];
     image.src = frame.uri;
