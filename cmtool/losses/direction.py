@@ -26,30 +26,66 @@ _FLOAT64_VALUES = 20_000_000
 
 @dataclass(frozen=True)
 class Reference:
-    """The images that a posterior mean runs over: (M, C, H, W) in [-1, 1], and their labels (M,) or None."""
+    """The images that a posterior mean runs over: (M, C, H, W) in [-1, 1], and their labels (M,) or None.
+
+    `whole`: they are all the images that are ever noised, not a subset.
+    """
 
     images: Tensor
     labels: Tensor | None = None
+    whole: bool = True
 
 
-def posterior_mean(x: Tensor, t: Tensor, reference: Reference, label: Tensor | None = None) -> Tensor:
+def posterior_mean(
+    x: Tensor, t: Tensor, reference: Reference, label: Tensor | None = None, own: Tensor | None = None
+) -> Tensor:
     """E[x0 | x_t = x] for data spread evenly over the reference images: a softmax of -|x - x_j|^2 / (2 t^2).
 
-    x (B, C, H, W), t (B,); with labels only images of the same class count (a class without images: all of them).
-    Source: Xu et al. 2023 (stable target fields); Stable Consistency Tuning, Eq. 9.
+    Args:
+        x: (B, C, H, W).
+        t: noise levels (B,).
+        reference: the images x_j.
+        label: with labels only images of the same class count, for -1 all; where the reference has none of a class,
+            all do.
+        own: the image (B, C, H, W) that each row of x was made from, for a reference that is a subset. It counts as one
+            of the images (once, if it is among them): without it the mean at small t would be that of other images.
+
+    Returns:
+        (B, C, H, W) in x's dtype. Source: Xu et al. 2023 (stable target fields, whose reference batch holds the own
+        image); Stable Consistency Tuning, Eq. 9.
     """
     flat = reference.images.flatten(1)
     exact = flat.numel() <= _FLOAT64_VALUES and x.device.type != "mps"
     dtype = torch.float64 if exact else torch.float32
     bank, point = flat.to(dtype), x.flatten(1).to(dtype)
+    # The squares of a large bank are summed without being kept: it may fill half of a small GPU.
+    half = (bank**2).sum(1) / 2 if exact else torch.linalg.vector_norm(bank, dim=1) ** 2 / 2
+    foreign = _foreign(reference.labels, label, fall_back=own is None)
     # |x|^2 is the same for every image and falls out of the softmax.
-    closeness = point @ bank.T - (bank**2).sum(1) / 2
-    logits = closeness / (t.to(dtype) ** 2)[:, None]
-    if label is not None and reference.labels is not None:
-        same = reference.labels[None, :] == label[:, None]
-        same |= ~same.any(1, keepdim=True)
-        logits = logits.masked_fill(~same, -torch.inf)
-    return (logits.softmax(1) @ bank).to(x.dtype).reshape(x.shape)
+    logits = _allowed(point @ bank.T - half, foreign) / (t.to(dtype) ** 2)[:, None]
+    if own is None:
+        return (logits.softmax(1) @ bank).to(x.dtype).reshape(x.shape)
+    mine = own.flatten(1).to(dtype)
+    size = (mine**2).sum(1) / 2
+    among = _allowed(mine @ bank.T - half, foreign).amax(1) >= size * (1 - (1e-9 if exact else 1e-5))
+    one = (((point * mine).sum(1) - size) / t.to(dtype) ** 2).masked_fill(among, -torch.inf)
+    weights = torch.cat([logits, one[:, None]], 1).softmax(1)
+    return (weights[:, :-1] @ bank + weights[:, -1:] * mine).to(x.dtype).reshape(x.shape)
+
+
+def _foreign(labels: Tensor | None, label: Tensor | None, fall_back: bool) -> Tensor | None:
+    """Return which images (B, M) are of another class than the row; where all are, none with `fall_back`.
+
+    To a row without a class (a dropped label, -1) no image is foreign.
+    """
+    if labels is None or label is None:
+        return None
+    other = (labels[None, :] != label[:, None]) & (label >= 0)[:, None]
+    return other & ~other.all(1, keepdim=True) if fall_back else other
+
+
+def _allowed(closeness: Tensor, foreign: Tensor | None) -> Tensor:
+    return closeness if foreign is None else closeness.masked_fill(foreign, -torch.inf)
 
 
 def toward_sample() -> Direction:
@@ -79,8 +115,8 @@ def toward_target(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
 
 
 def toward_posterior_mean(reference: Reference) -> Direction:
-    """The slope of the probability-flow ODE of the reference images themselves."""
-    return lambda nets, x0, label: lambda x, t: posterior_mean(x, t, reference, label)
+    """The slope of the probability-flow ODE of the reference images themselves; of a subset, with the sample's own."""
+    return lambda nets, x0, label: lambda x, t: posterior_mean(x, t, reference, label, None if reference.whole else x0)
 
 
 def toward_batch_mean(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:

@@ -52,7 +52,8 @@ def some_images(config: RunConfig, dataset: Dataset, device: torch.device, limit
     if config.data.flip:
         images = torch.cat([images, images.flip(-1)])
         labels = None if labels is None else torch.cat([labels, labels])
-    return Reference(images.to(device), labels.to(device) if labels is not None and config.data.labels else None)
+    kinds = labels.to(device) if labels is not None and config.data.labels else None
+    return Reference(images.to(device), kinds, whole=len(chosen) == count)
 
 
 def check_guidance(part: DirectionPart, teacher: Model | None) -> None:

@@ -174,6 +174,44 @@ def test_posterior_mean_against_brute_force():
             assert torch.allclose(mean[i], expected, atol=1e-12)
 
 
+def test_a_subset_is_joined_by_the_image_that_was_noised():
+    """Its own image counts once, whether the subset holds it or not; then x -> x0 as t -> 0, for every image."""
+    g = torch.Generator().manual_seed(2)
+    images = torch.randn(9, 1, 4, 4, generator=g, dtype=D)
+    part = Reference(images[:6], torch.tensor([0, 0, 1, 1, 2, 2]), whole=False)
+    own, label = images[[0, 3, 7, 8]], torch.tensor([0, 1, 3, -1])
+    for level in (0.002, 0.5, 1.0, 9.0):
+        t = torch.full((4,), level, dtype=D)
+        x = own + level * torch.randn(own.shape, generator=g, dtype=D)
+        plain, labeled = posterior_mean(x, t, part, None, own), posterior_mean(x, t, part, label, own)
+        for i, joined in enumerate(
+            (images[:6], images[:6], images[[0, 1, 2, 3, 4, 5, 7]], images[[0, 1, 2, 3, 4, 5, 8]])
+        ):
+            expected = posterior_mean(x[i : i + 1], t[:1], Reference(joined))
+            assert torch.allclose(plain[i], expected[0], atol=1e-12)
+        for i, joined in enumerate((images[:2], images[2:4], images[7:8], images[[0, 1, 2, 3, 4, 5, 8]])):
+            expected = posterior_mean(x[i : i + 1], t[:1], Reference(joined))
+            assert torch.allclose(labeled[i], expected[0], atol=1e-12)
+        assert level > 0.002 or torch.allclose(plain, own, atol=1e-12)
+    assert not torch.allclose(posterior_mean(own[2:], torch.full((2,), 0.002, dtype=D), part), own[2:], atol=0.1)
+
+
+def test_a_large_bank_is_compared_in_float32_with_the_same_answer(monkeypatch):
+    from cmtool.losses import direction
+
+    g = torch.Generator().manual_seed(3)
+    images = torch.rand(40, 3, 8, 8, generator=g) * 2 - 1
+    part = Reference(images[:30], whole=False)
+    own = images[[0, 5, 33, 39]]
+    x = own + torch.randn(own.shape, generator=g)
+    for level in (0.3, 2.0, 20.0):
+        t = torch.full((4,), level)
+        exact = posterior_mean(x, t, part, None, own)
+        monkeypatch.setattr(direction, "_FLOAT64_VALUES", 0)
+        assert torch.allclose(posterior_mean(x, t, part, None, own), exact, atol=2e-3)
+        monkeypatch.undo()
+
+
 def test_posterior_mean_far_from_all_images_stays_finite():
     bank = torch.zeros(3, 1, 2, 2, dtype=torch.float32)
     bank[1] += 1
