@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from cmtool.memory import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -91,6 +93,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
+def settled(contestant: Contestant) -> Contestant:
+    """Set the allocator as the contestant's own program leaves it: ours keeps all, a plain process 64 MiB."""
+    keep_freed_memory() if contestant.ours else keep_freed_memory(64 << 20)
+    return contestant
+
+
 def timed(run: Callable[[], Any], clock: str) -> float:
     """Seconds of one unit of work; a GPU is waited for before and after."""
     if torch.cuda.is_available():
@@ -107,12 +115,12 @@ def compare(
 ) -> Comparison:
     """Run every contestant once to warm up, then `rounds` times in turn, beginning with another one each round."""
     for contestant in contestants:
-        contestant.run()
+        settled(contestant).run()
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for number in range(rounds):
         first = number % max(len(contestants), 1)
         for contestant in [*contestants[first:], *contestants[:first]]:
-            seconds[contestant.name].append(timed(contestant.run, clock))
+            seconds[contestant.name].append(timed(settled(contestant).run, clock))
     return Comparison(title, contestants, seconds, absent or {}, clock)
 
 

@@ -10,6 +10,7 @@ import pytest
 ROOMS = [
     "errors",
     "config",
+    "memory",
     "rng",
     "diffusion",
     "schedules",

@@ -18,9 +18,11 @@ def load_model(found: FoundModel, device: str, precision: str) -> Model:
         precision: "auto" is float32, so that samples do not depend on the machine; "fp64", or "bf16" and "fp16" by
             autocast around the network.
     """
+    from cmtool.memory import keep_freed_memory
     from cmtool.models import load
     from cmtool.training.setup import apply_precision, choose_device
 
+    keep_freed_memory()
     # fp64 exists on no mps device, and apply_precision would only find out inside torch.
     place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
     return apply_precision(load(found.path, place), precision)
