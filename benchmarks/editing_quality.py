@@ -39,22 +39,27 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from digits_quality import score
+from digits_quality import measured
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmtool.checkpoint import resolve_file
 from cmtool.cli.output import Output
+from cmtool.data import split_indices
 from cmtool.data.images import from_uint8
 from cmtool.data.shapes import HELD_OUT, shapes_images
+from cmtool.evaluation import domain
+from cmtool.evaluation.manifold import manifold
 from cmtool.models import Model, load
 from cmtool.rng import SampleStreams, derive
 from cmtool.samplers import editing
-from cmtool.samplers.edit_plan import TUNED, plan_edit
+from cmtool.samplers.edit_plan import plan_edit, usual_guidance
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 
@@ -62,38 +67,83 @@ LEVEL = 2 / 255
 # Intervals narrower than this many levels are of pixels that the model takes for certain, such as a black rim.
 CERTAIN_LEVELS = 8
 TRIALS = 2
+NOISE = 0.3
+USUAL = {
+    "digits": "inpaint,inpaint-half,superres2,stroke,denoise",
+    "shapes": "inpaint,inpaint-half,colorize,superres2,superres4,stroke,denoise",
+}
 
 
-def held_out(data: str, count: int) -> Tensor:
-    """Return held-out pictures (count, C, H, W) in [-1, 1]."""
+@dataclass(frozen=True)
+class Case:
+    """A task on pictures (B, C, H, W): what is known, what is given, the trivial answer, and where it is unknown."""
+
+    operator: editing.Operator
+    y: Tensor
+    trivial: Tensor
+    unknown: Tensor
+
+
+class Judge:
+    """Tells which pictures lie on the manifold of the real ones, by the features of `digits_quality.py`.
+
+    Held-out digits are taken out of the reference: an edit would otherwise be judged by the picture it was made from.
+    """
+
+    def __init__(self, data: str) -> None:
+        self._model, features = measured(data)
+        held = split_indices(len(features))[1] if data == "digits" else []
+        self._features = np.delete(features, held, axis=0)
+
+    def inside(self, images: Tensor) -> NDArray[Any]:
+        """Whether each image (B, C, H, W) counts as precise, (B,)."""
+        return manifold(self._features, domain.extract(self._model, images.clamp(-1, 1))[0]).inside
+
+
+def held_out(data: str, count: int, first: int = 0) -> Tensor:
+    """Return held-out pictures (count, C, H, W) in [-1, 1], from number `first` on."""
     if data == "shapes":
-        return from_uint8(torch.from_numpy(shapes_images(HELD_OUT, count, 16)[0]))
+        return from_uint8(torch.from_numpy(shapes_images(HELD_OUT + first, count, 16)[0]))
     from cmtool.config.schema import DataConfig
     from cmtool.data.load import load_dataset
 
     dataset = load_dataset(DataConfig(source="digits", resolution=8, channels=1, kind="heldout"))
-    return dataset.batch(torch.arange(min(count, len(dataset))))[0]
+    return dataset.batch(torch.arange(first, min(first + count, len(dataset))))[0]
 
 
-def task_parts(task: str, truth: Tensor) -> tuple[editing.Operator, Tensor, Tensor, Tensor]:
-    """Return (operator, measurement, trivial answer, where the answer is unknown) of a task."""
-    side = truth.shape[-1]
-    if task.startswith("inpaint"):
-        mask = torch.zeros(1, 1, side, side)
-        if task == "inpaint-half":
-            mask[..., side // 2 :] = 1
-        else:
-            mask[..., side // 4 : -(side // 4), side // 4 : -(side // 4)] = 1
-        known = 1 - mask
-        fill = (truth * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
-        return editing.known_pixels(mask), truth * known, truth * known + fill * mask, mask.expand_as(truth) > 0
+def make_case(task: str, truth: Tensor, seed: int) -> Case:
+    """Measure the pictures as a task does."""
     everywhere = torch.ones_like(truth, dtype=torch.bool)
+    if task.startswith("inpaint"):
+        return _holed(truth, half=task == "inpaint-half")
     if task == "colorize":
         gray = editing.luma_image(truth)
-        return editing.known_luma(), gray, gray, everywhere
-    factor = 2 if task.endswith("2") else 4
+        return Case(editing.known_luma(), gray, gray, everywhere)
+    if task == "denoise":
+        noisy = truth + NOISE * SampleStreams(_seeds(len(truth), seed, 0, "noise")).normal(truth.shape[1:])
+        return Case(editing.nothing_known(), noisy, noisy, everywhere)
+    factor = _factor(task)
     flat = editing.repeat_patches(editing.patch_means(truth, factor), factor)
-    return editing.known_patch_means(factor), flat, flat, everywhere
+    operator = editing.nothing_known() if task == "stroke" else editing.known_patch_means(factor)
+    return Case(operator, flat, flat, everywhere)
+
+
+def _holed(truth: Tensor, half: bool) -> Case:
+    side = truth.shape[-1]
+    mask = torch.zeros(1, 1, side, side)
+    if half:
+        mask[..., side // 2 :] = 1
+    else:
+        mask[..., side // 4 : -(side // 4), side // 4 : -(side // 4)] = 1
+    known = 1 - mask
+    fill = (truth * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
+    unknown = mask.expand_as(truth) > 0
+    return Case(editing.known_pixels(mask), truth * known, truth * known + fill * mask, unknown)
+
+
+def _factor(task: str) -> int:
+    """Strokes are simulated by flat patches of 4 pixels."""
+    return 2 if task.endswith("2") else 4
 
 
 def legal(task: str, x: Tensor, y: Tensor) -> Tensor:
@@ -101,80 +151,109 @@ def legal(task: str, x: Tensor, y: Tensor) -> Tensor:
     if task == "colorize":
         return editing.into_range(x, y, editing.by_pixel)
     if task.startswith("superres"):
-        return editing.into_range(x, y, editing.by_patch(2 if task.endswith("2") else 4))
+        return editing.into_range(x, y, editing.by_patch(_factor(task)))
     return x.clamp(-1, 1)
 
 
-def variations(
-    model: Model, task: str, truth: Tensor, count: int, times: Sequence[float], guidance: float
-) -> tuple[Tensor, Tensor]:
-    """Return `count` edits of every picture, (count, B, C, H, W), and the labels used (B,) or empty."""
-    operator, y, _, _ = task_parts(task, truth)
-    labels = None
-    if model.num_classes is not None:
-        misfits = sum(
-            editing.class_misfits(
-                model, operator, y, _seeds(len(y), -1 - trial), times, model.num_classes, guidance=guidance
-            )
-            for trial in range(TRIALS)
+def _seeds(images: int, seed: int, variation: int, what: str = "editing") -> list[int]:
+    return [derive(seed, what, variation, image) for image in range(images)]
+
+
+def likeliest(model: Model, case: Case, times: Sequence[float], guidance: float, seed: int) -> Tensor | None:
+    """Return the class (B,) whose edits agree best with what is known, as `cmtool edit` finds it."""
+    if model.num_classes is None:
+        return None
+    misfits = torch.zeros(len(case.y), model.num_classes)
+    for trial in range(TRIALS):
+        seeds = _seeds(len(case.y), seed, trial, "class")
+        misfits = misfits + editing.class_misfits(
+            model, case.operator, case.y, seeds, times, model.num_classes, guidance=guidance
         )
-        labels = torch.as_tensor(misfits).argmin(dim=1)
+    return misfits.argmin(dim=1)
+
+
+def variations(
+    model: Model, task: str, case: Case, count: int, times: Sequence[float], guidance: float, seed: int
+) -> Tensor:
+    """Return `count` edits of every picture, (count, B, C, H, W)."""
+    if task == "denoise":
+        return legal(task, editing.denoise(model, case.y, NOISE), case.y)[None]
+    labels = likeliest(model, case, times, guidance, seed)
     made = []
     for index in range(count):
-        streams = SampleStreams(_seeds(len(y), index))
-        made.append(legal(task, editing.edit(model, operator, y, streams, times, labels, guidance=guidance).image, y))
-    return torch.stack(made), torch.empty(0) if labels is None else labels
+        streams = SampleStreams(_seeds(len(case.y), seed, index))
+        edited = editing.edit(model, case.operator, case.y, streams, times, labels, guidance=guidance)
+        made.append(legal(task, edited.image, case.y))
+    return torch.stack(made)
 
 
-def _seeds(images: int, variation: int) -> list[int]:
-    return [derive(variation, "editing", image) for image in range(images)]
-
-
-def measure(
-    model: Model, task: str, truth: Tensor, count: int, times: Sequence[float], guidance: float, data: str
-) -> dict[str, Any]:
-    """Return one row of the table."""
-    began = time.perf_counter()
-    made, _ = variations(model, task, truth, count, times, guidance)
-    seconds = time.perf_counter() - began
-    _, _, trivial, unknown = task_parts(task, truth)
+def measure(made: Tensor, truth: Tensor, case: Case, judge: Judge) -> dict[str, float | None]:
+    """Return the figures of edits (N, B, C, H, W) of `truth` (B, C, H, W)."""
+    unknown = case.unknown
     low, high = (torch.quantile(made, share, dim=0) for share in (0.05, 0.95))
     covered = (truth >= low - LEVEL / 2) & (truth <= high + LEVEL / 2)
     unsure = unknown & (high - low > CERTAIN_LEVELS * LEVEL)
+    inside = judge.inside(made.flatten(0, 1)).reshape(len(made), len(truth)).mean(axis=0)
 
     def error(x: Tensor) -> float:
         return float((x - truth)[unknown].square().mean())
 
+    several = len(made) > 1
     return {
-        "task": task,
-        "nfe": len(times),
-        "guidance": guidance,
-        "mse mean": error(made.mean(0)),
-        "mse one": float(np.mean([error(one) for one in made[:8]])),
-        "mse trivial": error(trivial),
-        "cover": float(covered[unknown].double().mean()),
-        "cover unsure": float(covered[unsure].double().mean()) if unsure.any() else None,
-        "precision": score(made[: max(1, 400 // len(truth))].flatten(0, 1), data)["precision"],
-        "seconds": round(seconds, 1),
+        "mse mean": error(made.mean(0)) if several else None,
+        "mse one": float(np.mean([error(one) for one in made])),
+        "mse trivial": error(case.trivial),
+        "cover": float(covered[unknown].double().mean()) if several else None,
+        "cover unsure": float(covered[unsure].double().mean()) if several and unsure.any() else None,
+        "precision": float(inside.mean()),
+        # Variations of one picture share its fate, so that the pictures are what is counted.
+        "+-": float(inside.std(ddof=1) / len(truth) ** 0.5),
     }
 
 
-def own_precision(model: Model, data: str, steps: int) -> float:
+def own_precision(model: Model, judge: Judge, steps: int, count: int = 1000) -> float:
     """Precision of the model's own samples in `steps` evaluations."""
     plan = plan_sampling(model.header, steps=steps)
-    return float(score(torch.cat([batch.x0 for batch in generate(model, plan, range(600))]), data)["precision"])
+    return float(judge.inside(torch.cat([batch.x0 for batch in generate(model, plan, range(count))])).mean())
+
+
+def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, output: Output) -> list[dict[str, Any]]:
+    """Return one row for every task and over-relaxation."""
+    rows = []
+    for task in (given.tasks or USUAL[given.data]).split(","):
+        kind = task.rstrip("24").removesuffix("-half")
+        times: Any = given.times
+        times = [float(t) for t in times.split(",")] if times and times != "paper" else times
+        times = [NOISE] if task == "denoise" else times
+        plan = plan_edit(model.header, kind, steps=None if times else given.steps, times=times)
+        usual = usual_guidance(model.header, kind, plan)
+        case = make_case(task, truth, given.seed)
+        for guidance in [float(g) for g in given.guidance.split(",")] if given.guidance else [usual]:
+            began = time.process_time()
+            made = variations(model, task, case, given.variations, plan.times, guidance, given.seed)
+            figures = measure(made, truth, case, judge)
+            head = {"task": task, "nfe": len(plan.times), "guidance": guidance}
+            rows.append({**head, **figures, "seconds": round(time.process_time() - began, 1)})
+            output.say(
+                str({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
+            )
+    return rows
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
     """Print the table of one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--data", choices=("digits", "shapes"), default="digits")
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--data", choices=tuple(USUAL), default="digits")
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="number of the first held-out picture")
     parser.add_argument("--variations", type=int, default=32)
-    parser.add_argument(
-        "--tasks", default=None, help="comma-separated: inpaint, inpaint-half, superres2, superres4, colorize"
-    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tasks", default=None, help=f"comma-separated; usual: {USUAL['shapes']}")
     parser.add_argument("--times", default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--guidance", default=None, help="comma-separated; default: the tuned one")
@@ -182,23 +261,14 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     output = Output(given.json)
-    model = load(resolve_file(Path(given.model)))
-    truth = held_out(given.data, given.images)
-    usual = "inpaint,inpaint-half,superres2" + (",superres4,colorize" if given.data == "shapes" else "")
-    rows = []
-    for task in (given.tasks or usual).split(","):
-        kind = task.rstrip("24").removesuffix("-half")
-        times: Any = given.times
-        times = [float(t) for t in times.split(",")] if times and times != "paper" else times
-        plan = plan_edit(model.header, kind, steps=given.steps, times=times)
-        strengths = [float(g) for g in given.guidance.split(",")] if given.guidance else [TUNED[kind].guidance]
-        for guidance in strengths:
-            rows.append(measure(model, task, truth, given.variations, plan.times, guidance, given.data))
-            output.say(f"{rows[-1]}")
-    own = {f"precision of own samples, nfe {steps}": own_precision(model, given.data, steps) for steps in (1, 2)}
+    model, judge = load(resolve_file(Path(given.model))), Judge(given.data)
+    truth = held_out(given.data, given.images, given.first)
+    own = {f"own samples, {steps} evaluations": own_precision(model, judge, steps) for steps in (1, 2)}
+    own["the held-out pictures themselves"] = float(judge.inside(truth).mean())
+    output.say(f"precision: {own}")
+    rows = table(given, model, truth, judge, output)
     output.table(f"{given.model}: {len(truth)} held-out pictures", list(rows[0]), [list(row.values()) for row in rows])
-    output.say(str(own))
-    output.json({"model": given.model, "rows": rows, "own": own})
+    output.json({"model": given.model, "rows": rows, "precision": own})
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from cmtool.cli.output import Output
+from cmtool.config.schema import EditConfig
 from cmtool.data.shapes import shapes_images
-from cmtool.samplers.edit_plan import TUNED, tuned_times
+from cmtool.samplers.edit_plan import tuned_times
 from cmtool.samplers.editing import LUMA
 from cmtool.samplers.times import geometric_times, solver_times
 
@@ -143,7 +144,8 @@ def show(output: Output) -> None:
     paper = solver_times(40)[:-1]
     rows = []
     for task, group in problems().items():
-        tuned, guidance = tuned_times(task, 20, SIGMA_MIN, 80.0), TUNED[task].guidance
+        levels = getattr(EditConfig(), task)
+        tuned, guidance = tuned_times(levels, 20, SIGMA_MIN, 80.0), levels.guidance
         rows.extend(
             [p.name, p.distance((80.0,)), p.distance(paper), p.distance(tuned), p.distance(tuned, guidance)]
             for p in group

@@ -136,6 +136,7 @@ def model_header(
 ) -> dict[str, Any]:
     """Return the header that a model trained by `config` starts with: all that rebuilding it needs."""
     data = config.data
+    edits = config.recipe.model_kind == "consistency" and data.source != "toy2d"
     return {
         "kind": config.recipe.model_kind,
         "preset": config.preset,
@@ -156,6 +157,7 @@ def model_header(
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": config.sample.steps},
+        **({"edit": config.edit.model_dump(mode="json")} if edits else {}),
         "label_dropout": config.train.label_dropout if config.data.labels else 0.0,
     }
 

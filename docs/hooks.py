@@ -71,14 +71,16 @@ def commands() -> str:
 def settings() -> str:
     """Return the page of settings: every table of a preset with types, defaults, bounds and meaning."""
     from cmtool.config import parts as recipe_parts
-    from cmtool.config.schema import RunConfig
+    from cmtool.config.schema import EditLevels, RunConfig
 
     out = [
         "# Settings\n\nA preset is one TOML file with the tables below; `cmtool presets NAME` prints one with every "
         "setting, and `--set table.key=value` changes any of them. `recipe.` means the chosen recipe."
     ]
-    for name in ("about", "data", "network", "process", "train", "sample", "eval"):
+    for name in ("about", "data", "network", "process", "train", "sample", "edit", "eval"):
         out.append(_table(name, RunConfig.model_fields[name].annotation))
+        if name == "edit":
+            out.append(_table("edit.inpaint, edit.colorize, edit.superres", EditLevels))
     out.append(_table("recipe", recipe_parts.RecipeConfig))
     for name, field in recipe_parts.RecipeConfig.model_fields.items():
         if hasattr(field.annotation, "model_fields"):

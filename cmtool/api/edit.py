@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.api.editor import Editor, Task, usual_guidance
+from cmtool.api.editor import Editor, Task
 from cmtool.api.model import BLOCK, Model, as_model
 from cmtool.api.pictures import Bytes, Picture, as_bytes, mask_of, stacked
 from cmtool.data import editing
 from cmtool.errors import UserError
-from cmtool.samplers.edit_plan import plan_edit
+from cmtool.samplers.edit_plan import plan_edit, usual_guidance
 from cmtool.samplers.plan import SamplePlan
 from cmtool.samplers.times import header_range
 
@@ -201,7 +201,7 @@ def _edited(
     seed: int,
 ) -> Bytes:
     plan = plan_edit(model.header, task, steps=steps, times=times)
-    strength = usual_guidance(task, plan) if guidance is None else guidance
+    strength = usual_guidance(model.header, task, plan) if guidance is None else guidance
     return _run(Task(task, plan, strength, _label(model, label)), model, subject, num, seed)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cmtool.data.editing import Subject, operator_of
 from cmtool.models import Model
-from cmtool.samplers.edit_plan import TUNED
 from cmtool.samplers.editing import denoise, edit
 from cmtool.samplers.generate import streams_for
 from cmtool.samplers.plan import SamplePlan
@@ -18,11 +17,6 @@ from cmtool.samplers.windows import Windowed
 
 # A class is chosen by this many edits with each; with more classes than MOST_CLASSES the null class is taken.
 TRIALS, MOST_CLASSES = 4, 100
-
-
-def usual_guidance(task: str, plan: SamplePlan) -> float:
-    """The over-relaxation that belongs to the tuned levels; the paper's algorithm knows none."""
-    return TUNED[task].guidance if task in TUNED and plan.source.startswith("tuned") else 0.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,9 @@ class Editor:
         classes = self._model.num_classes
         if classes is None or self._task.label is not None:
             return self._task.label
-        if classes > MOST_CLASSES:
+        # Windows see different things, so that no class fits them all: a model that knows the null class gets that.
+        several = isinstance(self._view, Windowed) and self._model.header.get("label_dropout")
+        if classes > MOST_CLASSES or several:
             return None
         seeds = list(range(TRIALS))
         misfits = [self._edited(seeds, label)[1].mean().item() for label in range(classes)]

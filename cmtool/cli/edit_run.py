@@ -61,7 +61,7 @@ class Result:
 def decide(task: str, given: dict[str, Any], output: Output) -> Request:
     """Settle the model, the noise levels, seeds and label; every mistake in the arguments is found here."""
     from cmtool.cli.lists import choose_label, choose_seeds
-    from cmtool.samplers.edit_plan import TUNED
+    from cmtool.samplers.edit_plan import usual_guidance
 
     _check_pictures(given)
     made, kept = _counts(given)
@@ -70,8 +70,7 @@ def decide(task: str, given: dict[str, Any], output: Output) -> Request:
     plan = _plan(task, found.header, given)
     guidance = given.get("guidance")
     if guidance is None:
-        # The paper's algorithm knows no over-relaxation: it belongs to the tuned levels.
-        guidance = TUNED[task].guidance if task in TUNED and plan.source.startswith("tuned") else 0.0
+        guidance = usual_guidance(found.header, task, plan)
     shown = ", ".join(f"{level:.4g}" for level in plan.times[:6]) + " ..." * (len(plan.times) > 6)
     output.say(found.describe())
     output.say(f"times {shown} ({plan.source})")

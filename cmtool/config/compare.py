@@ -7,9 +7,11 @@ from typing import Any
 from cmtool.config.schema import RunConfig
 
 INTERVALS = ("log_every", "checkpoint_every", "sample_every", "eval_every", "keep_every", "snapshot_every")
-# What may differ between two starts of one run: words, rhythm, how the machine is used, what a bad step leads to.
-FREE = {f"train.{key}" for key in (*INTERVALS, "threads", "micro_batch", "bad_step", "compile")} | {"recipe.title"}
-FREE_TABLES = ("about.", "recipe.expected.")
+# What may differ between two starts of one run: words, rhythm, how the machine is used, what a bad step leads to, and
+# what is done with the finished model.
+MACHINE = ("threads", "micro_batch", "bad_step", "compile", "shard")
+FREE = {f"train.{key}" for key in (*INTERVALS, *MACHINE)} | {"recipe.title"}
+FREE_TABLES = ("about.", "edit.", "recipe.expected.")
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:

@@ -12,13 +12,14 @@ from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.config.toml import parse_value
 from cmtool.errors import ConfigError, nearest
 
-SHARED_TABLES = ("data", "network", "process", "train", "sample", "eval")
+SHARED_TABLES = ("data", "network", "process", "train", "sample", "edit", "eval")
 EXAMPLES = {
     "data": "data.path",
     "network": "network.channels",
     "process": "process.sigma_max",
     "train": "train.lr",
     "sample": "sample.steps",
+    "edit": "edit.inpaint.first",
     "eval": "eval.count",
     "recipe": "recipe.curriculum.s1",
 }

@@ -160,6 +160,7 @@ class TrainConfig(Table):
     )
     deterministic: bool = False
     compile: bool = Field(False, description="torch.compile the networks; without a compiler they run as they are")
+    shard: bool = Field(False, description="several processes: split weights, optimizer and averages over them (FSDP2)")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: torch's choice")
     log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
@@ -202,6 +203,42 @@ class SampleConfig(Table):
         return value
 
 
+class EditLevels(Table):
+    """Noise levels of an editing task: `steps` geometric ones from `first` to `last`, and what was found with them.
+
+    For another number K of evaluations the last level is last * (steps / K)^.55: more of them can go on to finer
+    levels, and the first, which must drown what the start got wrong, stays.
+    """
+
+    steps: int = Field(20, ge=1, description="evaluations")
+    first: float = Field(gt=0, description="largest noise level")
+    last: float = Field(gt=0, description="smallest noise level")
+    guidance: float = Field(0.0, ge=0, le=10, description="over-relaxation of the known part between the evaluations")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EditLevels:
+        if self.last >= self.first:
+            raise ValueError(f"last = {self.last} must be below first = {self.first}")
+        return self
+
+
+class EditConfig(Table):
+    """Noise levels of `cmtool edit`: tuned ones for each task, and the published ones."""
+
+    inpaint: EditLevels = EditLevels(first=1.2, last=0.2, guidance=0.8)
+    colorize: EditLevels = EditLevels(first=20.0, last=0.15, guidance=0.6)
+    superres: EditLevels = EditLevels(first=0.9, last=0.2, guidance=0.4)
+    stroke: tuple[float, ...] = Field((5.38, 2.24), min_length=1, description="levels of stroke editing")
+    paper_points: int = Field(40, ge=2, description="points of the published grid, of which the last is the identity")
+
+    @field_validator("stroke")
+    @classmethod
+    def _stroke(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if value[-1] <= 0 or any(a <= b for a, b in pairwise(value)):
+            raise ValueError("stroke must be strictly decreasing and positive")
+        return value
+
+
 class EvalConfig(Table):
     """What `cmtool eval` compares with when it is not told."""
 
@@ -220,6 +257,7 @@ class PresetFile(Table):
     process: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any]
     sample: dict[str, Any] = Field(default_factory=dict)
+    edit: dict[str, Any] = Field(default_factory=dict)
     eval: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -235,6 +273,7 @@ class RunConfig(Table):
     process: ProcessConfig
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
+    edit: EditConfig = EditConfig()
     eval: EvalConfig = EvalConfig()
     recipe: RecipeConfig
     teacher: str | None = None

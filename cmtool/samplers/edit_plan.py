@@ -1,60 +1,75 @@
-"""Noise levels for editing: the published grids and the tuned ones, as data; without torch."""
+"""Noise levels for editing: the published grids and the tuned ones, from a model's header; without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from cmtool.errors import UserError
+from pydantic import ValidationError
+
+from cmtool.config.find import PACKAGE, list_presets
+from cmtool.config.schema import EditConfig, EditLevels
+from cmtool.config.toml import read_toml
+from cmtool.errors import ConfigError, UserError
 from cmtool.samplers.plan import SamplePlan, check_request
 from cmtool.samplers.times import geometric_times, header_range, solver_times, times_from_indices, validate_times
 
-
-@dataclass(frozen=True)
-class TaskTimes:
-    """How a task spends its evaluations: geometric noise levels from `first` to `last` for `steps` evaluations.
-
-    For another number K the last level is last * (steps / K)^.55: more evaluations can go on to finer levels, and the
-    first, which must drown what the start got wrong, stays. `guidance` is the over-relaxation found with them.
-    """
-
-    steps: int
-    first: float
-    last: float
-    guidance: float
-
-
-# Levels from benchmarks/editing_times.py (Gaussian images, where the exact posterior is known), then moved to what
-# benchmarks/editing_quality.py prefers on held-out digits: a trained model is over-confident at the finest levels, and
-# bears less over-relaxation than an exact one.
-TUNED: dict[str, TaskTimes] = {
-    "inpaint": TaskTimes(20, 1.2, 0.2, 0.8),
-    # Colors have many modes: a first level below 20 stays near the gray picture it starts from.
-    "colorize": TaskTimes(20, 20.0, 0.15, 0.6),
-    "superres": TaskTimes(20, 0.9, 0.2, 0.4),
-}
 FINER = 0.55
-# Song et al. 2023, Appendix D: 40 points of the Karras grid for LSUN Bedroom-256, of which the last is the identity;
-# the CIFAR-10 notebook uses the 18 points it was distilled with. Stroke editing: indices 16 and 20 of 40.
-PUBLISHED_POINTS = {"cifar10": 18}
-PUBLISHED_STROKE = (5.38, 2.24)
-TASKS = ("inpaint", "colorize", "superres", "stroke", "denoise")
+# Those whose levels were tuned; stroke editing has the paper's, and denoising that of the noise.
+TUNED = ("inpaint", "colorize", "superres")
+TASKS = (*TUNED, "stroke", "denoise")
 
 
-def tuned_times(task: str, steps: int, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
+def edit_settings(header: Mapping[str, Any]) -> EditConfig:
+    """Return the editing levels of a model: those in its header, else of the preset it names, else the usual ones.
+
+    Raises:
+        UserError: the header's are unusable.
+    """
+    written = header.get("edit")
+    if written is None:
+        return _of_preset(header.get("preset"))
+    try:
+        return EditConfig.model_validate(written)
+    except ValidationError as error:
+        raise UserError(f"the model's levels for editing are unusable: {error.errors()[0]['msg']}.") from None
+
+
+def _of_preset(name: Any) -> EditConfig:
+    """Levels of a shipped preset, for models that were written without any; never a reason to fail."""
+    path = list_presets().get(str(name))
+    if path is None or PACKAGE.parent not in path.resolve().parents:
+        return EditConfig()
+    try:
+        return EditConfig.model_validate(read_toml(path).get("edit", {}))
+    except (ConfigError, ValidationError):
+        return EditConfig()
+
+
+def tuned_times(levels: EditLevels, steps: int, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
     """The tuned levels of a task for `steps` evaluations, inside the model's range and strictly decreasing."""
-    rule = TUNED[task]
-    first = min(rule.first, sigma_max)
-    last = min(max(rule.last * (rule.steps / steps) ** FINER, 1.01 * sigma_min), 0.9 * first)
+    first = min(levels.first, sigma_max)
+    last = min(max(levels.last * (levels.steps / steps) ** FINER, 1.01 * sigma_min), 0.9 * first)
     return geometric_times(steps, first, last)
 
 
-def published_times(task: str, preset: str | None, sigma_min: float, sigma_max: float, rho: float) -> tuple[float, ...]:
-    """The paper's levels for a task: the whole Karras grid but its last point, or the two of stroke editing."""
+def usual_guidance(header: Mapping[str, Any], task: str, plan: SamplePlan) -> float:
+    """The over-relaxation that belongs to the tuned levels of a plan; the paper's algorithm knows none."""
+    if task not in TUNED or not plan.source.startswith("tuned"):
+        return 0.0
+    return float(getattr(edit_settings(header), task).guidance)
+
+
+def published_times(
+    task: str, settings: EditConfig, sigma_min: float, sigma_max: float, rho: float
+) -> tuple[float, ...]:
+    """The paper's levels for a task: the whole Karras grid but its last point, or those of stroke editing.
+
+    Song et al. 2023, Appendix D: 40 points for LSUN Bedroom-256; stroke editing at indices 16 and 20 of them.
+    """
     if task == "stroke":
-        return PUBLISHED_STROKE
-    return solver_times(PUBLISHED_POINTS.get(preset or "", 40), sigma_min, sigma_max, rho)[:-1]
+        return settings.stroke
+    return solver_times(settings.paper_points, sigma_min, sigma_max, rho)[:-1]
 
 
 def plan_edit(
@@ -73,8 +88,9 @@ def plan_edit(
     """
     check_request(steps, None if times is None else (0.0,), indices, of)
     sigma_min, sigma_max, rho = header_range(header)
+    settings = edit_settings(header)
     if times == "paper":
-        levels = published_times(task, header.get("preset"), sigma_min, sigma_max, rho)
+        levels = published_times(task, settings, sigma_min, sigma_max, rho)
         return SamplePlan("multistep", validate_times(levels, sigma_min, sigma_max), "the paper's")
     if isinstance(times, str):
         raise UserError(f"--times '{times}' is neither a list of noise levels nor 'paper'.")
@@ -84,15 +100,16 @@ def plan_edit(
         chosen = times_from_indices(indices, of, sigma_min, sigma_max, rho)
         return SamplePlan("multistep", chosen, f"indices of a grid of {of}")
     if task == "stroke":
-        return _stroke(steps, sigma_min, sigma_max)
-    count = steps or TUNED[task].steps
-    return SamplePlan("multistep", tuned_times(task, count, sigma_min, sigma_max), f"tuned for {task}")
+        return _stroke(settings.stroke, steps, sigma_min, sigma_max)
+    levels: EditLevels = getattr(settings, task)
+    chosen = tuned_times(levels, steps or levels.steps, sigma_min, sigma_max)
+    return SamplePlan("multistep", chosen, f"tuned for {task}")
 
 
-def _stroke(steps: int | None, sigma_min: float, sigma_max: float) -> SamplePlan:
-    """The paper's two levels, or `steps` levels from the first with their ratio."""
-    first, second = PUBLISHED_STROKE
-    levels = tuple(first * (second / first) ** index for index in range(steps or 2))
-    return SamplePlan(
-        "multistep", validate_times(levels, sigma_min, sigma_max), "the paper's" if not steps else "the paper's ratio"
-    )
+def _stroke(levels: tuple[float, ...], steps: int | None, sigma_min: float, sigma_max: float) -> SamplePlan:
+    """The paper's levels, or `steps` levels from the first with the ratio of the first two."""
+    if steps is None:
+        return SamplePlan("multistep", validate_times(levels, sigma_min, sigma_max), "the paper's")
+    ratio = levels[1] / levels[0] if len(levels) > 1 else 0.5
+    made = tuple(levels[0] * ratio**index for index in range(steps))
+    return SamplePlan("multistep", validate_times(made, sigma_min, sigma_max), "the paper's ratio")

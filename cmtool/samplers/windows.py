@@ -1,7 +1,8 @@
 """A model of one size on pictures of any larger size: overlapping windows, fused in every evaluation.
 
 Fusing inside each evaluation, rather than at the end, lets neighboring windows agree step by step (MultiDiffusion);
-no seam is left because the weights fall smoothly to the windows' rims.
+no seam is left because the weights fall smoothly to the windows' rims. The windows lie elsewhere in each evaluation: a
+model that draws its subject in the middle of every picture would otherwise repeat it in a lattice.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ import math
 import torch
 from torch import Tensor
 
+from cmtool.rng import derive
 from cmtool.samplers.multistep import ConsistencyFunction
 
 
-def positions(length: int, window: int, overlap: float = 0.5) -> list[int]:
-    """Return the first pixels of windows that cover `length` evenly, each overlapping the next by at least `overlap`.
+def positions(length: int, window: int, overlap: float = 0.5, offset: int = 0) -> list[int]:
+    """Return the first pixels of windows that cover `length`, each overlapping the next by at least `overlap`.
+
+    Both ends have a window; those between lie at `offset` plus whole strides.
 
     Raises:
         ValueError: if the window is longer than the picture.
     """
     if window > length:
         raise ValueError(f"a window of {window} pixels does not fit into {length}")
-    if window == length:
-        return [0]
-    stride = max(1, math.floor(window * (1 - overlap)))
-    count = math.ceil((length - window) / stride) + 1
-    return [round(index * (length - window) / (count - 1)) for index in range(count)]
+    stride, last = max(1, math.floor(window * (1 - overlap))), length - window
+    return sorted({0, *range(offset % stride, last, stride), last})
 
 
 def taper(window: int, like: Tensor) -> Tensor:
@@ -54,25 +55,30 @@ class Windowed:
     ) -> None:
         self._model, self.image_shape, self.sigma_min = model, shape, model.sigma_min
         self._batch_size = batch_size
-        window = model.image_shape[-1]
-        self._window = window
-        self._corners = [
-            (top, left) for top in positions(shape[1], window, overlap) for left in positions(shape[2], window, overlap)
-        ]
+        self._window, self._overlap = model.image_shape[-1], overlap
+
+    def corners(self, t: float) -> list[tuple[int, int]]:
+        """Return (top, left) of the windows at noise level `t`, of which they are a function."""
+        rows, columns = (
+            positions(length, self._window, self._overlap, derive(0, "windows", axis, f"{t:.6g}"))
+            for axis, length in enumerate(self.image_shape[1:])
+        )
+        return [(top, left) for top in rows for left in columns]
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the fused estimate of x0, same shape as x."""
-        if len(self._corners) == 1:
+        corners = self.corners(float(t[0]))
+        if len(corners) == 1:
             return self._model(x, t, label)
-        side, many = self._window, len(self._corners)
-        cut = torch.stack([x[:, :, top : top + side, left : left + side] for top, left in self._corners], dim=1)
+        side, many = self._window, len(corners)
+        cut = torch.stack([x[:, :, top : top + side, left : left + side] for top, left in corners], dim=1)
         flat = cut.reshape(-1, *cut.shape[2:])
         times = t.repeat_interleave(many)
         labels = None if label is None else label.repeat_interleave(many)
         answers = self._in_batches(flat, times, labels).reshape(cut.shape)
         weight = taper(side, x)
         total, norm = torch.zeros_like(x), torch.zeros(x.shape[-2:], dtype=x.dtype, device=x.device)
-        for index, (top, left) in enumerate(self._corners):
+        for index, (top, left) in enumerate(corners):
             total[:, :, top : top + side, left : left + side] += weight * answers[:, index]
             norm[top : top + side, left : left + side] += weight
         return total / norm

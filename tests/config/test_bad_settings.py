@@ -40,11 +40,11 @@ FILES = [
     (GOOD.replace("steps = 10", "lr = 1.0"), "my.toml: train.steps is missing"),
     (
         GOOD.replace("[train]", "[trian]"),
-        "my.toml: trian is an unknown key; choose about, data, network, process, train, sample, eval, recipe. Did you mean train?",
+        "my.toml: trian is an unknown key; choose about, data, network, process, train, sample, edit, eval, recipe. Did you mean train?",
     ),
     (
         GOOD + "[netwrok]\n",
-        "my.toml: netwrok is an unknown key; choose about, data, network, process, train, sample, eval, recipe. Did you mean network?",
+        "my.toml: netwrok is an unknown key; choose about, data, network, process, train, sample, edit, eval, recipe. Did you mean network?",
     ),
     (GOOD.replace("8", '"eight"'), "my.toml: data.resolution = 'eight' must be a whole number"),
     (GOOD.replace("8", "2000"), "my.toml: data.resolution = 2000 must be at most 1024"),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.editing_times import TWO_PIXEL_GUIDANCE, TWO_PIXEL_TIMES, problems, two_pixels
+from cmtool.config.schema import EditConfig
 from cmtool.errors import UserError
-from cmtool.samplers.edit_plan import TASKS, TUNED, plan_edit, tuned_times
+from cmtool.samplers.edit_plan import TASKS, TUNED, edit_settings, plan_edit, tuned_times, usual_guidance
 from cmtool.samplers.times import solver_times, validate_times
 from tests.samplers.test_editing import two_pixels as simulated
 
@@ -41,15 +42,16 @@ def test_the_loop_does_what_the_formula_says_with_guidance():
 def test_tuned_levels_beat_the_published_ones_with_half_the_evaluations():
     for task, group in problems().items():
         for problem in group:
-            tuned = tuned_times(task, 20, 0.002, 80.0)
-            assert problem.distance(tuned, TUNED[task].guidance) < 0.97 * problem.distance(PAPER), problem.name
+            levels = getattr(EditConfig(), task)
+            tuned = tuned_times(levels, 20, 0.002, 80.0)
+            assert problem.distance(tuned, levels.guidance) < 0.97 * problem.distance(PAPER), problem.name
 
 
 @pytest.mark.parametrize("task", TUNED)
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 100])
 @pytest.mark.parametrize("sigma_max", [0.05, 1.0, 80.0])
 def test_tuned_levels_are_usable_for_any_number_and_range(task, steps, sigma_max):
-    times = tuned_times(task, steps, 0.002, sigma_max)
+    times = tuned_times(getattr(EditConfig(), task), steps, 0.002, sigma_max)
     assert len(times) == steps
     assert validate_times(times, 0.002, sigma_max) == times
 
@@ -62,7 +64,26 @@ def test_published_levels_by_task_and_data_set():
     assert by_index == pytest.approx((5.38, 2.24), rel=1e-3)
 
 
+def test_the_header_decides_then_the_preset_it_names_then_the_usual_levels():
+    own = EditConfig(inpaint={"steps": 3, "first": 4.0, "last": 1.0, "guidance": 0.1}).model_dump(mode="json")
+    plan = plan_edit({**HEADER, "edit": own}, "inpaint")
+    assert plan.times == pytest.approx((4.0, 2.0, 1.0))
+    assert usual_guidance({**HEADER, "edit": own}, "inpaint", plan) == 0.1
+    assert edit_settings({**HEADER, "preset": "cifar10"}).paper_points == 18
+    assert edit_settings({**HEADER, "preset": "never heard of"}) == EditConfig()
+    assert edit_settings({}) == EditConfig()
+
+
+def test_over_relaxation_belongs_to_the_tuned_levels_alone():
+    for request in ({"times": "paper"}, {"times": (3.0, 1.0)}, {"indices": (0, 10), "of": 40}):
+        assert usual_guidance(HEADER, "inpaint", plan_edit(HEADER, "inpaint", **request)) == 0.0
+    assert usual_guidance(HEADER, "stroke", plan_edit(HEADER, "stroke")) == 0.0
+    assert usual_guidance(HEADER, "inpaint", plan_edit(HEADER, "inpaint", steps=7)) > 0
+
+
 def test_unusable_requests_are_refused():
+    with pytest.raises(UserError, match="levels for editing are unusable"):
+        plan_edit({**HEADER, "edit": {"inpaint": {"first": 1.0, "last": 2.0}}}, "inpaint")
     assert "denoise" in TASKS
     with pytest.raises(UserError, match="neither"):
         plan_edit(HEADER, "inpaint", times="papers")

@@ -13,17 +13,16 @@ from cmtool.samplers.windows import Windowed, positions, taper
 from tests.samplers.oracle import GaussianConsistency, streams
 
 
-@given(st.integers(8, 200), st.integers(2, 32), st.floats(0.0, 0.8))
+@given(st.integers(8, 200), st.integers(2, 32), st.floats(0.0, 0.8), st.integers(0, 10**6))
 @settings(max_examples=80, deadline=None)
-def test_windows_cover_evenly_and_overlap_as_asked(length, window, overlap):
+def test_windows_cover_and_overlap_as_asked(length, window, overlap, offset):
     if window > length:
         return
-    starts = positions(length, window, overlap)
+    starts = positions(length, window, overlap, offset)
     assert starts[0] == 0
     assert starts[-1] == length - window
     strides = [b - a for a, b in itertools.pairwise(starts)]
     assert all(1 <= stride <= max(1, math.floor(window * (1 - overlap))) for stride in strides)
-    assert max(strides, default=0) - min(strides, default=0) <= 1
 
 
 def test_a_picture_smaller_than_a_window_is_refused():
@@ -59,9 +58,29 @@ class Shifted(GaussianConsistency):
 
 def test_no_seam_is_larger_than_what_lies_inside_a_window():
     model = Shifted(shape=(1, 8, 8))
-    fused = Windowed(model, (1, 8, 40))(torch.zeros(1, 1, 8, 40), torch.ones(1))
-    inside = 0.2 / 7
-    assert fused.diff(dim=-1).abs().max() < 2 * inside
+    view, inside = Windowed(model, (1, 8, 40)), 0.2 / 7
+    for t in torch.linspace(0.1, 20, 30):
+        fused = view(torch.zeros(1, 1, 8, 40), t[None])
+        assert fused.diff(dim=-1).abs().max() < 2 * inside
+
+
+def test_the_windows_of_a_level_are_always_the_same_and_those_of_levels_differ():
+    view = Windowed(Shifted(shape=(1, 8, 8)), (1, 24, 40))
+    assert view.corners(0.7) == view.corners(0.7)
+    assert len({tuple(view.corners(t)) for t in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)}) > 3
+
+
+def test_a_subject_that_is_always_in_the_middle_does_not_become_a_lattice():
+    class Centered(GaussianConsistency):
+        def __call__(self, x, t, label=None):
+            out = torch.zeros_like(x)
+            out[..., 3:5, 3:5] = 1.0
+            return out
+
+    view = Windowed(Centered(shape=(1, 8, 8)), (1, 40, 40))
+    answers = torch.stack([view(torch.zeros(1, 1, 40, 40), torch.tensor([t])) for t in torch.linspace(0.1, 5, 20)])
+    inner = answers[..., 8:32, 8:32]
+    assert inner.mean(0).std() < 0.4 * inner[0].std()
 
 
 def test_labels_go_with_their_pictures():
