@@ -17,18 +17,26 @@ FIRST = ("file", "run", "kind", "preset", "recipe_name", "step", "steps", "param
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A model file or a run folder.")],
+    path: Annotated[Path, typer.Argument(help="A model file, a run folder, or samples (.png, .npz).")],
     json_mode: Json = False,
 ) -> None:
     """Say what a model file or a run is: network, process, recipe, data, sampling times, figures.
 
-    Example: cmtool info runs/digits-ict-pm
+    Of samples it says which model made them, from which seeds, by which command.
+
+    Examples: cmtool info demo/digits | cmtool info runs/digits-ict-pm
     """
     out = Output(json_mode)
     if str(path).startswith("demo/") and not path.exists():
         from cmtool.interop.names import resolve_model
 
         path = resolve_model(str(path))
+    if path.is_file() and path.suffix.lower() in (".png", ".npz", ".cmdata"):
+        from cmtool.cli.info_images import describe_images
+
+        document = describe_images(path)
+        out.json(document)
+        return out.table("", ["", str(path)], _rows(document))
     unfinished = path.is_dir() and not (path / "model.safetensors").is_file() and (path / "config.toml").is_file()
     document = describe_run(path) if unfinished else describe_model(resolve_file(path))
     out.json(document)
@@ -77,7 +85,7 @@ def _last_row(path: Path) -> dict[str, Any]:
     for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             return row

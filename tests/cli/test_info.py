@@ -100,3 +100,69 @@ def test_files_that_are_no_models(cmtool, workdir):
     assert cmtool("info", "gone").err.startswith("Error: there is no model at gone")
     (workdir / "folder").mkdir()
     assert cmtool("info", "folder").err.startswith("Error: folder holds no model.safetensors")
+
+
+SAID = {"model_hash": "0123456789ab", "seeds": "0-2", "command": "cmtool sample --out 'ä b.npz'"}
+
+
+def test_samples_say_what_made_them(cmtool, workdir):
+    import numpy as np
+
+    from cmtool.data.images import save_grid
+
+    np.savez("ä b.npz", arr_0=np.zeros((3, 8, 8, 1), np.uint8), meta=np.array(json.dumps(SAID)))
+    save_grid(np.zeros((3, 8, 8, 1), np.uint8), "grid.PNG", text=SAID | {"label": "Größe 東"})
+    for name, more in (("ä b.npz", {"shape": [3, 8, 8, 1]}), ("grid.PNG", {"label": "Größe 東"})):
+        document = json.loads(cmtool("info", name, "--json").out)
+        assert {**SAID, **more}.items() <= document.items() and document["kind"] == "samples"
+        assert "0123456789ab" in cmtool("info", name).out
+
+
+@pytest.mark.parametrize("name", ["foreign.npz", "foreign.png", "photos.cmdata"])
+def test_images_that_say_nothing_are_no_model(cmtool, workdir, name):
+    import numpy as np
+    from PIL import Image
+
+    np.savez("foreign.npz", arr_0=np.zeros(3))
+    Image.new("L", (4, 4)).save("foreign.png")
+    (workdir / "photos.cmdata").write_bytes(b"x")
+    typed = cmtool("info", name)
+    assert (typed.code, typed.err) == (
+        1,
+        f"Error: {name} holds images, not a model.\nHint: cmtool data show {name}\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.png"])
+def test_damaged_samples_are_one_sentence(cmtool, workdir, name):
+    import numpy as np
+
+    from cmtool.data.images import save_grid
+
+    np.savez("a.npz", arr_0=np.zeros((3, 8, 8, 1), np.uint8), meta=np.array(json.dumps(SAID)))
+    save_grid(np.zeros((3, 8, 8, 1), np.uint8), "a.png", text=SAID)
+    whole = (workdir / name).read_bytes()
+    for cut in (0, 5, 20, len(whole) // 2):
+        (workdir / name).write_bytes(whole[:cut])
+        typed = cmtool("info", name)
+        assert typed.code == 0 or typed.err.startswith(f"Error: {name} ")
+        assert "should not happen" not in typed.err
+    for place in range(0, len(whole), 7):
+        (workdir / name).write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        assert "should not happen" not in cmtool("info", name).err
+
+
+def test_samples_are_read_without_numpy(workdir):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    import numpy as np
+
+    np.savez("a.npz", arr_0=np.zeros((3, 8, 8, 1), np.uint8), meta=np.array(json.dumps(SAID)))
+    code = (
+        "import sys; from cmtool.cli.app import run\n"
+        "assert run(['info', 'a.npz']) == 0; assert 'numpy' not in sys.modules"
+    )
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(root)}, cwd=workdir).returncode == 0

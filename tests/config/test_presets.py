@@ -88,6 +88,10 @@ def test_table_3_of_the_paper(preset, recipe, steps, batch, lr, ema, s1, target,
     assert c.data.flip and c.recipe.weighting.kind == "uniform" and c.recipe.times.kind == "grid_uniform"
     assert c.recipe.direction.kind == ("teacher" if recipe == "cd" else "sample")
     assert recipe == "ct" or c.recipe.direction.solver == "heun"
+    # The released code of ImageNet and LSUN pools VGG's features by the mean, that of CIFAR-10 by the maximum.
+    assert (
+        c.recipe.distance.pooling == ("max" if preset == "cifar10" else "average") and c.recipe.distance.resize == 224
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,11 @@ def test_own_images_need_no_labels_and_fit_a_small_gpu(name):
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters <= 80_000_000 and not c.data.labels
     assert f"{parameters / 1e6:.0f} M parameters" in c.about.note
-    assert 6 * 4 * parameters + c.train.micro_batch * saved_bytes(network, image, noise) < 6.5e9
+    needed = 6 * 4 * parameters + c.train.micro_batch * saved_bytes(network, image, noise)
+    assert needed < 6.5e9
+    # The images that a posterior mean runs over, with their mirrored copies; that recipe has no teacher.
+    images = config(name, "ict-pm").recipe.direction.reference * 2 * 3 * c.data.resolution**2 * 4
+    assert 0 < images < 1e9 and needed - 4 * parameters + images < 7e9
 
 
 @pytest.mark.gpu
