@@ -134,9 +134,11 @@ class NpzReader:
             raise DataError(f"{self.path} has no array '{name}'; it has {', '.join(self.arrays)}.")
         info = self.arrays[name]
         blob = read_member(self._archive, info.member, limit=1 << 50)
-        data = np.frombuffer(
-            blob, info.dtype, math.prod(info.shape), len(blob) - math.prod(info.shape) * info.dtype.itemsize
-        )
+        count = math.prod(info.shape)
+        try:
+            data = np.frombuffer(blob, info.dtype, count, len(blob) - count * info.dtype.itemsize)
+        except ValueError as error:  # numbers of no bytes
+            raise DataError(f"{self.path}: '{name}' is damaged ({error}).") from None
         return data.reshape(info.shape, order="F" if info.by_columns else "C")
 
     def rows(self, name: str) -> Iterator[NDArray[Any]]:
@@ -149,7 +151,14 @@ class NpzReader:
             _header(stream)
             for start in range(0, info.shape[0], _ROWS):
                 count = min(_ROWS, info.shape[0] - start)
-                blob = stream.read(count * row)
-                if len(blob) != count * row:
-                    raise DataError(f"{self.path}: '{name}' is truncated.")
+                blob = self._exactly(stream, count * row, name)
                 yield np.frombuffer(blob, info.dtype).reshape(count, *info.shape[1:])
+
+    def _exactly(self, stream: IO[bytes], size: int, name: str) -> bytes:
+        try:
+            blob = stream.read(size)
+        except Exception as error:  # zlib and zipfile each have their own kinds
+            raise DataError(f"{self.path}: '{name}' is damaged ({error}).") from None
+        if len(blob) != size:
+            raise DataError(f"{self.path}: '{name}' is truncated.")
+        return blob

@@ -8,6 +8,7 @@ into the file and removed.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmtool.checkpoint import atomic_text, atomic_write
+from cmtool.data.archives import NpzReader
 from cmtool.data.images import npz_writer
 from cmtool.errors import DataError
 
@@ -38,8 +40,9 @@ def read_request(path: Path, request: Mapping[str, Any]) -> bool:
         return False
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         held = {}
+    held = held if isinstance(held, dict) else {}
     plain = json.loads(json.dumps(dict(request)))
     different = [key for key in sorted({*held, *plain}) if held.get(key) != plain.get(key)]
     if not different:
@@ -66,8 +69,9 @@ class ShardStore:
     def shards(self) -> list[tuple[int, int, Path]]:
         """Return (start, stop, file) of the shards that follow each other from sample 0."""
         found, stop = [], 0
-        for file in sorted(self.folder.glob("[0-9]*-[0-9]*.npz")):
-            first, last = (int(part) for part in file.stem.split("-"))
+        for file in sorted(self.folder.glob("*.npz")):
+            match = re.fullmatch(r"([0-9]{9,})-([0-9]{9,})", file.stem)
+            first, last = (int(part) for part in match.groups()) if match else (-1, -1)
             if first == stop:
                 found.append((first, last, file))
                 stop = last
@@ -102,18 +106,26 @@ class ShardStore:
         self.flush()
         shards = self.shards()
         labels: list[Array] = []
-        with np.load(shards[0][2], allow_pickle=False) as first:
-            shape, dtype, labeled = first["samples"].shape[1:], str(first["samples"].dtype), "labels" in first
-        if labeled:
-            labels = [self._entry(file, "labels") for _, _, file in shards]
-        given = np.concatenate(labels) if labeled else None
-        with npz_writer(self.target, (self.count, *shape), dtype, given, meta) as writer:
-            for _, _, file in shards:
-                writer.append(self._entry(file, "samples"))
+        first = self._entry(shards[0], "samples")
+        if "labels" in NpzReader(shards[0][2]).arrays:
+            of_first = self._entry(shards[0], "labels")
+            labels = [self._entry(shard, "labels", of_first) for shard in shards]
+        given = np.concatenate(labels) if labels else None
+        with npz_writer(self.target, (self.count, *first.shape[1:]), str(first.dtype), given, meta) as writer:
+            for shard in shards:
+                writer.append(self._entry(shard, "samples", first))
         shutil.rmtree(self.folder)
         return self.target
 
     @staticmethod
-    def _entry(file: Path, name: str) -> Array:
-        with np.load(file, allow_pickle=False) as archive:
-            return archive[name]
+    def _entry(shard: tuple[int, int, Path], name: str, like: Array | None = None) -> Array:
+        """Read an array of a shard, which must be of the type and shape of `like`, that of another shard."""
+        start, stop, file = shard
+        try:
+            found = NpzReader(file).read(name)
+            fits = like is None or (found.dtype == like.dtype and found.shape[1:] == like.shape[1:])
+            if not fits or found.shape[:1] != (stop - start,):
+                raise DataError(f"{file} does not hold the {stop - start:,} samples that its name says.")
+        except DataError as error:
+            raise DataError(error.message, f"remove {file} and type the same command again: it is made anew") from None
+        return found

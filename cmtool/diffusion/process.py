@@ -17,6 +17,11 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     return t.reshape(-1, *([1] * (like.ndim - 1)))
 
 
+def exact(x: Tensor) -> Tensor:
+    """Return x in float64: where it lies, or on the CPU if its device has no such numbers (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 @dataclass(frozen=True)
 class VarianceExploding:
     """x_t = x0 + t z: the time is the noise level (Karras et al. 2022; Song et al. 2023, section 2)."""
@@ -35,7 +40,7 @@ class VarianceExploding:
 
     def renoise(self, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Bring f's answer, which sits at sigma_min, back to t: x0 + sqrt(t^2 - sigma_min^2) z (Algorithm 1)."""
-        spread = torch.sqrt((t.double() ** 2 - self.sigma_min**2).clamp_min(0.0)).to(x0.dtype)
+        spread = torch.sqrt((exact(t) ** 2 - self.sigma_min**2).clamp_min(0.0)).to(x0)
         return x0 + expand(spread, x0) * z
 
 

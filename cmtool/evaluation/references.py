@@ -8,7 +8,6 @@ figures against the other.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from cmtool.config.load import resolve
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset
+from cmtool.data.archives import NpzReader
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
 from cmtool.evaluation.names import check_reference_name
@@ -168,14 +168,15 @@ def _from_path(path: Path) -> Reference:
 
 
 def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
-    entries = _entries(path)
+    reader = NpzReader(path)
+    entries = reader.arrays.keys()
     if "mu" not in entries:
         images = open_images(path)
         return Reference(name, f"{images.count:,} images", images, named.features, images.count, mode)
-    meta = _meta(path) if "meta" in entries else {}
+    meta = _meta(reader) if "meta" in entries else {}
     count = int(meta.get("count", 0))
-    given = _pair(path, "mu", "sigma", count)
-    spatial = _pair(path, "mu_s", "sigma_s", count) if {"mu_s", "sigma_s"} <= entries else None
+    given = _pair(reader, "mu", "sigma", count)
+    spatial = _pair(reader, "mu_s", "sigma_s", count) if {"mu_s", "sigma_s"} <= entries else None
     return Reference(
         name,
         str(meta.get("source") or f"statistics from {path.name}"),
@@ -191,16 +192,8 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     )
 
 
-def _entries(path: Path) -> set[str]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return set(archive.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"the reference {path} is damaged or is no npz.", "delete it and fetch it again") from error
-
-
-def _pair(path: Path, mean_name: str, covariance_name: str, count: int) -> Statistics:
-    mean, covariance = _read(path, mean_name), _read(path, covariance_name)
+def _pair(reader: NpzReader, mean_name: str, covariance_name: str, count: int) -> Statistics:
+    path, mean, covariance = reader.path, _read(reader, mean_name), _read(reader, covariance_name)
     size = mean.shape[0] if mean.ndim == 1 else -1
     if covariance.shape != (size, size):
         raise DataError(
@@ -211,20 +204,20 @@ def _pair(path: Path, mean_name: str, covariance_name: str, count: int) -> Stati
     return Statistics(count, mean, covariance)
 
 
-def _read(path: Path, name: str) -> Array:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[name].astype(np.float64)
-    except KeyError as error:
-        raise DataError(f"{path} has no entry {name}: it is no complete set of statistics.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: the entry {name} cannot be read ({error}).") from error
+def _read(reader: NpzReader, name: str) -> Array:
+    found = reader.read(name)
+    if found.dtype.kind not in "fiu":
+        raise DataError(f"{reader.path}: {name} holds {found.dtype}, not numbers.")
+    return found.astype(np.float64)
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def _meta(reader: NpzReader) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = json.loads(str(archive["meta"]))
-    except ValueError as error:
-        raise DataError(f"{path}: the entry meta cannot be read ({error}).") from error
-    return found if isinstance(found, dict) else {}
+        found = json.loads(str(reader.read("meta")))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{reader.path}: the entry meta cannot be read ({error}).") from error
+    found = found if isinstance(found, dict) else {}
+    for key in ("count", "samples"):
+        if not isinstance(found.get(key, 0), int):
+            raise DataError(f"{reader.path}: the entry meta has {key} = {str(found[key])[:40]!r}, which is no number.")
+    return found

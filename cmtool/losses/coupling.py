@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmtool.config.parts import CouplingPart
-from cmtool.diffusion.process import expand
+from cmtool.diffusion.process import exact, expand
 from cmtool.errors import ConfigError
 from cmtool.losses.draw import Draw, Nets
 from cmtool.rng import batch_uniform
@@ -37,7 +37,7 @@ def assignment(x0: Tensor, z: Tensor) -> Tensor:
 
     |x - z|^2 and -<x, z> have the same best assignment, for the squares do not depend on it.
     """
-    cost = -(x0.flatten(1).double() @ z.flatten(1).double().T)
+    cost = -(exact(x0.flatten(1)) @ exact(z.flatten(1)).T)
     # Half a second of import that only this coupling needs; sampling and editing load this room too.
     from scipy.optimize import linear_sum_assignment
 

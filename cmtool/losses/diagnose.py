@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import ProcessConfig
-from cmtool.diffusion.process import expand
+from cmtool.diffusion.process import exact, expand
 from cmtool.losses.coupling import Coupling
 from cmtool.losses.direction import Reference, posterior_mean
 from cmtool.losses.draw import Draw, Nets, Slice
@@ -52,7 +52,7 @@ def linear_residual(x: Tensor, z: Tensor) -> float:
     x and z (n, ...). With fewer than twice as many images as values each value is guessed from its own alone, which
     bounds R from above as well.
     """
-    a, b = x.flatten(1).double(), z.flatten(1).double()
+    a, b = exact(x.flatten(1)), exact(z.flatten(1))
     a, b = a - a.mean(0), b - b.mean(0)
     n, p = a.shape
     if n < 2 * p:
@@ -67,7 +67,7 @@ def discrepancy_exact(images: Tensor, t: float, z: Tensor, reference: Reference)
     level = torch.full((len(images),), t, dtype=images.dtype, device=images.device)
     x_t = images + expand(level, images) * z
     wrong = (posterior_mean(x_t, level, reference) - images) / t
-    return float((wrong.double() ** 2).mean())
+    return float((exact(wrong) ** 2).mean())
 
 
 @torch.no_grad()
@@ -102,8 +102,8 @@ def diagnose(
                 t,
                 linear_residual(draw.x0 + at * draw.z, draw.z),
                 discrepancy_exact(images[:ASKED], t, z[:ASKED], reference),
-                float(((answer - draw.z).double() ** 2).mean()),
-                float(((draw.x0 - draw.z).double() ** 2).mean()),
+                float((exact(answer - draw.z) ** 2).mean()),
+                float((exact(draw.x0 - draw.z) ** 2).mean()),
             )
         )
     return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmtool.diffusion.process import expand
+from cmtool.diffusion.process import exact, expand
 from cmtool.diffusion.solvers import heun_step
 from cmtool.errors import UserError
 from cmtool.rng import SampleStreams, derive
@@ -34,7 +34,7 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         before or after. Nearly parallel vectors are interpolated on a straight line; opposite ones have no shortest
         arc and give the same.
     """
-    flat_a, flat_b = a.reshape(len(a), -1).double(), b.reshape(len(b), -1).double()
+    flat_a, flat_b = exact(a.reshape(len(a), -1)), exact(b.reshape(len(b), -1))
     cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1)).clamp_min(1e-300)
     psi = torch.arccos(cosine.clamp(-1.0, 1.0))
     straight = torch.sin(psi) < NEARLY_PARALLEL
@@ -42,7 +42,7 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     s = share.to(psi)
     left = torch.where(straight, 1 - s, torch.sin((1 - s) * psi) / sine)
     right = torch.where(straight, s, torch.sin(s * psi) / sine)
-    return expand(left.to(a.dtype), a) * a + expand(right.to(a.dtype), a) * b
+    return expand(left.to(a), a) * a + expand(right.to(a), a) * b
 
 
 def path(keys: Tensor, num: int, loop: bool = False) -> Tensor:

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pickle
 import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+import cmtool
 from cmtool.checkpoint import load_tensors, read_header, save_model, verify
+from cmtool.cli.info import describe_run
 from cmtool.config.load import from_toml, resolve, to_toml
 from cmtool.config.overrides import parse_sets
 from cmtool.data.decode import read_image
 from cmtool.data.images import read_png_text
 from cmtool.data.packed import read_packed
 from cmtool.data.pickles import read_array_pickle
+from cmtool.data.shards import ShardStore, read_request
+from cmtool.data.sources.imagenet import read_class_map
 from cmtool.data.sources.sniff import open_source
+from cmtool.evaluation.references import resolve_reference
 from cmtool.evaluation.samples import open_images
 from cmtool.interop import diffusers, jax
 from cmtool.interop.pickles import read_pickle
 from cmtool.interop.reading import ImportOptions, read_foreign
 from cmtool.interop.torch_file import load_torch
 from cmtool.models import load
+from cmtool.reporting.page import Gallery, render
+from cmtool.reporting.runs import read_run
+from cmtool.studio.work import TASKS, Workshop
+from cmtool.theory.studies.chain import read_points
 from cmtool.training.lock import check_free
 from cmtool.training.run_folder import RunFolder
+from tests.cli.tiny import write_model
+from tests.data.lmdb_file import lmdb_file
 from tests.fuzz.sandbox import Reader
 from tests.test_models import random_model
 from tests.training.tiny import config_of
@@ -56,9 +70,9 @@ def _zip(members: dict[str, bytes], compress: int = zipfile.ZIP_DEFLATED) -> byt
     return stream.getvalue()
 
 
-def _npz(**arrays: object) -> bytes:
+def _npz(compress: bool = False, **arrays: object) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    (np.savez_compressed if compress else np.savez)(stream, **arrays)
     return stream.getvalue()
 
 
@@ -117,7 +131,8 @@ def readers(folder: Path) -> dict[str, Reader]:
     arrays = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}
     state = {"w.weight": torch.zeros(2, 3), "b": torch.arange(3)}
     unet = json.dumps({"_class_name": "UNet2DModel", "sample_size": 8, "block_out_channels": [32, 32]}).encode()
-    samples = _npz(arr_0=np.zeros((3, 4, 4, 3), np.uint8), arr_1=np.arange(3))
+    batch = {"arr_0": np.zeros((3, 4, 4, 3), np.uint8), "arr_1": np.arange(3)}
+    samples = _npz(**batch)
     listed = [
         Reader("safetensors", "m.safetensors", (model,), _all_safetensors),
         Reader("config.toml", "config.toml", (to_toml(config_of("ict-pm")).encode(),), from_toml),
@@ -130,8 +145,8 @@ def readers(folder: Path) -> dict[str, Reader]:
         Reader("gif", "i.gif", (gif,), _picture),
         Reader("webp, tiff, bmp", "i.webp", (_image("WEBP"), _image("TIFF"), _image("BMP")), _picture),
         Reader("image zip", "i.zip", (images,), _records),
-        Reader("data npz", "d.npz", (_npz(images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.arange(2)),), _records),
-        Reader("samples npz", "s.npz", (samples,), _samples),
+        Reader("data npz", "d.npz", tuple(_npz(flag, **batch) for flag in (False, True)), _records),
+        Reader("samples npz", "s.npz", (samples, _npz(True, **batch)), _samples),
         Reader("samples zip", "s.zip", (images,), _samples),
         Reader("packed", "p.cmdata", (_packed(folder / "packed"),), lambda path: _touch(read_packed(path))),
         Reader("data pickle", "b.pkl", tuple(pickle.dumps(arrays, n) for n in (2, 4)), _array_pickle),
@@ -147,8 +162,134 @@ def readers(folder: Path) -> dict[str, Reader]:
         ),
         Reader("msgpack", "c.msgpack", (_msgpack(),), jax.read_leaves),
         Reader("diffusers", "d/unet/config.json", (unet,), lambda path: diffusers.read(path.parent.parent)),
+        Reader("lmdb", "d.mdb", (lmdb_file({b"a": png, b"b": jpeg, b"c": png * 20}, 512), _lmdb()), _records),
+        Reader("dataset.json", "d/dataset.json", (_labels(),), _edm_folder),
+        Reader("class map", "map_clsloc.txt", (_class_map(),), read_class_map),
+        Reader("statistics", "r.npz", (_statistics(), samples), lambda path: resolve_reference(str(path))),
+        Reader("points", "p.npy", (_npy(np.eye(3)), _npz(x=np.eye(2))), _points),
+        Reader("points in words", "p.csv", (b"1.5,2\n-3,4e1\n", b"1 2\n"), _points),
+        Reader("a whole run", "metrics.jsonl", (_rows(),), _run),
+        Reader("request.json", "s.npz.partial/request.json", (b'{"seeds": "0-7", "nfe": 1}',), _request),
+        Reader("shard", "shard.npz", (_npz(samples=np.zeros((3, 4)), labels=np.arange(3)),), _shard),
+        Reader(
+            "studio", "r.json", tuple(_of_the_page(task) for task in TASKS), _page(write_model(folder, num_classes=2))
+        ),
     ]
+    if find_spec("pyarrow"):
+        listed.append(Reader("parquet", "t.parquet", _tables(png, jpeg), _records))
     return {reader.name: reader for reader in listed}
+
+
+def _lmdb() -> bytes:
+    """Branches above leaves: as many records as a data set of a thousandth of LSUN's size would need levels for."""
+    return lmdb_file({str(index).encode(): bytes(index % 90) for index in range(60)}, 512)
+
+
+def _tables(*images: bytes) -> tuple[bytes, ...]:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"bytes": data, "path": "a"} for data in images]
+    table = pyarrow.table({"image": rows, "label": list(range(len(rows)))})
+    made = []
+    for options in ({}, {"compression": "none", "use_dictionary": False}, {"compression": "zstd"}):
+        stream = io.BytesIO()
+        parquet.write_table(table, stream, **options)
+        made.append(stream.getvalue())
+    return tuple(made)
+
+
+def _labels() -> bytes:
+    return b'{"labels": [["a.png", 0], ["b.png", [0, 1]]]}'
+
+
+def _edm_folder(path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        if not (path.parent / name).exists():
+            (path.parent / name).write_bytes(_image("PNG"))
+    _records(path.parent)
+
+
+def _class_map() -> bytes:
+    return "".join(f"n{number:08d} {number} name_{number}\n" for number in range(1, 1001)).encode()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def _statistics() -> bytes:
+    meta = json.dumps({"count": 5, "samples": 5, "features": "inception", "mode": "clean"})
+    return _npz(mu=np.zeros(3), sigma=np.eye(3), meta=np.array(meta))
+
+
+def _points(path: Path) -> None:
+    for suffix in (".npy", ".npz", ".csv", ".txt"):
+        if path.suffix == ".csv" or suffix in (".npy", ".npz"):
+            other = path.with_suffix(suffix)
+            other.write_bytes(path.read_bytes())
+            read_points(other)
+
+
+def _rows() -> bytes:
+    """Reports, a judgment on the way and an evaluation, as a run writes them."""
+    report = {"step": 2, "loss": 0.5, "num_scales": 11, "images_per_second": 9.5, "lr": 1e-3, "time": 3.5}
+    quarters = {"loss_by_quarter": [0.1, 0.2, None, 0.3], "grad_norm": 1.5, "ema_decay": 0.9}
+    judged = {"step": 4, "eval": {"fid": 1.5, "nfe": 1}}
+    result = {"nfe": 2, "metrics": {"fid": 1.5, "kid": None}, "model": "m", "count": 10}
+    return "\n".join(map(json.dumps, (report | quarters, judged, result))).encode() + b"\n"
+
+
+def _run(path: Path) -> None:
+    """A run as `cmtool report`, `runs` and `info` see it; the input stands for each of its files of rows."""
+    folder = path.parent
+    if not (folder / "config.toml").exists():
+        (folder / "config.toml").write_text(to_toml(config_of("ict-pm")))
+    for name in ("evaluations.jsonl", "run.log"):
+        (folder / name).write_bytes(path.read_bytes())
+    render([read_run(folder)], [Gallery()])
+    describe_run(folder)
+
+
+def _request(path: Path) -> None:
+    read_request(path, {"seeds": "0-7", "nfe": 1})
+
+
+def _shard(path: Path) -> None:
+    """The input as the first two of a large sample set's parts, put together as at the end of `cmtool sample`."""
+    store = ShardStore(path.parent / "s.npz", {})
+    for name in ("000000000-000000003.npz", "000000003-000000006.npz"):
+        (store.folder / name).write_bytes(path.read_bytes())
+    ShardStore(path.parent / "s.npz", {}).assemble({})
+
+
+def _of_the_page(task: str) -> bytes:
+    """A request of the studio's page for an edit, in small pictures of one color."""
+    pictures = []
+    for mode in ("RGB", "L"):
+        stream = io.BytesIO()
+        Image.new(mode, (8, 8), 200).save(stream, "PNG")
+        pictures.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
+    asked = {"task": task, "picture": pictures[0], "mask": pictures[1], "seed": 1, "num": 1, "factor": 2, "sigma": 0.4}
+    return json.dumps({**asked, "label": "0", "from": 0, "to": 1, "place": 3}).encode()
+
+
+def _page(model: Path) -> Callable[[Path], None]:
+    """Every action of the studio, asked as its server asks."""
+    workshop = Workshop(cmtool.load(model, "cpu"), "m")
+
+    def ask(path: Path) -> None:
+        try:
+            asked = json.loads(path.read_bytes())
+        except ValueError:
+            return
+        if isinstance(asked, dict):
+            for action in ("about", "sample", "edit", "walk"):
+                workshop.ask(action, asked)
+
+    return ask
 
 
 def _sets(path: Path, preset: Path) -> None:

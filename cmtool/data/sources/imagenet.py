@@ -26,8 +26,8 @@ def read_class_map(path: Path) -> tuple[list[int], tuple[str, ...]]:
     Raises:
         DataError: it does not list every number from 1 to 1000 once.
     """
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     try:
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         wordnet = {int(row[1]): row[0] for row in rows}
     except (IndexError, ValueError):
         raise DataError(f"{path} is not in the form 'n02119789 1 kit_fox' per line.") from None

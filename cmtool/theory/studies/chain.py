@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmtool.data.archives import NpzReader
 from cmtool.errors import DataError, UserError
 from cmtool.theory import chain
 from cmtool.theory.distances import SAMPLED_DIM_LIMIT, assignment_w1, sliced_w1
@@ -35,16 +36,19 @@ def read_points(path: Path, limit: int = 20000) -> Array:
         raise DataError(f"there is no data file {path}", "give a .npy, .npz, .csv or .txt file with one point per row")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                points = archive[archive.files[0]]
+            reader = NpzReader(path)
+            points = reader.read(next(iter(reader.arrays)))
         elif path.suffix == ".npy":
-            points = np.load(path, allow_pickle=False)
+            points = np.lib.format.open_memmap(path, mode="r")  # takes no memory that a header claims
         else:
             points = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=2)
         points = np.asarray(points, float)
-    except (ValueError, OSError, IndexError, KeyError) as error:
+    except Exception as error:  # NumPy evaluates headers as Python text, and that fails in a dozen ways
+        if isinstance(error, (DataError, MemoryError)):
+            raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"cannot read points from {path}: {str(error).splitlines()[0]}",
+            f"cannot read points from {path}: {why}",
             "one point per row, numbers only, no header",
         ) from None
     points = points.reshape(len(points), -1) if points.ndim > 1 else points.reshape(-1, 1)
