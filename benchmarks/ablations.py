@@ -112,7 +112,7 @@ def run(arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, object]:
     starts = trials.needs(args.preset, arm.recipe) != "nothing"
     entry = trials.Trial(args.preset, arm.recipe, seed, (*shared, *arm.sets), teacher if starts else None)
     path = trials.train(entry, args.steps, out / f"{trials.file_name(arm.recipe, arm.name, seed)}.safetensors")
-    return {f"fd{nfe}": trials.quality(path, nfe, args.preset)["fd"] for nfe in arm.nfe}
+    return {f"fd{nfe}": trials.quality(path, nfe, args.preset)["distance"] for nfe in arm.nfe}
 
 
 def verdict(better: list[float], worse: list[float]) -> str:

@@ -228,3 +228,24 @@ def test_distances_reported_are_without_weights():
     loss = build_objective(config)(nets_of(awake(config)), batch(), None, now(config), rows(8))
     assert bool((loss.weighted > loss.distance).any())
     assert not loss.distance.requires_grad
+
+
+def test_a_model_truncated_at_the_lowest_level_is_tuned_as_ect_does():
+    """With all levels trained and no share of the batch held at the lowest one, stage two is easy tuning."""
+    same = (
+        'recipe.times={kind="lognormal",mean=-1.1,std=2.0}',
+        'recipe.gap={kind="ratio",map="sigmoid",q=4.0,stages=4,first=0,cap=1.0}',
+    )
+    plain = config_of("ect", *same)
+    truncated = config_of("tcm", *same, "process.truncated_at=0.002", 'process.parameterization="edm"')
+    one, two = awake(plain), fresh_student(truncated, load_dataset(truncated.data)).train()
+    two.network.late.load_state_dict(one.network.state_dict())
+    found = []
+    for config, student, network in ((plain, one, one.network), (truncated, two, two.network.late)):
+        loss = build_objective(config)(nets_of(student), batch(), None, now(config), rows(8, step=3))
+        assert float(loss.t.min()) > 0.01  # r stays above the threshold: only the trained half is asked
+        loss.weighted.mean().backward()
+        found.append((loss.weighted, torch.cat([p.grad.flatten() for p in network.parameters()])))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert all(p.grad is None for p in two.network.early.parameters())
