@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cmtool.cli.output import command_line
 from cmtool.data.editing import uncertainty_map
 from cmtool.data.images import save_grid, save_png
 from cmtool.data.placing import resize
@@ -55,7 +55,7 @@ def write_results(request: Request, results: Sequence[Result], place: Place, out
         "model_hash": request.found.digest,
         "times": ",".join(f"{level:.9g}" for level in request.plan.times),
         "guidance": f"{request.guidance:g}",
-        "command": " ".join(["cmtool", *sys.argv[1:]]),
+        "command": command_line(),
     }
     paths = [_write_one(request, result, place, text) for result in results]
     if place.kind == "grid":

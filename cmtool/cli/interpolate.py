@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -78,7 +77,7 @@ def interpolate(
 ) -> None:
     """Walk between samples on the sphere of noise, or between pictures through a teacher's ODE.
 
-    Examples: cmtool interpolate --seeds 1,2,3 --num 24 --loop --out clip.gif |
+    Examples: cmtool interpolate --model demo/shapes --seeds 1,2,3 --loop --out clip.gif |
     cmtool interpolate --images a.png b.png --teacher runs/digits-edm
     """
     from cmtool.cli.output import Output
@@ -227,11 +226,11 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
 
 
 def _write(walk: Walk, frames: Tensor) -> None:
+    from cmtool.cli.output import command_line
     from cmtool.data.animation import save_gif
     from cmtool.data.images import save_folder, save_grid
 
-    command = " ".join(["cmtool", *sys.argv[1:]])
-    text = {"model": str(walk.found.path), "model_hash": walk.found.digest, "command": command}
+    text = {"model": str(walk.found.path), "model_hash": walk.found.digest, "command": command_line()}
     if walk.kind == "gif":
         save_gif(frames, walk.out, 1 / walk.given["fps"])
     elif walk.kind == "frames":

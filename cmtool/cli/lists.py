@@ -68,15 +68,17 @@ def format_ints(values: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-def choose_seeds(num: int | None, seed: int, seeds: str | None, usual: int) -> Sequence[int]:
-    """Return one seed for each sample: those listed, else `num` (or the usual number) from the block of `seed`.
+def choose_seeds(num: int | None, seed: int | None, seeds: str | None, usual: int) -> Sequence[int]:
+    """Return one seed for each sample: those listed, else `num` (or the usual number) from the block of `seed` (0).
 
     Raises:
-        UsageError: if a list and another number are given, or the list cannot be read.
+        UsageError: if a list and a seed or another number are given, or the list cannot be read.
     """
     if seeds is None:
-        count = usual if num is None else num
-        return range(seed * BLOCK, seed * BLOCK + count)
+        count, block = usual if num is None else num, BLOCK * (seed or 0)
+        return range(block, block + count)
+    if seed is not None:
+        raise UsageError("--seed and --seeds both name the seeds; give one of them.")
     listed = parse_ints(seeds, "--seeds")
     if num is not None and num != len(listed):
         raise UsageError(f"--num {num} and the {len(listed)} seeds of --seeds disagree; leave --num out.")

@@ -21,6 +21,13 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
+def command_line() -> str:
+    """Return the command as it was typed, quoted so that a shell reads it back."""
+    import shlex
+
+    return shlex.join(["cmtool", *sys.argv[1:]])
+
+
 def columns() -> int:
     """Return the width to write for: that of the terminal or `COLUMNS`, 80 where there is none; at least 40."""
     import shutil

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtool.cli.options import BatchSize, Device, Json, Model, Out, Precision, Quiet, Seed
+from cmtool.cli.options import BatchSize, Device, Json, Model, Out, Precision, Quiet
 
 if TYPE_CHECKING:
     from cmtool.cli.find_model import FoundModel
@@ -35,6 +34,7 @@ SamplerName = Annotated[str | None, typer.Option("--sampler", help="multistep; f
 Labels = Annotated[
     list[str] | None, typer.Option("--label", "-l", help="Class by name or number, or all; may be repeated.")
 ]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all randomness; default 0.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="One seed for each sample, e.g. 37,40-47.")]
 Quantize = Annotated[
     Literal["round", "truncate"], typer.Option("--quantize", help="How floats become bytes; papers truncate.")
@@ -75,13 +75,14 @@ class Job:
     def meta(self) -> dict[str, Any]:
         """What a sample file says of itself."""
         from cmtool import __version__
+        from cmtool.cli.output import command_line
 
         return {
             **self.request(),
             "model": str(self.found.path),
             "nfe": self.plan.nfe,
             "cmtool": __version__,
-            "command": " ".join(["cmtool", *sys.argv[1:]]),
+            "command": command_line(),
         }
 
 
@@ -94,7 +95,7 @@ def sample(
     of: Of = None,
     sampler: SamplerName = None,
     label: Labels = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     seeds: Seeds = None,
     batch_size: BatchSize = None,
     quantize: Quantize = "round",
@@ -109,7 +110,7 @@ def sample(
     Sample i depends on its seed alone; --seed N owns the seeds N x 1,000,000 and up. A large .npz or folder that was
     cut off is continued by the same command.
 
-    Examples: cmtool sample | cmtool sample --steps 2 --num 50000 --out big.npz | cmtool sample --label all
+    Examples: cmtool sample --model demo/shapes --label all | cmtool sample --steps 2 --num 50000 --out big.npz
     """
     from cmtool.cli.output import Output
 
@@ -122,6 +123,7 @@ def _decide(given: dict[str, Any], output: Output) -> Job:
     """Settle model, noise levels, seeds, labels and place; every mistake in them is found here."""
     from cmtool.cli.find_model import find_model
     from cmtool.cli.lists import choose_labels, choose_seeds, parse_floats, parse_ints
+    from cmtool.cli.sample_out import out_kind
     from cmtool.samplers.plan import check_request, plan_sampling
 
     times = None if given["times"] is None else parse_floats(given["times"], "--times")
@@ -136,14 +138,16 @@ def _decide(given: dict[str, Any], output: Output) -> Job:
         header, sampler=given["sampler"], steps=given["steps"], times=times, indices=indices, of=given["of"]
     )
     labels = None if chosen is None else [chosen[index % len(chosen)] for index in range(len(seeds))]
-    first = given["seed"] if given["seeds"] is None else seeds[0]
+    first = given["seed"] or 0 if given["seeds"] is None else seeds[0]
     out = given["out"] or Path("samples") / f"{found.name}-{plan.nfe}-{first}.png"
+    job = Job(found, plan, seeds, labels, out, given["quantize"], given["precision"])
+    out_kind(out, len(seeds), job.is_points)
     output.say(found.describe())
     output.say(
         f"times {', '.join(f'{level:.4g}' for level in plan.times[:8])}{' ...' * (len(plan.times) > 8)} "
         f"({plan.source}; {plan.sampler}, {plan.nfe} evaluation{'s' * (plan.nfe != 1)} an image)"
     )
-    return Job(found, plan, seeds, labels, out, given["quantize"], given["precision"])
+    return job
 
 
 def _kinds(sampler: str | None) -> tuple[str, ...]:
@@ -161,9 +165,10 @@ def _kinds(sampler: str | None) -> tuple[str, ...]:
 
 def open_sink(job: Job) -> Sink:
     """Open what takes the samples of a job: a grid, a file or a folder."""
-    from cmtool.data.sample_files import FolderSink, GridSink, NpzSink, check_place, out_kind
+    from cmtool.cli.sample_out import out_kind
+    from cmtool.data.sample_files import FolderSink, GridSink, NpzSink, check_place
 
-    kind = out_kind(job.out, len(job.seeds))
+    kind = out_kind(job.out, len(job.seeds), job.is_points)
     check_place(job.out)
     if kind == "npz":
         return NpzSink(job.out, job.request(), job.meta())
@@ -171,10 +176,6 @@ def open_sink(job: Job) -> Sink:
     if kind == "grid":
         distinct = len(set(job.labels)) if job.labels else 0
         return GridSink(job.out, text, distinct if 1 < distinct <= 32 else None)
-    if job.is_points:
-        from cmtool.errors import UserError
-
-        raise UserError("points are no pictures: a folder of PNGs cannot hold them.", "use --out points.npz or .png")
     return FolderSink(job.out, job.request(), text, job.seeds)
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,12 +26,9 @@ from cmtool.data.shards import ShardStore, read_request
 from cmtool.errors import DataError, UserError
 
 Array = NDArray[Any]
-OutKind = Literal["grid", "npz", "folder"]
 FOLDER_REQUEST = "samples.json"
 # Batches that may wait for the writer: enough to overlap, few enough to bound memory.
 WAITING = 4
-# A grid of more pictures than this is larger than programs open and eyes take in.
-LARGEST_GRID = 10_000
 
 
 class Sink(Protocol):
@@ -47,26 +44,6 @@ class Sink(Protocol):
 
     def finish(self) -> Path:
         """Complete the output and return its path."""
-
-
-def out_kind(path: Path, num: int) -> OutKind:
-    """Return what an output path asks for, by its suffix.
-
-    Raises:
-        UserError: for a suffix that is not written, a file where a folder is meant, or a grid too large to open.
-    """
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix == "":
-        if path.is_file():
-            raise UserError(f"{path} is a file; an output without .png or .npz is a folder.", "choose another --out")
-        return "folder"
-    if suffix == ".png":
-        if num > LARGEST_GRID:
-            raise UserError(f"{num} images are too many for one grid.", "use --out samples.npz or a folder")
-        return "grid"
-    if suffix == ".npz":
-        return "npz"
-    raise UserError(f"--out {path}: '{suffix}' is not written here; use .png (a grid), .npz, or a folder.")
 
 
 class GridSink:

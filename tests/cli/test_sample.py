@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,8 +219,6 @@ def test_kill_dash_nine_loses_nothing_that_was_written(shell, tmp_path):
         "from cmtool.data import shards; shards.SHARD_SECONDS = 0.02; import sys; from cmtool.cli.app import run;"
         "run(['sample', '--num', '3000', '--batch-size', '10', '--out', 'big.npz'])"
     )
-    from pathlib import Path
-
     root = str(Path(__file__).resolve().parents[2])
     child = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -253,6 +253,7 @@ BAD = [
     (["--seeds", "9-4"], "backwards"),
     (["--seeds", "x"], "neither"),
     (["--seeds", "1-3", "--num", "9"], "disagree"),
+    (["--seeds", "1-3", "--seed", "0"], "give one of them"),
     (["--out", "a.jpg"], "not written here"),
     (["--out", "file/x.png"], "file"),
     (["--num", "20000"], "too many for one grid"),
@@ -272,6 +273,43 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(shell, tmp_path, arguments
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "typed",
+    ["--out a.jpg", "--out f --model runs/points", "--num 20000", "--label 9", "--times 1,2", "--seeds 1 --seed 1",
+     "--sampler heun", "--model runs/none"],
+)  # fmt: skip
+def test_mistakes_are_answered_before_torch_is_imported(tmp_path, typed):
+    write_model(tmp_path, num_classes=2)
+    points = write_model(tmp_path, "points", source="toy2d")
+    os.utime(points, (1, 1))
+    code = (
+        "import sys; from cmtool.cli.app import run\n"
+        f"assert run(['sample', *{typed.split()!r}]) in (1, 2); assert 'torch' not in sys.modules"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stderr.startswith("Error: "), done.stderr
+    assert not (tmp_path / "samples").exists()
+
+
+def test_more_points_than_a_grid_has_room_for_are_one_picture(shell, tmp_path):
+    write_model(tmp_path, source="toy2d")
+    assert Image.open(shell.out("sample", "--num", 10_001)).size[0] > 300
+
+
+def test_the_command_in_the_file_can_be_typed_again(shell, tmp_path, monkeypatch):
+    write_model(tmp_path, num_classes=2, names=["an ant", "bee"])
+    words = ["sample", "--num", "1", "--label", "an ant", "--out", "my ant.png"]
+    monkeypatch.setattr(sys, "argv", ["cmtool", *words])
+    assert shlex.split(read_png_text(shell.out(*words))["command"]) == ["cmtool", *words]
+
+
 def test_no_model_at_all_says_how_to_get_one(shell):
     assert "cmtool train-ct --preset digits" in shell.fails("sample")
 
@@ -288,6 +326,7 @@ def test_lists_round_trip():
     assert format_ints(()) == ""
     assert parse_floats("80, 0.8", "--times") == (80.0, 0.8)
     assert choose_seeds(3, 2, None, 64) == range(2_000_000, 2_000_003)
+    assert choose_seeds(None, None, None, 64) == range(64)
     assert choose_labels(["3"], 10, [str(9 - i) for i in range(10)]) == [6]
     with pytest.raises(UsageError):
         parse_ints("0-99999999999", "--seeds")
