@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 import typer.core
 
+from cmtool.cli.examples import lay_out_examples
 from cmtool.cli.failure import report
 from cmtool.errors import nearest
 
@@ -99,6 +100,7 @@ def _plain(command: Any, name: str) -> Any:
     """Give a command its name and plain help: rich would cost a fifth of a second before the first word."""
     command.name = name
     command.rich_markup_mode = None
+    command.help, command.epilog = lay_out_examples(command.help), lay_out_examples(command.epilog)
     for inner_name, inner in getattr(command, "commands", {}).items():
         _plain(inner, inner_name)
     return command

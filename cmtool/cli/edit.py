@@ -70,7 +70,7 @@ def inpaint(
 ) -> None:
     """Fill what the mask paints white; every other pixel keeps its bytes.
 
-    Example: cmtool edit inpaint --mask m.png photo.png --paste --out done.png
+    Example: cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --paste --out done.png
     """
     _run("inpaint", locals())
 
@@ -102,7 +102,7 @@ def colorize(
 ) -> None:
     """Give a gray picture colors; the luma of every pixel stays.
 
-    Example: cmtool edit colorize gray.png --num 8 --out grid.png
+    Example: cmtool edit colorize gray.png --model demo/shapes --num 8 --out grid.png
     """
     _run("colorize", locals())
 
@@ -137,7 +137,7 @@ def superres(
 
     With --paste a picture of any size is enlarged whole, in overlapping windows.
 
-    Example: cmtool edit superres small.png --factor 4
+    Example: cmtool edit superres small.png --model demo/shapes --factor 2
     """
     _run("superres", locals())
 
@@ -166,7 +166,7 @@ def stroke(
 ) -> None:
     """Turn a rough drawing into a picture; a larger first --t frees it more from the drawing.
 
-    Example: cmtool edit stroke scribble.png --t 5.38,2.24
+    Example: cmtool edit stroke scribble.png --model demo/shapes --t 5.38,2.24
     """
     _run("stroke", locals())
 
@@ -189,7 +189,7 @@ def denoise(
 ) -> None:
     """Remove Gaussian noise of a known strength in one evaluation.
 
-    Example: cmtool edit denoise noisy.png --sigma 0.3
+    Example: cmtool edit denoise noisy.png --model demo/shapes --sigma 0.3
     """
     _run("denoise", locals())
 

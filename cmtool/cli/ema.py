@@ -19,7 +19,8 @@ LARGE_ERROR = 0.1
 def ema(run: Run, std: Std, out: Out = None, json: Json = False, quiet: Quiet = False) -> None:
     """Make the moving average of another width from the snapshots that a run kept.
 
-    Example: cmtool ema runs/digits-ict-pm --std 0.05
+    Example: cmtool train-ct --preset digits --set train.ema.kind=power --set train.snapshot_every=100 --name kept,
+    then: cmtool ema runs/kept --std 0.05
     """
     from cmtool.cli.output import Output
     from cmtool.training.posthoc import reconstruct

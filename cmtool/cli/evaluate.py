@@ -63,7 +63,7 @@ def evaluate(
 ) -> None:
     """Judge samples: FID, Inception Score, KID, precision, recall, with the protocol said beside them.
 
-    Examples: cmtool eval --ref digits | cmtool eval a.npz b/ --ref digits --metrics fid,pr,kid |
+    Examples: cmtool eval --ref digits --model demo/digits | cmtool eval a.npz b/ --ref digits --metrics fid,pr |
     cmtool eval --ref digits --steps 1,2,4 | cmtool eval runs/a runs/b --ref digits
     """
     from cmtool.cli.output import Output

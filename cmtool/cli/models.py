@@ -13,7 +13,7 @@ from cmtool.cli.output import Output
 def models(json_mode: Json = False) -> None:
     """List the models that --model takes by name: your finished runs, those that came along, and published ones.
 
-    Example: cmtool sample --model openai/cd_imagenet64_lpips --steps 2
+    Examples: cmtool models | cmtool sample --model openai/cd_imagenet64_lpips --steps 2
     """
     out = Output(json_mode)
     runs, demos, published = _runs(), _demos(), _published()

@@ -20,7 +20,7 @@ def presets(
 ) -> None:
     """List the presets with their published figures, or print one in full as TOML.
 
-    Example: cmtool presets digits > my.toml, change it, then: cmtool train-ct --preset my.toml
+    Examples: cmtool presets digits | cmtool presets digits > my.toml, then: cmtool train-ct --preset my.toml
     """
     out = Output(json_mode)
     if name is None:

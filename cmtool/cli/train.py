@@ -113,7 +113,7 @@ def train_cd(
 ) -> None:
     """Distil a diffusion model (the teacher) into a consistency model.
 
-    Example: cmtool train-cd --preset digits --teacher runs/digits-edm
+    Example: cmtool train-edm --preset digits, then: cmtool train-cd --preset digits
     """
     _train("cd", locals())
 

@@ -46,11 +46,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return f"<td>{'yes' if value else 'no'}</td>"
     if _is_number(value):
         return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:.4g}</td>'
-    return "<td>-</td>" if value is None or value == "" else f"<td>{escape(str(value))}</td>"
+    return "<td>-</td>" if value is None or value == "" else f"<td>{escape(_word(value))}</td>"
 
 
 def picture(shown: Picture) -> str:
@@ -187,7 +185,7 @@ def evaluation_table(runs: Sequence[RunRecord]) -> str:
     note = (
         "FD is the Frechet distance: FID where the features are Inception's, else comparable within one network only."
     )
-    return section("evaluation", "Evaluations", table(heads, rows) or none, f'<p class="soft">{note}</p>' * bool(rows))
+    return section("evaluation", "Evaluations", table(heads, rows, "rows") or none, f'<p class="soft">{note}</p>' * bool(rows))
 
 
 def _evaluation(run: RunRecord, row: dict[str, Any], used: Sequence[str]) -> list[Any]:
@@ -246,7 +244,11 @@ def _facts(run: RunRecord) -> dict[str, str]:
         "time in steps": span(run.seconds) if run.seconds else None,
         **{f"version of {name}": value for name, value in versions.items()},
     }
-    return {name: str(value) for name, value in said.items() if value is not None}
+    return {name: _word(value) for name, value in said.items() if value is not None}
+
+
+def _word(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -35,6 +35,26 @@ def test_every_command_has_help(cmtool, name):
     assert typed.out.startswith(f"Usage: cmtool {name} ")
 
 
+@pytest.mark.parametrize("name", [*available(), "edit inpaint", "data make", "theory scaling"])
+def test_help_is_plain_and_fits_80_columns(cmtool, name):
+    said = cmtool(*name.split(), "--help").out
+    assert max(map(len, said.splitlines())) <= 80
+    assert "\x1b" not in said and "\b" not in said
+
+
+def test_examples_stand_one_below_another_and_can_be_copied():
+    from cmtool.cli.examples import lay_out_examples
+
+    long = "cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --num 6 --grid --paste --out strip.png"
+    said = lay_out_examples(f"What it does.\n\nExamples: cmtool runs | {long}, then:\n    cmtool report.")
+    assert said.startswith("What it does.\n\n\b\nExamples:\n  cmtool runs\n  cmtool edit inpaint --mask")
+    lines = said.split("Examples:\n")[1].splitlines()
+    assert max(map(len, lines)) <= 76 and len(lines) == 4
+    typed = "\n".join(lines).replace("\\\n", " ")
+    assert [" ".join(line.split()) for line in typed.splitlines()] == ["cmtool runs", long, "cmtool report"]
+    assert lay_out_examples("No word of it.") == "No word of it." and lay_out_examples(None) is None
+
+
 def test_version(cmtool):
     assert cmtool("--version").out == "cmtool 0.1.0\n"
 

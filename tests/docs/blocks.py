@@ -24,9 +24,16 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of every `cmtool` command in it, in order."""
-        lines = [part for line in self.text.splitlines() for part in re.sub(r"\s+# .*", "", line).split("&&")]
-        return [shlex.split(line) for line in lines if line.strip().startswith("cmtool ")]
+        """The words of every `cmtool` command in it, in order; what a launcher starts with `-m cmtool` is one."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        parts = [part for line in lines for part in re.sub(r"\s+# .*", "", line).split("&&")]
+        found = [re.fullmatch(r"\s*(?:.* -m )?(cmtool .*)", part) for part in parts]
+        return [shlex.split(match[1]) for match in found if match]
+
+    @property
+    def launched(self) -> bool:
+        """Whether another program starts its commands, e.g. torchrun."""
+        return "-m cmtool" in self.text
 
 
 def blocks(page: Path) -> list[Block]:
@@ -46,11 +53,13 @@ def blocks(page: Path) -> list[Block]:
             found.append(Block(name, number, "sh", line.strip(), not excused))
         elif line.startswith("<!-- not run:"):
             excused = True
+        elif line.strip() and not line.startswith("#"):
+            excused = False
     return found
 
 
 ALL = [block for page in PAGES for block in blocks(page)]
-COMMANDS = [(block, words) for block in ALL if block.language == "sh" for words in block.commands]
+COMMANDS = [(block, words) for block in ALL if block.language in ("sh", "") for words in block.commands]
 INLINE = [
     (str(page.relative_to(ROOT)), shlex.split(code))
     for page in PAGES

@@ -13,8 +13,9 @@ import typer
 
 from cmtool.cli.app import app, available, run
 from cmtool.config.load import resolve
-from tests.cli.tiny import write_model
 from tests.docs.blocks import ALL, COMMANDS, INLINE, ROOT, Block
+from tests.docs.help_examples import HELPS, examples
+from tests.docs.tiny import lay_out, tiny
 from tests.reporting.run_makers import write_run
 
 GROUP = typer.main.get_command(app)
@@ -58,17 +59,9 @@ def test_every_command_in_a_sentence_has_its_options(page, words):
         check([word.split("=")[0] if word.endswith("...") else word for word in words[1:]])
 
 
-def helps():
-    for name in available():
-        command = GROUP.get_command(None, name)
-        inner = getattr(command, "commands", {})
-        yield from ((f"{name} {sub}", inner[sub]) for sub in inner) if inner else [(name, command)]
-
-
-@pytest.mark.parametrize(("name", "command"), list(helps()), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_help_shows_a_command_that_can_be_typed(name, command):
-    said = " ".join(filter(None, [command.help, command.epilog]))
-    typed = re.findall(r"(cmtool [a-z].*?)(?= \||, then|, change|\.?$|\s{2}|\n\n|\. )", " ".join(said.split()))
+@pytest.mark.parametrize("name", HELPS)
+def test_every_help_shows_a_command_that_can_be_typed(name):
+    typed = examples(HELPS[name])
     assert typed, f"cmtool {name} --help has no example"
     for line in typed:
         words = line.replace(">", " ").split()
@@ -78,90 +71,26 @@ def test_every_help_shows_a_command_that_can_be_typed(name, command):
 
 # --- running them ---
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Everything that the pages speak of: photos, a mask, models of the right names. Tiny, so that minutes are seconds."""
-    place = tmp_path_factory.mktemp("docs")
-    from PIL import Image
-
-    pixels = np.random.default_rng(0)
-    picture = lambda side, mode: Image.fromarray(pixels.integers(0, 256, (side, side, 3), dtype=np.uint8)).convert(mode)  # noqa: E731
-    for name in ("photo", "scribble", "noisy", "gray"):
-        picture(16, "RGB").save(place / f"{name}.png")
-    picture(8, "RGB").save(place / "small.png")
-    mask = np.zeros((16, 16), dtype=np.uint8)
-    mask[4:12, 4:12] = 255
-    Image.fromarray(mask).save(place / "mask.png")
-    (place / "photos").mkdir()
-    for index in range(12):
-        picture(64, "RGB").save(place / "photos" / f"{index}.png")
-    demos = place / "demo"
-    demos.mkdir()
-    shapes = write_model(place, "shapes-demo", resolution=16, num_classes=5, names=list("abcde"))
-    shapes.rename(demos / "shapes.safetensors")
-    write_model(place, "digits-demo", channels=1, source="digits").rename(demos / "digits.safetensors")
-    for name in ("shapes-demo", "digits-demo"):
-        (place / "runs" / name).rmdir()
-    return place
-
-
-# Smaller networks, fewer steps and images: what is appended to a command before it is run here.
-TINY_NETWORK = ["network.channels=8", "network.channel_mult=[1]", "network.head_channels=8", "network.attention=[]"]
 PAGE_ORDER = ["docs/tutorial.md", "README.md", "docs/index.md"]
-
-
-def tiny(words):
-    """Return a command with settings that make it quick."""
-    name, given = words[0], set(words)
-    if name.startswith("train-"):
-        more = [] if {"--dry-run", "--list-recipes"} & given else ["--set", "train.log_every=2"]
-        sizes = [word for value in TINY_NETWORK for word in ("--set", value)]
-        return (
-            [*words, "--steps", "12"]
-            if "--extend" in given
-            else [*words, *more, *sizes, "--batch-size", "8", "--steps", "6"]
-        )
-    if name in ("eval", "search-times") and "--make-ref" not in given:
-        few = ["--num", "30"] if not {"ours.npz", "photo.png"} & given else []
-        return [*words, *few, *(["--metrics", "fid,pr"] if name == "eval" and "--metrics" not in given else [])]
-    if name == "sample" and "ours.npz" in given:
-        return [*words, "--num", "40"]
-    if name == "interpolate":
-        return [*words, "--num", "4"]
-    return words
-
-
-@pytest.fixture
-def here(folder, monkeypatch):
-    import cmtool.cli.train_judges as judges
-    import cmtool.interop.names as names
-
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("CMTOOL_CACHE", str(folder / "cache"))
-    monkeypatch.setattr(names, "DEMOS", folder / "demo")
-    # The search for sampling times at the end of a training takes longer than everything else here together.
-    monkeypatch.setattr(judges, "judges", lambda trainer, output: (None, None))
-    return folder
 
 
 def in_order(page):
     return (PAGE_ORDER.index(page) if page in PAGE_ORDER else len(PAGE_ORDER), page)
 
 
-# Pages of background show long studies; their commands are checked word by word above, and run in tests of their own.
-RUN_PAGES = sorted(
-    {b.page for b, _ in COMMANDS if b.run and (b.page in PAGE_ORDER or b.page.startswith("docs/howto/"))}, key=in_order
-)
+RUN_PAGES = sorted({block.page for block, _ in COMMANDS if block.run}, key=in_order)
+# Serves until it is stopped: tests/browser.
+NOT_HERE = ("studio",)
 
 
 @pytest.mark.slow
 def test_every_command_block_runs(here, capfd):
     """One test for all pages: later ones use the runs that the tutorial made, as a reader would."""
+    lay_out(here)
     failed = []
     for page in RUN_PAGES:
         for block, words in COMMANDS:
-            if block.page != page or not block.run or words[1] == "studio":
+            if block.page != page or not block.run or block.launched or words[1] in NOT_HERE:
                 continue
             code = run(tiny(words[1:]))
             said = capfd.readouterr()
