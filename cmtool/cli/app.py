@@ -156,7 +156,7 @@ def run(arguments: Sequence[str]) -> int:
         _close_stdout()
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        return report(error, json_mode)
+        return report(error, json_mode, next((word for word in arguments if word in COMMANDS), ""))
 
 
 def _close_stdout() -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from cmtool.errors import UserError, nearest
+from cmtool.errors import ConfigError, UsageError, UserError, nearest
 
 
 class Failure(NamedTuple):
@@ -22,9 +22,12 @@ class Failure(NamedTuple):
     code: int
 
 
-def report(error: BaseException, json_mode: bool) -> int:
-    """Say on stderr what went wrong (with `--json`: as a document on stdout) and return the exit code."""
-    failure = describe(error)
+def report(error: BaseException, json_mode: bool, command: str = "") -> int:
+    """Say on stderr what went wrong (with `--json`: as a document on stdout) and return the exit code.
+
+    `command` is the one that was typed ("sample"), to point at its help.
+    """
+    failure = describe(error, command)
     if os.environ.get("CMTOOL_DEBUG") == "1":
         import traceback
 
@@ -44,10 +47,10 @@ def _one_line(text: str) -> str:
     return shown if len(shown) <= 1000 else f"{shown[:600]} ... {shown[-350:]}"
 
 
-def describe(error: BaseException) -> Failure:
-    """Return what to tell the user about any exception."""
+def describe(error: BaseException, command: str = "") -> Failure:
+    """Return what to tell the user about any exception; `command` as in `report`."""
     if isinstance(error, UserError):
-        return Failure(_one_line(error.message), error.hint, error.exit_code)
+        return Failure(_one_line(error.message), error.hint or _next(error, command), error.exit_code)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Failure("interrupted", None, 130)
     if isinstance(error, typer.TyperException):
@@ -59,6 +62,13 @@ def describe(error: BaseException) -> Failure:
     words = " ".join(str(error).split()) or "no message"
     short = words if len(words) <= 300 else words[:297] + "..."
     return Failure(f"{type(error).__name__}: {short}", "This should not happen: CMTOOL_DEBUG=1 shows where it did.", 1)
+
+
+def _next(error: UserError, command: str) -> str | None:
+    """Return what to type after a mistake that brings no hint of its own."""
+    if isinstance(error, ConfigError):
+        return "cmtool presets lists the presets; cmtool presets NAME shows every setting of one."
+    return f"cmtool {command} --help" if isinstance(error, UsageError) and command else None
 
 
 def _usage(error: Any) -> Failure:
