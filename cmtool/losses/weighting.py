@@ -101,7 +101,8 @@ def build_weighting(part: WeightingPart, process: ProcessConfig, times: TimesPar
         weigh = build_adaptive(part)
     else:
         weigh = learned if part.kind == "learned" else build_factor(FACTORS[part.kind], process)
-    if part.atom is None or times is None:
+    # Only one law of times has an atom: another one's times below `low` are not it.
+    if part.atom is None or times is None or times.kind != "student_t":
         return weigh
     return at_atom(weigh, part.atom, times)
 

@@ -233,7 +233,7 @@ def test_distances_reported_are_without_weights():
 def test_a_model_truncated_at_the_lowest_level_is_tuned_as_ect_does():
     """With all levels trained and no share of the batch held at the lowest one, stage two is easy tuning."""
     same = (
-        'recipe.times={kind="lognormal",mean=-1.1,std=2.0,low=0.002,atom=0.0}',
+        'recipe.times={kind="lognormal",mean=-1.1,std=2.0}',
         'recipe.gap={kind="ratio",map="sigmoid",q=4.0,stages=4,first=0,cap=1.0}',
     )
     plain = config_of("ect", *same)
