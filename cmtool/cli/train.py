@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from cmtool.config.schema import RunConfig
 
 Data = Annotated[str | None, typer.Option("--data", help="Folder or file of images in place of the preset's.")]
+Small = Annotated[
+    Literal["skip", "upscale"] | None, typer.Option("--small", help="Images smaller than the resolution; usually skip.")
+]
+Fit = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    typer.Option("--fit", help="How other shapes become square; usually crop."),
+]
 OutDir = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/<preset>-<recipe>.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps; every schedule scales with it.")]
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per optimizer step.")]
@@ -54,6 +61,8 @@ def train_ct(
     preset: Preset = "digits",
     recipe: Recipe = None,
     data: Data = None,
+    small: Small = None,
+    fit: Fit = None,
     out: OutDir = None,
     name: Name = None,
     extend: Extend = None,
@@ -88,6 +97,8 @@ def train_cd(
     preset: Preset = "digits",
     recipe: Recipe = None,
     data: Data = None,
+    small: Small = None,
+    fit: Fit = None,
     out: OutDir = None,
     name: Name = None,
     extend: Extend = None,
@@ -122,6 +133,8 @@ def train_edm(
     preset: Preset = "digits",
     recipe: Recipe = None,
     data: Data = None,
+    small: Small = None,
+    fit: Fit = None,
     out: OutDir = None,
     name: Name = None,
     extend: Extend = None,
@@ -199,6 +212,8 @@ def _resolve(family: str, given: dict[str, Any]) -> Resolved:
         "train.precision": None if given["precision"] == "auto" else given["precision"],
         "train.deterministic": True if given["deterministic"] else None,
         "data.path": given["data"],
+        "data.small": given["small"],
+        "data.fit": given["fit"],
         "init": given["init"],
         "teacher": given["teacher"],
     }

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmtool.errors import UsageError, UserError, unknown
+from cmtool.errors import DataError, UsageError, UserError, nearest, unknown
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output
-    from cmtool.config.schema import RunConfig
+    from cmtool.config.schema import DataConfig, RunConfig
 
 TRACKERS = ("tensorboard", "wandb")
+# Sources that are a kind of file, not a data set.
+WITHOUT_A_PLACE = ("folder", "npz", "packed")
 # What the run that goes on has decided already.
-DECIDED = ("recipe", "data", "batch_size", "micro_batch", "seed", "init", "teacher", "sets")
+DECIDED = ("recipe", "data", "small", "fit", "batch_size", "micro_batch", "seed", "init", "teacher", "sets")
 
 
 def run_folder(given: dict[str, Any], usual: str) -> Path:
@@ -33,6 +35,25 @@ def run_folder(given: dict[str, Any], usual: str) -> Path:
     if not re.fullmatch(r"[\w][\w.+-]*", name):
         raise UsageError(f"--name {name!r} is no name of a folder.", "letters, digits, - . _ +; another place: --out")
     return Path("runs") / name
+
+
+def check_data(data: DataConfig) -> None:
+    """Refuse data that are not named or not there, without loading anything.
+
+    Raises:
+        DataError: with what to name.
+    """
+    from cmtool.config.schema import DATA_SOURCES
+
+    if data.path is None:
+        if data.source in WITHOUT_A_PLACE:
+            raise DataError(f"the data source '{data.source}' needs a path.", "name a folder or file with --data")
+        return
+    place = Path(data.path.removeprefix("lsun:")).expanduser()
+    if data.path not in DATA_SOURCES and not place.exists():
+        close = nearest(data.path, DATA_SOURCES)
+        hint = f"did you mean {close[0]}?" if close else "name a folder of images or a data file with --data"
+        raise DataError(f"there is no data at {place}.", hint)
 
 
 def check_trackers(names: Sequence[str] | None) -> None:

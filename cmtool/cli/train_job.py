@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ def run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | N
         UserError: whatever a user can have got wrong; nothing has been written then.
         typer.Exit: with the exit code of a run that was stopped.
     """
+    from cmtool.cli.train_extras import check_data
     from cmtool.training.lock import check_free
     from cmtool.training.run_folder import check_run
 
@@ -42,6 +44,7 @@ def run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | N
     check_free(path)
     if folder.finished() and not given["fresh"] and _is_finished(folder, config, output):
         return
+    check_data(config.data)
     from cmtool.training.distributed import join_world
     from cmtool.training.setup import choose_device
 
@@ -77,10 +80,20 @@ def _train_in(
             left = held.enter_context(locked(path))
             if left is not None:
                 output.say(f"the process that trained here before (pid {left.pid} on {left.host}) was killed.")
-            open_run(path, config, given["fresh"])
+            _compare_data(open_run(path, config, given["fresh"]), trainer, output)
         world.wait()
         outcome = _session(trainer, RunFolder(path), given, seconds, output)
     _say_outcome(outcome, config, path, given, output)
+
+
+def _compare_data(folder: RunFolder, trainer: Trainer, output: Output) -> None:
+    """Warn where a run goes on with other images than it began with."""
+    before, now = folder.data(), trainer.dataset.fingerprint
+    if folder.checkpoints() and before is not None and before != now:
+        output.warn(
+            f"the data have changed since {folder.path} was last trained: the run goes on with the images of today. "
+            "For one that sees them from its start add --fresh."
+        )
 
 
 def _say_outcome(outcome: Outcome, config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> None:
@@ -93,21 +106,21 @@ def _say_outcome(outcome: Outcome, config: RunConfig, path: Path, given: dict[st
         if given["requeue_exit_code"] is not None and outcome.signal != signal.SIGINT:
             code = given["requeue_exit_code"]
         raise typer.Exit(code)
-    output.say(f"next: cmtool sample --model {path}")
+    output.say(f"next: cmtool sample --model {shlex.quote(str(path))}")
     output.result(str(outcome.model))
     output.json({"model": str(outcome.model), "steps": outcome.step, "finished": True})
 
 
 def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> Trainer:
     """Load the data and build everything, so that what can be refused is refused before the run folder is touched."""
+    from cmtool.cli.loading import load_data
     from cmtool.data.dataset import describe
-    from cmtool.data.load import load_dataset
     from cmtool.training.forecast import check_disk, forecast
     from cmtool.training.setup import choose_device, prepare, set_up_torch
 
     device = choose_device(given["device"], world.local_rank)
     set_up_torch(config.train)
-    dataset = load_dataset(config.data)
+    dataset = load_data(config.data, output)
     for line in describe(dataset):
         output.say(line)
     trainer = prepare(config, dataset, device, world)

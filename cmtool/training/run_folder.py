@@ -88,6 +88,15 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     file.unlink()
 
+    def data(self) -> str | None:
+        """Return the fingerprint of the data that the run last trained on, None where `run.log` tells none."""
+        with contextlib.suppress(OSError):
+            for line in reversed((self.path / "run.log").read_text(encoding="utf-8", errors="replace").splitlines()):
+                said = line.partition(" start at step ")[2].partition("{")
+                with contextlib.suppress(ValueError, AttributeError):
+                    return json.loads(said[1] + said[2]).get("data")
+        return None
+
     def append(self, row: dict[str, Any]) -> None:
         """Append a row to `metrics.jsonl`."""
         with writing(self.metrics), open(self.metrics, "a", encoding="utf-8") as stream:

@@ -57,7 +57,7 @@ def test_the_three_commands_one_after_another(cmtool, monkeypatch):
     monkeypatch.setattr("cmtool.cli.train_judges.judges", lambda trainer, output: (None, None))  # seconds each
     ct = cmtool("train-ct", *SMALL, "--recipe", "ict", "--out", "runs/a b/ü")
     assert ct.code == 0 and ct.out == "runs/a b/ü/model.safetensors\n"
-    assert "next: cmtool sample" in ct.err
+    assert "next: cmtool sample --model 'runs/a b/ü'" in ct.err
     ect = cmtool("train-ct", *SMALL, "-r", "ect", "--init", "runs/digits-edm")
     assert ect.code == 0, ect.err
     config = tomllib.loads(Path("runs/digits-ect/config.toml").read_text())
@@ -131,7 +131,8 @@ def test_what_needs_no_torch_imports_none(workdir):
         "import sys; from cmtool.cli.app import run\n"
         "for words in (['train-ct', '-n', '-p', 'cifar10'], ['train-ct', '--list-recipes'], ['train-ct', '-p', 'x'],\n"
         "              ['train-cd', '--preset', 'digits'], ['train-ct', '--teacher', 'x'], ['train-edm', '--set', 'a'],\n"
-        "              ['train-edm', '--max-time', 'x'], ['train-ct', '--steps', '0']):\n"
+        "              ['train-edm', '--max-time', 'x'], ['train-ct', '--steps', '0'], ['train-ct', '-p', 'folder64'],\n"
+        "              ['train-ct', '-p', 'folder64', '--data', 'nowhere'], ['train-edm', '--small', 'x']):\n"
         "    run(words); assert 'torch' not in sys.modules, words\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -227,6 +228,43 @@ def test_unreadable_images_are_skipped_with_a_count(cmtool):
     typed = cmtool("train-ct", "--preset", "folder64", "--data", "photos", "--recipe", "ict", *words)
     assert typed.code == 0, typed.err
     assert "9 images" in typed.err and "skipped 1 of 10 files" in typed.err
+
+
+def test_small_images_are_enlarged_and_others_fitted_when_asked(cmtool):
+    Path("small").mkdir()
+    for index in range(3):
+        Image.effect_noise((40, 8), 60 + index).convert("RGB").save(f"small/{index}.png")
+    words = ["train-edm", "--preset", str(ROOT / "tests" / "golden_preset.toml"), "--data", "small", "--steps", "1"]
+    words += ["--set", "data.channels=3", "--set", "data.resolution=16"]
+    refused = cmtool(*words, "--out", "a")
+    assert refused.code == 1 and "3 too small" in refused.err and "--small upscale" in refused.err
+    done = cmtool(*words, "--out", "a", "--small", "upscale", "--fit", "pad")
+    assert done.code == 0, done.err
+    assert "3 images of 16 x 16 x 3" in done.err and "packing 3 images" in done.err
+    data = tomllib.loads(Path("a/config.toml").read_text())["data"]
+    assert (data["small"], data["fit"]) == ("upscale", "pad")
+    wrong = cmtool(*words, "--small", "enlarge")
+    assert wrong.code == 2 and "choose skip, upscale" in wrong.err
+
+
+def test_a_run_that_goes_on_with_other_images_says_so(cmtool):
+    Path("photos").mkdir()
+    for index in range(3):
+        Image.effect_noise((16, 16), 60 + index).convert("RGB").save(f"photos/{index}.png")
+    words = ["train-edm", "--preset", str(ROOT / "tests" / "golden_preset.toml"), "--data", "photos", "--out", "a"]
+    words += ["--set", "data.channels=3", "--steps", "4", "--set", "train.checkpoint_every=2"]
+    assert cmtool(*words).code == 0
+    Path("a/model.safetensors").unlink()
+    assert "have changed" not in cmtool(*words).err
+    Path("a/model.safetensors").unlink()
+    Image.effect_noise((16, 16), 90).convert("RGB").save("photos/more.png")
+    again = cmtool(*words)
+    assert again.code == 0 and "Warning: the data have changed since a was last trained" in again.err
+
+
+def test_every_mistake_in_settings_says_where_to_look(cmtool):
+    assert "Hint: cmtool presets lists" in cmtool("train-ct", "--set", "train.lr=fast").err
+    assert "Hint: cmtool sample --help" in cmtool("sample", "--sampler", "heunn").err
 
 
 def test_the_disk_is_short(cmtool, monkeypatch):
