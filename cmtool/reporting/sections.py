@@ -185,7 +185,9 @@ def evaluation_table(runs: Sequence[RunRecord]) -> str:
     note = (
         "FD is the Frechet distance: FID where the features are Inception's, else comparable within one network only."
     )
-    return section("evaluation", "Evaluations", table(heads, rows, "rows") or none, f'<p class="soft">{note}</p>' * bool(rows))
+    return section(
+        "evaluation", "Evaluations", table(heads, rows, "rows") or none, f'<p class="soft">{note}</p>' * bool(rows)
+    )
 
 
 def _evaluation(run: RunRecord, row: dict[str, Any], used: Sequence[str]) -> list[Any]:
