@@ -1,0 +1,78 @@
+"""What the comparisons of recipes in benchmarks/ are judged by: distances of points, verdicts, tables, names."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmtool.data.toy import HELD_OUT, toy2d_points
+
+FOLDER = str(Path(__file__).parent.parent / "benchmarks")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts import each other by name, as they do when one is run."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import ablations
+    import recipe_shootout
+    import trial
+
+    yield ablations, recipe_shootout, trial
+    for name in ("ablations", "recipe_shootout", "trial", "digits_quality"):
+        sys.modules.pop(name, None)
+
+
+def test_points_that_are_all_moved_are_as_far_off_as_they_were_moved(scripts):
+    real = torch.from_numpy(toy2d_points("gaussians8", HELD_OUT, 500)[0]).reshape(500, 2, 1, 1)
+    score = scripts[2].score_points
+    assert score(real) == {"distance": pytest.approx(0, abs=1e-6), "precision": 1.0, "recall": 1.0}
+    moved = real + torch.tensor([0.03, 0.04]).reshape(1, 2, 1, 1)
+    assert score(moved)["distance"] == pytest.approx(50, abs=0.1)
+    other = score(torch.from_numpy(toy2d_points("gaussians8", 0, 500)[0]).reshape(500, 2, 1, 1))
+    assert 30 < other["distance"] < 150  # two draws of one law
+    assert score(5 * real)["precision"] == 0.0
+
+
+def test_a_finding_needs_twice_its_standard_error(scripts):
+    verdict = scripts[0].verdict
+    assert verdict([1.0, 2.0, 3.0], [11.0, 12.0, 13.0]) == "holds: difference +10.0 ± 0.8"
+    assert verdict([11.0, 12.0, 13.0], [1.0, 2.0, 3.0]).startswith("does not hold")
+    assert verdict([1.0, 12.0, 3.0], [2.0, 13.0, 3.0]).startswith("is open")
+    assert "one seed" in verdict([1.0], [2.0])
+
+
+def test_the_table_orders_recipes_and_keeps_contests_apart(scripts, tmp_path):
+    _, shootout, trial = scripts
+    contest = shootout.Contest("digits", 5e5, ("network.channels=16",), tmp_path)
+    at = {"precision": 0.5, "recall": 0.25}
+    rows = [
+        {
+            **contest.marks,
+            "recipe": name,
+            "seed": seed,
+            "steps": 7,
+            "nfe1": {"distance": d, **at},
+            "nfe2": {"distance": 1.0, **at},
+        }
+        for name, seed, d in (("ict", 0, 9.0), ("ict", 1, 11.0), ("cd", 0, 4.0))
+    ]
+    lines = shootout.table(rows, contest).splitlines()
+    assert lines[0].startswith("digits network.channels=16; budget 500 thousand")
+    assert lines[2].startswith("| recipe | seeds | steps | FD, 1 step")
+    assert lines[4] == "| cd | 1 | 7 | 4.0 | 0.50 | 0.25 | 1.0 | 0.50 | 0.25 |"
+    assert lines[5] == "| ict | 2 | 7 | 10.0 ± 1.4 | 0.50 | 0.25 | 1.0 ± 0.0 | 0.50 | 0.25 |"
+    assert trial.file_name("digits", "0.5k", 'recipe.gap={q="4"}') == "digits-0.5k-recipe.gap--q--4--"
+
+
+def test_stored_pairs_are_paid_for(scripts, tmp_path, monkeypatch):
+    """Half of what a recipe with stored pairs has left goes into them, at 35 teacher calls a pair of 18 Heun steps."""
+    _, shootout, trial = scripts
+    seen = {}
+    monkeypatch.setattr(shootout, "source_for", lambda contest, recipe, seed: None)
+    monkeypatch.setattr(trial, "train", lambda entry, steps, out: seen.update(sets=entry.sets, steps=steps))
+    monkeypatch.setattr(trial, "quality", lambda *given: {})
+    contest = shootout.Contest("digits", 70_000, (), tmp_path, {"kd": 100.0})
+    shootout.run(contest, "kd", 0)
+    assert seen == {"sets": ("recipe.coupling.pairs=1000",), "steps": 350}
