@@ -166,12 +166,23 @@ _ALLOWED: list[str] = []
 
 def _confine(folder: str) -> None:
     """Limit memory and time of this process, and forbid it to run, connect or write elsewhere."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    _ALLOWED.append(folder)
 
     def hang(number: int, frame: FrameType | None) -> None:
         raise Violation(f"longer than {SECONDS} s")
+
+    _limit_memory()
+    signal.signal(signal.SIGALRM, hang)
+    _witness(folder)
+
+
+def _limit_memory() -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+
+
+def _witness(folder: str) -> None:
+    """Raise from now on where this process runs a program, connects, or opens a file for writing outside `folder`."""
+    _ALLOWED.append(folder)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if not _ALLOWED:
@@ -184,7 +195,6 @@ def _confine(folder: str) -> None:
             if not inside and name != os.devnull:
                 raise Violation(f"writes {name!r}")
 
-    signal.signal(signal.SIGALRM, hang)
     sys.addaudithook(hook)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import struct
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +33,7 @@ NAMES = (
     *("points", "points in words", "a whole run", "request.json", "shard", "studio"),
     *(("parquet",) if find_spec("pyarrow") else ()),
 )
+ROOT = Path(__file__).resolve().parents[2]
 # Two thirds at random, one third guided by the lines that inputs reach; a setting resolves a whole preset and a request
 # of the page makes pictures, so these get less.
 PLAIN, GUIDED = 2800, 1300
@@ -63,6 +68,22 @@ def test_examples_that_grow_with_the_lines_they_reach(known, tmp_path, name):
 @pytest.mark.slow
 def test_the_slow_tier_tries_a_hundred_thousand():
     assert sum((PLAIN + GUIDED) // SLOWER.get(name, 1) for name in NAMES) >= 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("atheris"), reason="atheris is not installed (pip install 'cmtool[fuzz]')")
+@pytest.mark.parametrize("name", ["faulty", "safetensors", "msgpack", "lmdb", "network pickle", "packed"])
+def test_guided_by_coverage(name, tmp_path):
+    """Half a minute of libFuzzer each; it must find the reader that is at fault."""
+    words = [sys.executable, "-m", "tests.fuzz.guided", name, "-max_total_time=30"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace")
+    tried = re.findall(r"^#(\d+)", done.stderr, re.MULTILINE)
+    TRIED["guided by coverage"] += int(tried[-1]) if tried else 0
+    if name == "faulty":
+        assert done.returncode != 0 and "the fault that must be found" in done.stdout + done.stderr
+    else:
+        assert done.returncode == 0 and tried, done.stderr[-3000:]
 
 
 # --- the sandbox itself: an attack that cannot fail proves nothing ------------------------------------------------
