@@ -115,6 +115,7 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
     """Load the data and build everything, so that what can be refused is refused before the run folder is touched."""
     from cmtool.cli.loading import load_data
     from cmtool.data.dataset import describe
+    from cmtool.errors import UsageError
     from cmtool.training.forecast import check_disk, forecast
     from cmtool.training.setup import choose_device, prepare, set_up_torch
 
@@ -124,6 +125,8 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
     for line in describe(dataset):
         output.say(line)
     trainer = prepare(config, dataset, device, world)
+    if given["diagnose"] and trainer.state.sharding is not None:
+        raise UsageError("--diagnose asks networks that train.shard = true has split; leave one of them out.")
     for note in trainer.notes:
         output.say(note)
     check_disk(path, forecast(config, trainer.state).disk)

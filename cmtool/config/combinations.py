@@ -34,6 +34,7 @@ def check_combination(config: RunConfig) -> None:
     _check_direction(config)
     _check_derivative(config)
     _check_measure(config)
+    _check_shard(config)
 
 
 def _check_curriculum(recipe: RecipeConfig) -> None:
@@ -140,3 +141,27 @@ def _check_measure(config: RunConfig) -> None:
         )
     if recipe.distance.kind == "lpips" and recipe.target.rule in ("trig_tangent", "average_velocity"):
         raise ValueError(f"recipe.distance.kind = 'lpips' compares images, not what '{recipe.target.rule}' predicts")
+
+
+def _check_shard(config: RunConfig) -> None:
+    """Refuse what would let one of several processes wait for another, or what the gathering of weights forbids."""
+    train, target = config.train, config.recipe.target
+    if not train.shard:
+        return
+    if train.micro_batch == "auto":
+        raise ValueError(
+            "train.shard = true takes no micro_batch = 'auto': a process that halves its own would leave the others "
+            "waiting; give a number"
+        )
+    if train.compile:
+        raise ValueError("train.shard = true and train.compile = true exclude each other; leave one of them out")
+    if config.process.truncated_at is not None:
+        raise ValueError(
+            "train.shard = true asks all processes to run the same layers, and this recipe chooses between two "
+            "networks by its noise levels; leave train.shard out"
+        )
+    if target.differentiates and target.derivative == "forward" and not target.stop_gradient:
+        raise ValueError(
+            "train.shard = true cannot differentiate through a forward-mode derivative; leave it out, or take "
+            "recipe.target.stop_gradient = true or recipe.target.derivative = 'difference'"
+        )

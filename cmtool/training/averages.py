@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cmtool.config.schema import EmaConfig
+from cmtool.training.sharding import local
 
 
 def power_gamma(std: float) -> float:
@@ -39,8 +40,8 @@ def decay_at(ema: EmaConfig, step: int) -> float:
 @torch.no_grad()
 def move_towards(average: nn.Module, source: nn.Module, decay: float) -> None:
     """Average <- decay * average + (1 - decay) * source, parameter by parameter; decay 0 copies."""
-    old: list[Tensor] = list(average.parameters())
-    new: list[Tensor] = list(source.parameters())
+    old: list[Tensor] = [local(parameter) for parameter in average.parameters()]
+    new: list[Tensor] = [local(parameter) for parameter in source.parameters()]
     if decay == 0.0:
         torch._foreach_copy_(old, new)
     else:

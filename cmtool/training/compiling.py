@@ -43,8 +43,6 @@ def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, bat
     """Compile student, target and teacher if `train.compile` asks for it; return what there is to say."""
     if not config.train.compile:
         return []
-    if config.recipe.target.differentiates:
-        return ["train.compile is left out: this recipe differentiates the network forwards, which is not compiled."]
     if config.network.dropout:
         # Two passes under one seed must draw one mask; the compiler's own generator does not promise that.
         torch._inductor.config.fallback_random = True  # type: ignore[attr-defined]

@@ -70,6 +70,14 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
+    def gather_first(self, value: Any) -> list[Any]:
+        """Return the values of all processes in the order of their ranks, in process 0; nothing in the others."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.main else None
+        dist.gather_object(value, found)
+        return found or []
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
@@ -92,6 +100,10 @@ def join_world(device_type: str) -> Iterator[World]:
         yield World()
         return
     backend = "nccl" if device_type == "cuda" else "gloo"
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device_type == "cuda":
+        # Objects travel through the current device: with all processes on the first, nccl refuses.
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     except (ValueError, RuntimeError) as error:
@@ -100,6 +112,6 @@ def join_world(device_type: str) -> Iterator[World]:
             "start them with torchrun --nproc-per-node N -m cmtool train-ct ...",
         ) from error
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
         dist.destroy_process_group()

@@ -34,7 +34,7 @@ def keep_plateau(session: Session) -> tuple[int, Callable[[], None]] | None:
         return None
 
     def chore() -> None:
-        if session.state.step == end and session.world.main:
+        if session.state.step == end:
             session.state.save(session.folder.path / PLATEAU)
 
     return end, chore

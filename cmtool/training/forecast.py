@@ -14,7 +14,10 @@ from cmtool.training.state import TrainState
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of a checkpoint, of all that the run keeps on disk at once, and of weights and optimizer in memory."""
+    """Bytes of a checkpoint, of all that the run keeps on disk at once, and of weights and optimizer in memory.
+
+    Memory is that of one process.
+    """
 
     parameters: int
     checkpoint: int
@@ -58,7 +61,7 @@ def forecast(config: RunConfig, state: TrainState) -> Forecast:
         parameters=parameter_count(state.student.network),
         checkpoint=checkpoint,
         disk=checkpoint * (3 + kept + (config.train.decay != "none")) + 2 * weights,
-        memory=checkpoint + weights,
+        memory=(checkpoint + weights) // (state.sharding.world.size if state.sharding is not None else 1),
     )
 
 

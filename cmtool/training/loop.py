@@ -121,7 +121,7 @@ class Trainer:
         """
         first, count = self.world.rows(self.config.train.batch_size)
         size = min(self.micro, max(count, 1))
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.clear_gradients()
         before = self._tally.mark()
         try:
             for start in range(first, first + count, size):
@@ -161,7 +161,7 @@ class Trainer:
             return
         if self.device.type == "cpu" and self.world.any(not self._tally.finite(), self.device):
             self._diverged()
-        self.world.sum_gradients(self.state.parameters())
+        self.state.collect_gradients(self.world)
 
     def _gradients_usable(self) -> bool:
         """Clip the gradients; whether the step is to be taken: float16 leaves one out whose gradients overflow.
@@ -170,7 +170,8 @@ class Trainer:
             DivergenceError: if they are not finite (on a CPU; elsewhere reading them would stall the queue).
         """
         scale = self.state.scale
-        norm = gradient_norm(self.state.parameters(), scale.value, self.config.train.grad_clip)
+        clip = self.config.train.grad_clip
+        norm = gradient_norm(self.state.trained, scale.value, clip, self.state.total_norm)
         if scale.active:
             finite = bool(torch.isfinite(norm))
             scale.update(finite)
@@ -219,9 +220,10 @@ class Trainer:
     def _gathered(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, distances and times since the last report, of all processes."""
         tally = self._tally
-        mine = [torch.cat(tally.losses), torch.cat(tally.distances).double(), torch.cat(tally.times)]
+        mine = [torch.cat(kept).cpu() for kept in (tally.losses, tally.distances, tally.times)]
+        mine[1] = mine[1].double()
         if self.world.size > 1:
-            parts = self.world.gather([tensor.cpu() for tensor in mine])
+            parts = self.world.gather(mine)
             mine = [torch.cat(columns) for columns in zip(*parts, strict=True)]
         return mine[0], mine[1], mine[2]
 

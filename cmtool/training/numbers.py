@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cmtool.errors import DivergenceError
+from cmtool.training.sharding import local
 
 
 class LossScale:
@@ -51,21 +52,33 @@ class LossScale:
             self.value, self.good = float(state[0]), int(state[1])
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter], scale: float, limit: float | None) -> Tensor:
-    """Divide the gradients by `scale`, clip them to the global norm `limit` (None: do not), return their norm, ()."""
+def gradient_norm(
+    parameters: Iterable[nn.Parameter],
+    scale: float,
+    limit: float | None,
+    total: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
+) -> Tensor:
+    """Divide the gradients by `scale`, clip them to the global norm `limit` (None: do not), return their norm, ().
+
+    `total` measures the norm, for gradients of which other processes have a part.
+    """
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if scale != 1.0:
         torch._foreach_mul_(gradients, 1.0 / scale)
+    norm = total(gradients)
     if limit is not None:
-        return nn.utils.clip_grad_norm_(parameters, limit)
-    return nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 @torch.no_grad()
 def all_finite(modules: Iterable[nn.Module]) -> bool:
-    """Whether every weight of the modules is a finite number (waits for the device)."""
-    weights: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
+    """Whether every weight of the modules in this process is a finite number (waits for the device)."""
+    weights = [local(parameter) for module in modules for parameter in module.parameters()]
+    weights = [weight for weight in weights if weight.numel()]
+    if not weights:
+        return True  # with more processes than rows one may hold nothing
     # The largest magnitude is infinite or NaN exactly where a weight is; a sum of squares could overflow by itself.
     largest = torch._foreach_norm(weights, float("inf"))
     return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())

@@ -25,17 +25,22 @@ def versions() -> dict[str, str]:
     return {"cmtool": cmtool.__version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
 
 
-def machine(device: torch.device, config: RunConfig) -> dict[str, Any]:
-    """What decides the last bits of the numbers: device, precision, threads, deterministic algorithms."""
+def machine(device: torch.device, config: RunConfig, precision: str) -> dict[str, Any]:
+    """What decides the last bits of the numbers: device, precision, threads, deterministic algorithms.
+
+    `precision` is the one that was used, where the settings may say "auto".
+    """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": config.train.precision,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "deterministic": config.train.deterministic,
     }
 
 
-def provenance(config: RunConfig, device: torch.device, fingerprint: str, arguments: Sequence[str]) -> dict[str, Any]:
+def provenance(
+    config: RunConfig, device: torch.device, fingerprint: str, arguments: Sequence[str], precision: str
+) -> dict[str, Any]:
     """Return what `run.log` opens with: with `config.toml` beside it, all that is needed to run it again."""
     found = {}
     for name in _LIBRARIES:
@@ -49,7 +54,7 @@ def provenance(config: RunConfig, device: torch.device, fingerprint: str, argume
         "versions": versions() | found,
         "system": platform.platform(),
         "interpreter": sys.executable,
-        **machine(device, config),
+        **machine(device, config, precision),
         "seed": config.train.seed,
         "data": fingerprint,
         "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith("CMTOOL_")},

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cmtool.checkpoint import writing
 from cmtool.config.schema import RunConfig
-from cmtool.data.dataset import Dataset
 from cmtool.data.images import save_grid
 from cmtool.data.scatter import save_scatter
 from cmtool.errors import DivergenceError, UserError
@@ -76,14 +75,16 @@ class Session:
         self._saved = -1
         self._rollbacks = 0
         self._watch = Watch()
-        self._real = self._some_real(trainer.dataset)
+        self._real = trainer.dataset.batch(torch.arange(min(len(trainer.dataset), 512)))[0]
         # What else is done at intervals: (every so many steps, what).
         self.chores: list[tuple[int, Callable[[], None]]] = []
         if config.train.snapshot_every:
             self.chores.append((config.train.snapshot_every, lambda: write_snapshots(self.state, folder.path)))
 
-    def _some_real(self, dataset: Dataset) -> Tensor:
-        return dataset.batch(torch.arange(min(len(dataset), 512)))[0]
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this process has a hand in what is saved: the first, and all that hold rows of its weights."""
+        return self.world.main or self.state.sharding is not None
 
     def log(self, text: str) -> None:
         """Append a line with the time (UTC) to `run.log`."""
@@ -117,19 +118,23 @@ class Session:
 
     def checkpoint(self) -> None:
         """Write the training state, and drop checkpoints that are no longer kept."""
-        if not self.world.main or self._saved == self.state.step:
+        if self._saved == self.state.step:
             return
         path = self.folder.checkpoint(self.state.step)
-        self.state.save(path)
+        if self._takes_part:
+            self.state.save(path)
         self._saved, self._rollbacks = self.state.step, 0
+        if not self.world.main:
+            return
         self.listener.saved(path)
         self.folder.prune(self.config.train.keep_every)
 
     def sample(self) -> None:
         """Write a grid of the sampling average's samples (always the same seeds), and warn of collapse."""
-        if not self.world.main:
+        model = self.state.average()
+        if not self.world.main or model is None:
             return
-        samples = preview(self.state.ema, CLOUD if self.trainer.dataset.float_samples else GRID)
+        samples = preview(model, CLOUD if self.trainer.dataset.float_samples else GRID)
         path = self._grid()
         if self.trainer.dataset.float_samples:
             save_scatter(samples, path)
@@ -177,7 +182,8 @@ class Session:
         return self._finish()
 
     def _log_start(self, step: int, arguments: Sequence[str]) -> None:
-        said = provenance(self.config, self.trainer.device, self.trainer.dataset.fingerprint, arguments)
+        fingerprint = self.trainer.dataset.fingerprint
+        said = provenance(self.config, self.trainer.device, fingerprint, arguments, self.state.precision)
         self.log(f"start at step {step} of {self.config.train.steps} {json.dumps(said, ensure_ascii=False)}")
 
     def _roll_back(self, error: DivergenceError) -> None:
@@ -212,7 +218,7 @@ class Session:
         if train.eval_every and step % train.eval_every == 0:
             self.evaluate()
         for every, chore in self.chores:
-            if self.world.main and (step % every == 0 or step == train.steps):
+            if self._takes_part and (step % every == 0 or step == train.steps):
                 chore()
         self.trainer.restart_clock()
 
@@ -221,34 +227,43 @@ class Session:
         train, step = self.config.train, self.state.step
         if step in (0, train.steps):
             return
-        judged = any("eval" in row for row in self.folder.rows() if row.get("step") == step)
-        if step % train.sample_every == 0 and not self._grid().is_file():
+        if step % train.sample_every == 0 and self._owes(not self._grid().is_file()):
             self.sample()
-        if train.eval_every and step % train.eval_every == 0 and not judged:
-            self.evaluate()
+        if train.eval_every and step % train.eval_every == 0:
+            rows = [row for row in self.folder.rows() if row.get("step") == step]
+            if self._owes(not any("eval" in row for row in rows)):
+                self.evaluate()
+
+    def _owes(self, flag: bool) -> bool:
+        """What the first process sees in the folder, told to all: another may look a moment later."""
+        return self.world.any(flag and self.world.main, self.trainer.device)
 
     def _grid(self) -> Path:
         return self.folder.samples / f"step-{self.state.step:07d}.png"
 
     def evaluate(self) -> None:
         """Judge the sampling average, keep the figures, and keep the model if it is the best so far."""
-        if self.judge is None or not self.world.main:
+        if not self._owes(self.judge is not None):
             return
-        figures = self.judge(self.state.ema)
+        model = self.state.average()
+        if not self.world.main or self.judge is None or model is None:
+            return
+        figures = self.judge(model)
         before = [row["eval"]["fid"] for row in self.folder.rows() if "fid" in row.get("eval", {})]
         self.folder.append({"step": self.state.step, "eval": figures})
         self.listener.evaluated(self.state.step, figures)
         for message in self._watch.quality(self.state.step, "fid", figures["fid"]) if "fid" in figures else ():
             self.warn(message)
         if "fid" in figures and figures["fid"] < min(before, default=float("inf")):
-            self.state.export(self.folder.best, {"figures": figures})
+            self.state.export(self.folder.best, {"figures": figures}, network=model.network)
 
     def _report(self) -> None:
         report = self.trainer.report()
+        norm = self.state.average_norm() if self._takes_part else 0.0
         if self.world.main:
             self.folder.append(report.row())
             self.listener.report(report)
-            for message in self._watch.report(report, self.state.ema.network):
+            for message in self._watch.report(report, norm):
                 self.warn(message)
 
     def _leave(self, stop: Stop) -> Outcome:
@@ -258,10 +273,12 @@ class Session:
         self.log(f"stopped by {why} at step {self.state.step}")
         return Outcome(None, self.state.step, stop.signal, stop.out_of_time)
 
-    def _closed(self) -> dict[str, Any]:
+    def _closed(self, model: Model | None) -> dict[str, Any]:
         """Return what the closing adds to the model's header; a model without it is a model all the same."""
+        if self.closing is None or model is None:
+            return {}
         try:
-            return self.closing(self.state.ema) if self.closing is not None else {}
+            return self.closing(model)
         except UserError as error:
             self.warn(f"no sampling times were found: {error.message}")
             return {}
@@ -269,12 +286,13 @@ class Session:
     def _finish(self) -> Outcome:
         self.checkpoint()
         self.sample()
-        if not self.world.main:
+        if not self._takes_part:
             return Outcome(self.folder.model, self.state.step)
-        extra = self._closed()
+        extra = self._closed(self.state.average())
         for index, average in enumerate(self.state.extra_emas):
             self.state.export(self.folder.path / f"ema-{index}.safetensors", network=average.network)
         self.state.export(self.folder.model, extra)
-        self.listener.saved(self.folder.model)
+        if self.world.main:
+            self.listener.saved(self.folder.model)
         self.log(f"finished at step {self.state.step}")
         return Outcome(self.folder.model, self.state.step)

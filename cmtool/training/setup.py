@@ -13,13 +13,16 @@ from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.data.dataset import Dataset
 from cmtool.errors import CheckpointError, DataError, UserError
 from cmtool.losses.recipes import build_objective
+from cmtool.memory import keep_freed_memory
 from cmtool.models import Model, build_model, load, model_header
+from cmtool.networks.convolution import hold_in
 from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.training.compiling import compile_all
 from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import HALF, settle_precision
+from cmtool.training.sharding import Sharding, check_shardable
 from cmtool.training.state import TrainState
 from cmtool.training.supplies import frozen_predictor, gather
 
@@ -47,7 +50,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def set_up_torch(train: TrainConfig) -> None:
-    """Apply the settings that torch keeps for the whole process: CPU threads, deterministic algorithms."""
+    """Apply the settings of the whole process: CPU threads, deterministic algorithms, memory that is kept."""
+    keep_freed_memory()
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     if train.deterministic:
@@ -59,11 +63,15 @@ def set_up_torch(train: TrainConfig) -> None:
 def apply_precision(model: Model, precision: str) -> Model:
     """Set how a model computes: fp64 in double, bf16 and fp16 by autocast around the network, else float32.
 
-    The scalings, the time embedding and the loss stay in float32 for half precisions.
+    The scalings, the time embedding, the first and the last convolution stay in float32 for half precisions. For
+    models that are used, not trained: a half rounds their weights for good.
     """
     if precision == "fp64":
         return model.double()
-    model.autocast = HALF.get(precision)
+    half = HALF.get(precision)
+    model.autocast = half
+    if half is not None:
+        hold_in(model.network, half)
     return model
 
 
@@ -121,24 +129,44 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         UserError: whatever a user can have got wrong about teacher, starting weights, labels or precision.
     """
     check_needs(config)
+    sharding = _sharding(config, device, world)
     precision = settle_precision(config, device)
     student = fresh_student(config, dataset)
     teacher = load_teacher(config.teacher, config, device) if config.teacher else None
     source = teacher if teacher is not None else load(config.init) if config.init else None
     if source is not None:
         start_from(student, source)
-    student = precision.apply(student.to(device))
+    # What is to be split stays in the machine's memory until then: whole, it may not fit the device.
+    student = precision.apply(student if sharding else student.to(device))
     if teacher is not None:
         teacher = precision.apply_to_teacher(teacher)
-    if device.type != "mps" and config.network.kind != "mlp":
+    if sharding is None and device.type != "mps" and config.network.kind != "mlp":
         student = student.to(memory_format=torch.channels_last)
-    state = TrainState(config, student)
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
+    if sharding is not None and teacher is not None:
+        sharding.apply(teacher.network)
+    state = TrainState(config, student, sharding, precision.name)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
-    trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes)]
+    trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes), *_said(config, trainer.world)]
     trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, device))
     return trainer
+
+
+def _sharding(config: RunConfig, device: torch.device, world: World | None) -> Sharding | None:
+    """Return what splits the networks of a run over its processes; None where nothing is split."""
+    if not config.train.shard or world is None or world.size == 1:
+        return None
+    check_shardable(config.train.batch_size, world)
+    return Sharding(world, device)
+
+
+def _said(config: RunConfig, world: World) -> list[str]:
+    if not config.train.shard:
+        return []
+    if world.size == 1:
+        return ["train.shard: a single process has nobody to share with; the run is an ordinary one."]
+    return [f"weights, averages and optimizer are split over {world.size} processes."]
 
 
 def spread(images: Tensor) -> float:

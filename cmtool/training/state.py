@@ -6,35 +6,48 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, save_model
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError
-from cmtool.models import Model
+from cmtool.models import Model, build_model
 from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
+from cmtool.training.distributed import World
 from cmtool.training.numbers import LossScale
 from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
 from cmtool.training.provenance import machine, versions
 from cmtool.training.run_folder import RunFolder
+from cmtool.training.sharding import Sharding, is_sharded, local, share
 
 
 class TrainState:
     """Student, target, sampling averages and optimizer at a step.
 
-    `target` is the student itself unless the recipe gives it a decay of its own.
+    `target` is the student itself unless the recipe gives it a decay of its own. With `sharding` every process holds
+    its rows of each; what saves, exports or copies a network must then be called in all of them.
     """
 
-    def __init__(self, config: RunConfig, student: Model) -> None:
+    def __init__(
+        self, config: RunConfig, student: Model, sharding: Sharding | None = None, precision: str | None = None
+    ) -> None:
         self.config = config
+        # The format that is computed in, where the settings leave it to the machine.
+        self.precision = precision or config.train.precision
+        self.sharding = sharding
         self.student = student.train()
         part = config.recipe.target
         self.target: Model = self._frozen_copy().train() if part.keeps_network else student
         self.ema = self._frozen_copy().eval()
         self.extra_emas = [self._frozen_copy().eval() for _ in config.train.extra_emas]
+        for network in self._networks().values() if sharding is not None else ():
+            sharding.apply(network)
         self.names = [name for name, p in student.network.named_parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config.train, self.parameters())
+        # What the optimizer moves: the weights, or this process's rows of them in the same memory.
+        self.trained = self.parameters() if sharding is None else [nn.Parameter(local(p)) for p in self.parameters()]
+        self.optimizer = build_optimizer(config.train, self.trained)
         self.step = 0
         self.scale = LossScale(config.train.precision == "fp16")
         self.retries = 0
@@ -48,6 +61,55 @@ class TrainState:
     def parameters(self) -> list[nn.Parameter]:
         """Return the weights that are trained, in the order of `names`."""
         return [p for p in self.student.network.parameters() if p.requires_grad]
+
+    @property
+    def writes(self) -> bool:
+        """Whether files of a sharded run are written here; without sharding whoever asks writes."""
+        return self.sharding is None or self.sharding.world.main
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients."""
+        for parameter in (*self.parameters(), *self.trained):
+            parameter.grad = None
+
+    def collect_gradients(self, world: World) -> None:
+        """Sum the gradients over all processes; of a sharded network torch has done so, but for what stays whole."""
+        parameters = self.parameters()
+        if self.sharding is None:
+            return world.sum_gradients(parameters)
+        world.sum_gradients([p for p in parameters if not is_sharded(p)])
+        for parameter, rows in zip(parameters, self.trained, strict=True):
+            rows.grad = torch.zeros_like(rows) if parameter.grad is None else local(parameter.grad)
+
+    def total_norm(self, tensors: list[Tensor]) -> Tensor:
+        """Return the Euclidean norm, (), of tensors like `trained` (gradients, an average's weights), over all rows."""
+        if self.sharding is None:
+            return nn.utils.get_total_norm(tensors)
+        split = [is_sharded(parameter) for parameter in self.parameters()]
+        return self.sharding.total_norm(
+            [tensor for tensor, here in zip(tensors, split, strict=True) if here],
+            [tensor for tensor, here in zip(tensors, split, strict=True) if not here],
+        ).to(self.student.dtype)
+
+    def average_norm(self) -> float:
+        """Return the Euclidean norm of the sampling average's weights, over all processes."""
+        return float(self.total_norm([local(parameter) for parameter in self.ema.network.parameters()]))
+
+    def average(self, network: Model | None = None) -> Model | None:
+        """Return the sampling average (or another model of the run) ready to be called by process 0 alone.
+
+        Of a sharded run a whole copy, and None in all other processes; all must call this.
+        """
+        model = network or self.ema
+        if self.sharding is None:
+            return model
+        tensors = self.sharding.gather(model.network.state_dict())
+        if not self.sharding.world.main:
+            return None
+        copied = build_model(model.header).to(model.dtype)
+        copied.network.load_state_dict(tensors)
+        copied.autocast = model.autocast
+        return copied.requires_grad_(False).to(model.device).eval()
 
     def _frozen_copy(self) -> Model:
         return copy.deepcopy(self.student).requires_grad_(False)
@@ -73,20 +135,25 @@ class TrainState:
         return networks
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the complete training state by name."""
+        """Return the complete training state by name (of a sharded run in process 0; the others get nothing)."""
         found = {
             f"{role}.{name}": tensor
             for role, network in self._networks().items()
             for name, tensor in network.state_dict().items()
         }
         state = optimizer_tensors(self.optimizer, self.names)
+        if self.sharding is not None:
+            found = self.sharding.gather(found)
+            state = self.sharding.gather_moments(state, dict(zip(self.names, self.parameters(), strict=True)))
         return found | {f"optimizer.{name}": tensor for name, tensor in state.items()}
 
     def save(self, path: Path) -> None:
         """Write the state to `path` (safetensors with a digest), whole or not at all."""
         header = {"kind": "training-state", "step": self.step, "versions": versions()}
         header |= {"loss_scale": self.scale.state(), "retries": self.retries}
-        save_model(path, self.tensors(), header)
+        tensors = self.tensors()
+        if self.writes:
+            save_model(path, tensors, header)
 
     def restore(self, path: Path) -> None:
         """Read what `save` wrote.
@@ -98,20 +165,42 @@ class TrainState:
         try:
             for role, network in self._networks().items():
                 own = {k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(f"{role}.")}
-                network.load_state_dict(own)
+                self._load(network, own)
             state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-            restore_optimizer(self.optimizer, self.names, state)
+            restore_optimizer(self.optimizer, self.names, self._own_rows(state))
             self.step = int(header["step"])
             self.scale.restore(header.get("loss_scale", self.scale.state()))
             self.retries = int(header.get("retries", 0))
         except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not fit this run's network: {str(error).splitlines()[0]}") from error
 
+    def _load(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Put weights into a network; of a sharded one every process takes its rows."""
+        if self.sharding is None:
+            network.load_state_dict(tensors)
+            return
+        own = network.state_dict()
+        wrong = sorted(own.keys() ^ tensors.keys()) or [name for name in own if own[name].shape != tensors[name].shape]
+        if wrong:
+            raise ValueError(f"{len(wrong)} tensors differ, first {wrong[0]}")
+        for name, tensor in own.items():
+            local(tensor).copy_(share(tensors[name], tensor))
+
+    def _own_rows(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.sharding is None:
+            return moments
+        like = dict(zip(self.names, self.parameters(), strict=True))
+        return {k: share(v, like[k.rsplit(".", 1)[0]]) if v.dim() else v for k, v in moments.items()}
+
     def export(self, path: Path, extra: dict[str, Any] | None = None, network: nn.Module | None = None) -> None:
         """Write the sampling average (or another network) with its header as a model file."""
         header = {**self.student.header, "step": self.step, "versions": versions(), **(extra or {})}
-        header["machine"] = machine(self.student.device, self.config)
-        save_model(path, (network or self.ema.network).state_dict(), header)
+        header["machine"] = machine(self.student.device, self.config, self.precision)
+        tensors = (network or self.ema.network).state_dict()
+        if self.sharding is not None:
+            tensors = self.sharding.gather(tensors)
+        if self.writes:
+            save_model(path, tensors, header)
 
 
 def restore_newest(folder: RunFolder, state: TrainState) -> tuple[int | None, dict[Path, str]]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-import torch
-from torch import Tensor, nn
-
 from cmtool.training.report import Report
 
 _MEMORY = 20
@@ -26,11 +23,11 @@ class Watch:
         self._best: dict[str, float] = {}
         self._warned: set[str] = set()
 
-    def report(self, report: Report, average: nn.Module) -> list[str]:
-        """Return warnings about a report and the sampling average at its step."""
+    def report(self, report: Report, average_norm: float) -> list[str]:
+        """Return warnings about a report and the Euclidean norm of the sampling average's weights at its step."""
         here = f"step {report.step}"
         loss = self._jumps(f"loss at N = {report.num_scales}", report.loss, 10.0)
-        norm = self._jumps("norm of the sampling average", weight_norm(average), 3.0)
+        norm = self._jumps("norm of the sampling average", average_norm, 3.0)
         return [
             f"{here}: the {what}. The run may be diverging; a smaller train.lr or train.grad_clip=1.0 helps."
             for what in (loss, norm)
@@ -61,10 +58,3 @@ class Watch:
             return None
         self._warned.add(name)
         return f"{name} is {value:.4g} where {usual:.4g} was usual"
-
-
-@torch.no_grad()
-def weight_norm(module: nn.Module) -> float:
-    """Euclidean norm of all weights of a module."""
-    weights: list[Tensor] = list(module.parameters())
-    return float(torch.stack([norm.float() for norm in torch._foreach_norm(weights)]).norm())

@@ -46,7 +46,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     assert all(row["grad_norm"] > 0 for row in folder.rows())
     header = read_header(folder.model)
     assert (header["step"], header["kind"], header["recipe_name"]) == (7, "consistency", "ict")
-    assert header["machine"] == {"device": "cpu", "precision": "auto", "threads": 1, "deterministic": False}
+    assert header["machine"] == {"device": "cpu", "precision": "fp32", "threads": 1, "deterministic": False}
     model = load(folder.path)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = session.state.ema(x, torch.full((2,), 5.0))

@@ -9,7 +9,7 @@ from torch import nn
 from cmtool.errors import DivergenceError
 from cmtool.training.numbers import LossScale, all_finite, gradient_norm
 from cmtool.training.report import Report
-from cmtool.training.watch import Watch, weight_norm
+from cmtool.training.watch import Watch
 from tests.training.tiny import config_of, same, trainer_of
 
 
@@ -18,30 +18,27 @@ def report(step, loss, scales=10):
 
 
 def test_a_loss_that_jumps_is_warned_of_once():
-    watch, average = Watch(), nn.Linear(2, 2)
-    assert not any(watch.report(report(step, 1.0 + 0.5 * (step % 3)), average) for step in range(10))
-    (message,) = watch.report(report(10, 40.0), average)
+    watch = Watch()
+    assert not any(watch.report(report(step, 1.0 + 0.5 * (step % 3)), 1.0) for step in range(10))
+    (message,) = watch.report(report(10, 40.0), 1.0)
     assert "step 10" in message and "loss at N = 10 is 40" in message
-    assert not watch.report(report(11, 40.0), average)
-    assert not watch.report(report(12, 1.0), average)
-    assert watch.report(report(13, 40.0), average), "it came back to normal in between"
+    assert not watch.report(report(11, 40.0), 1.0)
+    assert not watch.report(report(12, 1.0), 1.0)
+    assert watch.report(report(13, 40.0), 1.0), "it came back to normal in between"
 
 
 def test_a_loss_that_moves_with_n_is_no_news():
-    watch, average = Watch(), nn.Linear(2, 2)
+    watch = Watch()
     for step in range(10):
-        watch.report(report(step, 1.0), average)
-    assert not watch.report(report(10, 30.0, scales=20), average)
+        watch.report(report(step, 1.0), 1.0)
+    assert not watch.report(report(10, 30.0, scales=20), 1.0)
 
 
 def test_the_norm_of_the_average_is_watched():
-    watch, average = Watch(), nn.Linear(3, 3)
+    watch = Watch()
     for step in range(6):
-        assert not watch.report(report(step, 1.0), average)
-    with torch.no_grad():
-        average.weight.mul_(10)
-        average.bias.mul_(10)
-    (message,) = watch.report(report(6, 1.0), average)
+        assert not watch.report(report(step, 1.0), 2.5)
+    (message,) = watch.report(report(6, 1.0), 25.0)
     assert "norm of the sampling average" in message
 
 
@@ -54,12 +51,14 @@ def test_quality_against_its_best():
     assert watch.quality(7, "fid", 19.0)
 
 
-def test_weight_norm():
-    layer = nn.Linear(2, 1)
+def test_the_norm_of_the_average_is_that_of_all_its_weights():
+    state = trainer_of(config_of("ict")).state
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
-        layer.bias.fill_(12.0)
-    assert weight_norm(layer) == pytest.approx(13.0)
+        for parameter in state.ema.parameters():
+            parameter.zero_()
+        first, *_, last = state.ema.parameters()
+        first.flatten()[0], last.flatten()[0] = 5.0, 12.0
+    assert state.average_norm() == pytest.approx(13.0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
