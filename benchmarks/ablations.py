@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--teacher-steps", type=int, default=2500)
     parser.add_argument("--only", nargs="*", choices=tuple(ABLATIONS), default=tuple(ABLATIONS))
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="ARM", help='settings not to train, e.g. "N=60"')
     trials.add_sets(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -167,7 +168,7 @@ def main() -> None:
     results = args.out / "ablations.jsonl"
     marks = {"preset": args.preset, "steps": args.steps, "teacher_steps": args.teacher_steps, "sets": args.sets}
     for seed, key in itertools.product(range(args.seeds), args.only):
-        for arm in ABLATIONS[key].arms:
+        for arm in (arm for arm in ABLATIONS[key].arms if arm.name not in args.leave_out):
             place = {**marks, "ablation": key, "arm": arm.name, "seed": seed}
             if not any(place.items() <= row.items() for row in trials.rows_of(results)):
                 trials.append(results, {**place, **run(arm, seed, args)})
