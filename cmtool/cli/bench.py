@@ -39,7 +39,7 @@ def bench(
     Data that are not built in are replaced by random bytes, a teacher by one with fresh weights: neither changes the
     cost of a step.
 
-    Example: cmtool bench --preset cifar10 --recipe cd
+    Examples: cmtool bench | cmtool bench --preset cifar10 --recipe ict --price 2.5
     """
     import tempfile
     from pathlib import Path

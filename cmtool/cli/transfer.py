@@ -95,7 +95,7 @@ def export_model(
 ) -> None:
     """Write a model for other software: OpenAI's or EDM's code, diffusers, ONNX, TorchScript, the Hugging Face hub.
 
-    Example: cmtool export demo/digits --format diffusers --out pipeline/
+    Example: cmtool export demo/digits --format torchscript --out digits.pt
     """
     output = Output(json_mode, quiet)
     from cmtool.errors import UsageError
