@@ -59,7 +59,7 @@ from cmtool.evaluation.manifold import manifold
 from cmtool.models import Model, load
 from cmtool.rng import SampleStreams, derive
 from cmtool.samplers import editing
-from cmtool.samplers.edit_plan import plan_edit, usual_guidance
+from cmtool.samplers.edit_plan import plan_edit, usual_help
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 
@@ -173,7 +173,7 @@ def likeliest(model: Model, case: Case, times: Sequence[float], guidance: float,
 
 
 def variations(
-    model: Model, task: str, case: Case, count: int, times: Sequence[float], guidance: float, seed: int
+    model: Model, task: str, case: Case, count: int, times: Sequence[float], guidance: float, candidates: int, seed: int
 ) -> Tensor:
     """Return `count` edits of every picture, (count, B, C, H, W)."""
     if task == "denoise":
@@ -181,8 +181,10 @@ def variations(
     labels = likeliest(model, case, times, guidance, seed)
     made = []
     for index in range(count):
-        streams = SampleStreams(_seeds(len(case.y), seed, index))
-        edited = editing.edit(model, case.operator, case.y, streams, times, labels, guidance=guidance)
+        seeds = _seeds(len(case.y), seed, index)
+        edited = editing.edit_best(
+            model, case.operator, case.y, seeds, times, labels, candidates=candidates, guidance=guidance
+        )
         made.append(legal(task, edited.image, case.y))
     return torch.stack(made)
 
@@ -226,13 +228,14 @@ def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, 
         times = [float(t) for t in times.split(",")] if times and times != "paper" else times
         times = [NOISE] if task == "denoise" else times
         plan = plan_edit(model.header, kind, steps=None if times else given.steps, times=times)
-        usual = usual_guidance(model.header, kind, plan)
+        usual, candidates = usual_help(model.header, kind, plan)
+        candidates = given.candidates or candidates
         case = make_case(task, truth, given.seed)
         for guidance in [float(g) for g in given.guidance.split(",")] if given.guidance else [usual]:
             began = time.process_time()
-            made = variations(model, task, case, given.variations, plan.times, guidance, given.seed)
+            made = variations(model, task, case, given.variations, plan.times, guidance, candidates, given.seed)
             figures = measure(made, truth, case, judge)
-            head = {"task": task, "nfe": len(plan.times), "guidance": guidance}
+            head = {"task": task, "nfe": len(plan.times) * candidates, "guidance": guidance}
             rows.append({**head, **figures, "seconds": round(time.process_time() - began, 1)})
             output.say(
                 str({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
@@ -257,6 +260,7 @@ def main() -> None:
     parser.add_argument("--times", default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--guidance", default=None, help="comma-separated; default: the tuned one")
+    parser.add_argument("--candidates", type=int, default=None, help="default: the tuned number")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)

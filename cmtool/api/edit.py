@@ -21,7 +21,7 @@ from cmtool.api.model import BLOCK, Model, as_model
 from cmtool.api.pictures import Bytes, Picture, as_bytes, mask_of, stacked
 from cmtool.data import editing
 from cmtool.errors import UserError
-from cmtool.samplers.edit_plan import plan_edit, usual_guidance
+from cmtool.samplers.edit_plan import plan_edit, usual_help
 from cmtool.samplers.plan import SamplePlan
 from cmtool.samplers.times import header_range
 
@@ -201,8 +201,9 @@ def _edited(
     seed: int,
 ) -> Bytes:
     plan = plan_edit(model.header, task, steps=steps, times=times)
-    strength = usual_guidance(model.header, task, plan) if guidance is None else guidance
-    return _run(Task(task, plan, strength, _label(model, label)), model, subject, num, seed)
+    usual, candidates = usual_help(model.header, task, plan)
+    strength = usual if guidance is None else guidance
+    return _run(Task(task, plan, strength, _label(model, label), candidates=candidates), model, subject, num, seed)
 
 
 def _run(task: Task, model: Model, subject: editing.Subject, num: int, seed: int) -> Bytes:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cmtool.data.editing import Subject, operator_of
+from cmtool.errors import UserError
 from cmtool.models import Model
-from cmtool.samplers.editing import denoise, edit
+from cmtool.samplers.editing import Edited, denoise, edit_best
 from cmtool.samplers.generate import streams_for
 from cmtool.samplers.plan import SamplePlan
 from cmtool.samplers.windows import Windowed
@@ -23,7 +24,8 @@ TRIALS, MOST_CLASSES = 4, 100
 class Task:
     """An edit without its picture: what is done, at which noise levels, and how variations are compared.
 
-    `label` is the class (None: the one that fits best), `metric` "l2" or "lpips".
+    `label` is the class (None: the one that fits best), `metric` "l2" or "lpips"; a variation is the most consistent
+    of `candidates`.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Task:
     guidance: float = 0.0
     label: int | None = None
     metric: str = "l2"
+    candidates: int = 1
 
 
 class Editor:
@@ -42,6 +45,7 @@ class Editor:
         self._operator = operator_of(task.name, subject, self._y)
         shape = (int(self._y.shape[1]), int(self._y.shape[2]), int(self._y.shape[3]))
         self._view = Windowed(model, shape) if shape != model.image_shape else model
+        self._perceptual = _lpips() if task.metric == "lpips" else None
 
     def choose_label(self) -> int | None:
         """Return the class asked for, else the one whose edits agree best with what is known; None: no class.
@@ -56,15 +60,15 @@ class Editor:
         if classes > MOST_CLASSES or several:
             return None
         seeds = list(range(TRIALS))
-        misfits = [self._edited(seeds, label)[1].mean().item() for label in range(classes)]
+        misfits = [self._edited(seeds, label, 1)[1].mean().item() for label in range(classes)]
         return min(range(classes), key=misfits.__getitem__)
 
     def run(self, seeds: Sequence[int], label: int | None) -> tuple[Tensor, Tensor]:
         """Return legal edits (B, C, H, W), one for each seed, and how inconsistent each is (B,); both on the CPU."""
-        image, _, distance = self._edited(seeds, label)
+        image, _, distance = self._edited(seeds, label, self._task.candidates)
         return self._subject.legal(image.float().cpu()), distance.cpu()
 
-    def _edited(self, seeds: Sequence[int], label: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _edited(self, seeds: Sequence[int], label: int | None, candidates: int) -> tuple[Tensor, Tensor, Tensor]:
         y = self._y.expand(len(seeds), *self._y.shape[1:])
         labels = None if label is None else torch.full((len(seeds),), label, device=y.device)
         plan = self._task.plan
@@ -72,19 +76,27 @@ class Editor:
             answer = denoise(self._view, y, plan.times[0], labels)
             misfit = (answer - y).square().flatten(1).mean(1)
             return answer, misfit, misfit
-        streams = streams_for(self._model, seeds)
-        made = edit(self._view, self._operator, y, streams, plan.times, labels, guidance=self._task.guidance)
+        guidance = self._task.guidance
+        made = edit_best(
+            self._view, self._operator, y, seeds, plan.times, labels, candidates=candidates, guidance=guidance
+        )
         if self._task.name == "stroke":
             misfit = (made.answer - y).square().flatten(1).mean(1)
             return made.image, misfit, misfit
-        return made.image, made.misfit, self._inconsistency(made.answer, y)
+        return made.image, made.misfit, self._inconsistency(made, y)
 
-    def _inconsistency(self, answer: Tensor, y: Tensor) -> Tensor:
+    def _inconsistency(self, made: Edited, y: Tensor) -> Tensor:
         """How far the model's last answer misses what is known: (B,), root mean square or LPIPS."""
-        seen, known = self._operator.start(answer), self._operator.start(y)
-        if self._task.metric == "lpips":
-            from cmtool.config.parts import DistancePart
-            from cmtool.losses.perceptual import build_lpips
+        if self._perceptual is not None:
+            return self._perceptual(self._operator.start(made.answer), self._operator.start(y))
+        return made.residual.sqrt()
 
-            return build_lpips(DistancePart(kind="lpips"))(seen, known)
-        return (seen - known).square().flatten(1).mean(1).sqrt()
+
+def _lpips() -> Callable[[Tensor, Tensor], Tensor]:
+    from cmtool.config.parts import DistancePart
+    from cmtool.losses.perceptual import build_lpips
+
+    try:
+        return build_lpips(DistancePart(kind="lpips"))
+    except UserError as error:
+        raise type(error)(error.message, "--metric l2 compares without it") from None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # An uncertainty map of fewer variations is mostly its own noise.
 UNCERTAINTY_NUM = 32
+MASK_HINT = "a mask is a picture of its own: white where something is to be made, black elsewhere"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Request:
     found: FoundModel
     plan: SamplePlan
     guidance: float
+    candidates: int
     seeds: Sequence[int]
     keep: int
     label: int | None
@@ -61,21 +63,23 @@ class Result:
 def decide(task: str, given: dict[str, Any], output: Output) -> Request:
     """Settle the model, the noise levels, seeds and label; every mistake in the arguments is found here."""
     from cmtool.cli.lists import choose_label, choose_seeds
-    from cmtool.samplers.edit_plan import usual_guidance
+    from cmtool.samplers.edit_plan import usual_help
 
     _check_pictures(given)
     made, kept = _counts(given)
     found = _find(task, given, output)
     label = choose_label(given["label"], found.header["data"])
     plan = _plan(task, found.header, given)
-    guidance = given.get("guidance")
-    if guidance is None:
-        guidance = usual_guidance(found.header, task, plan)
+    usual, candidates = usual_help(found.header, task, plan)
+    guidance = usual if given.get("guidance") is None else given["guidance"]
+    if given.get("best_of"):
+        candidates = 1
     shown = ", ".join(f"{level:.4g}" for level in plan.times[:6]) + " ..." * (len(plan.times) > 6)
     output.say(found.describe())
-    output.say(f"times {shown} ({plan.source})")
+    chosen = f"; each the most consistent of {candidates}" if candidates > 1 else ""
+    output.say(f"times {shown} ({plan.source}{chosen})")
     seeds = choose_seeds(made, given.get("seed") or 0, None, 1)
-    return Request(task, found, plan, guidance, seeds, kept, label, given)
+    return Request(task, found, plan, guidance, candidates, seeds, kept, label, given)
 
 
 def _counts(given: dict[str, Any]) -> tuple[int, int]:
@@ -100,6 +104,7 @@ def _find(task: str, given: dict[str, Any], output: Output) -> FoundModel:
         fits=lambda header: _refusal(header, needed) is None,
         wanted="consistency model of images" + (" in color" if needed else ""),
         output=output,
+        preset="shapes" if needed else "digits",
     )
     refusal = _refusal(found.header, needed)
     if refusal:
@@ -111,16 +116,28 @@ def _check_pictures(given: dict[str, Any]) -> None:
     out = given["out"]
     for image in given["images"]:
         if not image.exists():
-            raise UserError(f"{image}: no such file.")
+            raise UserError(f"{image}: no such file.", _lookalike(image))
         if image.is_dir():
             raise UserError(f"{image} is a folder; name the pictures in it.", f"e.g. {image}/*.png")
         if given.get("mask") is not None and image.resolve() == given["mask"].resolve():
-            raise UserError(f"{image} is given as the picture and as its mask.")
+            raise UserError(f"{image} is given as the picture and as its mask.", MASK_HINT)
+    mask = given.get("mask")
+    if mask is not None and not mask.exists():
+        raise UserError(f"--mask {mask}: no such file.", _lookalike(mask))
     if out is not None and not out.is_dir():
         if out.suffix.lower() not in ("", ".png"):
-            raise UserError(f"--out {out}: edits are written as .png or into a folder.")
+            raise UserError(f"--out {out}: edits are written as .png or into a folder.", f"--out {out.stem}.png")
         if out.suffix == "" and out.exists():
             raise UserError(f"--out {out} is a file, not a folder.", "choose another folder, or a name ending in .png")
+
+
+def _lookalike(missing: Path) -> str:
+    """Name the nearest file beside one that is not there, else how to see what is."""
+    from cmtool.errors import nearest
+
+    beside = [path.name for path in missing.parent.iterdir()] if missing.parent.is_dir() else []
+    close = nearest(missing.name, beside, count=1)
+    return f"did you mean {missing.parent / close[0]}?" if close else f"ls {missing.parent} shows what there is"
 
 
 def _refusal(header: Mapping[str, Any], channels: int | None) -> str | None:
@@ -168,9 +185,10 @@ def run_edit(task: str, given: dict[str, Any], output: Output) -> None:
         {
             "task": task,
             "model": str(request.found.path),
-            "nfe": len(request.plan.times),
+            "nfe": len(request.plan.times) * request.candidates,
             "times": list(request.plan.times),
             "guidance": request.guidance,
+            "candidates": request.candidates,
             "edits": documents,
         }
     )
@@ -223,7 +241,7 @@ def _result(request: Request, model: Model, path: Path, subject: Subject, output
     from cmtool.api.editor import Editor, Task
 
     compares = request.given.get("metric", "l2") if request.given.get("best_of") else "l2"
-    task = Task(request.task, request.plan, request.guidance, request.label, compares)
+    task = Task(request.task, request.plan, request.guidance, request.label, compares, request.candidates)
     editor = Editor(task, model, subject)
     label = editor.choose_label()
     if label is not None and request.label is None:

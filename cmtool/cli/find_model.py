@@ -81,6 +81,7 @@ def find_model(
     option: str = "--model",
     runs: Path | str = "runs",
     output: Output | None = None,
+    preset: str = "digits",
 ) -> FoundModel:
     """Return the model that a command works with.
 
@@ -92,6 +93,7 @@ def find_model(
         option: the option to name in messages.
         runs: where runs are looked for.
         output: where the fetching of a published model is told; None: nowhere.
+        preset: whose training is proposed where there is none.
 
     Raises:
         UserError: if there is none, or the named one is of another kind.
@@ -102,14 +104,17 @@ def find_model(
         header = read_header(path)
         if header.get("kind") not in kinds:
             needed = " or ".join(KIND_NAMES.get(kind, kind) for kind in kinds)
-            raise UserError(f"{path} is a {KIND_NAMES.get(header['kind'], header['kind'])}, and a {needed} is needed.")
+            raise UserError(
+                f"{path} is a {KIND_NAMES.get(header['kind'], header['kind'])}, and a {needed} is needed.",
+                f"name another with {option}",
+            )
         return FoundModel(path, header, f"as {option} says" if given else "as $CMTOOL_MODEL says")
     candidates = finished_runs(Path(runs))
     for kind in kinds:
         for path, header in candidates:
             if header.get("kind") == kind and (fits is None or fits(header)):
                 return FoundModel(path, header, f"the newest finished run of a {KIND_NAMES.get(kind, kind)}")
-    command = "cmtool train-ct --preset digits" if kinds[0] == "consistency" else "cmtool train-edm --preset digits"
+    command = f"cmtool {'train-ct' if kinds[0] == 'consistency' else 'train-edm'} --preset {preset}"
     raise UserError(
         f"there is no {wanted}: no {option} is given, and no finished run under ./{runs} fits.",
         f"train one with `{command}`, or name one with {option}",

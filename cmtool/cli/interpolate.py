@@ -95,7 +95,13 @@ def _decide(given: dict[str, Any], output: Output) -> Walk:
     pictures = (*(given["images"] or ()), *(given["more"] or ()))
     _check(given, pictures)
     levels = None if given["times"] is None else parse_floats(given["times"], "--times")
-    found = find_model(given["model"], kinds=("consistency",), wanted="consistency model", output=output)
+    found = find_model(
+        given["model"],
+        kinds=("consistency",),
+        fits=lambda header: not header["data"].get("float_samples"),
+        wanted="consistency model of images",
+        output=output,
+    )
     data = found.header["data"]
     if data.get("float_samples"):
         raise UserError(f"{found.path} makes points, not pictures.", "name another with --model")

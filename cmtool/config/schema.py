@@ -214,6 +214,7 @@ class EditLevels(Table):
     first: float = Field(gt=0, description="largest noise level")
     last: float = Field(gt=0, description="smallest noise level")
     guidance: float = Field(0.0, ge=0, le=10, description="over-relaxation of the known part between the evaluations")
+    candidates: int = Field(1, ge=1, le=64, description="a variation is the most consistent of so many edits")
 
     @model_validator(mode="after")
     def _ordered(self) -> EditLevels:

@@ -25,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # a phon
 SUFFIXES: tuple[str, ...] = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib")
 SUFFIXES += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
 FOREIGN: tuple[str, ...] = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd")
-MAX_PIXELS = 120_000_000  # larger than any camera's single frame in common use, small enough to decode in 0.5 GB
+MAX_PIXELS = 99_999_999  # larger than most cameras' single frames, small enough to decode in 0.5 GB
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
@@ -38,11 +38,18 @@ _DAMAGE = (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, M
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+HINTS = {
+    "unreadable": "save it again as PNG or JPEG",
+    "too large": "make it smaller first",
+    "animated": "save one frame of it as PNG",
+}
+
+
 class SkippedImage(DataError):
     """An image file that cannot be used; `reason` is the short form that is counted."""
 
     def __init__(self, name: str, reason: str, detail: str) -> None:
-        super().__init__(f"{name}: {detail}")
+        super().__init__(f"{name}: {detail}", HINTS.get(reason))
         self.reason = reason
 
 
@@ -60,7 +67,7 @@ def _open(source: Path | bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise SkippedImage(name, "unreadable", "not an image in a format that is read here.") from None
     except Image.DecompressionBombError:
-        raise SkippedImage(name, "too large", f"more than {MAX_PIXELS // 10**6} megapixels.") from None
+        raise SkippedImage(name, "too large", "100 megapixels or more.") from None
     except FileNotFoundError:
         raise DataError(f"{name}: no such file.") from None
     except _DAMAGE as error:
@@ -120,7 +127,7 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
     with _open(source, label) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels"
-            raise SkippedImage(label, "too large", f"{size} is more than {MAX_PIXELS // 10**6} megapixels.")
+            raise SkippedImage(label, "too large", f"{size}, which is 100 megapixels or more.")
         # A phone's MPO and a scanner's TIFF hold further pages, not an animation.
         if not animated and picture.format not in ("MPO", "TIFF") and _moves(picture, label):
             raise SkippedImage(label, "animated", "an animation; only still images are used.")

@@ -40,6 +40,7 @@ from cmtool.samplers.editing import (
     nothing_known,
     repeat_patches,
 )
+from cmtool.samplers.windows import positions
 
 Bytes = NDArray[np.uint8]
 Legal = Callable[[Tensor], Tensor]
@@ -205,7 +206,8 @@ def prepare_superres(original: Bytes, factor: int, side: int, options: Options) 
         region = Region(0, 0, max(height, small_side), max(width, small_side))
         small = region.take(original)
         notes: tuple[str, ...] = (
-            f"{width} x {height} becomes {width * factor} x {height * factor}, in windows of {side}",
+            f"{width} x {height} becomes {width * factor} x {height * factor}, "
+            f"in {_windows(region.height * factor, region.width * factor, side)}",
         )
     else:
         small, region, notes = _fitted(original, small_side, options)
@@ -221,6 +223,12 @@ def prepare_superres(original: Bytes, factor: int, side: int, options: Options) 
     return Subject(y, picture(y), legal, back, factor=factor, notes=notes)
 
 
+def _windows(height: int, width: int, side: int) -> str:
+    """Say how many windows of the model's side cover a picture: what its edit costs. Levels differ by a row at most."""
+    count = len(positions(height, side, offset=1)) * len(positions(width, side, offset=1))
+    return f"about {count} overlapping windows of {side}"
+
+
 def prepare_stroke(original: Bytes, side: int, options: Options) -> Subject:
     """Turn a rough drawing into a picture: it says where to start, and nothing of it is kept."""
     small, region, notes = _fitted(original, side, options)
@@ -232,7 +240,7 @@ def prepare_denoise(original: Bytes, side: int, options: Options) -> Subject:
     height, width = original.shape[:2]
     if options.paste and (height > side or width > side):
         region = Region(0, 0, max(height, side), max(width, side))
-        notes = (f"{width} x {height} in overlapping windows of {side}",)
+        notes = (f"{width} x {height} in {_windows(region.height, region.width, side)}",)
 
         def back(x: Tensor) -> Bytes:
             return picture(x)[:height, :width]

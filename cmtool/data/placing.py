@@ -151,7 +151,10 @@ def match_mask(mask: Mask, height: int, width: int, name: str) -> tuple[Mask, st
         aspect, wanted = mask.shape[1] / mask.shape[0], width / height
         size = f"{mask.shape[1]} x {mask.shape[0]}"
         if abs(aspect / wanted - 1) > ASPECT_SLACK:
-            raise DataError(f"the mask is {size} and {name} is {width} x {height}: another shape, so another picture.")
+            raise DataError(
+                f"the mask is {size} and {name} is {width} x {height}: another shape, so another picture.",
+                f"paint one of {width} x {height} pixels, or of that shape",
+            )
         notice = f"the mask is resized from {size} to {width} x {height}"
         mask = resize_mask(mask, height, width)
     if mask.max() < 0.5 / 255:

@@ -53,11 +53,12 @@ def tuned_times(levels: EditLevels, steps: int, sigma_min: float, sigma_max: flo
     return geometric_times(steps, first, last)
 
 
-def usual_guidance(header: Mapping[str, Any], task: str, plan: SamplePlan) -> float:
-    """The over-relaxation that belongs to the tuned levels of a plan; the paper's algorithm knows none."""
+def usual_help(header: Mapping[str, Any], task: str, plan: SamplePlan) -> tuple[float, int]:
+    """Return (over-relaxation, candidates) that belong to a plan's tuned levels; the paper's algorithm has none."""
     if task not in TUNED or not plan.source.startswith("tuned"):
-        return 0.0
-    return float(getattr(edit_settings(header), task).guidance)
+        return 0.0, 1
+    levels: EditLevels = getattr(edit_settings(header), task)
+    return levels.guidance, levels.candidates
 
 
 def published_times(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from cmtool.rng import SampleStreams
+from cmtool.rng import SampleStreams, derive
 from cmtool.samplers.multistep import ConsistencyFunction, to_range, unchanged, walk
 
 # Rec. 601 luma of red, green and blue, as the paper writes it.
@@ -111,11 +111,13 @@ class Edited(NamedTuple):
         image: (B, C, H, W), the known part put back.
         answer: (B, C, H, W), the model's last answer before that.
         misfit: (B,), mean over the evaluations of the mean square of P(answer - y) over all values of an image.
+        residual: (B,), that mean square of the last answer alone.
     """
 
     image: Tensor
     answer: Tensor
     misfit: Tensor
+    residual: Tensor
 
 
 @torch.no_grad()
@@ -149,17 +151,60 @@ def edit(
     """
     confine = to_range if clamp else unchanged
     answer = y
-    misfit = torch.zeros(len(y), dtype=y.dtype, device=y.device)
+    misfit = residual = torch.zeros(len(y), dtype=y.dtype, device=y.device)
 
     def after(raw: Tensor, last: bool) -> Tensor:
-        nonlocal answer, misfit
+        nonlocal answer, misfit, residual
         answer = confine(raw)
-        misfit = misfit + operator.start(answer - y).square().flatten(1).mean(1) / len(times)
+        residual = operator.start(answer - y).square().flatten(1).mean(1)
+        misfit = misfit + residual / len(times)
         return operator.replace(answer, y, 1.0 if last else 1.0 + guidance)
 
     start = operator.start(y)
     image = walk(model, start + times[0] * streams.normal(start.shape[1:]), streams, times, label, after)
-    return Edited(image, answer, misfit)
+    return Edited(image, answer, misfit, residual)
+
+
+def edit_best(
+    model: ConsistencyFunction,
+    operator: Operator,
+    y: Tensor,
+    seeds: Sequence[int],
+    times: Sequence[float],
+    label: Tensor | None = None,
+    *,
+    candidates: int = 1,
+    guidance: float = 0.0,
+) -> Edited:
+    """Edit each image `candidates` times and keep the edit whose last answer agrees best with what is known.
+
+    Algorithm 4 settles large features, such as a color, at noise levels where a measurement as fine as luma says
+    little, and cannot come back to them: the choice among several makes up for it. Candidate 0 is the edit of the seed
+    itself, and each depends on its image's seed alone.
+
+    Args:
+        seeds: one for each image, B in all.
+        candidates: edits of each image, at least 1; len(times) evaluations each.
+    """
+    best = None
+    for number in range(candidates):
+        own = [derive(seed, "candidate", number) if number else seed for seed in seeds]
+        streams = SampleStreams(own, y.device, y.dtype)
+        made = edit(model, operator, y, streams, times, label, guidance=guidance)
+        best = made if best is None else _closer(best, made)
+    if best is None:
+        raise ValueError(f"{candidates} candidates are none")
+    return best
+
+
+def _closer(a: Edited, b: Edited) -> Edited:
+    """Per image the one of smaller residual."""
+    better = b.residual < a.residual
+
+    def pick(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return Edited(*map(pick, a, b))
 
 
 def class_misfits(

@@ -17,6 +17,8 @@ def write_model(
     names=None,
     source="shapes",
     times=None,
+    label_dropout=0.0,
+    edit=None,
 ):
     """Write runs/<name>/model.safetensors below `folder` and return its path."""
     points = source == "toy2d"
@@ -35,7 +37,7 @@ def write_model(
         "process": {"parameterization": "consistency" if kind == "consistency" else "edm"},
         "data": {"source": source, "resolution": 1 if points else resolution, "channels": 2 if points else channels,
                  "num_classes": num_classes, "class_names": names, "fingerprint": "x", "float_samples": points},
-        "times": times or {},
+        "times": times or {}, "label_dropout": label_dropout, **({"edit": edit} if edit else {}),
     }  # fmt: skip
     model = build_model(header)
     # Fresh networks end in zeros; numbers everywhere make every pixel depend on the noise and the label.

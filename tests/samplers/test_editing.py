@@ -206,6 +206,37 @@ def test_256_edits_in_one_batch_equal_256_single_ones():
     torch.testing.assert_close(whole, torch.cat(single), rtol=0, atol=1e-6)
 
 
+def test_256_edits_of_a_network_in_one_batch_equal_256_single_ones(tmp_path):
+    from cmtool.models import load
+    from tests.cli.tiny import write_model
+
+    # An exact f could not mix up rows; a network with normalization and attention could.
+    model = load(write_model(tmp_path, num_classes=3))
+    y = torch.rand(256, 3, 8, 8, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    label = torch.arange(256) % 3
+    whole = ed.edit(model, ed.known_luma(), y, streams(256), TIMES[2], label, guidance=0.5).image
+    for i in range(256):
+        row = slice(i, i + 1)
+        single = ed.edit(model, ed.known_luma(), y[row], streams(1, first=i), TIMES[2], label[row], guidance=0.5).image
+        torch.testing.assert_close(whole[row], single, rtol=0, atol=1e-4)
+
+
+def test_the_best_of_several_candidates_is_kept_for_every_image():
+    y = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    operator, seeds = ed.known_pixels(mask), list(range(6))
+    single = ed.edit(Wave(), operator, y, streams(6), TIMES[2])
+    best = [ed.edit_best(Wave(), operator, y, seeds, TIMES[2], candidates=count) for count in (1, 4)]
+    assert torch.equal(best[0].image, single.image)
+    assert (best[1].residual <= single.residual).all()
+    assert (best[1].residual < single.residual).any()
+    # The residual is that of the answer that comes with it, and each image's choice depends on its own seed alone.
+    torch.testing.assert_close(best[1].residual, operator.project(best[1].answer - y).square().flatten(1).mean(1))
+    alone = ed.edit_best(Wave(), operator, y[2:3], seeds[2:3], TIMES[2], candidates=4)
+    torch.testing.assert_close(alone.image, best[1].image[2:3])
+
+
 def test_denoising_is_one_evaluation_without_added_noise():
     model = GaussianConsistency(s=0.5)
     noisy = torch.full((2, 1, 4, 4), 0.4)

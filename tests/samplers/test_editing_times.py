@@ -6,7 +6,7 @@ import pytest
 from benchmarks.editing_times import TWO_PIXEL_GUIDANCE, TWO_PIXEL_TIMES, problems, two_pixels
 from cmtool.config.schema import EditConfig
 from cmtool.errors import UserError
-from cmtool.samplers.edit_plan import TASKS, TUNED, edit_settings, plan_edit, tuned_times, usual_guidance
+from cmtool.samplers.edit_plan import TASKS, TUNED, edit_settings, plan_edit, tuned_times, usual_help
 from cmtool.samplers.times import solver_times, validate_times
 from tests.samplers.test_editing import two_pixels as simulated
 
@@ -47,6 +47,14 @@ def test_tuned_levels_beat_the_published_ones_with_half_the_evaluations():
             assert problem.distance(tuned, levels.guidance) < 0.97 * problem.distance(PAPER), problem.name
 
 
+def test_guidance_brings_every_task_nearer_to_the_posterior_at_the_same_levels():
+    for task, group in problems().items():
+        levels = getattr(EditConfig(), task)
+        times = tuned_times(levels, 20, 0.002, 80.0)
+        for problem in group:
+            assert problem.distance(times, levels.guidance) < problem.distance(times), problem.name
+
+
 @pytest.mark.parametrize("task", TUNED)
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 100])
 @pytest.mark.parametrize("sigma_max", [0.05, 1.0, 80.0])
@@ -68,7 +76,7 @@ def test_the_header_decides_then_the_preset_it_names_then_the_usual_levels():
     own = EditConfig(inpaint={"steps": 3, "first": 4.0, "last": 1.0, "guidance": 0.1}).model_dump(mode="json")
     plan = plan_edit({**HEADER, "edit": own}, "inpaint")
     assert plan.times == pytest.approx((4.0, 2.0, 1.0))
-    assert usual_guidance({**HEADER, "edit": own}, "inpaint", plan) == 0.1
+    assert usual_help({**HEADER, "edit": own}, "inpaint", plan) == (0.1, 1)
     assert edit_settings({**HEADER, "preset": "cifar10"}).paper_points == 18
     assert edit_settings({**HEADER, "preset": "never heard of"}) == EditConfig()
     assert edit_settings({}) == EditConfig()
@@ -76,9 +84,9 @@ def test_the_header_decides_then_the_preset_it_names_then_the_usual_levels():
 
 def test_over_relaxation_belongs_to_the_tuned_levels_alone():
     for request in ({"times": "paper"}, {"times": (3.0, 1.0)}, {"indices": (0, 10), "of": 40}):
-        assert usual_guidance(HEADER, "inpaint", plan_edit(HEADER, "inpaint", **request)) == 0.0
-    assert usual_guidance(HEADER, "stroke", plan_edit(HEADER, "stroke")) == 0.0
-    assert usual_guidance(HEADER, "inpaint", plan_edit(HEADER, "inpaint", steps=7)) > 0
+        assert usual_help(HEADER, "inpaint", plan_edit(HEADER, "inpaint", **request)) == (0.0, 1)
+    assert usual_help(HEADER, "stroke", plan_edit(HEADER, "stroke")) == (0.0, 1)
+    assert usual_help(HEADER, "inpaint", plan_edit(HEADER, "inpaint", steps=7))[0] > 0
 
 
 def test_unusable_requests_are_refused():
