@@ -212,12 +212,18 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     if set(dict(model.named_buffers())) - set(model.state_dict()):
         model = build_model(header).to(dtype)  # a network with derived buffers needs them computed
     else:
-        model = model.to(dtype).to_empty(device="cpu")
+        # Not `to_empty`: for tensors without memory it imports torch's symbolic shapes, most of a second.
+        model = model.to(dtype)._apply(_with_memory)
     # Copied, not assigned: the weights keep the memory layout that the network asked for, and with it speed and bits.
     model.network.load_state_dict(tensors)
     model.header = header
     model.requires_grad_(False)
     return model.to(device).eval()
+
+
+def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return an uninitialized tensor on the CPU of the size, layout and dtype of one without memory."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
 def parameter_count(model: nn.Module) -> int:

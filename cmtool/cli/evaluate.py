@@ -102,14 +102,19 @@ def _check(given: dict[str, Any]) -> dict[str, Any]:
 def _evaluate(request: dict[str, Any], given: dict[str, Any], output: Output) -> None:
     from cmtool.cli.evaluate_job import Evaluation
     from cmtool.cli.evaluate_sets import list_wanted
+    from cmtool.cli.output import Output
     from cmtool.evaluation.references import check_reference
+    from cmtool.training.distributed import join_world
 
     ref = given["ref"]
-    if ref is not None:
-        check_reference(ref, given["mode"], output.say)
-    wanted = list_wanted(given["samples"] or [], given["model"], ref, request["steps"], request["times"], output)
-    ref = ref or usual_reference(wanted, output)
-    Evaluation(ref, wanted, request, given, output).run()
+    with join_world("cpu") as world:
+        if not world.main:
+            output = Output(silent=True, quiet=True)
+        if ref is not None:
+            check_reference(ref, given["mode"], output.say)
+        wanted = list_wanted(given["samples"] or [], given["model"], ref, request["steps"], request["times"], output)
+        ref = ref or usual_reference(wanted, output)
+        Evaluation(ref, wanted, request, given, output, world).run()
 
 
 def usual_reference(wanted: Sequence[Any], output: Output) -> str:

@@ -24,6 +24,7 @@ from cmtool.evaluation.samples import open_images
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output
+    from cmtool.training.distributed import World
 
 # Comparing two sets costs two covariances a resample: done unasked only where that is nothing.
 CHEAP_DIM, ROUNDS = 512, 200
@@ -34,8 +35,15 @@ class Evaluation:
     """Resolves reference and features, judges every set, shows and keeps what it found."""
 
     def __init__(
-        self, ref: str, wanted: Sequence[Wanted], request: dict[str, Any], given: dict[str, Any], output: Output
+        self,
+        ref: str,
+        wanted: Sequence[Wanted],
+        request: dict[str, Any],
+        given: dict[str, Any],
+        output: Output,
+        world: World,
     ) -> None:
+        self.world = world
         self.wanted = wanted
         self.metrics: tuple[str, ...] | None = request["metrics"]
         self.given = given
@@ -47,14 +55,17 @@ class Evaluation:
         name = given["features"] or self.reference.features
         self.network = build_features(name, shape, mode, self._device(), output.say)
         _same_size(shape, self.reference)
-        with self._progress(self.reference.images, "reference") as advance:
-            self.side = measure_reference(self.reference, self.network, self.batch, advance)
+        if world.main:
+            with self._progress(self.reference.images, "reference") as advance:
+                self.side = measure_reference(self.reference, self.network, self.batch, advance, world)
+        elif self.reference.images is not None:
+            measure(self.reference.images, self.network, self.batch, world=world)
         self.plain = None if self.metrics is None else tuple(m for m in self.metrics if m not in _EXTRA)
 
     def _device(self) -> str:
         from cmtool.training.setup import choose_device
 
-        return str(choose_device(self.given["device"]))
+        return str(choose_device(self.given["device"], self.world.local_rank))
 
     @contextmanager
     def _progress(self, images: Any, what: str) -> Iterator[Any]:
@@ -62,22 +73,31 @@ class Evaluation:
             yield update
 
     def run(self) -> None:
-        """Judge every set and show the results."""
+        """Judge every set and show the results; all but the first of several processes only help."""
         rows, notes, sets = [], [], []
         for wanted in self.wanted:
-            judged = open_set(
-                wanted,
-                self.given["num"],
-                self.reference.count,
-                self.given["seed"],
-                len(self.wanted) == 1,
-                self.given,
-                self.output,
-            )
+            judged = self._open(wanted)
+            if not self.world.main:
+                measure(judged.images, self.network, self.batch, world=self.world)
+                continue
             row, figures, measured = self._judge(judged)
             rows.append(row)
             notes += figures.notes
             sets.append((judged, figures, measured))
+        if self.world.main:
+            self._show(rows, notes, sets)
+
+    def _open(self, wanted: Wanted) -> Judged:
+        usual, alone = self.reference.count, len(self.wanted) == 1
+        judged = open_set(
+            wanted, self.given["num"], usual, self.given["seed"], alone, self.given, self.output, self.world
+        )
+        _same_size(judged.images.shape, self.reference, judged.name)
+        return judged
+
+    def _show(
+        self, rows: list[dict[str, Any]], notes: list[str], sets: Sequence[tuple[Judged, Figures, Measured]]
+    ) -> None:
         said = protocol(self.reference, self.side, self.network, self.metrics)
         show_results(rows, said, self.network, self.output)
         document = {"protocol": said, "results": rows, "comparisons": self._compare(sets)}
@@ -88,9 +108,8 @@ class Evaluation:
         self._finish(document)
 
     def _judge(self, judged: Judged) -> tuple[dict[str, Any], Figures, Measured]:
-        _same_size(judged.images.shape, self.reference, judged.name)
         with self._progress(judged.images, judged.name) as advance:
-            measured = measure(judged.images, self.network, self.batch, advance)
+            measured = measure(judged.images, self.network, self.batch, advance, world=self.world)
         figures = compute_figures(measured, self.side, self.network, self.plain, judged.images.labels)
         row: dict[str, Any] = {"samples": judged.name, "count": judged.images.count, **judged.about}
         row["fingerprint"] = judged.images.fingerprint

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.evaluation.samples import ImageSet
     from cmtool.samplers.plan import SamplePlan
+    from cmtool.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,14 @@ def _plans(found: FoundModel, steps: Sequence[int], times: tuple[float, ...] | N
 
 
 def open_set(
-    wanted: Wanted, num: int | None, usual: int, seed: int, alone: bool, given: dict[str, Any], output: Output
+    wanted: Wanted,
+    num: int | None,
+    usual: int,
+    seed: int,
+    alone: bool,
+    given: dict[str, Any],
+    output: Output,
+    world: World,
 ) -> Judged:
     """Open a file, or find or make the samples of a model.
 
@@ -124,6 +132,7 @@ def open_set(
         alone: nothing else is judged, so samples of any seeds will do.
         given: the command's device, precision and batch_size.
         output: for talk and progress.
+        world: processes that make the samples together; all must call this.
     """
     from cmtool.evaluation.samples import open_images
 
@@ -132,11 +141,12 @@ def open_set(
         return _judged(wanted, images if num is None else images.first(num))
     assert wanted.found is not None and wanted.plan is not None
     count = num or usual
-    path = _existing(wanted, count, seed, alone)
+    # Process 0 looks, for all: another might find what is being written.
+    [path, *_] = world.gather(_existing(wanted, count, seed, alone) if world.main else None)
     if path is not None:
         output.say(f"{wanted.name}: samples in {path}")
     else:
-        path = _make(wanted, count, seed, given, output)
+        path = _make(wanted, count, seed, given, output, world)
     return _judged(wanted, open_images(path).first(count), path)
 
 
@@ -176,16 +186,20 @@ def _meta(path: Path) -> dict[str, Any]:
     return {**images.meta, "count": images.count}
 
 
-def _make(wanted: Wanted, count: int, seed: int, given: dict[str, Any], output: Output) -> Path:
+def _make(wanted: Wanted, count: int, seed: int, given: dict[str, Any], output: Output, world: World) -> Path:
     """Sample the model into `samples/`, in the form of `cmtool sample --out FILE.npz`."""
     from cmtool.cli.run_model import load_model
     from cmtool.cli.sample import Job, write_samples
+    from cmtool.cli.sample_together import make_in
 
     assert wanted.found is not None and wanted.plan is not None
     plan, first = wanted.plan, seed * BLOCK
     out = Path("samples") / f"{wanted.found.name}-{plan.nfe}-{first}-{count}.npz"
     output.say(f"{wanted.name}: making {count:,} samples ({plan.source})")
     job = Job(wanted.found, plan, range(first, first + count), None, out, "round", given["precision"])
+    if world.size > 1:
+        [made, *_] = world.gather(make_in(world, job, given["batch_size"], given["device"]))
+        return Path(made)
     model = load_model(wanted.found, given["device"], given["precision"])
     return write_samples(job, model, given["batch_size"], output)
 

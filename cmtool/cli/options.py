@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cmtool.errors import UsageError
+
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
@@ -19,8 +21,29 @@ Model = Annotated[
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes the fastest present.")]
 Precision = Annotated[PrecisionName, typer.Option("--precision", help="Number format; auto suits the device.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all randomness.")]
+
+
+def images_at_once(text: str, option: str = "--batch-size") -> int | None:
+    """Return a number of images, None for "auto".
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise UsageError(f"{option} '{text}' must be a number of images from 1 up, or auto.")
+    return int(text)
+
+
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Images computed together; changes speed alone.")
+    int | None,
+    typer.Option(
+        "--batch-size",
+        parser=images_at_once,
+        metavar="N|auto",
+        help="Images computed together, or auto; changes speed alone.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; the path is printed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]

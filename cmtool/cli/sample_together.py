@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmtool.cli.sample import Job
     from cmtool.data.sample_files import Sink
+    from cmtool.training.distributed import World
 
 # Rows that are handed on at once when shares are put together: bounds memory.
 ROWS = 1024
@@ -36,7 +37,7 @@ def read_share(place: Path) -> Iterator[tuple[Any, Any]]:
         yield samples[start : start + ROWS], None if labels is None else labels[start : start + ROWS]
 
 
-def _device(name: str, local_rank: int) -> str:
+def device_here(name: str, local_rank: int) -> str:
     """The GPU of this process; anything else is the same for all."""
     import torch
 
@@ -53,27 +54,33 @@ def make_together(job: Job, batch_size: int | None, device: str) -> Path | None:
     Returns:
         Where the samples are, in process 0; None in the others.
     """
+    from cmtool.training.distributed import join_world
+
+    # Nothing but flags travels between these processes: no GPU is needed for it.
+    with join_world("cpu") as world:
+        return make_in(world, job, batch_size, device)
+
+
+def make_in(world: World, job: Job, batch_size: int | None, device: str) -> Path | None:
+    """Do what `make_together` does among processes that have met already."""
     import torch
 
     from cmtool.cli.output import Output
     from cmtool.cli.run_model import load_model
     from cmtool.cli.sample import open_sink, write_samples
     from cmtool.data.sample_files import NpzSink
-    from cmtool.training.distributed import join_world
-    from cmtool.training.setup import choose_device
 
-    with join_world(choose_device(device).type) as world:
-        sink = open_sink(job) if world.main else None
-        done = world.any(sink is not None and sink.start == len(job.seeds), torch.device("cpu"))
-        first, count = world.rows(len(job.seeds))
-        place = place_of_share(job.out, world.rank, world.size)
-        if count and not done:
-            share = share_of(job, first, count, place)
-            model = load_model(job.found, _device(device, world.local_rank), job.precision)
-            quiet = Output(quiet=True, silent=not world.main)
-            write_samples(share, model, batch_size, quiet, NpzSink(place, share.request(), share.meta()))
-        world.wait()
-        return None if sink is None else _assemble(job, sink, world.size)
+    sink = open_sink(job) if world.main else None
+    done = world.any(sink is not None and sink.start == len(job.seeds), torch.device("cpu"))
+    first, count = world.rows(len(job.seeds))
+    place = place_of_share(job.out, world.rank, world.size)
+    if count and not done:
+        share = share_of(job, first, count, place)
+        model = load_model(job.found, device_here(device, world.local_rank), job.precision)
+        quiet = Output(quiet=True, silent=not world.main)
+        write_samples(share, model, batch_size, quiet, NpzSink(place, share.request(), share.meta()))
+    world.wait()
+    return None if sink is None else _assemble(job, sink, world.size)
 
 
 def _assemble(job: Job, sink: Sink, size: int) -> Path:

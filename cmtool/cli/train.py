@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets
+from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets, images_at_once
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output
@@ -24,7 +24,14 @@ Fit = Annotated[
 ]
 OutDir = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/<preset>-<recipe>.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps; every schedule scales with it.")]
-Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per optimizer step.")]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-size",
+        help="Images per optimizer step, or auto: the preset's, in parts that fit the memory.",
+        metavar="N|auto",
+    ),
+]
 Micro = Annotated[
     str | None,
     typer.Option(
@@ -206,8 +213,7 @@ def _resolve(family: str, given: dict[str, Any]) -> Resolved:
 
     flags = {
         "train.steps": given["steps"],
-        "train.batch_size": given["batch_size"],
-        "train.micro_batch": _micro_batch(given["micro_batch"]),
+        **_batches(given["batch_size"], given["micro_batch"]),
         "train.seed": given["seed"],
         "train.precision": None if given["precision"] == "auto" else given["precision"],
         "train.deterministic": True if given["deterministic"] else None,
@@ -220,14 +226,19 @@ def _resolve(family: str, given: dict[str, Any]) -> Resolved:
     return resolve(given["preset"], family=family, recipe=given["recipe"], sets=given["sets"] or (), flags=flags)
 
 
-def _micro_batch(text: str | None) -> int | str | None:
-    from cmtool.errors import UsageError
+def _batches(batch_size: str | None, micro_batch: str | None) -> dict[str, int | str | None]:
+    """Return the settings of both options.
 
-    if text is None or text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"--micro-batch '{text}' must be a number of images from 1 up, or auto.")
-    return int(text)
+    The batch that trains is a setting: what "auto" leaves to the machine is how much of it is computed at once.
+    """
+    given = {"train.batch_size": batch_size, "train.micro_batch": micro_batch}
+    found: dict[str, int | str | None] = {}
+    for key, text in given.items():
+        option = "--" + key.removeprefix("train.").replace("_", "-")
+        found[key] = None if text is None else images_at_once(text, option)
+    if micro_batch == "auto" or (batch_size == "auto" and micro_batch is None):
+        found["train.micro_batch"] = "auto"
+    return found
 
 
 def _with_models(config: RunConfig, given: dict[str, Any], output: Output) -> RunConfig:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from cmtool.errors import DataError
 from cmtool.evaluation.features import Features
@@ -15,9 +17,11 @@ from cmtool.evaluation.references import Reference
 from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array, Moments, Statistics, require_finite, statistics
 from cmtool.evaluation.store import cached, keep
+from cmtool.training.distributed import World
 
 Progress = Callable[[int], None]
 VERSION = 1  # of the cached form
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,11 @@ def measure(
     batch_size: int = 64,
     advance: Progress = lambda count: None,
     use_cache: bool = True,
+    world: World | None = None,
 ) -> Measured:
     """Return features of every image, from the cache where the same images met the same network before.
+
+    Several processes take turns by whole batches, so that every batch is the one a single process makes.
 
     Args:
         images: what to look at.
@@ -69,38 +76,68 @@ def measure(
         batch_size: images at once; changes nothing but speed and rounding.
         advance: called with the number of images done since the last call.
         use_cache: False keeps nothing on disk.
+        world: processes that share the work; all must call this, and process 0 alone is given what was found.
 
     Raises:
         DataError: the network is not for such images, or answers NaN.
     """
+    world = world or World()
     network.accepts(images.shape)
+    if not world.main:
+        return _help(images, network, batch_size, world)
     key = f"{VERSION}-{network.fingerprint}-{images.fingerprint}"
     found = _unpack(cached(key, "features")) if use_cache else None
-    if found is not None and len(found.features) == images.count:
+    known = found is not None and len(found.features) == images.count
+    if world.any(known, CPU) and found is not None:
         advance(images.count)
         return found
-    result = _run(images, network, batch_size, advance)
+    result = _together(world.gather_first(_run(images, network, batch_size, advance, world)))
     if use_cache:
         keep(key, "features", _pack(result))
     return result
 
 
-def _run(images: ImageSet, network: Features, batch_size: int, advance: Progress) -> Measured:
-    parts: list[Array] = []
-    chances: list[Array] = []
+def _help(images: ImageSet, network: Features, batch_size: int, world: World) -> Measured:
+    """Do this process's share for process 0, unless that one knows the features already."""
+    if not world.any(False, CPU):
+        world.gather_first(_run(images, network, batch_size, lambda count: None, world))
+    return Measured(np.empty((0, 0)))
+
+
+@dataclass
+class _Share:
+    """What one process has found, batch by batch."""
+
+    features: list[Array] = field(default_factory=list)
+    chances: list[Array] = field(default_factory=list)
     moments: Moments | None = None
-    for pixels in images.batches(batch_size):
+
+
+def _run(images: ImageSet, network: Features, batch_size: int, advance: Progress, world: World) -> _Share:
+    found = _Share()
+    first, count = world.rows(-(-images.count // batch_size))
+    for pixels in itertools.islice(images.batches(batch_size), first, first + count):
         batch = network.call(pixels)
         require_finite(batch.features)
-        parts.append(batch.features)
+        found.features.append(batch.features)
         if batch.probabilities is not None:
-            chances.append(batch.probabilities)
+            found.chances.append(batch.probabilities)
         if batch.spatial is not None:
-            moments = moments or Moments(batch.spatial.shape[1])
-            moments.add(batch.spatial)
-        advance(len(pixels))
-    spatial = moments.finish() if moments is not None and moments.count > 1 else None
-    return Measured(np.concatenate(parts), np.concatenate(chances) if chances else None, spatial)
+            found.moments = found.moments or Moments(batch.spatial.shape[1])
+            found.moments.add(batch.spatial)
+        advance(len(pixels) * world.size)
+    return found
+
+
+def _together(shares: Sequence[_Share]) -> Measured:
+    """Put the shares of all processes side by side, in the order of the images."""
+    features = [batch for share in shares for batch in share.features]
+    chances = [batch for share in shares for batch in share.chances]
+    moments = [share.moments for share in shares if share.moments is not None]
+    for other in moments[1:]:
+        moments[0].merge(other)
+    spatial = moments[0].finish() if moments and moments[0].count > 1 else None
+    return Measured(np.concatenate(features), np.concatenate(chances) if chances else None, spatial)
 
 
 def _pack(result: Measured) -> dict[str, Array]:
@@ -120,16 +157,24 @@ def _unpack(arrays: dict[str, Array] | None) -> Measured | None:
 
 
 def measure_reference(
-    reference: Reference, network: Features, batch_size: int = 64, advance: Progress = lambda count: None
+    reference: Reference,
+    network: Features,
+    batch_size: int = 64,
+    advance: Progress = lambda count: None,
+    world: World | None = None,
 ) -> Side:
     """Return the reference's side for a network: its given statistics where they fit, and its images' features.
+
+    In process 0 of `world`; the others call `measure` for the reference's images meanwhile.
 
     Raises:
         DataError: its statistics were measured with another network, or it holds nothing to compare with.
     """
     if reference.given is not None:
         _check_given(reference, network)
-    measured = measure(reference.images, network, batch_size, advance) if reference.images is not None else None
+    measured = None
+    if reference.images is not None:
+        measured = measure(reference.images, network, batch_size, advance, world=world)
     if reference.given is not None:
         return Side(reference.given, reference.given_spatial, measured, given=True)
     if measured is None:

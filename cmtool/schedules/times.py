@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
 from cmtool.config.parts import GapPart, TimesPart
@@ -68,6 +67,9 @@ def draw_student(part: TimesPart, u: Tensor, rank: Tensor, process: ProcessConfi
     of every batch is exact (Lee et al. 2025, section 4).
     """
     reach = math.log(process.sigma_max / part.low) / part.std
+    # A quarter of a second of import that only this draw needs; sampling and editing load this room too.
+    from scipy.special import stdtr, stdtrit
+
     p = 0.5 + u * (float(stdtr(part.df, reach)) - 0.5)
     tail = torch.as_tensor(stdtrit(part.df, p.cpu().numpy())).to(u.device)
     t = (part.low * (part.std * tail).exp()).clamp(part.low, process.sigma_max)

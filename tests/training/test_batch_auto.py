@@ -1,9 +1,13 @@
 """Batches that do not fit the memory are halved, and nothing but memory changes."""
 
+import json
+
 import pytest
 import torch
 
-from cmtool.errors import ConfigError
+from cmtool.cli.app import run
+from cmtool.cli.options import images_at_once
+from cmtool.errors import ConfigError, UsageError
 from cmtool.samplers import generate as generating
 from cmtool.samplers.generate import generate, out_of_memory
 from cmtool.samplers.plan import plan_sampling
@@ -113,3 +117,25 @@ def test_sampling_halves_its_batch_and_makes_the_same_samples(monkeypatch):
     assert tried == [11, 6, 3, 3, 3, 2]
     assert [batch.start for batch in batches] == [0, 3, 6, 9]
     torch.testing.assert_close(torch.cat([batch.x0 for batch in batches]), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "micro"),
+    [
+        (("--batch-size", "auto"), 64, "auto"),
+        (("--batch-size", "auto", "--micro-batch", "16"), 64, 16),
+        (("--batch-size", "32", "--micro-batch", "auto"), 32, "auto"),
+        ((), 64, None),
+    ],
+)
+def test_auto_leaves_the_batch_that_trains_and_fits_its_parts(options, batch, micro, capsys):
+    assert run(["train-ct", "--preset", "digits", "--recipe", "ict", *options, "--dry-run", "--json"]) == 0
+    train = json.loads(capsys.readouterr().out)["config"]["train"]
+    assert (train["batch_size"], train["micro_batch"]) == (batch, micro)
+
+
+def test_a_number_of_images_or_auto():
+    assert images_at_once("auto") is None and images_at_once("12") == 12
+    for wrong in ("0", "-4", "many", "1.5", ""):
+        with pytest.raises(UsageError, match="or auto"):
+            images_at_once(wrong)
