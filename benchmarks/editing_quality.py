@@ -237,9 +237,7 @@ def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, 
             figures = measure(made, truth, case, judge)
             head = {"task": task, "nfe": len(plan.times) * candidates, "guidance": guidance}
             rows.append({**head, **figures, "seconds": round(time.process_time() - began, 1)})
-            output.say(
-                str({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
-            )
+            output.say("  ".join(f"{key} {_text(value)}" for key, value in rows[-1].items()))
     return rows
 
 

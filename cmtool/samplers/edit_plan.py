@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cmtool.config.find import PACKAGE, list_presets
+from cmtool.config.find import PACKAGE
 from cmtool.config.schema import EditConfig, EditLevels
 from cmtool.config.toml import read_toml
 from cmtool.errors import ConfigError, UserError
@@ -37,8 +37,10 @@ def edit_settings(header: Mapping[str, Any]) -> EditConfig:
 
 def _of_preset(name: Any) -> EditConfig:
     """Levels of a shipped preset, for models that were written without any; never a reason to fail."""
-    path = list_presets().get(str(name))
-    if path is None or PACKAGE.parent not in path.resolve().parents:
+    # Not one of the same name in the working folder, which may mean other data.
+    places = [folder / "presets" / f"{name}.toml" for folder in (PACKAGE, PACKAGE.parent)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None or not str(name).isidentifier():
         return EditConfig()
     try:
         return EditConfig.model_validate(read_toml(path).get("edit", {}))

@@ -82,6 +82,15 @@ def test_the_header_decides_then_the_preset_it_names_then_the_usual_levels():
     assert edit_settings({}) == EditConfig()
 
 
+def test_a_preset_of_the_same_name_in_the_working_folder_is_not_meant(tmp_path, monkeypatch):
+    shipped = edit_settings({"preset": "shapes"})
+    assert shipped.colorize.candidates > 1
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "shapes.toml").write_text("[edit]\ninpaint = { first = 9.0, last = 0.1 }\n")
+    monkeypatch.chdir(tmp_path)
+    assert edit_settings({"preset": "shapes"}) == shipped
+
+
 def test_over_relaxation_belongs_to_the_tuned_levels_alone():
     for request in ({"times": "paper"}, {"times": (3.0, 1.0)}, {"indices": (0, 10), "of": 40}):
         assert usual_help(HEADER, "inpaint", plan_edit(HEADER, "inpaint", **request)) == (0.0, 1)
