@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from cmtool.config.compare import differing_keys
 from cmtool.config.load import from_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, ConfigError, DataError, nearest
+from cmtool.reporting.rows import json_rows, sound
 from cmtool.training.run_folder import RunFolder
 
 # Figures that a table of runs shows, and their heads.
@@ -82,7 +83,7 @@ class RunRecord:
             if " start at step " in line and "{" in line:
                 try:
                     found = json.loads(line[line.index("{") :])
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue  # cut off by a kill, or written by hand
                 return found if isinstance(found, dict) else {}
         return {}
@@ -104,18 +105,6 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # cut off by a kill
-        if isinstance(row, dict):
-            yield row
-
-
 def read_run(path: Path) -> RunRecord:
     """Read a run folder, finished or not.
 
@@ -129,7 +118,7 @@ def read_run(path: Path) -> RunRecord:
         did = f" Did you mean {path.parent / close[0]}?" if close else ""
         raise DataError(f"{path} is no run folder: it holds no config.toml.{did}", "cmtool runs lists the runs")
     folder = RunFolder(path)
-    rows = folder.rows()
+    rows = [sound(row) for row in folder.rows()]
     try:
         header = read_header(folder.model) if folder.finished() else None
     except CheckpointError:
@@ -139,8 +128,8 @@ def read_run(path: Path) -> RunRecord:
         path,
         from_toml(path / "config.toml"),
         tuple(row for row in rows if "loss" in row and "step" in row),
-        tuple(row for row in rows if isinstance(row.get("eval"), dict) and "step" in row),
-        tuple(_json_rows(path / "evaluations.jsonl")),
+        tuple(row for row in rows if "eval" in row and "step" in row),
+        tuple(json_rows(path / "evaluations.jsonl")),
         header,
         tuple(log.read_text(encoding="utf-8", errors="replace").splitlines()) if log.is_file() else (),
     )

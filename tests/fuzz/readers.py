@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import pickle
-import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,50 +39,10 @@ from cmtool.training.lock import check_free
 from cmtool.training.run_folder import RunFolder
 from tests.cli.tiny import write_model
 from tests.data.lmdb_file import lmdb_file
+from tests.fuzz import examples
 from tests.fuzz.sandbox import Reader
 from tests.test_models import random_model
 from tests.training.tiny import config_of
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-
-
-def _image(form: str, mode: str = "RGB", **options: object) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(PIXELS).convert(mode).save(stream, form, **options)
-    return stream.getvalue()
-
-
-def _animation() -> bytes:
-    frames = [Image.fromarray(np.roll(PIXELS, shift, 0)) for shift in range(3)]
-    stream = io.BytesIO()
-    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
-    return stream.getvalue()
-
-
-def _zip(members: dict[str, bytes], compress: int = zipfile.ZIP_DEFLATED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compress) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return stream.getvalue()
-
-
-def _npz(compress: bool = False, **arrays: object) -> bytes:
-    stream = io.BytesIO()
-    (np.savez_compressed if compress else np.savez)(stream, **arrays)
-    return stream.getvalue()
-
-
-def _torch(content: object, **options: object) -> bytes:
-    stream = io.BytesIO()
-    torch.save(content, stream, **options)
-    return stream.getvalue()
-
-
-def _msgpack() -> bytes:
-    """{"params": {"w": ext(1, [[2], "float32", 8 bytes])}}, as flax writes arrays, by hand."""
-    array = b"\x93\x91\x02\xa7float32\xc4\x08" + np.float32([1, 2]).tobytes()
-    return b"\x81\xa6params\x81\xa1w\xc7" + bytes([len(array)]) + b"\x01" + array
 
 
 def _packed(folder: Path) -> bytes:
@@ -96,7 +53,7 @@ def _packed(folder: Path) -> bytes:
     photos = folder / "photos"
     photos.mkdir(parents=True)
     for index in range(3):
-        Image.fromarray(np.roll(PIXELS, index, 0)).save(photos / f"{index}.png")
+        Image.fromarray(np.roll(examples.PIXELS, index, 0)).save(photos / f"{index}.png")
     cfg = DataConfig(source="folder", path=str(photos), resolution=4, small="upscale")
     pack(open_source(photos, cfg), folder / "p.cmdata", rules_of(cfg), None)
     return (folder / "p.cmdata").read_bytes()
@@ -122,17 +79,19 @@ def _records(path: Path) -> None:
 def readers(folder: Path) -> dict[str, Reader]:
     """Return every reader by name; `folder` is for making the examples."""
     folder.mkdir(parents=True, exist_ok=True)
-    gif, png, jpeg = _animation(), _image("PNG"), _image("JPEG")
+    gif, png, jpeg = examples.animation(), examples.image("PNG"), examples.image("JPEG")
     model = _model(folder)
     preset = b'[data]\nsource = "digits"\nresolution = 8\nchannels = 1\n[train]\nsteps = 5\nlr = 1e-3\n[recipe.ct]\nlr = 2e-3\n'
     small = folder / "small.toml"
     small.write_bytes(preset)
-    images = _zip({"a/0.png": png, "b/1.jpg": jpeg, "dataset.json": b'{"labels": [["a/0.png", 0], ["b/1.jpg", 1]]}'})
+    images = examples.zipped(
+        {"a/0.png": png, "b/1.jpg": jpeg, "dataset.json": b'{"labels": [["a/0.png", 0], ["b/1.jpg", 1]]}'}
+    )
     arrays = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}
     state = {"w.weight": torch.zeros(2, 3), "b": torch.arange(3)}
     unet = json.dumps({"_class_name": "UNet2DModel", "sample_size": 8, "block_out_channels": [32, 32]}).encode()
     batch = {"arr_0": np.zeros((3, 4, 4, 3), np.uint8), "arr_1": np.arange(3)}
-    samples = _npz(**batch)
+    samples = examples.npz(**batch)
     listed = [
         Reader("safetensors", "m.safetensors", (model,), _all_safetensors),
         Reader("config.toml", "config.toml", (to_toml(config_of("ict-pm")).encode(),), from_toml),
@@ -140,13 +99,18 @@ def readers(folder: Path) -> dict[str, Reader]:
         Reader("--set", "t.txt", (b"train.lr=1e-4", b"recipe.gap.q=[1,{a=2}]"), lambda path: _sets(path, small)),
         Reader("metrics.jsonl", "metrics.jsonl", (b'{"step": 2, "loss": 0.5}\n{"step": 4}\n',), _metrics),
         Reader("run.lock", "run.lock", (b'{"pid": 1234, "host": "a"}',), lambda path: check_free(path.parent)),
-        Reader("png", "i.png", (png, _image("PNG", "P"), _image("PNG", "I;16")), _picture),
-        Reader("jpeg", "i.jpg", (jpeg, _image("JPEG", "CMYK"), _image("JPEG", "L")), _picture),
+        Reader("png", "i.png", (png, examples.image("PNG", "P"), examples.image("PNG", "I;16")), _picture),
+        Reader("jpeg", "i.jpg", (jpeg, examples.image("JPEG", "CMYK"), examples.image("JPEG", "L")), _picture),
         Reader("gif", "i.gif", (gif,), _picture),
-        Reader("webp, tiff, bmp", "i.webp", (_image("WEBP"), _image("TIFF"), _image("BMP")), _picture),
+        Reader(
+            "webp, tiff, bmp",
+            "i.webp",
+            (examples.image("WEBP"), examples.image("TIFF"), examples.image("BMP")),
+            _picture,
+        ),
         Reader("image zip", "i.zip", (images,), _records),
-        Reader("data npz", "d.npz", tuple(_npz(flag, **batch) for flag in (False, True)), _records),
-        Reader("samples npz", "s.npz", (samples, _npz(True, **batch)), _samples),
+        Reader("data npz", "d.npz", tuple(examples.npz(flag, **batch) for flag in (False, True)), _records),
+        Reader("samples npz", "s.npz", (samples, examples.npz(True, **batch)), _samples),
         Reader("samples zip", "s.zip", (images,), _samples),
         Reader("packed", "p.cmdata", (_packed(folder / "packed"),), lambda path: _touch(read_packed(path))),
         Reader("data pickle", "b.pkl", tuple(pickle.dumps(arrays, n) for n in (2, 4)), _array_pickle),
@@ -156,73 +120,48 @@ def readers(folder: Path) -> dict[str, Reader]:
             tuple(pickle.dumps({"ema": [1, b"x", {"a": 2.5}]}, n) for n in (2, 4)),
             read_pickle,
         ),
-        Reader("torch", "w.pt", (_torch(state), _torch(state, _use_new_zipfile_serialization=False)), load_torch),
         Reader(
-            "foreign", "ct_w.pt", (_torch(state), model, _msgpack()), lambda path: read_foreign(path, ImportOptions())
+            "torch",
+            "w.pt",
+            (examples.torch_file(state), examples.torch_file(state, _use_new_zipfile_serialization=False)),
+            load_torch,
         ),
-        Reader("msgpack", "c.msgpack", (_msgpack(),), jax.read_leaves),
-        Reader("diffusers", "d/unet/config.json", (unet,), lambda path: diffusers.read(path.parent.parent)),
-        Reader("lmdb", "d.mdb", (lmdb_file({b"a": png, b"b": jpeg, b"c": png * 20}, 512), _lmdb()), _records),
-        Reader("dataset.json", "d/dataset.json", (_labels(),), _edm_folder),
-        Reader("class map", "map_clsloc.txt", (_class_map(),), read_class_map),
-        Reader("statistics", "r.npz", (_statistics(), samples), lambda path: resolve_reference(str(path))),
-        Reader("points", "p.npy", (_npy(np.eye(3)), _npz(x=np.eye(2))), _points),
-        Reader("points in words", "p.csv", (b"1.5,2\n-3,4e1\n", b"1 2\n"), _points),
-        Reader("a whole run", "metrics.jsonl", (_rows(),), _run),
-        Reader("request.json", "s.npz.partial/request.json", (b'{"seeds": "0-7", "nfe": 1}',), _request),
-        Reader("shard", "shard.npz", (_npz(samples=np.zeros((3, 4)), labels=np.arange(3)),), _shard),
         Reader(
-            "studio", "r.json", tuple(_of_the_page(task) for task in TASKS), _page(write_model(folder, num_classes=2))
+            "foreign",
+            "ct_w.pt",
+            (examples.torch_file(state), model, examples.msgpack()),
+            lambda path: read_foreign(path, ImportOptions()),
+        ),
+        Reader("msgpack", "c.msgpack", (examples.msgpack(),), jax.read_leaves),
+        Reader("diffusers", "d/unet/config.json", (unet,), lambda path: diffusers.read(path.parent.parent)),
+        Reader(
+            "lmdb", "d.mdb", (lmdb_file({b"a": png, b"b": jpeg, b"c": png * 20}, 512), examples.deep_lmdb()), _records
+        ),
+        Reader("dataset.json", "d/dataset.json", (examples.edm_labels(),), _edm_folder),
+        Reader("class map", "map_clsloc.txt", (examples.class_map(),), read_class_map),
+        Reader("statistics", "r.npz", (examples.statistics(), samples), lambda path: resolve_reference(str(path))),
+        Reader("points", "p.npy", (examples.npy(np.eye(3)), examples.npz(x=np.eye(2))), _points),
+        Reader("points in words", "p.csv", (b"1.5,2\n-3,4e1\n", b"1 2\n"), _points),
+        Reader("a whole run", "metrics.jsonl", (examples.rows_of_a_run(),), _run),
+        Reader("request.json", "s.npz.partial/request.json", (b'{"seeds": "0-7", "nfe": 1}',), _request),
+        Reader("shard", "shard.npz", (examples.npz(samples=np.zeros((3, 4)), labels=np.arange(3)),), _shard),
+        Reader(
+            "studio",
+            "r.json",
+            tuple(examples.page_request(task) for task in TASKS),
+            _page(write_model(folder, num_classes=2)),
         ),
     ]
     if find_spec("pyarrow"):
-        listed.append(Reader("parquet", "t.parquet", _tables(png, jpeg), _records))
+        listed.append(Reader("parquet", "t.parquet", examples.parquet_tables(png, jpeg), _records))
     return {reader.name: reader for reader in listed}
-
-
-def _lmdb() -> bytes:
-    """Branches above leaves: as many records as a data set of a thousandth of LSUN's size would need levels for."""
-    return lmdb_file({str(index).encode(): bytes(index % 90) for index in range(60)}, 512)
-
-
-def _tables(*images: bytes) -> tuple[bytes, ...]:
-    import pyarrow
-    from pyarrow import parquet
-
-    rows = [{"bytes": data, "path": "a"} for data in images]
-    table = pyarrow.table({"image": rows, "label": list(range(len(rows)))})
-    made = []
-    for options in ({}, {"compression": "none", "use_dictionary": False}, {"compression": "zstd"}):
-        stream = io.BytesIO()
-        parquet.write_table(table, stream, **options)
-        made.append(stream.getvalue())
-    return tuple(made)
-
-
-def _labels() -> bytes:
-    return b'{"labels": [["a.png", 0], ["b.png", [0, 1]]]}'
 
 
 def _edm_folder(path: Path) -> None:
     for name in ("a.png", "b.png"):
         if not (path.parent / name).exists():
-            (path.parent / name).write_bytes(_image("PNG"))
+            (path.parent / name).write_bytes(examples.image("PNG"))
     _records(path.parent)
-
-
-def _class_map() -> bytes:
-    return "".join(f"n{number:08d} {number} name_{number}\n" for number in range(1, 1001)).encode()
-
-
-def _npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def _statistics() -> bytes:
-    meta = json.dumps({"count": 5, "samples": 5, "features": "inception", "mode": "clean"})
-    return _npz(mu=np.zeros(3), sigma=np.eye(3), meta=np.array(meta))
 
 
 def _points(path: Path) -> None:
@@ -231,15 +170,6 @@ def _points(path: Path) -> None:
             other = path.with_suffix(suffix)
             other.write_bytes(path.read_bytes())
             read_points(other)
-
-
-def _rows() -> bytes:
-    """Reports, a judgment on the way and an evaluation, as a run writes them."""
-    report = {"step": 2, "loss": 0.5, "num_scales": 11, "images_per_second": 9.5, "lr": 1e-3, "time": 3.5}
-    quarters = {"loss_by_quarter": [0.1, 0.2, None, 0.3], "grad_norm": 1.5, "ema_decay": 0.9}
-    judged = {"step": 4, "eval": {"fid": 1.5, "nfe": 1}}
-    result = {"nfe": 2, "metrics": {"fid": 1.5, "kid": None}, "model": "m", "count": 10}
-    return "\n".join(map(json.dumps, (report | quarters, judged, result))).encode() + b"\n"
 
 
 def _run(path: Path) -> None:
@@ -263,17 +193,6 @@ def _shard(path: Path) -> None:
     for name in ("000000000-000000003.npz", "000000003-000000006.npz"):
         (store.folder / name).write_bytes(path.read_bytes())
     ShardStore(path.parent / "s.npz", {}).assemble({})
-
-
-def _of_the_page(task: str) -> bytes:
-    """A request of the studio's page for an edit, in small pictures of one color."""
-    pictures = []
-    for mode in ("RGB", "L"):
-        stream = io.BytesIO()
-        Image.new(mode, (8, 8), 200).save(stream, "PNG")
-        pictures.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
-    asked = {"task": task, "picture": pictures[0], "mask": pictures[1], "seed": 1, "num": 1, "factor": 2, "sigma": 0.4}
-    return json.dumps({**asked, "label": "0", "from": 0, "to": 1, "place": 3}).encode()
 
 
 def _page(model: Path) -> Callable[[Path], None]:

@@ -22,7 +22,8 @@ from cmtool.errors import UserError
 # Inputs tried in this test run, by reader; reported at its end.
 TRIED: Counter[str] = Counter()
 MEMORY = 1 << 30  # bytes that a reader may take for any input
-SECONDS = 5.0  # for one input
+SECONDS = 5.0  # of the processor, for one input
+PATIENCE = 10  # times as long by the clock: waiting counts too, but not what other processes take
 _FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile", "subprocess.Popen"),
     *("socket.connect", "socket.bind", "socket.getaddrinfo", "ctypes.dlopen", "exec", "code.__new__"),
@@ -144,15 +145,15 @@ def _child(reader: Reader, place: Path, report: Path, count: int, seed: int, gui
         for _ in range(count):
             data = next(inputs)
             place.write_bytes(data)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            _clock(SECONDS)
             lines = _traced(reader, place) if guided else _call(reader, place)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _clock(0)
             if lines and not lines <= seen:
                 seen |= lines
                 corpus.append(data)
         code = 0
     except BaseException as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _clock(0)
         _ALLOWED.clear()  # the witness has seen enough: Python compiles lines to show them in a traceback
         text = "".join(traceback.format_exception(error))[-1500:]
         report.write_text(f"{type(error).__name__}: {error}\n{text}")
@@ -171,8 +172,15 @@ def _confine(folder: str) -> None:
         raise Violation(f"longer than {SECONDS} s")
 
     _limit_memory()
-    signal.signal(signal.SIGALRM, hang)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, hang)
     _witness(folder)
+
+
+def _clock(seconds: float) -> None:
+    """Interrupt this process after so many seconds of work, or `PATIENCE` times as many of waiting; 0: do not."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * seconds)
 
 
 def _limit_memory() -> None:
