@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cmtool.data.dataset import Dataset
 
 _SAID = {
-    "packing": "packing {total:,} images into the cache; the next start reads that copy",
+    "packing": "packing {total:,} image{s} into the cache; the next start reads that copy",
     "fetching": "fetching the data set, {total:,} bytes; an interrupted download is resumed",
 }
 
@@ -31,7 +31,7 @@ def load_data(table: DataConfig, output: Output) -> Dataset:
         def progress(stage: str, done: int, total: int | None) -> None:
             if stage not in bars:
                 stack.close()  # a terminal shows one bar at a time
-                output.say(_SAID[stage].format(total=total or 0))
+                output.say(_SAID[stage].format(total=total or 0, s="s" * (total != 1)))
                 bars[stage] = stack.enter_context(output.progress(total, stage))
             bars[stage](completed=done)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cmtool.config.parts import RecipeConfig
 
 if TYPE_CHECKING:
-    from cmtool.config.schema import RunConfig
+    from cmtool.config.schema import NetworkConfig, RunConfig
 
 # Above this many points neighbors of the grid meet in float32, and the gap between them is zero.
 MOST_POINTS = 1_000_000
@@ -28,6 +28,7 @@ def check_combination(config: RunConfig) -> None:
     Raises:
         ValueError: one sentence that names the settings and what would be right.
     """
+    _check_network(config.network, config.data.resolution)
     _check_curriculum(config.recipe)
     _check_times(config)
     _check_coupling(config)
@@ -35,6 +36,28 @@ def check_combination(config: RunConfig) -> None:
     _check_derivative(config)
     _check_measure(config)
     _check_shard(config)
+
+
+def _check_network(network: NetworkConfig, side: int) -> None:
+    if network.kind == "mlp":
+        return
+    levels = len(network.channel_mult)
+    for name in ("num_blocks", "dropout"):
+        value = getattr(network, name)
+        if isinstance(value, tuple) and len(value) != levels:
+            raise ValueError(f"network.{name} has {len(value)} values and network.channel_mult {levels}: one a level")
+    if side % 2 ** (levels - 1):
+        raise ValueError(
+            f"network.channel_mult has {levels} levels, each half the side of the one before: data.resolution = {side} "
+            f"must be a multiple of {2 ** (levels - 1)}"
+        )
+    for level, mult in enumerate(network.channel_mult):
+        channels, attends = network.channels * mult, side // 2**level in network.attention or level == levels - 1
+        if attends and channels // network.head_channels > 1 and channels % network.head_channels:
+            raise ValueError(
+                f"network.head_channels = {network.head_channels} does not divide the {channels} channels of an "
+                "attention layer"
+            )
 
 
 def _check_curriculum(recipe: RecipeConfig) -> None:

@@ -158,7 +158,7 @@ def describe(data: Dataset) -> list[str]:
     info, names = data.info, data.class_names
     kind = "points" if data.float_samples else "images"
     size = "in the plane" if data.float_samples else f"of {data.resolution} x {data.resolution} x {data.channels}"
-    lines = [f"{info.source}: {len(data):,} {kind} {size}"]
+    lines = [f"{info.source}: {_plural(len(data), kind.removesuffix('s'))} {size}"]
     if data.labels is not None:
         counts = torch.bincount(data.labels, minlength=data.classes or 0)
         lines.append(

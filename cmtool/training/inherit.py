@@ -22,6 +22,7 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
         CheckpointError: if the model is of another resolution or has other channels.
     """
     data, want = source["data"], config.data
+    source_is = "the teacher" if config.recipe.needs == "teacher" else "the model to start from"
     if config.recipe.needs == "consistency_init" and source["kind"] != "consistency":
         raise CheckpointError(
             f"recipe '{config.recipe_name}' goes on from a consistency model, and this is a {source['kind']} model.",
@@ -30,12 +31,13 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
     for name in ("resolution", "channels"):
         if data[name] != getattr(want, name):
             raise CheckpointError(
-                f"the model to start from has {name} {data[name]}; the preset has {getattr(want, name)}."
+                f"{source_is} has {name} {data[name]}; the preset has {getattr(want, name)}.",
+                f"cmtool train-edm --preset {config.preset} makes one that fits, or --set data.{name}={data[name]}",
             )
     if bool(data.get("num_classes")) != want.labels:
         has = f"{data['num_classes']} classes" if data.get("num_classes") else "no classes"
         raise CheckpointError(
-            f"the model to start from has {has}; the preset is {'conditional' if want.labels else 'unconditional'}.",
+            f"{source_is} has {has}; the preset is {'conditional' if want.labels else 'unconditional'}.",
             f"--set data.labels={'false' if want.labels else 'true'}",
         )
     network = NetworkConfig(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))

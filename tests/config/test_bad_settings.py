@@ -115,6 +115,15 @@ SETS = [
     ("recipe.distance.c=-1", "--set recipe.distance.c = -1 must be at least 0"),
     ("process.sigma_max=0.001", "--set process.sigma_max: sigma_min = 0.002 must be below sigma_max = 0.001"),
     ("data.resolution=", "--set data.resolution = None must be a whole number"),
+    (
+        "data.resolution=11",
+        "presets/digits.toml: network.channel_mult has 2 levels, each half the side of the one before: data.resolution = 11",
+    ),
+    (
+        "network.head_channels=7",
+        "presets/digits.toml: network.head_channels = 7 does not divide the 64 channels of an attention layer",
+    ),
+    ("network.num_blocks=[1,2,3]", "presets/digits.toml: network.num_blocks has 3 values and network.channel_mult 2"),
 ]
 
 
