@@ -103,6 +103,7 @@ SETS = [
     ("train.lr=-1", "--set train.lr = -1 must be greater than 0"),
     ("train.steps=2.5", "--set train.steps = 2.5 must be a whole number"),
     ("train.steps=0", "--set train.steps = 0 must be at least 1"),
+    ("train.threads=9999", "--set train.threads = 9999 must be at most 1024"),
     ("train.precision=fp8", "--set train.precision = 'fp8' is unknown; choose auto, fp32, bf16, fp16, fp64."),
     (
         "train.ema.kind=exp",
