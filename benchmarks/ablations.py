@@ -5,15 +5,14 @@
     python benchmarks/ablations.py --out runs/ablations --set network.channels=16 --steps 500
 
 Distillation runs share one teacher a seed and one number of steps. `--set` changes the preset for every run, teachers
-too. A finding holds if the difference of the mean
-distances has the published sign and is more than twice its standard error; it is open if it is smaller than that.
+too. A finding holds if the mean difference over seeds has the published
+sign and its 95 % interval (see `trial.verdict`) leaves out zero; it is open if it does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,20 +114,11 @@ def run(arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, object]:
     return {f"fd{nfe}": trials.quality(path, nfe, args.preset)["distance"] for nfe in arm.nfe}
 
 
-def verdict(better: list[float], worse: list[float]) -> str:
-    """Say whether `better` is below `worse` by more than twice the standard error of the difference."""
-    gap = statistics.fmean(worse) - statistics.fmean(better)
-    if min(len(better), len(worse)) < 2:
-        return f"difference {gap:+.1f} (one seed: nothing can be said)"
-    error = (statistics.variance(better) / len(better) + statistics.variance(worse) / len(worse)) ** 0.5
-    word = "holds" if gap > 2 * error else "does not hold" if gap < -2 * error else "is open"
-    return f"{word}: difference {gap:+.1f} ± {error:.1f}"
-
-
 def values(rows: list[dict], key: str, name: str) -> list[float]:
-    """Return the distances of one arm (name or name@evaluations) over the seeds."""
+    """Return the distances of one arm (name or name@evaluations) by seed."""
     arm, _, nfe = name.partition("@")
-    return [row[f"fd{nfe or 1}"] for row in rows if row["ablation"] == key and row["arm"] == arm]
+    own = sorted((row for row in rows if row["ablation"] == key and row["arm"] == arm), key=lambda row: row["seed"])
+    return [row[f"fd{nfe or 1}"] for row in own]
 
 
 def report(rows: list[dict]) -> str:
@@ -145,8 +135,8 @@ def report(rows: list[dict]) -> str:
                 lines.append(f"| {arm.name} | {nfe} | {trials.spread(found)} |")
         for better, worse in ablation.findings:
             pair = values(rows, key, better), values(rows, key, worse)
-            if all(pair):
-                lines.append(f"\nPublished: {better} better than {worse}; {verdict(*pair)}.")
+            if all(pair) and len(pair[0]) == len(pair[1]):
+                lines.append(f"\nPublished: {better} better than {worse}; {trials.verdict(*pair)}.")
         lines.append("")
     return "\n".join(lines)
 

@@ -33,6 +33,28 @@ from cmtool.config.methods import METHODS
 SOURCE_SHARE = 0.5
 PAIR_SHARE = 0.5
 NFE = (1, 2)
+# Published: the first below the second with so many evaluations.
+FINDINGS = (
+    ("cd", "cd-euler", 1, "Song et al. 2023: a second-order solver"),
+    ("cd-2m", "cd-euler", 1, "a solver of several steps in a pair"),
+    ("cd", "cd-l1", 1, "Song et al. 2023: l2 above l1"),
+    ("cd", "pd", 1, "Song et al. 2023: above progressive distillation"),
+    ("cd", "kd", 1, "Song et al. 2023: above knowledge distillation"),
+    ("cd", "ct", 1, "Song et al. 2023: distillation above training"),
+    ("cd-inf", "cd-inf-full", 1, "Song et al. 2023: stop-gradient in continuous time"),
+    ("ict", "ct", 1, "Song & Dhariwal 2024"),
+    ("ict-ot", "ict", 1, "Pooladian et al. 2023"),
+    ("ict-gc", "ict", 1, "Issenhuth et al. 2025"),
+    ("ict-gc", "ict-ot", 1, "Issenhuth et al. 2025"),
+    ("ect-gc", "ect", 1, "Issenhuth et al. 2025"),
+    ("ict-pm", "ict", 1, "Wang et al. 2024: less variance"),
+    ("ect", "ict", 1, "Geng et al. 2025: from diffusion weights"),
+    ("sct", "ect", 1, "Lu & Song 2025"),
+    ("sct", "ct-inf", 1, "Lu & Song 2025: what makes continuous time stable"),
+    ("scd", "cd-inf", 1, "Lu & Song 2025: what makes continuous time stable"),
+    ("tcm", "ict", 1, "Lee et al. 2025: a second stage"),
+    ("icd", "cd", 1, "iCT's parts in distillation"),
+)
 
 
 @dataclass
@@ -114,6 +136,21 @@ def table(rows: list[dict], contest: Contest) -> str:
     return "\n".join(lines)
 
 
+def findings(rows: list[dict], measure: str) -> str:
+    """Return a table of published orders between two recipes and whether they hold here."""
+    lines = [f"| better | worse | steps | {measure}, worse - better | from |", "| --- | --- | --- | --- | --- |"]
+    for better, worse, nfe, source in FINDINGS:
+        by_seed = [
+            {row["seed"]: row[f"nfe{nfe}"]["distance"] for row in rows if row["recipe"] == name}
+            for name in (better, worse)
+        ]
+        both = sorted(by_seed[0].keys() & by_seed[1].keys())
+        if both:
+            said = trials.verdict(*([found[seed] for seed in both] for found in by_seed))
+            lines.append(f"| {better} | {worse} | {nfe} | {said} | {source} |")
+    return "\n".join(lines)
+
+
 def _mean(rows: list[dict], name: str) -> float:
     values = [row["nfe1"]["distance"] for row in rows if row["recipe"] == name]
     return sum(values) / len(values)
@@ -146,6 +183,8 @@ def main() -> None:
                 trials.append(results, run(contest, recipe, seed))
     rows = [row for row in trials.rows_of(results) if contest.marks.items() <= row.items()]
     print(table(rows, contest) if rows else "nothing has been measured yet")
+    if rows:
+        print("\n" + findings(rows, trials.MEASURES[contest.preset]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from digits_quality import score
+from scipy.stats import t as student_t
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmtool.checkpoint import read_header
@@ -147,3 +148,18 @@ def spread(values: Sequence[float]) -> str:
     """Return mean and standard deviation as text."""
     middle = statistics.fmean(values)
     return f"{middle:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
+
+
+def verdict(better: Sequence[float], worse: Sequence[float]) -> str:
+    """Say whether `better` is below `worse`, two lists of distances over the same seeds.
+
+    Runs of one seed share teacher, first weights and draws, so that differences are taken seed by seed. "holds" and
+    "does not hold" need zero outside the 95 % interval of their mean (Student's t).
+    """
+    gaps = [b - a for a, b in zip(better, worse, strict=True)]
+    middle = statistics.fmean(gaps)
+    if len(gaps) < 2:
+        return f"difference {middle:+.1f} (one seed: nothing can be said)"
+    reach = float(student_t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    word = "holds" if middle > reach else "does not hold" if middle < -reach else "is open"
+    return f"{word}: difference {middle:+.1f} ± {reach:.1f}"

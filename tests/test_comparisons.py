@@ -35,11 +35,12 @@ def test_points_that_are_all_moved_are_as_far_off_as_they_were_moved(scripts):
     assert score(5 * real)["precision"] == 0.0
 
 
-def test_a_finding_needs_twice_its_standard_error(scripts):
-    verdict = scripts[0].verdict
-    assert verdict([1.0, 2.0, 3.0], [11.0, 12.0, 13.0]) == "holds: difference +10.0 ± 0.8"
-    assert verdict([11.0, 12.0, 13.0], [1.0, 2.0, 3.0]).startswith("does not hold")
-    assert verdict([1.0, 12.0, 3.0], [2.0, 13.0, 3.0]).startswith("is open")
+def test_a_finding_needs_zero_outside_the_interval_of_differences_by_seed(scripts):
+    verdict = scripts[2].verdict
+    # Spread over seeds that both share does not count; t is 4.303 at three seeds and 12.706 at two.
+    assert verdict([1.0, 20.0, 3.0], [10.0, 31.0, 13.0]) == "holds: difference +10.0 ± 2.5"
+    assert verdict([10.0, 31.0, 13.0], [1.0, 20.0, 3.0]) == "does not hold: difference -10.0 ± 2.5"
+    assert verdict([1.0, 20.0], [10.0, 31.0]) == "is open: difference +10.0 ± 12.7"
     assert "one seed" in verdict([1.0], [2.0])
 
 
@@ -63,6 +64,10 @@ def test_the_table_orders_recipes_and_keeps_contests_apart(scripts, tmp_path):
     assert lines[2].startswith("| recipe | seeds | steps | FD, 1 step")
     assert lines[4] == "| cd | 1 | 7 | 4.0 | 0.50 | 0.25 | 1.0 | 0.50 | 0.25 |"
     assert lines[5] == "| ict | 2 | 7 | 10.0 ± 1.4 | 0.50 | 0.25 | 1.0 ± 0.0 | 0.50 | 0.25 |"
+    found = shootout.findings([{**row, "recipe": {"ict": "cd", "cd": "ct"}[row["recipe"]]} for row in rows], "FD")
+    assert found.splitlines()[2] == "| cd | ct | 1 | difference -5.0 (one seed: nothing can be said) | " + (
+        "Song et al. 2023: distillation above training |"
+    )
     assert trial.file_name("digits", "0.5k", 'recipe.gap={q="4"}') == "digits-0.5k-recipe.gap--q--4--"
 
 
