@@ -160,7 +160,7 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
     try:
         header = json.loads(text)
         number = int(header["format"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its header cannot be read.") from error
     if number > FORMAT:
         raise CheckpointError(f"{path} has format {number}; this cmtool reads up to {FORMAT}.", "pip install -U cmtool")

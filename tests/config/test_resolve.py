@@ -77,7 +77,7 @@ def test_every_value_remembers_where_it_was_written(mine):
         ("recipe.mine.curriculum.s1=20", lambda c: c.recipe.curriculum.s1 == 20),
         ("recipe.network.channels=48", lambda c: c.network.channels == 48),
         ("network.channels=48", lambda c: c.network.channels == 48),
-        ("network.channel_mult=[1, 2, 3]", lambda c: c.network.channel_mult == (1, 2, 3)),
+        ("network.channel_mult=[1, 2, 4]", lambda c: c.network.channel_mult == (1, 2, 4)),
         ("network.num_blocks=[1, 2]", lambda c: c.network.num_blocks == (1, 2)),
         ("recipe.distance.kind=l1", lambda c: c.recipe.distance.kind == "l1"),
         ("recipe.distance={kind = 'l2', c = 0.5}", lambda c: c.recipe.distance.c == 0.5),

@@ -134,10 +134,10 @@ def test_builtin_references():
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"mu": np.zeros(3)}, "no entry sigma"),
+        ({"mu": np.zeros(3)}, "no array 'sigma'"),
         ({"mu": np.zeros(3), "sigma": np.zeros((4, 4))}, "do not fit together"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
-        ({"mu": np.array([None] * 3, dtype=object), "sigma": np.eye(3)}, "cannot be read"),
+        ({"mu": np.array([None] * 3, dtype=object), "sigma": np.eye(3)}, "holds Python objects"),
         ({"a": np.zeros(3)}, "no entry arr_0"),
     ],
 )
