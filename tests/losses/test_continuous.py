@@ -114,6 +114,9 @@ NETWORKS = {
         kind="song", channels=8, head_channels=8, attention=(4,), encoder="residual", embedding="fourier",
         fourier_scale=0.02, resample_filter=(1, 3, 3, 1), attention_kernel="math",
     ),
+    "edm2": NetworkConfig(
+        kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8, attention_kernel="math"
+    ),
     "mlp": NetworkConfig(kind="mlp", channels=16, num_blocks=2),
 }  # fmt: skip
 
@@ -194,6 +197,18 @@ def test_tangent_of_scm(function, clean, share, golden):
     assert pytest.approx(0.7573192092, abs=1e-9) == SAMPLE_CLEAN
     assert pytest.approx(0.2085672562, abs=1e-9) == VELOCITY
     assert tangent_of(trig_student(function), clean, share) == pytest.approx(golden, abs=1e-9)
+
+
+def test_networks_of_gaussian_data_in_trigflow():
+    """F of the consistency map and of the flow, and f itself, through the model's own scalings."""
+    x, t = images(X / SCALE), column(SIGMA)
+    assert float(exact_f_trig(images(X), column(TAU))) == pytest.approx(-0.2989321758, abs=1e-9)
+    assert float(trig_student(exact_f_trig)(x, t)) == pytest.approx(0.4507225626, abs=1e-9)
+    flow = trig_student(lambda x, tau: torch.full_like(x, VELOCITY / SD))
+    assert pytest.approx(0.4171345124, abs=1e-9) == VELOCITY / SD
+    assert float(flow(x, t)) == pytest.approx(float(gaussian_denoise(S)(x, t)), abs=1e-9)
+    # The velocity of the pair: cos tau z - sin tau x0.
+    assert SCALE * 0.4 - math.sin(TAU) * SAMPLE_CLEAN == pytest.approx(-0.4934900046, abs=1e-9)
 
 
 def test_tangent_of_scm_is_cos_times_df_dtau():
@@ -305,6 +320,10 @@ def test_meanflow_identity_on_gaussian_data():
     pair = rule(Nets(student, student), points(x, t, gaussian_denoise(), r=r))
     assert float(pair.prediction) == pytest.approx(0.5995193751, abs=1e-9)
     assert float(pair.target - pair.prediction) == pytest.approx(0.0, abs=1e-12)
+    same = rule(Nets(student, student), points(x, t, gaussian_denoise(), r=t))
+    assert float(same.target) == pytest.approx(0.8076923077, abs=1e-9)
+    assert (float(same.target) - float(pair.target)) / 0.5 == pytest.approx(0.4163458651, abs=1e-9)  # du/dt
+    assert float(average_velocity(images(0.7), column(1.0), column(0.0))) == pytest.approx(0.35, abs=1e-12)
 
 
 def test_meanflow_residual_over_many_times():
