@@ -42,8 +42,9 @@ class TrainState:
         self.target: Model = self._frozen_copy().train() if part.keeps_network else student
         self.ema = self._frozen_copy().eval()
         self.extra_emas = [self._frozen_copy().eval() for _ in config.train.extra_emas]
-        for network in self._networks().values() if sharding is not None else ():
-            sharding.apply(network)
+        if sharding is not None:
+            for network in self._networks().values():
+                sharding.apply(network)
         self.names = [name for name, p in student.network.named_parameters() if p.requires_grad]
         # What the optimizer moves: the weights, or this process's rows of them in the same memory.
         self.trained = self.parameters() if sharding is None else [nn.Parameter(local(p)) for p in self.parameters()]

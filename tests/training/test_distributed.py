@@ -29,7 +29,7 @@ def launch(folder: Path, processes: int, steps: int, extra: tuple[str, ...] = ()
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     command = [*start, "cmtool", "train-ct", *TINY, "--steps", str(steps), "--out", str(folder), *extra]
-    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=folder.parent)
+    subprocess.run(command, check=True, capture_output=True, timeout=900, cwd=folder.parent)
 
 
 def test_two_processes_agree_with_one(tmp_path):
