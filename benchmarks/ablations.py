@@ -60,7 +60,7 @@ ABLATIONS = {
             Arm("2m", "cd-2m"),
             Arm("euler, twice", "cd-euler", ("recipe.direction.substeps=2",)),
         ),
-        (("heun", "euler"), ("2m", "euler")),
+        (("heun", "euler"),),
     ),
     "levels": Ablation(
         "number of levels N of distillation",
