@@ -74,6 +74,7 @@ def back_to_the_middle(run: Path) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000003"]
 
 
+@pytest.mark.slow
 def test_sharded_and_whole_runs_go_on_from_each_other(tmp_path):
     """As typed: what two sharded processes began one whole process ends, and the other way round."""
     rhythm, shard = ("--set", "train.checkpoint_every=3"), ("--set", "train.shard=true")
