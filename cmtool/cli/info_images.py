@@ -16,8 +16,8 @@ from cmtool.errors import CheckpointError
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # More than any text that is written here; what claims more is passed over.
 _LONGEST = 2**24
-_DAMAGE = (ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, struct.error)
-_DAMAGE += (zlib.error, zipfile.BadZipFile)
+_UNREADABLE = (struct.error, zlib.error, zipfile.BadZipFile)
+_DAMAGE = (ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, *_UNREADABLE)
 
 
 def describe_images(path: Path) -> dict[str, Any]:

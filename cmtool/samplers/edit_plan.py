@@ -104,8 +104,8 @@ def plan_edit(
         return SamplePlan("multistep", chosen, f"indices of a grid of {of}")
     if task == "stroke":
         return _stroke(settings.stroke, steps, sigma_min, sigma_max)
-    levels: EditLevels = getattr(settings, task)
-    chosen = tuned_times(levels, steps or levels.steps, sigma_min, sigma_max)
+    tuned: EditLevels = getattr(settings, task)
+    chosen = tuned_times(tuned, steps or tuned.steps, sigma_min, sigma_max)
     return SamplePlan("multistep", chosen, f"tuned for {task}")
 
 
