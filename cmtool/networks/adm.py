@@ -58,7 +58,10 @@ class ResBlock(nn.Module):
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E) is the embedding after its activation."""
         h = F.silu(self.in_layers["0"](x))
         if self.resample == "up":
-            h, x = cast(Conv2d, self.in_layers["2"]).after_doubling(h), F.interpolate(x, scale_factor=2.0, mode="nearest")
+            h, x = (
+                cast(Conv2d, self.in_layers["2"]).after_doubling(h),
+                F.interpolate(x, scale_factor=2.0, mode="nearest"),
+            )
         elif self.resample == "down":
             h, x = self.in_layers["2"](F.avg_pool2d(h, 2)), F.avg_pool2d(x, 2)
         else:
