@@ -53,7 +53,7 @@ def describe(error: BaseException, command: str = "") -> Failure:
         return Failure(_one_line(error.message), error.hint or _next(error, command), error.exit_code)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Failure("interrupted", None, 130)
-    if isinstance(error, typer.TyperException):
+    if hasattr(error, "format_message"):  # typer's own; typer names their class only since 0.28
         return _usage(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _system(error)
@@ -84,6 +84,9 @@ def _usage(error: Any) -> Failure:
     cause = error.__cause__
     if cause is not None and getattr(error, "param", None) is not None and hasattr(cause, "errors"):
         sentence = _bad_value(max(error.param.opts, key=len), cause.errors()[0])
+    elif older := re.fullmatch(r"Invalid value for '(-[^']*)': '(.*)' is not one of (.*?)\.?", sentence):  # typer < 0.28
+        option, value, choices = older.groups()
+        sentence = _unknown_choice(option.split(" / ")[-1], repr(value), value, choices)
     sentence = " ".join(sentence.split())
     return Failure(sentence[:1].lower() + sentence[1:], hint, error.exit_code)
 
@@ -97,9 +100,13 @@ def _bad_value(option: str, problem: Any) -> str:
     said = re.search(r"is not one of (.*?)\.?$", str(problem["msg"]))
     if said is None:
         return f"{option} = {shown_value(value)} {requirement(problem)}"
-    choices = re.findall(r"'([^']*)'", said[1])
-    close = nearest(str(value), choices)
-    return f"{option} = {shown_value(value)} is unknown; choose {', '.join(choices)}." + (
+    return _unknown_choice(option, shown_value(value), str(value), said[1])
+
+
+def _unknown_choice(option: str, shown: str, value: str, quoted: str) -> str:
+    choices = re.findall(r"'([^']*)'", quoted)
+    close = nearest(value, choices)
+    return f"{option} = {shown} is unknown; choose {', '.join(choices)}." + (
         f" Did you mean {close[0]}?" if close else ""
     )
 

@@ -59,8 +59,17 @@ class GroupNorm(nn.GroupNorm):
         """Normalize x (B, C, ...) and return it in its own dtype."""
         own_kernel = x.device.type == "cpu" and x[0, 0].numel() >= self.OWN_KERNEL_PIXELS
         if x.dtype not in HALF or own_kernel:
-            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+            return self._normalize(x, self.weight, self.bias)
+        return self._normalize(x.float(), self.weight.float(), self.bias.float()).to(x.dtype)
+
+    def _normalize(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        try:
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        except RuntimeError:
+            # The forward-mode derivative of torch before 2.13 takes channels first only.
+            if x.is_contiguous():
+                raise
+            return F.group_norm(x.contiguous(), self.num_groups, weight, bias, self.eps)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

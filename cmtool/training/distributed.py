@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -90,6 +91,19 @@ def in_world() -> bool:
 
 
 @contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """Send what C++ code prints to stderr: gloo before torch 2.13 greets on stdout, which belongs to data."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
 def join_world(device_type: str) -> Iterator[World]:
     """Join the processes that a launcher (torchrun, SLURM's srun with its variables) started; alone, do nothing.
 
@@ -105,7 +119,8 @@ def join_world(device_type: str) -> Iterator[World]:
         # Objects travel through the current device: with all processes on the first, nccl refuses.
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        with _stdout_kept_clean():
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the {os.environ['WORLD_SIZE']} processes of this run could not meet: {str(error).splitlines()[0]}",

@@ -54,12 +54,15 @@ def share(full: Tensor, like: Tensor) -> Tensor:
 
 
 def units(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of a network whose weights are gathered together: modules of several layers with one call."""
+    """Yield the blocks of a network whose weights are gathered together: modules of several layers with one call.
+
+    Lists are walked through, those with a `forward` of their own too: `fully_shard` before torch 2.13 takes none.
+    """
     for child in network.children():
-        plain = isinstance(child, nn.ModuleList | nn.ModuleDict) and type(child).forward is nn.Module.forward
-        for module in child.children() if plain else (child,):
-            if any(True for _ in module.children()) and any(True for _ in module.parameters()):
-                yield module
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from units(child)
+        elif any(True for _ in child.children()) and any(True for _ in child.parameters()):
+            yield child
 
 
 class Sharding:
