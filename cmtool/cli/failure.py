@@ -84,7 +84,8 @@ def _usage(error: Any) -> Failure:
     cause = error.__cause__
     if cause is not None and getattr(error, "param", None) is not None and hasattr(cause, "errors"):
         sentence = _bad_value(max(error.param.opts, key=len), cause.errors()[0])
-    elif older := re.fullmatch(r"Invalid value for '(-[^']*)': '(.*)' is not one of (.*?)\.?", sentence):  # typer < 0.28
+    elif older := re.fullmatch(r"Invalid value for '(-[^']*)': '(.*)' is not one of (.*?)\.?", sentence):
+        # typer before 0.28
         option, value, choices = older.groups()
         sentence = _unknown_choice(option.split(" / ")[-1], repr(value), value, choices)
     sentence = " ".join(sentence.split())
