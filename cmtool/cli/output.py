@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TextIO
 
 ProgressUpdate = Callable[..., None]
@@ -26,6 +26,19 @@ def command_line() -> str:
     import shlex
 
     return shlex.join(["cmtool", *sys.argv[1:]])
+
+
+def spelled(text: str) -> str:
+    """Spell out what steers a terminal, lines and tabs excepted: names from strangers' files are shown as well."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _talk(text: str) -> None:
+    """Write a line to stderr; where nobody takes it any more (a closed pipe, a lost terminal) the work goes on."""
+    with suppress(OSError):
+        print(spelled(text), file=sys.stderr, flush=True)
 
 
 def columns() -> int:
@@ -52,12 +65,12 @@ class Output:
     def say(self, text: str) -> None:
         """Talk to the user on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            _talk(text)
 
     def warn(self, text: str) -> None:
         """Warn on stderr, whatever the mode."""
         if not self.silent:
-            print(f"Warning: {text}", file=sys.stderr, flush=True)
+            _talk(f"Warning: {text}")
 
     def result(self, text: str) -> None:
         """Put a result (a path, a document) on stdout as it is."""
@@ -99,7 +112,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else spelled(str(value))
 
 
 def _is_number(text: str) -> bool:
