@@ -48,7 +48,7 @@ class DivergenceError(UserError):
 
 
 class Terminated(BaseException):
-    """SIGTERM ends the command at once; like KeyboardInterrupt no `Exception`, so that nothing on the way swallows it."""
+    """SIGTERM ends the command at once; no `Exception`, so that nothing on the way swallows it."""
 
     exit_code = 143
 

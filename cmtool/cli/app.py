@@ -190,7 +190,7 @@ def _give_up(stream: TextIO) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Put the null device where the caller closed stdin, stdout or stderr: a file that is opened would take its place."""
+    """Put the null device in the place of a standard stream that the caller closed: the next file would get there."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

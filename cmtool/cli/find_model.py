@@ -104,8 +104,9 @@ def find_model(
         header = read_header(path)
         if header.get("kind") not in kinds:
             needed = " or ".join(KIND_NAMES.get(kind, kind) for kind in kinds)
+            kind = header.get("kind") or "file of no known kind"
             raise UserError(
-                f"{path} is a {KIND_NAMES.get(header['kind'], header['kind'])}, and a {needed} is needed.",
+                f"{path} is a {KIND_NAMES.get(kind, kind)}, and a {needed} is needed.",
                 f"name another with {option}",
             )
         return FoundModel(path, header, f"as {option} says" if given else "as $CMTOOL_MODEL says")

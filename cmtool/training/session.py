@@ -36,7 +36,7 @@ RETRIES = 3
 # What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which is kept as the
 # best), and what to add to the finished model's header (its sampling times).
 Judge = Callable[[Model], dict[str, float]]
-# The closing asks between two candidates whether the time is up, and then answers with what it has.
+# A closing asks now and then whether the time is up, and then answers with what it has.
 Closing = Callable[[Model, Callable[[], bool]], dict[str, Any]]
 
 
@@ -159,9 +159,11 @@ class Session:
         self._catch_up()
         self.trainer.restart_clock()
         while self.state.step < self.config.train.steps:
+            before = self.state.step
             try:
                 self.trainer.run_to(self._stops(), stop)
-                self._at_interval()
+                if self.state.step > before:
+                    self._at_interval()
             except DivergenceError as error:
                 self._roll_back(error)
                 continue
@@ -287,7 +289,7 @@ class Session:
         if not self._takes_part:
             return Outcome(self.folder.model, self.state.step)
         extra = self._closed(self.state.average())
-        # Grid and times are owed yet. Among several processes one alone must not leave: there the run ends without them.
+        # Grid and times are owed yet. Of several processes one alone must not leave: there the run ends without them.
         if self._stop.signal and self.world.size == 1:
             return self._leave()
         for index, average in enumerate(self.state.extra_emas):

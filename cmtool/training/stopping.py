@@ -1,4 +1,4 @@
-"""Stopping at a good moment: Ctrl-C, the scheduler's SIGTERM, a lost terminal and a time limit end a run between steps."""
+"""Stopping at a good moment: Ctrl-C, the scheduler's SIGTERM, a lost terminal, a time limit end a run between steps."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _heeded() -> list[int]:
 
 @contextlib.contextmanager
 def stoppable(deadline: float | None = None) -> Iterator[Stop]:
-    """Yield a `Stop` that SIGINT, SIGTERM and SIGHUP set; another one, a second later or more, ends at once without saving.
+    """Yield a `Stop` that SIGINT, SIGTERM and SIGHUP set; another one, a second later or more, ends without saving.
 
     Outside the main thread, where Python refuses handlers, only the time limit works.
 
