@@ -7,6 +7,7 @@ Rich is imported when a table or a progress bar is drawn, never before, so that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,15 @@ def _talk(text: str) -> None:
     """Write a line to stderr; where nobody takes it any more (a closed pipe, a lost terminal) the work goes on."""
     with suppress(OSError):
         print(spelled(text), file=sys.stderr, flush=True)
+
+
+def _finite(document: Any) -> Any:
+    """Return a document with null for the numbers that JSON cannot hold."""
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [_finite(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def columns() -> int:
@@ -80,7 +90,8 @@ class Output:
     def json(self, document: Any) -> None:
         """Put one JSON document on stdout; does nothing outside JSON mode."""
         if self.json_mode and not self.silent:
-            print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
+            text = json.dumps(_finite(document), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+            print(text, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Draw a table on stdout; numbers are aligned to the right, short names in the first column are not wrapped.

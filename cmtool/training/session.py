@@ -34,9 +34,8 @@ RETRIES = 3
 
 
 # What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which is kept as the
-# best), and what to add to the finished model's header (its sampling times).
+# best), and what to add to the finished model's header (its sampling times), cut short when the time is up.
 Judge = Callable[[Model], dict[str, float]]
-# A closing asks now and then whether the time is up, and then answers with what it has.
 Closing = Callable[[Model, Callable[[], bool]], dict[str, Any]]
 
 
