@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtool.checkpoint import model_hash, read_header, resolve_file
+from cmtool.config.headers import missing_in_header
 from cmtool.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ def finished_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for file in sorted(files, key=lambda file: (file.stat().st_mtime, str(file)), reverse=True):
         try:
-            found.append((file, read_header(file)))
+            header = read_header(file)
         except CheckpointError:
             continue
+        if not missing_in_header(header):
+            found.append((file, header))
     return found
 
 
@@ -109,6 +112,8 @@ def find_model(
                 f"{path} is a {KIND_NAMES.get(kind, kind)}, and a {needed} is needed.",
                 f"name another with {option}",
             )
+        if lacking := missing_in_header(header):
+            raise CheckpointError(f"{path} is damaged or no whole model: its header has no {lacking}.")
         return FoundModel(path, header, f"as {option} says" if given else "as $CMTOOL_MODEL says")
     candidates = finished_runs(Path(runs))
     for kind in kinds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-# Entries whose type the readers rely on; one that is left out or null is as if it were not there.
+# Entries whose type the readers rely on; what is left out or null is missed by whoever needs it.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "preset": str,
@@ -32,20 +32,26 @@ _DATA: dict[str, type | tuple[type, ...]] = {
     "class_names": list,
     "fingerprint": str,
 }
-MODELS = ("consistency", "diffusion")
 _LONGEST = 1000  # noise levels for one number of evaluations
 
 
 def wrong_in_header(header: dict[str, Any]) -> str | None:
     """Say what is wrong with the form of a header, None if nothing is. Values are judged by whoever uses them."""
-    wrong = _wrong_type(header, _TYPES)
-    if wrong is None and header.get("kind") in MODELS:
-        missing = [key for key in ("network", "process", "data") if header.get(key) is None]
-        wrong = f"it has no {missing[0]}" if missing else _wrong_type(header["data"], _DATA)
+    wrong = _wrong_type(header, _TYPES) or _wrong_type(header.get("data") or {}, _DATA)
+    if wrong is not None:
+        return wrong
     names = (header.get("data") or {}).get("class_names") or ()
-    if wrong is None and not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names):
         return "its class names are no text"
-    return wrong or _wrong_times(header.get("times") or {})
+    return _wrong_times(header.get("times") or {})
+
+
+def missing_in_header(header: dict[str, Any]) -> str | None:
+    """Name the first entry that running a model needs and this header has not, None if all are there."""
+    data = header.get("data") or {}
+    missing = [key for key in ("network", "process", "data") if not header.get(key)]
+    missing += [key for key in ("resolution", "channels") if data.get(key) is None]
+    return missing[0] if missing else None
 
 
 def _wrong_type(table: dict[str, Any], types: dict[str, Any]) -> str | None:

@@ -42,7 +42,7 @@ def png_of(width: int, height: int) -> bytes:
     [
         {"kind": 7},
         {"kind": ["consistency"]},
-        {"network": None},
+        {"network": 7},
         {"process": []},
         {"data": {"resolution": "8"}},
         {"data": {"resolution": 8, "channels": 1, "class_names": [["a"]]}},
@@ -75,6 +75,14 @@ def test_a_file_of_no_kind_is_no_model(cmtool):
     save_model(Path("m.safetensors"), {}, {"network": {}})
     done = cmtool("sample", "--model", "m.safetensors", "--num", 1)
     assert done.code == 1 and "no known kind" in done.err and "should not happen" not in done.err
+
+
+@pytest.mark.parametrize("lacks", [{"network": {}}, {"process": None}, {"data": {}}, {"data": {"resolution": 8}}])
+def test_a_model_that_lacks_what_running_it_needs_is_named(cmtool, tmp_path, lacks):
+    save_model(tmp_path / "m.safetensors", {}, read_header(write_model(tmp_path)) | lacks)
+    for words in (("sample", "--num", 1), ("interpolate",), ("edit", "denoise", "x.png"), ("studio",)):
+        done = cmtool(*words, "--model", tmp_path / "m.safetensors")
+        assert done.code == 1 and "no whole model" in done.err, done.err
 
 
 def test_names_in_a_header_steer_no_terminal(cmtool, tmp_path):
