@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmtool.config.headers import wrong_in_header
 from cmtool.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
@@ -159,11 +160,13 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
         ) from None
     try:
         header = json.loads(text)
-        number = int(header["format"])
+        number, wrong = int(header["format"]), wrong_in_header(header)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its header cannot be read.") from error
     if number > FORMAT:
         raise CheckpointError(f"{path} has format {number}; this cmtool reads up to {FORMAT}.", "pip install -U cmtool")
+    if wrong:
+        raise CheckpointError(f"{path} is damaged or no cmtool model: {wrong} in its header.")
     return header
 
 

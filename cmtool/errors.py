@@ -47,6 +47,12 @@ class DivergenceError(UserError):
     """Training produced numbers that are not finite; the last good checkpoint is kept."""
 
 
+class Terminated(BaseException):
+    """SIGTERM ends the command at once; no `Exception`, so that nothing on the way swallows it."""
+
+    exit_code = 143
+
+
 _LONGEST_NAME = 100
 
 

@@ -8,8 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.counted import COUNTED, lines
 
 # Before torch is imported by anyone: more threads than cores make small networks tens of times slower.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -82,3 +85,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what a worker of pytest-xdist has counted to the process that reports."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counted"] = {name: dict(kinds) for name, kinds in COUNTED.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Add up what the workers of pytest-xdist have counted."""
+    for name, kinds in (getattr(node, "workeroutput", None) or {}).get("counted", {}).items():
+        COUNTED[name].update(kinds)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many fault trials and fuzz inputs were tried."""
+    for line in lines():
+        terminalreporter.write_line(line)

@@ -6,19 +6,21 @@ however many commands there are.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TextIO
 
 import typer
 import typer.core
 
 from cmtool.cli.examples import lay_out_examples
-from cmtool.cli.failure import report
-from cmtool.errors import nearest
+from cmtool.cli.failure import describe, report
+from cmtool.errors import Terminated, UserError, nearest
 
 
 class Entry(NamedTuple):
@@ -145,6 +147,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         0 done, 1 the user's mistake or a failure, 2 wrong usage, 130 interrupted, 143 terminated.
     """
+    command = next((word for word in arguments if word in COMMANDS), "")
     json_mode = "--json" in arguments
     try:
         code = typer.main.get_command(app).main(list(arguments), prog_name="cmtool", standalone_mode=False)
@@ -152,20 +155,59 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) and not isinstance(code, bool) else 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:
-        _close_stdout()
+    except BrokenPipeError:  # whoever read our output has gone, and knows
+        _give_up(sys.stdout)
         return 1
-    except (Exception, KeyboardInterrupt) as error:
-        return report(error, json_mode, next((word for word in arguments if word in COMMANDS), ""))
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        return _reported(_Ended() if isinstance(error, Terminated) else error, json_mode, command)
 
 
-def _close_stdout() -> None:
-    """Whoever read our output has gone: let the interpreter flush into nothing when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Ended(UserError):
+    """What is said of a command that SIGTERM ended."""
+
+    exit_code = Terminated.exit_code
+
+    def __init__(self) -> None:
+        super().__init__("terminated")
+
+
+def _reported(error: BaseException, json_mode: bool, command: str) -> int:
+    """Report an error, on stderr where stdout takes nothing either (a full disk); return the exit code."""
+    try:
+        return report(error, json_mode, command)
+    except OSError:
+        _give_up(sys.stdout)
+    with contextlib.suppress(OSError):
+        report(error, False, command)
+    _give_up(sys.stderr)
+    return describe(error, command).code
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what is still to be written to a stream that takes nothing vanish, the interpreter's last flush included."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_standard_streams() -> None:
+    """Put the null device in the place of a standard stream that the caller closed: the next file would get there."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def main() -> None:
     """Entry point of the console script."""
+    _open_standard_streams()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # dying on the spot would leave temporary files behind
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtool.checkpoint import model_hash, read_header, resolve_file
+from cmtool.config.headers import missing_in_header
 from cmtool.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ def finished_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for file in sorted(files, key=lambda file: (file.stat().st_mtime, str(file)), reverse=True):
         try:
-            found.append((file, read_header(file)))
+            header = read_header(file)
         except CheckpointError:
             continue
+        if not missing_in_header(header):
+            found.append((file, header))
     return found
 
 
@@ -104,10 +107,13 @@ def find_model(
         header = read_header(path)
         if header.get("kind") not in kinds:
             needed = " or ".join(KIND_NAMES.get(kind, kind) for kind in kinds)
+            kind = header.get("kind") or "file of no known kind"
             raise UserError(
-                f"{path} is a {KIND_NAMES.get(header['kind'], header['kind'])}, and a {needed} is needed.",
+                f"{path} is a {KIND_NAMES.get(kind, kind)}, and a {needed} is needed.",
                 f"name another with {option}",
             )
+        if lacking := missing_in_header(header):
+            raise CheckpointError(f"{path} is damaged or no whole model: its header has no {lacking}.")
         return FoundModel(path, header, f"as {option} says" if given else "as $CMTOOL_MODEL says")
     candidates = finished_runs(Path(runs))
     for kind in kinds:

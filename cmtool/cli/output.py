@@ -7,10 +7,11 @@ Rich is imported when a table or a progress bar is drawn, never before, so that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TextIO
 
 ProgressUpdate = Callable[..., None]
@@ -26,6 +27,28 @@ def command_line() -> str:
     import shlex
 
     return shlex.join(["cmtool", *sys.argv[1:]])
+
+
+def spelled(text: str) -> str:
+    """Spell out what steers a terminal, lines and tabs excepted: names from strangers' files are shown as well."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _talk(text: str) -> None:
+    """Write a line to stderr; where nobody takes it any more (a closed pipe, a lost terminal) the work goes on."""
+    with suppress(OSError):
+        print(spelled(text), file=sys.stderr, flush=True)
+
+
+def _finite(document: Any) -> Any:
+    """Return a document with null for the numbers that JSON cannot hold."""
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [_finite(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def columns() -> int:
@@ -52,12 +75,12 @@ class Output:
     def say(self, text: str) -> None:
         """Talk to the user on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            _talk(text)
 
     def warn(self, text: str) -> None:
         """Warn on stderr, whatever the mode."""
         if not self.silent:
-            print(f"Warning: {text}", file=sys.stderr, flush=True)
+            _talk(f"Warning: {text}")
 
     def result(self, text: str) -> None:
         """Put a result (a path, a document) on stdout as it is."""
@@ -67,7 +90,8 @@ class Output:
     def json(self, document: Any) -> None:
         """Put one JSON document on stdout; does nothing outside JSON mode."""
         if self.json_mode and not self.silent:
-            print(json.dumps(document, indent=2, ensure_ascii=False, default=str), flush=True)
+            text = json.dumps(_finite(document), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+            print(text, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Draw a table on stdout; numbers are aligned to the right, short names in the first column are not wrapped.
@@ -99,7 +123,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else spelled(str(value))
 
 
 def _is_number(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -182,20 +183,20 @@ def _train(family: str, given: dict[str, Any]) -> None:
         from cmtool.cli.train_recipes import list_recipes
 
         return list_recipes(family, given["preset"], output)
-    seconds = parse_span(given["max_time"]) if given["max_time"] else None
+    deadline = time.monotonic() + parse_span(given["max_time"]) if given["max_time"] else None
     check_trackers(given["track"])
     if given["extend"] is not None:
-        return _extend(family, given, seconds, output)
+        return _extend(family, given, deadline, output)
     resolved = _resolve(family, given)
     config = _with_models(resolved.config, given, output)
     if given["dry_run"]:
         return _show(config, resolved, output)
     from cmtool.cli.train_job import run
 
-    run(config, run_folder(given, f"{config.preset}-{config.recipe_name}"), given, seconds, output)
+    run(config, run_folder(given, f"{config.preset}-{config.recipe_name}"), given, deadline, output)
 
 
-def _extend(family: str, given: dict[str, Any], seconds: float | None, output: Output) -> None:
+def _extend(family: str, given: dict[str, Any], deadline: float | None, output: Output) -> None:
     from cmtool.cli.train_extras import extension
     from cmtool.config.load import to_toml
 
@@ -205,7 +206,7 @@ def _extend(family: str, given: dict[str, Any], seconds: float | None, output: O
         return output.json({"config": config.model_dump(mode="json"), "origins": {}})
     from cmtool.cli.train_job import run
 
-    run(config, folder, given, seconds, output)
+    run(config, folder, given, deadline, output)
 
 
 def _resolve(family: str, given: dict[str, Any]) -> Resolved:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from cmtool.training.run_folder import RunFolder
 
 
-def run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output) -> None:
+def run(config: RunConfig, path: Path, given: dict[str, Any], deadline: float | None, output: Output) -> None:
     """Train in the run folder `path` and say how it ended.
 
     Args:
         config: what to train.
         path: the run folder.
         given: the command's options by name.
-        seconds: time limit, None for none.
+        deadline: when to stop, in seconds of `time.monotonic`; None: never.
         output: where to talk.
 
     Raises:
@@ -50,7 +50,7 @@ def run(config: RunConfig, path: Path, given: dict[str, Any], seconds: float | N
 
     device = choose_device(given["device"])
     with join_world(device.type) as world:
-        _train_in(world, config, path, given, seconds, output)
+        _train_in(world, config, path, given, deadline, output)
 
 
 def _is_finished(folder: RunFolder, config: RunConfig, output: Output) -> bool:
@@ -66,7 +66,7 @@ def _is_finished(folder: RunFolder, config: RunConfig, output: Output) -> bool:
 
 
 def _train_in(
-    world: World, config: RunConfig, path: Path, given: dict[str, Any], seconds: float | None, output: Output
+    world: World, config: RunConfig, path: Path, given: dict[str, Any], deadline: float | None, output: Output
 ) -> None:
     from cmtool.cli.output import Output
     from cmtool.training.lock import locked
@@ -82,7 +82,7 @@ def _train_in(
                 output.say(f"the process that trained here before (pid {left.pid} on {left.host}) was killed.")
             _compare_data(open_run(path, config, given["fresh"]), trainer, output)
         world.wait()
-        outcome = _session(trainer, RunFolder(path), given, seconds, output)
+        outcome = _session(trainer, RunFolder(path), given, deadline, output)
     _say_outcome(outcome, config, path, given, output)
 
 
@@ -134,7 +134,7 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
 
 
 def _session(
-    trainer: Trainer, folder: RunFolder, given: dict[str, Any], seconds: float | None, output: Output
+    trainer: Trainer, folder: RunFolder, given: dict[str, Any], deadline: float | None, output: Output
 ) -> Outcome:
     from cmtool.cli.train_judges import judges
     from cmtool.cli.training_view import View
@@ -147,7 +147,7 @@ def _session(
     judge, closing = judges(trainer, output)
     with (
         output.progress(config.train.steps, f"{config.preset} {config.recipe_name}") as update,
-        stoppable(seconds) as stop,
+        stoppable(deadline) as stop,
         contextlib.ExitStack() as tracking,
     ):
         names = (given["track"] or ()) if trainer.world.main else ()

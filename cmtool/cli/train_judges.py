@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cmtool.training.loop import Trainer
 
 Judge = Callable[[Any], dict[str, float]]
-Closing = Callable[[Any], dict[str, Any]]
+Closing = Callable[[Any, Callable[[], bool]], dict[str, Any]]
 
 
 def judges(trainer: Trainer, output: Output) -> tuple[Judge | None, Closing | None]:
@@ -33,8 +33,8 @@ def judges(trainer: Trainer, output: Output) -> tuple[Judge | None, Closing | No
             output.warn(f"no evaluation during training: {error.message}")
         return None, None
 
-    def closing(model: Any) -> dict[str, Any]:
+    def closing(model: Any, late: Callable[[], bool]) -> dict[str, Any]:
         output.say("searching sampling times for 2 to 4 steps")
-        return short_search(model, judge)
+        return short_search(model, judge, late=late)
 
     return judge, closing if config.family != "edm" and search_is_cheap(judge) else None

@@ -11,6 +11,8 @@ import tomli_w
 
 from cmtool.errors import ConfigError
 
+_LARGEST = 1_000_000  # bytes; presets and settings have some thousand, and parsing a hostile file takes seconds a MB
+
 
 def read_toml(path: Path, label: str | None = None) -> dict[str, Any]:
     """Read a TOML file.
@@ -20,13 +22,19 @@ def read_toml(path: Path, label: str | None = None) -> dict[str, Any]:
     """
     label = label or str(path)
     try:
-        return tomli.loads(path.read_bytes().decode("utf-8"))
+        with open(path, "rb") as stream:
+            data = stream.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ConfigError(f"{label} is larger than {_LARGEST // 10**6} MB; no preset is.")
+        return tomli.loads(data.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{label} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{label} is not a text file in UTF-8") from None
     except tomli.TOMLDecodeError as error:
         raise ConfigError(_syntax(label, str(error))) from None
+    except RecursionError:
+        raise ConfigError(f"{label} is nested too deeply.") from None
 
 
 def _syntax(label: str, problem: str) -> str:
@@ -43,7 +51,7 @@ def parse_value(text: str) -> Any:
         return None
     try:
         document = tomli.loads(f"value = {text}")
-    except tomli.TOMLDecodeError:
+    except (tomli.TOMLDecodeError, RecursionError):
         return text
     return document["value"] if len(document) == 1 else text
 

@@ -36,9 +36,16 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends like a zip archive; one that is damaged there does not."""
+    """Whether a file ends like a zip archive; one that is damaged there does not.
+
+    Raises:
+        DataError: it may not be read.
+    """
     try:
-        return zipfile.is_zipfile(path)
+        with open(path, "rb") as stream:
+            return zipfile.is_zipfile(stream)
+    except PermissionError:
+        raise DataError(f"no permission to read {path}.") from None
     except (zipfile.BadZipFile, OSError, ValueError):
         return False
 

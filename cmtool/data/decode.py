@@ -134,6 +134,15 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
         return _decode(picture, channels, label)
 
 
+def is_gray(data: bytes) -> bool:
+    """Whether an image file holds gray values alone; False for what is no image, which `read_image` says in words."""
+    try:
+        with _open(data, "") as picture:
+            return picture.mode in ("1", "L", "I", "I;16", "F")
+    except DataError:
+        return False
+
+
 def _moves(picture: Image.Image, name: str) -> bool:
     """Whether there is a second frame; Pillow looks for one in the file, and may find damage."""
     try:

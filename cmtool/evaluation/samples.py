@@ -20,6 +20,7 @@ import torch
 
 from cmtool.data import Dataset, read_image, to_uint8
 from cmtool.data.archives import is_zip, open_zip, read_member
+from cmtool.data.decode import is_gray
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 
@@ -125,6 +126,7 @@ def open_images(path: str | Path) -> ImageSet:
 def _open_npz(path: Path) -> ImageSet:
     if not is_zip(path):
         raise DataError(f"{path} is damaged or is no npz.")
+    open_zip(path).close()  # refuses what would expand like a bomb
     try:
         with np.load(path, allow_pickle=False) as archive:
             if "arr_0" not in archive.files:
@@ -239,7 +241,7 @@ def _open_zip(path: Path) -> ImageSet:
 def _from_files(where: str, names: list[str], load: Callable[[str], bytes]) -> ImageSet:
     if not names:
         raise DataError(f"{where} holds no images.", f"the endings that count are {', '.join(SUFFIXES)}")
-    channels = 1 if _is_gray(load(names[0])) else 3
+    channels = 1 if is_gray(load(names[0])) else 3
     first = read_image(load(names[0]), channels, names[0])
 
     def read(size: int) -> Iterator[Array]:
@@ -255,18 +257,6 @@ def _from_files(where: str, names: list[str], load: Callable[[str], bytes]) -> I
 
     shape = (first.shape[0], first.shape[1], first.shape[2])
     return ImageSet(where, len(names), shape, read)
-
-
-def _is_gray(data: bytes) -> bool:
-    import io
-
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.mode in ("1", "L", "I", "I;16", "F")
-    except (UnidentifiedImageError, OSError, ValueError):
-        return False
 
 
 def _size(image: Array) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,22 @@ def descending_grid(model: Model, points: int) -> tuple[float, ...]:
     return tuple(reversed(karras_grid(points, model.sigma_min, model.sigma_max, model.rho)))
 
 
+class _Late(Exception):
+    """The time is up."""
+
+
+def _score(model: Model, judge: Judge, seeds: range, late: Callable[[], bool]) -> Memo:
+    """Return the distance of times on these seeds; it raises `_Late` instead of looking at another candidate."""
+    score = TimesScore(model, judge.network, judge.side, seeds)
+
+    def in_time(times: Times) -> float:
+        if late():
+            raise _Late
+        return score(times)
+
+    return Memo(in_time)
+
+
 def short_search(
     model: Model,
     judge: Judge,
@@ -74,6 +91,7 @@ def short_search(
     count: int = SHORT_COUNT,
     points: int = SHORT_GRID,
     seconds: float = 60.0,
+    late: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Find times for a few steps by one greedy search, and judge them against those in the header on fresh seeds.
 
@@ -84,27 +102,29 @@ def short_search(
         count: samples for each candidate.
         points: points of the grid.
         seconds: no new number of steps is begun after this long.
+        late: asked before every candidate; once it says so the search ends with what it has.
 
     Returns:
         {"times": {"1": [...], "2": [...], ...}, "figures": {"2": distance, ...}} for the model's header.
     """
     began = time.monotonic()
-    seeds = range(SEARCH_SEED, SEARCH_SEED + count)
-    memo = Memo(TimesScore(model, judge.network, judge.side, seeds))
+    memo = _score(model, judge, range(SEARCH_SEED, SEARCH_SEED + count), late)
     # The last word has twice the samples: a distance of a thousand moves by more than good times differ.
-    fresh = Memo(TimesScore(model, judge.network, judge.side, range(FRESH_SEED, FRESH_SEED + 2 * count)))
+    fresh = _score(model, judge, range(FRESH_SEED, FRESH_SEED + 2 * count), late)
     levels = descending_grid(model, points)
     chain: Times = (levels[0],)
     times = dict(model.header.get("times") or {}) | {"1": [levels[0]]}
-    figures = {"1": fresh((levels[0],))}
-    for number in sorted(steps):
-        # Where a further step only hurts, the search puts it next to sigma_min, and no level is left below.
-        if time.monotonic() - began > seconds or number < 2 or chain[-1] == levels[-2]:
-            continue
-        chain = greedy_search(memo, number, levels, chain).times
-        options = [chain, *([tuple(times[str(number)])] if str(number) in times else [])]
-        best = min(options, key=fresh)
-        times[str(number)], figures[str(number)] = list(best), fresh(best)
+    figures: dict[str, float] = {}
+    with contextlib.suppress(_Late):
+        figures["1"] = fresh(chain)
+        for number in sorted(steps):
+            # Where a further step only hurts, the search puts it next to sigma_min, and no level is left below.
+            if time.monotonic() - began > seconds or number < 2 or chain[-1] == levels[-2]:
+                continue
+            chain = greedy_search(memo, number, levels, chain).times
+            options = [chain, *([tuple(times[str(number)])] if str(number) in times else [])]
+            best = min(options, key=fresh)
+            times[str(number)], figures[str(number)] = list(best), fresh(best)
     return {"times": times, "figures": {key: round(value, 4) for key, value in figures.items()}}
 
 

@@ -144,6 +144,6 @@ def grid_pictures(grids: Sequence[tuple[int, Path]], most: int = 24) -> list[tup
     for step, path in chosen:
         try:
             found.append((step, embed_png(path.read_bytes(), f"step {step:,}")))
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue  # a picture that was cut off tells nothing
     return found

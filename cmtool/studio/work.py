@@ -27,6 +27,7 @@ from cmtool.samplers.interpolation import decode, key_noise, path
 Bytes = NDArray[np.uint8]
 Asked = Mapping[str, Any]
 TASKS = ("inpaint", "colorize", "superres", "stroke", "denoise")
+_NO_PICTURE = (ValueError, binascii.Error, OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 MOST, FRAMES = 16, 25  # variations of an edit; points of a walk
 
 
@@ -51,7 +52,7 @@ def read_uri(text: Any, channels: int, side: int, what: str) -> Bytes:
         if image.size != (side, side):
             raise UserError(f"{what} is {image.width} x {image.height}, and the model works on {side} x {side}.")
         array = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
-    except (ValueError, binascii.Error, OSError, SyntaxError, UnidentifiedImageError) as error:
+    except _NO_PICTURE as error:
         raise UserError(f"{what} is no picture.") from error
     return array[..., None] if array.ndim == 2 else array
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,8 @@ def check_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
         if any(entry.name != LOCK and not entry.name.startswith(".") for entry in path.iterdir()):
             raise UserError(f"{path} is not empty and holds no run.", "choose another folder with --out")
         return folder
+    if not os.access(settings, os.R_OK):  # not damaged: --fresh would be the wrong advice
+        raise CheckpointError(f"no permission to read {settings}.", "check who owns the run")
     try:
         old = from_toml(settings)
     except UserError as error:

@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cmtool.checkpoint import writing
 from cmtool.config.schema import RunConfig
-from cmtool.data.images import save_grid
-from cmtool.data.scatter import save_scatter
 from cmtool.errors import DivergenceError, UserError
 from cmtool.models import Model
-from cmtool.samplers.generate import generate
-from cmtool.samplers.plan import plan_sampling
 from cmtool.training.forecast import check_disk, forecast
 from cmtool.training.listener import Listener, Outcome
 from cmtool.training.loop import Trainer
 from cmtool.training.posthoc import write_snapshots
+from cmtool.training.previews import write_preview
 from cmtool.training.provenance import provenance
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
@@ -33,23 +29,14 @@ from cmtool.training.state import restore_newest
 from cmtool.training.stopping import Stop
 from cmtool.training.watch import Watch
 
-# Pictures in a grid, points in a scatter plot.
-GRID, CLOUD = 64, 2000
 # Roll-backs to one checkpoint before a run gives up.
 RETRIES = 3
 
 
-def preview(model: Model, count: int, seed: int = 0) -> Tensor:
-    """Return `count` samples (count, C, H, W) on the CPU: one step, for a teacher 18 Heun steps."""
-    plan = plan_sampling(model.header)
-    seeds = range(seed, seed + count)
-    return torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, list(seeds))])
-
-
 # What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which is kept as the
-# best), and what to add to the finished model's header (its sampling times).
+# best), and what to add to the finished model's header (its sampling times), cut short when the time is up.
 Judge = Callable[[Model], dict[str, float]]
-Closing = Callable[[Model], dict[str, Any]]
+Closing = Callable[[Model, Callable[[], bool]], dict[str, Any]]
 
 
 class Session:
@@ -73,6 +60,7 @@ class Session:
         self.listener = listener
         self.world = trainer.world
         self._saved = -1
+        self._stop = Stop()
         self._rollbacks = 0
         self._watch = Watch()
         self._real = trainer.dataset.batch(torch.arange(min(len(trainer.dataset), 512)))[0]
@@ -134,13 +122,11 @@ class Session:
         model = self.state.average()
         if not self.world.main or model is None:
             return
-        samples = preview(model, CLOUD if self.trainer.dataset.float_samples else GRID)
-        path = self._grid()
-        if self.trainer.dataset.float_samples:
-            save_scatter(samples, path)
-        else:
-            text = {"preset": self.config.preset, "recipe": self.config.recipe_name, "step": self.state.step}
-            save_grid(samples, path, text=text)
+        self._stop.unless_stopped(lambda: self._draw(model))
+
+    def _draw(self, model: Model) -> None:
+        path, points = self._grid(), self.trainer.dataset.float_samples
+        samples = write_preview(model, path, self.config, self.state.step, points)
         self.listener.saved(path)
         if self.state.step >= max(200, self.config.train.steps // 4) and collapsed(samples, self._real):
             self.warn(
@@ -161,6 +147,7 @@ class Session:
         Raises:
             UserError: if the disk is too full to start or to go on, or the loss is not finite.
         """
+        self._stop = stop
         step = self.resume()
         needs = forecast(self.config, self.state)
         check_disk(self.folder.path, needs.disk)
@@ -171,14 +158,16 @@ class Session:
         self._catch_up()
         self.trainer.restart_clock()
         while self.state.step < self.config.train.steps:
+            before = self.state.step
             try:
                 self.trainer.run_to(self._stops(), stop)
-                self._at_interval()
+                if self.state.step > before:
+                    self._at_interval()
             except DivergenceError as error:
                 self._roll_back(error)
                 continue
             if self.trainer.stopped and self.state.step < self.config.train.steps:
-                return self._leave(stop)
+                return self._leave()
         return self._finish()
 
     def _log_start(self, step: int, arguments: Sequence[str]) -> None:
@@ -211,15 +200,16 @@ class Session:
             self.trainer.check_finite(weights=True)
         if (step % train.log_every == 0 or step == train.steps) and self.trainer.has_news:
             self._report()
+        # Before the checkpoint: a run that is killed in between goes on from an earlier step and does them again.
+        for every, chore in self.chores:
+            if self._takes_part and (step % every == 0 or step == train.steps):
+                chore()
         if step % train.checkpoint_every == 0:
             self.checkpoint()
         if step % train.sample_every == 0 and step < train.steps:
             self.sample()
         if train.eval_every and step % train.eval_every == 0:
             self.evaluate()
-        for every, chore in self.chores:
-            if self._takes_part and (step % every == 0 or step == train.steps):
-                chore()
         self.trainer.restart_clock()
 
     def _catch_up(self) -> None:
@@ -248,14 +238,18 @@ class Session:
         model = self.state.average()
         if not self.world.main or self.judge is None or model is None:
             return
-        figures = self.judge(model)
+        judge = self.judge
+        self._stop.unless_stopped(lambda: self._keep(judge(model), model))
+
+    def _keep(self, figures: dict[str, float], model: Model) -> None:
+        """Keep figures, and before them the model that they call the best: a run killed in between judges again."""
         before = [row["eval"]["fid"] for row in self.folder.rows() if "fid" in row.get("eval", {})]
+        if "fid" in figures and figures["fid"] < min(before, default=float("inf")):
+            self.state.export(self.folder.best, {"figures": figures}, network=model.network)
         self.folder.append({"step": self.state.step, "eval": figures})
         self.listener.evaluated(self.state.step, figures)
         for message in self._watch.quality(self.state.step, "fid", figures["fid"]) if "fid" in figures else ():
             self.warn(message)
-        if "fid" in figures and figures["fid"] < min(before, default=float("inf")):
-            self.state.export(self.folder.best, {"figures": figures}, network=model.network)
 
     def _report(self) -> None:
         report = self.trainer.report()
@@ -266,7 +260,8 @@ class Session:
             for message in self._watch.report(report, norm):
                 self.warn(message)
 
-    def _leave(self, stop: Stop) -> Outcome:
+    def _leave(self) -> Outcome:
+        stop = self._stop
         self.trainer.check_finite(weights=True)
         self.checkpoint()
         why = "the time limit" if stop.out_of_time and not stop.signal else f"signal {stop.signal}"
@@ -275,13 +270,17 @@ class Session:
 
     def _closed(self, model: Model | None) -> dict[str, Any]:
         """Return what the closing adds to the model's header; a model without it is a model all the same."""
-        if self.closing is None or model is None:
+        stop, closing = self._stop, self.closing
+        if closing is None or model is None:
             return {}
         try:
-            return self.closing(model)
+            found = stop.unless_stopped(lambda: closing(model, lambda: stop.out_of_time))
         except UserError as error:
             self.warn(f"no sampling times were found: {error.message}")
             return {}
+        if stop.out_of_time:
+            self.warn("the time limit cut the search for sampling times short; cmtool search-times goes through all.")
+        return found or {}
 
     def _finish(self) -> Outcome:
         self.checkpoint()
@@ -289,6 +288,9 @@ class Session:
         if not self._takes_part:
             return Outcome(self.folder.model, self.state.step)
         extra = self._closed(self.state.average())
+        # Grid and times are owed yet. Of several processes one alone must not leave: there the run ends without them.
+        if self._stop.signal and self.world.size == 1:
+            return self._leave()
         for index, average in enumerate(self.state.extra_emas):
             self.state.export(self.folder.path / f"ema-{index}.safetensors", network=average.network)
         self.state.export(self.folder.model, extra)

@@ -1,4 +1,4 @@
-"""Stopping at a good moment: Ctrl-C, the scheduler's SIGTERM, and a time limit end a run between two steps."""
+"""Stopping at a good moment: Ctrl-C, the scheduler's SIGTERM, a lost terminal, a time limit end a run between steps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import TypeVar
 
-from cmtool.errors import UsageError
+from cmtool.errors import Terminated, UsageError
+
+T = TypeVar("T")
 
 _SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
 
@@ -30,12 +33,22 @@ def parse_span(text: str) -> float:
     return seconds
 
 
+# One wish to stop may arrive twice: `timeout` and batch systems signal a process and its group. Seconds after the first
+# signal from which on another one is a second wish.
+_SAME_WISH = 1.0
+
+
+class _Left(BaseException):
+    """A signal ends a block that may be left; no `Exception`, so that nothing inside swallows it."""
+
+
 @dataclass
 class Stop:
     """Asked between steps; `signal` is the number of the one that arrived (0: none)."""
 
     deadline: float | None = None
     signal: int = 0
+    leavable: bool = False
 
     @property
     def now(self) -> bool:
@@ -47,24 +60,61 @@ class Stop:
         """Whether the time limit has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
+    def unless_stopped(self, work: Callable[[], T]) -> T | None:
+        """Return what `work` returns; None if a signal came before it or ends it, which it does at once.
+
+        For long work of which nothing is lost, such as judging a model. It must not wait for other processes.
+        """
+        result = None
+        try:
+            self.leavable = True
+            if not self.signal:
+                result = work()
+            self.leavable = False
+        except _Left:
+            pass
+        except BaseException:
+            self.leavable = False
+            raise
+        return result
+
+
+def _heeded() -> list[int]:
+    """Signals that ask to stop; what the caller told us to ignore (nohup, a script's background jobs) stays ignored."""
+    known = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    return [signal.SIGTERM, *(number for number in known if signal.getsignal(number) is not signal.SIG_IGN)]
+
 
 @contextlib.contextmanager
-def stoppable(max_seconds: float | None = None) -> Iterator[Stop]:
-    """Yield a `Stop` that SIGINT and SIGTERM set; a second signal interrupts at once, without saving.
+def stoppable(deadline: float | None = None) -> Iterator[Stop]:
+    """Yield a `Stop` that SIGINT, SIGTERM and SIGHUP set; another one, a second later or more, ends without saving.
 
     Outside the main thread, where Python refuses handlers, only the time limit works.
+
+    Args:
+        deadline: the time limit, in seconds of `time.monotonic`.
+
+    Raises:
+        KeyboardInterrupt: on a second SIGINT.
+        Terminated: on a second SIGTERM or SIGHUP.
     """
-    stop = Stop(None if max_seconds is None else time.monotonic() + max_seconds)
+    stop = Stop(deadline)
+    first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = number
+        nonlocal first
+        if not stop.signal:
+            stop.signal, first = number, time.monotonic()
+            if stop.leavable:
+                stop.leavable = False
+                raise _Left
+        elif time.monotonic() - first >= _SAME_WISH:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _heeded()}
     try:
         yield stop
     finally:

@@ -60,6 +60,37 @@ def test_training_documents(cmtool):
     assert document["model"] is None and not document["finished"]
 
 
+def test_documents_of_files_that_are_made(cmtool, workdir):
+    training = ("train-ct", "--preset", TRAIN[2], "--steps", "2", "--batch-size", "4", "--out", "runs/a")
+    training += ("--set", "process.noise_scale=250")
+    assert cmtool(*training).code == 0
+    assert cmtool("sample", "--num", 2, "--out", "photos/").code == 0
+    lines = {
+        "`edit`": ("edit", "denoise", "photos/000000.png", "--sigma", 0.5),
+        "`interpolate`": ("interpolate", "--seeds", "1,2", "--num", 3),
+        "`models`": ("models",),
+        "`runs`": ("runs",),
+        "`report`": ("report", "runs/a", "--no-samples"),
+        "`export`": ("export", "runs/a", "--format", "openai", "--out", "x.pt"),
+        "`import`": ("import", "x.pt", "--form", "consistency", "--resolution", 8, "--out", "m.safetensors"),
+        "`data make`": ("data", "make", "photos", "--resolution", 8, "--out", "p.cmdata"),
+    }
+    for command, words in lines.items():
+        done = cmtool(*words, "--json")
+        assert done.code == 0, (command, done.out)
+        holds(json.loads(done.out, parse_constant=pytest.fail), command)
+
+
+def test_numbers_that_are_not_finite_are_null(capsys):
+    from cmtool.cli.output import Output
+
+    Output(json_mode=True).json({"a": [float("nan"), 1.5], "b": {"c": float("inf"), "d": (float("-inf"),)}})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": [None, 1.5],
+        "b": {"c": None, "d": [None]},
+    }
+
+
 def test_documents_of_lists(cmtool):
     (first, *_) = json.loads(cmtool("presets", "--json").out)
     holds(first, "`presets`")
@@ -93,7 +124,7 @@ def test_failures_keep_their_code_and_document(cmtool, words, code):
 
 def test_every_code_of_the_page_is_known():
     codes = [row[0] for row in rows("Exit codes")]
-    assert codes == ["0", "1", "2", "130", "143", "N"]
+    assert codes == ["0", "1", "2", "129", "130", "143", "N"]
 
 
 def test_every_variable_of_the_page_is_read_somewhere():

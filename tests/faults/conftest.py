@@ -1,4 +1,4 @@
-"""The warm parent of the trials, the commands they run, and the count of trials at the end."""
+"""The warm parent of the trials, and the commands they run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.faults.commands import Command, commands, warm_up
-from tests.faults.harness import TRIALS
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +21,3 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def known(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Command]:
     """The commands by name, each with what it makes when nothing happens and how long that takes."""
     return commands(warm, tmp_path_factory.mktemp("references"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many trials were run."""
-    if TRIALS:
-        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(TRIALS.items()))
-        terminalreporter.write_line(f"fault trials: {sum(TRIALS.values())} ({listed})")

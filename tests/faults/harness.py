@@ -14,7 +14,6 @@ import sys
 import time
 import tomllib
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from pathlib import Path
 from PIL import Image
 
 from cmtool.checkpoint import verify
+from tests.counted import COUNTED
 
-# Trials done in this test run, by kind; reported at its end (see conftest.py).
-TRIALS: Counter[str] = Counter()
+# Trials done in this test run, by kind.
+TRIALS = COUNTED["fault trials"]
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 

@@ -157,6 +157,23 @@ def test_no_permission_to_write(known, tmp_path, locked):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_no_permission_to_read_is_not_called_damage(known, tmp_path):
+    folder = half_done(known["train"], tmp_path)
+    (folder / "run/config.toml").chmod(0o000)
+    ended = trial("permission", known["train"].words, folder, arm=without_root)
+    assert_said(ended, "no permission to read run/config.toml")
+    assert "--fresh" not in ended.err and "damaged" not in ended.err
+    (folder / "run/config.toml").chmod(0o644)
+    known["train"].assert_recovers(folder)
+    place = tmp_path / "eval"
+    place.mkdir()
+    shutil.copytree(known["eval"].start, place / "start")
+    (place / "start/samples.npz").chmod(0o000)
+    ended = trial("permission", known["eval"].words, place, arm=without_root)
+    assert_said(ended, "no permission to read start/samples.npz")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 @pytest.mark.parametrize("name", ["sample", "eval", "import", "pack"])
 def test_no_permission_to_write_a_result(known, tmp_path, name):
     folder = known[name].folder(tmp_path / "w")

@@ -1,10 +1,8 @@
-"""The readers, and the count of inputs at the end."""
+"""The readers."""
 
 from __future__ import annotations
 
 import pytest
-
-from tests.fuzz.sandbox import TRIED
 
 
 @pytest.fixture(scope="session")
@@ -13,10 +11,3 @@ def known(tmp_path_factory: pytest.TempPathFactory):
     from tests.fuzz.readers import readers
 
     return readers(tmp_path_factory.mktemp("examples"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many inputs were tried."""
-    if TRIED:
-        listed = ", ".join(f"{count:,} {name}" for name, count in sorted(TRIED.items()))
-        terminalreporter.write_line(f"fuzz inputs: {sum(TRIED.values()):,} ({listed})")

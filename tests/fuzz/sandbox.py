@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 
 from cmtool.cli.failure import describe
 from cmtool.errors import UserError
+from tests.counted import COUNTED
 
-# Inputs tried in this test run, by reader; reported at its end.
-TRIED: Counter[str] = Counter()
+# Inputs tried in this test run, by reader.
+TRIED = COUNTED["fuzz inputs"]
 MEMORY = 1 << 30  # bytes that a reader may take for any input
 SECONDS = 5.0  # of the processor, for one input
 PATIENCE = 10  # times as long by the clock: waiting counts too, but not what other processes take

@@ -187,6 +187,13 @@ def test_a_lock_file_of_nonsense_is_stale(tmp_path, text):
         assert left is None
 
 
+def test_on_windows_nobody_is_asked_whether_he_lives(monkeypatch):
+    """There `os.kill(pid, 0)` is a Ctrl-C."""
+    monkeypatch.setattr(locks.sys, "platform", "win32")
+    monkeypatch.setattr(locks.os, "kill", lambda pid, number: pytest.fail("a signal was sent"))
+    assert locks.Holder(2**22 + 12345, socket.gethostname()).alive
+
+
 def test_where_the_file_system_knows_no_locks_the_pid_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_try_lock", lambda handle: None)
     alive = {"pid": os.getppid(), "host": socket.gethostname()}

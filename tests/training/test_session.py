@@ -13,13 +13,13 @@ from cmtool.checkpoint import read_header
 from cmtool.errors import DivergenceError, UserError
 from cmtool.models import load
 from cmtool.training import forecast as forecasts
-from cmtool.training import session as sessions
+from cmtool.training import previews
 from cmtool.training.forecast import check_disk, duration, forecast, size
 from cmtool.training.report import band_means
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from cmtool.training.setup import collapsed, spread
-from cmtool.training.stopping import Stop, parse_span, stoppable
+from cmtool.training.stopping import Stop, parse_span
 from tests.training.tiny import Heard, config_of, session_of, train, trainer_of
 
 EVERY = ("train.log_every=2", "train.checkpoint_every=4", "train.sample_every=3")
@@ -215,13 +215,13 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
 def test_collapse_is_warned_of(tmp_path, monkeypatch):
     config = config_of("ct", "train.sample_every=200", "train.checkpoint_every=1000", steps=201)
     session, heard = session_of(config, tmp_path / "run")
-    monkeypatch.setattr(sessions, "preview", lambda model, count: torch.zeros(count, 1, 8, 8))
+    monkeypatch.setattr(previews, "preview", lambda model, count: torch.zeros(count, 1, 8, 8))
     session.state.step = 200
     session.sample()
     assert "collapse" in heard.warnings[0] and "step 200" in heard.warnings[0]
     heard.warnings.clear()
     real = session.trainer.dataset.batch(torch.arange(64))[0]
-    monkeypatch.setattr(sessions, "preview", lambda model, count: real)
+    monkeypatch.setattr(previews, "preview", lambda model, count: real)
     session.sample()
     assert not heard.warnings
 
@@ -301,33 +301,3 @@ def test_time_spans(text, seconds):
 def test_what_is_no_time_span(text):
     with pytest.raises(UserError, match="no time span"):
         parse_span(text)
-
-
-def test_signals_ask_to_stop_and_the_second_one_interrupts():
-    import os
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    with stoppable() as stop:
-        assert not stop.now
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.now and stop.signal == signal.SIGTERM and not stop.out_of_time
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_outside_the_main_thread_only_the_time_limit_works():
-    import threading
-
-    seen = []
-
-    def body():
-        with stoppable(0.0) as stop:
-            seen.append(stop.now)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    assert seen == [True]

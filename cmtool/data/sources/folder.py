@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 
 from cmtool.data.decode import FOREIGN, SUFFIXES
 from cmtool.data.sources.base import Record, Source, index_labels, sign
@@ -35,7 +36,9 @@ def list_files(root: Path) -> tuple[list[tuple[str, int, int]], Counter[str]]:
     skipped: Counter[str] = Counter()
     listing: list[tuple[str, int, int]] = []
     for name, stat in _files(root):
-        if name.lower().endswith(SUFFIXES):
+        if not S_ISREG(stat.st_mode):  # opening a pipe waits for ever, a device has no end
+            skipped["no plain file"] += 1
+        elif name.lower().endswith(SUFFIXES):
             listing.append((name, stat.st_size, stat.st_mtime_ns))
         else:
             foreign = name.lower().endswith(FOREIGN)

@@ -1,0 +1,71 @@
+"""What a model's header must look like before anyone reads it: its author may be a stranger. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+# Entries whose type the readers rely on; what is left out or null is missed by whoever needs it.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "preset": str,
+    "recipe_name": str,
+    "step": int,
+    "seed": int,
+    "network": dict,
+    "process": dict,
+    "data": dict,
+    "recipe": dict,
+    "times": dict,
+    "figures": dict,
+    "sample": dict,
+    "edit": dict,
+    "origin": dict,
+    "versions": dict,
+    "machine": dict,
+    "label_dropout": (int, float),
+}
+_DATA: dict[str, type | tuple[type, ...]] = {
+    "resolution": int,
+    "channels": int,
+    "num_classes": int,
+    "class_names": list,
+    "fingerprint": str,
+}
+_LONGEST = 1000  # noise levels for one number of evaluations
+
+
+def wrong_in_header(header: dict[str, Any]) -> str | None:
+    """Say what is wrong with the form of a header, None if nothing is. Values are judged by whoever uses them."""
+    wrong = _wrong_type(header, _TYPES) or _wrong_type(header.get("data") or {}, _DATA)
+    if wrong is not None:
+        return wrong
+    names = (header.get("data") or {}).get("class_names") or ()
+    if not all(isinstance(name, str) for name in names):
+        return "its class names are no text"
+    return _wrong_times(header.get("times") or {})
+
+
+def missing_in_header(header: dict[str, Any]) -> str | None:
+    """Name the first entry that running a model needs and this header has not, None if all are there."""
+    data = header.get("data") or {}
+    missing = [key for key in ("network", "process", "data") if not header.get(key)]
+    missing += [key for key in ("resolution", "channels") if data.get(key) is None]
+    return missing[0] if missing else None
+
+
+def _wrong_type(table: dict[str, Any], types: dict[str, Any]) -> str | None:
+    for key, kind in types.items():
+        if table.get(key) is not None and (not isinstance(table[key], kind) or isinstance(table[key], bool)):
+            return f"its {key.replace('_', ' ')} is of the wrong type"
+    return None
+
+
+def _wrong_times(times: dict[str, Any]) -> str | None:
+    """Noise levels by number of evaluations: {"2": [80.0, 0.8]}."""
+    for number, levels in times.items():
+        if not number.isascii() or not number.isdigit() or not isinstance(levels, list) or len(levels) > _LONGEST:
+            return "its sampling times are no lists of noise levels"
+        if not all(isinstance(level, (int, float)) and math.isfinite(level) and level > 0 for level in levels):
+            return "its sampling times are no noise levels"
+    return None
