@@ -141,11 +141,11 @@ def report(rows: list[dict]) -> str:
         own = [row for row in rows if row["ablation"] == key]
         if not own:
             continue
-        lines += [f"### {ablation.title}", "", "| setting | evaluations | FD |", "| --- | --- | --- |"]
+        lines += [f"### {ablation.title}", "", "| setting | seeds | evaluations | FD |", "| --- | --- | --- | --- |"]
         for arm, nfe in itertools.chain.from_iterable(((a, n) for n in a.nfe) for a in ablation.arms):
             found = values(rows, key, f"{arm.name}@{nfe}")
             if found:
-                lines.append(f"| {arm.name} | {nfe} | {trials.spread(found)} |")
+                lines.append(f"| {arm.name} | {len(found)} | {nfe} | {trials.spread(found)} |")
         for better, worse in ablation.findings:
             pair = values(rows, key, better), values(rows, key, worse)
             if all(pair) and len(pair[0]) == len(pair[1]):
