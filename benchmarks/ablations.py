@@ -12,6 +12,7 @@ sign and its 95 % interval (see `trial.verdict`) leaves out zero; it is open if 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,16 @@ from cmtool.losses.perceptual import backbone_path
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting of an ablation: its name, recipe, changes, and the evaluations it is judged with."""
+    """One setting of an ablation: its name, recipe, changes, the evaluations it is judged with.
+
+    `tuned`: goes on from the teacher's weights although its recipe does not ask for them.
+    """
 
     name: str
     recipe: str
     sets: tuple[str, ...] = ()
     nfe: tuple[int, ...] = (1,)
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def distances() -> Ablation:
 
 SIZES = (9, 12, 18, 36, 60, 80, 120)
 FIXED = ('recipe.curriculum.scales="fixed"', "recipe.target.adaptive=false")
+LONG = (*FIXED, "recipe.curriculum.s1=120", "recipe.target.ema=0.99")
 ABLATIONS = {
     "distance": distances(),
     "solver": Ablation(
@@ -73,7 +79,7 @@ ABLATIONS = {
             Arm("adaptive", "ct"),
             Arm("N=10, mu=.9", "ct", (*FIXED, "recipe.curriculum.s1=10", "recipe.target.ema=0.9")),
             Arm("N=40, mu=.99", "ct", (*FIXED, "recipe.curriculum.s1=40", "recipe.target.ema=0.99")),
-            Arm("N=120, mu=.99", "ct", (*FIXED, "recipe.curriculum.s1=120", "recipe.target.ema=0.99")),
+            Arm("N=120, mu=.99", "ct", LONG),
         ),
         (("adaptive", "N=10, mu=.9"), ("adaptive", "N=120, mu=.99")),
     ),
@@ -81,12 +87,14 @@ ABLATIONS = {
         "discrete and continuous time",
         (
             Arm("cd", "cd"),
-            Arm("cd-inf", "cd-inf", ("train.lr=1e-4",)),
-            Arm("cd-inf-full", "cd-inf-full", ("train.lr=1e-4",)),
+            Arm("cd-inf", "cd-inf"),
+            Arm("cd-inf-full", "cd-inf-full"),
             Arm("scd", "scd"),
-            Arm("ct-inf", "ct-inf", ("train.lr=1e-4",)),
+            # The paper compares both from the teacher's weights, with a fine grid (Appendix B.3).
+            Arm("ct from the teacher", "ct", LONG, tuned=True),
+            Arm("ct-inf", "ct-inf"),
         ),
-        (("cd", "cd-inf"), ("cd-inf", "cd-inf-full")),
+        (("cd", "cd-inf"), ("cd-inf", "cd-inf-full"), ("ct-inf", "ct from the teacher")),
     ),
     "progressive": Ablation(
         "progressive against consistency distillation",
@@ -100,6 +108,11 @@ ABLATIONS = {
 }
 
 
+def digest(trial: trials.Trial, steps: int) -> str:
+    """Eight characters for a trial's resolved settings: the same run under two names is trained once."""
+    return hashlib.sha256(trial.config(steps).model_dump_json().encode()).hexdigest()[:8]
+
+
 def run(arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, object]:
     """Train one arm and judge it."""
     shared = tuple(args.sets)
@@ -108,9 +121,9 @@ def run(arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, object]:
     teacher = trials.train(
         trials.Trial(args.preset, "edm", seed, shared), args.teacher_steps, out / f"edm-{seed}.safetensors"
     )
-    starts = trials.needs(args.preset, arm.recipe) != "nothing"
+    starts = arm.tuned or trials.needs(args.preset, arm.recipe) != "nothing"
     entry = trials.Trial(args.preset, arm.recipe, seed, (*shared, *arm.sets), teacher if starts else None)
-    path = trials.train(entry, args.steps, out / f"{trials.file_name(arm.recipe, arm.name, seed)}.safetensors")
+    path = trials.train(entry, args.steps, out / f"{arm.recipe}-{digest(entry, args.steps)}-{seed}.safetensors")
     return {f"fd{nfe}": trials.quality(path, nfe, args.preset)["distance"] for nfe in arm.nfe}
 
 
@@ -128,11 +141,11 @@ def report(rows: list[dict]) -> str:
         own = [row for row in rows if row["ablation"] == key]
         if not own:
             continue
-        lines += [f"### {ablation.title}", "", "| setting | evaluations | FD |", "| --- | --- | --- |"]
+        lines += [f"### {ablation.title}", "", "| setting | seeds | evaluations | FD |", "| --- | --- | --- | --- |"]
         for arm, nfe in itertools.chain.from_iterable(((a, n) for n in a.nfe) for a in ablation.arms):
             found = values(rows, key, f"{arm.name}@{nfe}")
             if found:
-                lines.append(f"| {arm.name} | {nfe} | {trials.spread(found)} |")
+                lines.append(f"| {arm.name} | {len(found)} | {nfe} | {trials.spread(found)} |")
         for better, worse in ablation.findings:
             pair = values(rows, key, better), values(rows, key, worse)
             if all(pair) and len(pair[0]) == len(pair[1]):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmtool.data.shapes import SHAPES
 from cmtool.data.toy import HELD_OUT, toy2d_points
 
 FOLDER = str(Path(__file__).parent.parent / "benchmarks")
@@ -81,3 +82,39 @@ def test_stored_pairs_are_paid_for(scripts, tmp_path, monkeypatch):
     contest = shootout.Contest("digits", 70_000, (), tmp_path, {"kd": 100.0})
     shootout.run(contest, "kd", 0)
     assert seen == {"sets": ("recipe.coupling.pairs=1000",), "steps": 350}
+
+
+def test_one_run_under_two_names_is_trained_once(scripts):
+    """An arm that writes a default out is the run without it; anything else is another run."""
+    ablations, _, trial = scripts
+
+    def digest(*sets, recipe="cd"):
+        return ablations.digest(trial.Trial("digits", recipe, 0, sets), 50)
+
+    assert digest() == digest("recipe.curriculum.s1=18") == digest('recipe.distance.kind="l2"')
+    assert len({digest(), digest("recipe.curriculum.s1=36"), digest(recipe="cd-euler")}) == 3
+    for key, ablation in ablations.ABLATIONS.items():
+        names = [arm.name for arm in ablation.arms]
+        assert len(names) == len(set(names)), key
+        assert all(name.partition("@")[0] in names for pair in ablation.findings for name in pair)
+
+
+def test_shares_are_those_of_thinned_data_that_the_network_is_not_told_of(monkeypatch):
+    """A network that knows classes is asked for each alike: its shares would be the sampler's, not its own."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import class_shares
+
+    data = class_shares.thinned("toy2d")
+    assert data.labels is None
+    images = data.batch(torch.arange(len(data)))[0]
+    found = class_shares.shares(images, "toy2d")
+    assert found.tolist() == pytest.approx([2.0**-k / (2 - 2**-7) for k in range(8)], abs=0.02)
+    assert class_shares.rare(found) == pytest.approx(float(found[4:].sum()))
+    assert class_shares.apart(found, found[::-1]) == pytest.approx(float(abs(found - found[::-1]).sum() / 2))
+    points, labels = toy2d_points("gaussians8", HELD_OUT, 200)
+    assert class_shares.classes_of(torch.from_numpy(points), "toy2d").tolist() == labels.tolist()
+    shapes = class_shares.thinned("shapes")
+    assert shapes.labels is None
+    assert len(shapes) == pytest.approx(sum(5000 / len(SHAPES) / 2**k for k in range(len(SHAPES))), rel=0.05)
+    for name in ("class_shares", "trial", "digits_quality"):
+        sys.modules.pop(name, None)

@@ -172,6 +172,31 @@ def saved_bytes(network, image, noise):
     return sum(size for size, _ in kept.values())
 
 
+@pytest.mark.parametrize(
+    ("preset", "plain", "batch", "lr", "steps", "mult", "blocks", "attention", "dropout", "millions"),
+    [
+        ("cifar10", "ict-small", 512, 1e-4, 100_000, (1, 2, 2), 3, (), 0.3, 34.71),
+        ("imagenet32", "ict", 512, 8e-5, 150_000, (1, 1, 2), (3, 5, 7), (16,), (0.0, 0.2, 0.2), 39.48),
+        ("celeba64", "ict", 128, 8e-5, 150_000, (1, 2, 2, 2), (3, 3, 4, 5), (), (0.0, 0.0, 0.2, 0.2), 59.58),
+    ],
+)
+def test_settings_of_generator_augmented_flows(
+    preset, plain, batch, lr, steps, mult, blocks, attention, dropout, millions
+):
+    """As released; dropout in plain iCT alone, half of the images made by the average."""
+    for recipe in (plain, "ict-ot", "ict-gc"):
+        c = config(preset, recipe)
+        assert (c.train.batch_size, c.train.lr, c.train.steps, c.train.optimizer) == (batch, lr, steps, "lion")
+        assert (c.network.channel_mult, c.network.num_blocks, c.network.attention) == (mult, blocks, attention)
+        assert c.network.dropout == (dropout if recipe == plain else 0.0)
+        assert (c.recipe.curriculum.s0, c.recipe.curriculum.s1, c.recipe.target.ema) == (10, 1280, 0.0)
+        network, _, _ = on_meta(c)
+        assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2) == millions
+    assert (c.recipe.coupling.mix, c.recipe.coupling.predictor) == (0.5, "ema")
+    assert config("lsun_church64", "ict-gc").network == config("celeba64", "ict-gc").network
+    assert "settings are not" in config("lsun_church64", "ict-gc").about.note
+
+
 @pytest.mark.parametrize("name", ["folder64", "folder128", "folder256"])
 def test_own_images_need_no_labels_and_fit_a_small_gpu(name):
     """80 M parameters; weights, gradient, average, two moments, a teacher and the activations of a micro-batch in 7.5 GB."""

@@ -1,6 +1,7 @@
 """The discrepancy and the transport cost against the closed Gaussian form, and the law of levels made from it."""
 
 import functools
+import json
 import math
 
 import pytest
@@ -88,8 +89,6 @@ def test_law_of_levels_peaks_where_the_discrepancy_does():
 
 
 def test_diagnosis_of_a_run_is_written_down(tmp_path):
-    import json
-
     from cmtool.training.diagnosis import Diagnosis
     from cmtool.training.setup import prepare
 
@@ -100,6 +99,32 @@ def test_diagnosis_of_a_run_is_written_down(tmp_path):
     assert row["step"] == 0
     linear = [level["linear"] for level in row["levels"]]
     assert linear == sorted(linear, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "r_golden"),
+    [
+        ("ict", (0.961538, 0.5, 0.2, 0.058824, 0.009901, 0.000625)),
+        ("ict-gc", (0.8597, 0.1464, 0.02332, 0.002376, 8.189e-5, 3.716e-7)),
+    ],
+)
+def test_what_a_run_writes_is_the_closed_gaussian_form(recipe, r_golden, tmp_path, monkeypatch):
+    """The same through a run on Gaussian points, whose model is the exact function: R, and transport cost."""
+    from cmtool.training import diagnosis
+    from cmtool.training.setup import prepare
+
+    monkeypatch.setattr(diagnosis, "LEAST", 40_000)
+    monkeypatch.setattr(diagnosis, "MOST", 40_000)
+    sets = ('data.kind="gaussian"', "data.size=40000", "recipe.coupling.mix=1.0")
+    config = config_of(recipe, *sets, preset="toy2d")
+    trainer = prepare(config, load_dataset(config.data), torch.device("cpu"))
+    trainer.state.ema = Exact()
+    diagnosis.Diagnosis(trainer, tmp_path)()
+    levels = json.loads((tmp_path / "discrepancy.jsonl").read_text())["levels"]
+    found = {entry["t"]: entry for entry in levels}
+    assert [found[t]["linear"] for t in LEVELS] == pytest.approx(r_golden, rel=0.025)
+    costs = [found[t]["coupled" if recipe == "ict-gc" else "transport"] for t in LEVELS]
+    assert costs == pytest.approx((1.05388, 0.54289, 0.35557, 0.27986, 0.25496, 0.25031), rel=0.02)
 
 
 def test_measuring_changes_nothing(tmp_path):
