@@ -29,6 +29,9 @@ LIGHT = [
     (["train-ct", "--preset", "cifar10", "--dry-run"], 0),
     (["sample", "--help"], 0),
     (["sample", "--model", "no-such-file"], 1),
+    (["sample", "--model", "demo/no-such"], 1),
+    (["models"], 0),
+    (["runs"], 0),
     (["info", "no-such-file"], 1),
 ]
 PROBE = """
