@@ -30,6 +30,9 @@ LIGHT = [
     (["train-ct", "--preset", "cifar10", "--dry-run"], 0),
     (["sample", "--help"], 0),
     (["sample", "--model", "no-such-file"], 1),
+    (["sample", "--model", "demo/no-such"], 1),
+    (["models"], 0),
+    (["runs"], 0),
     (["info", "no-such-file"], 1),
 ]
 PROBE = """
@@ -103,9 +106,9 @@ sys.exit(code)
 
 
 def test_importing_torch_dominates_the_way_to_the_first_image(tmp_path):
-    """Processor time; the best of three, since the machine may be busy."""
+    """Processor time; the best of up to three, since the machine may be busy."""
     rows = []
-    for _ in range(3):
+    while len(rows) < 3 and not (rows and float(rows[-1][1]) < min(0.5, float(rows[-1][0]))):
         done = run_python(tmp_path, "-c", FIRST_IMAGE)
         assert done.returncode == 0, done.stderr
         rows.append(done.stderr.splitlines()[-1].split(":")[1:])

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, TextIO
 import typer
 import typer.core
 
-from cmtool.cli.examples import lay_out_examples
+from cmtool.cli.examples import first_clause, lay_out_examples
 from cmtool.cli.failure import describe, report
 from cmtool.errors import Terminated, UserError, nearest
 
@@ -104,7 +104,7 @@ def _plain(command: Any, name: str) -> Any:
     command.rich_markup_mode = None
     command.help, command.epilog = lay_out_examples(command.help), lay_out_examples(command.epilog)
     for inner_name, inner in getattr(command, "commands", {}).items():
-        _plain(inner, inner_name)
+        _plain(inner, inner_name).short_help = first_clause(inner.help)
     return command
 
 
@@ -114,7 +114,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: cmtool train-ct --preset digits, then: cmtool sample",
+    epilog=lay_out_examples(
+        "Examples: cmtool sample --model demo/shapes | cmtool train-ct --preset digits | cmtool report"
+    ),
 )
 
 

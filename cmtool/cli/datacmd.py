@@ -13,7 +13,7 @@ from cmtool.cli.output import Output
 if TYPE_CHECKING:
     from cmtool.data.survey import Survey
 
-app = sub_app("Make data sets and look at them.")
+app = sub_app("Make data sets and look at them.\n\nExample: cmtool data show photos/")
 
 _MOST_CLASSES = 30  # rows of the table of classes; --json has all
 LabelRule = Literal["folders", "prefix", "train", "test"]

@@ -9,7 +9,7 @@ import typer
 
 from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed, sub_app
 
-Images = Annotated[list[Path], typer.Argument(help="Pictures to edit.", metavar="IMAGE...")]
+Images = Annotated[list[Path], typer.Argument(help="Pictures to edit.", metavar="IMAGE")]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="A .png (the edit; several: a grid) or a folder; default edits/.")
 ]
@@ -38,7 +38,10 @@ Invert = Annotated[bool, typer.Option("--invert-mask", help="White keeps, black 
 Factor = Annotated[int | None, typer.Option("--factor", "-f", min=2, help="Enlargement; default: to the model's size.")]
 Sigma = Annotated[float, typer.Option("--sigma", help="Standard deviation of the noise on the scale of [-1, 1].")]
 
-app = sub_app("Edit pictures with a consistency model, without retraining.")
+app = sub_app(
+    "Edit pictures with a consistency model, without retraining.\n\n"
+    "Example: cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --num 6 --grid --out strip.png"
+)
 
 
 @app.command()

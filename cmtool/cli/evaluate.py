@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmtool.cli import complete
 from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed
 
 if TYPE_CHECKING:
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 
 Samples = Annotated[
     list[str] | None,
-    typer.Argument(help=".npz, folder or zip of images, model or run folder; default: the model's samples."),
+    typer.Argument(
+        help=".npz, folder or zip of images, model or run folder; default: the model's samples.", metavar="SAMPLES"
+    ),
 ]
-Ref = Annotated[str | None, typer.Option("--ref", help="Reference: a name, .npz, folder, or preset.")]
+Ref = Annotated[
+    str | None,
+    typer.Option("--ref", help="Reference: a name, .npz, folder, or preset.", autocompletion=complete.references),
+]
 Num = Annotated[
     int | None, typer.Option("--num", "-n", min=2, help="Images to judge; default: the reference's number.")
 ]

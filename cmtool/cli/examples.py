@@ -24,6 +24,12 @@ def lay_out_examples(text: str | None) -> str | None:
     return f"{text[: found.start()]}\n\n\b\n{head}\n".lstrip("\n") + "\n".join(f"  {line}" for line in lines)
 
 
+def first_clause(text: str | None) -> str:
+    """Return the first sentence of a help text up to its first colon or semicolon: its line in a list of commands."""
+    sentence = " ".join((text or "").split("\n\n")[0].split())
+    return re.split(r"[:;] |\.(?: |$)", sentence)[0] + "." if sentence else ""
+
+
 def _folded(command: str) -> list[str]:
     lines = [""]
     for word in command.split(" "):

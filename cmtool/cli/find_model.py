@@ -121,7 +121,8 @@ def find_model(
             if header.get("kind") == kind and (fits is None or fits(header)):
                 return FoundModel(path, header, f"the newest finished run of a {KIND_NAMES.get(kind, kind)}")
     command = f"cmtool {'train-ct' if kinds[0] == 'consistency' else 'train-edm'} --preset {preset}"
+    along = ", e.g. demo/digits, which came along" if option == "--model" and kinds[0] == "consistency" else ""
     raise UserError(
         f"there is no {wanted}: no {option} is given, and no finished run under ./{runs} fits.",
-        f"train one with `{command}`, or name one with {option}",
+        f"train one with `{command}`, or name one with {option}{along}",
     )

@@ -27,7 +27,7 @@ Seeds = Annotated[str, typer.Option("--seeds", help="Samples to pass through, tw
 Pictures = Annotated[
     list[Path] | None, typer.Option("--images", help="Pictures to pass through; give the option once for each.")
 ]
-More = Annotated[list[Path] | None, typer.Argument(help="With --images: the other pictures.", metavar="[IMAGE]...")]
+More = Annotated[list[Path] | None, typer.Argument(help="With --images: the other pictures.", metavar="IMAGE")]
 Teacher = Annotated[
     str | None, typer.Option("--teacher", help="With --images: the diffusion model whose ODE finds their noise.")
 ]

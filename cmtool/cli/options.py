@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cmtool.cli import complete
 from cmtool.errors import UsageError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -15,7 +16,10 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="Model file, run folder or published name; default: $CMTOOL_MODEL or the newest run."
+        "--model",
+        "-m",
+        help="Model file, run folder or published name; default: $CMTOOL_MODEL or the newest run.",
+        autocompletion=complete.models,
     ),
 ]
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute; auto takes the fastest present.")]
@@ -48,8 +52,21 @@ BatchSize = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; the path is printed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr.")]
-Preset = Annotated[str, typer.Option("--preset", "-p", help="Name of a preset (see cmtool presets) or a TOML file.")]
-Recipe = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe of the preset, or any method by name.")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Name of a preset (see cmtool presets) or a TOML file.",
+        autocompletion=complete.presets,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", help="Recipe of the preset, or any method by name.", autocompletion=complete.recipes
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, e.g. --set train.lr=1e-4; may be repeated.", metavar="KEY=VALUE"),

@@ -200,26 +200,51 @@ def _gathered(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list
     ]
 
 
+def fitting(note: str, room: int) -> str:
+    """Return the leading parts of a note (two spaces stand between parts) that fit into `room` characters."""
+    from rich.cells import cell_len
+
+    kept = ""
+    for part in note.split("  "):
+        longer = f"{kept}  {part}" if kept else part
+        if cell_len(longer) > room:
+            break
+        kept = longer
+    return kept
+
+
 @contextmanager
 def _progress_bar(total: int | None, description: str) -> Iterator[ProgressUpdate]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress, TextColumn
 
-    plain = TextColumn("{task.description}", markup=False)
-    note = TextColumn("{task.fields[note]}", markup=False)
-    bars = (plain, BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), note)
-    with Progress(*bars, console=Console(file=sys.stderr), transient=False) as progress:
+    console = Console(file=sys.stderr)
+    parts = _progress_parts(console.width, total, description)
+    taken = sum(width + 1 for _, width in parts)
+    note_column = TextColumn("{task.fields[note]}", markup=False)
+    with Progress(*(part for part, _ in parts), note_column, console=console, transient=False) as progress:
         task = progress.add_task(description, total=total, note="")
 
         def update(advance: float = 1, note: str = "", completed: float | None = None) -> None:
             moved: dict[str, Any] = {"advance": advance} if completed is None else {"completed": completed}
-            progress.update(task, note=note, **moved)
+            progress.update(task, note=fitting(note, console.width - taken), **moved)
 
         yield update
+
+
+def _progress_parts(room: int, total: int | None, description: str) -> list[tuple[Any, int]]:
+    """Return what stands before the note, each with its width: all of it on 100 columns, the needful on 40.
+
+    Rich would squeeze everything into dots where a line is too long.
+    """
+    from rich.cells import cell_len
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    clock = len("0:00:00")
+    name = (TextColumn("{task.description}", markup=False), cell_len(description))
+    count = (MofNCompleteColumn(), 2 * len(str(total or "?")) + 1)
+    elapsed, left = (TimeElapsedColumn(), clock), (TimeRemainingColumn(), clock)
+    if room < 60:
+        return [count, left]
+    bar = 20 if room >= 100 else 10
+    return [name, (BarColumn(bar), bar), count, *([elapsed] if room >= 100 else []), left]

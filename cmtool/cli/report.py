@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmtool.cli import complete
 from cmtool.cli.options import Device, Json, Quiet
 
 if TYPE_CHECKING:
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
     from cmtool.reporting.page import Gallery
     from cmtool.reporting.runs import RunRecord
 
-Runs = Annotated[list[Path] | None, typer.Argument(help="Run folders; default: the newest under ./runs.")]
+Runs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Run folders; default: the newest under ./runs.", metavar="RUN", autocompletion=complete.run_folders
+    ),
+]
 Root = Annotated[Path, typer.Option("--runs", help="Where the newest run is looked for.")]
 OutFile = Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")]
 Samples = Annotated[bool, typer.Option("--samples/--no-samples", help="Make new samples from the models.")]

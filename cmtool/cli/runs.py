@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmtool.cli.complete import run_folders
 from cmtool.cli.options import Json
 
 if TYPE_CHECKING:
     from cmtool.reporting.runs import RunRecord
 
 Root = Annotated[Path, typer.Option("--runs", help="Folder whose runs are listed.")]
-Run = Annotated[Path, typer.Argument(help="A run folder, or the name of one below runs/.")]
+First = Annotated[
+    Path, typer.Argument(help="A run folder, or the name of one below runs/.", metavar="A", autocompletion=run_folders)
+]
+Second = Annotated[Path, typer.Argument(help="The run to compare with.", metavar="B", autocompletion=run_folders)]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, invoke_without_command=True)
 
@@ -80,7 +84,7 @@ def _document(run: RunRecord) -> dict[str, Any]:
 
 
 @app.command()
-def diff(first: Run, second: Run, root: Root = Path("runs"), json: Json = False) -> None:
+def diff(first: First, second: Second, root: Root = Path("runs"), json: Json = False) -> None:
     """Say what differs between two runs: settings, versions, lengths, figures.
 
     Example: cmtool runs diff runs/digits-ict-pm runs/digits-icd

@@ -12,7 +12,10 @@ from cmtool.cli.options import Json, Quiet, Seed, sub_app
 from cmtool.cli.output import Output
 from cmtool.cli.theory_all import FOLDER, OutDir, floats, ints, prepare, show
 
-app = sub_app("The convergence theory of consistency training, checked by exact answers.")
+app = sub_app(
+    "The convergence theory of consistency training, checked by exact answers.\n\n"
+    "Example: cmtool theory schedules --T 200"
+)
 
 Data = Annotated[str, typer.Option("--data", help="Law: 'gauss:MU;S', 'gmm:W,W;MU,MU;S' or 'diracs:W,W;MU,MU'.")]
 Schedule = Annotated[str, typer.Option("--schedule", help="Noise schedule: li (the theorem's), angle, cosine, linear.")]

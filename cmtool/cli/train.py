@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cmtool.cli import complete
 from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets, images_at_once
 
 if TYPE_CHECKING:
@@ -40,9 +41,17 @@ Micro = Annotated[
     ),
 ]
 RunSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights, noise and data order.")]
-Init = Annotated[str | None, typer.Option("--init", help="Model whose weights the student starts from.")]
+Init = Annotated[
+    str | None,
+    typer.Option("--init", help="Model whose weights the student starts from.", autocompletion=complete.models),
+]
 Teacher = Annotated[
-    str | None, typer.Option("--teacher", help="Diffusion model to distil; default: the newest train-edm run.")
+    str | None,
+    typer.Option(
+        "--teacher",
+        help="Diffusion model to distil; default: the newest train-edm run.",
+        autocompletion=complete.models,
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what the run folder holds.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Print the resolved settings and stop.")]
@@ -54,10 +63,18 @@ Requeue = Annotated[
 ]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run: its folder is runs/NAME.")]
 Extend = Annotated[
-    Path | None, typer.Option("--extend", help="Go on with this finished run, from before its decay, to --steps.")
+    Path | None,
+    typer.Option(
+        "--extend",
+        help="Go on with this finished run, from before its decay, to --steps.",
+        autocompletion=complete.run_folders,
+    ),
 ]
 Track = Annotated[
-    list[str] | None, typer.Option("--track", help="Also write for tensorboard or wandb; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--track", help="Also write for tensorboard or wandb; may be repeated.", autocompletion=complete.trackers
+    ),
 ]
 Diagnose = Annotated[
     bool, typer.Option("--diagnose", help="Measure discrepancy and transport cost per noise level on the way.")

@@ -106,9 +106,20 @@ def _say_outcome(outcome: Outcome, config: RunConfig, path: Path, given: dict[st
         if given["requeue_exit_code"] is not None and outcome.signal != signal.SIGINT:
             code = given["requeue_exit_code"]
         raise typer.Exit(code)
-    output.say(f"next: cmtool sample --model {shlex.quote(str(path))}")
+    _say_next(config, path, given, output)
     output.result(str(outcome.model))
     output.json({"model": str(outcome.model), "steps": outcome.step, "finished": True})
+
+
+def _say_next(config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> None:
+    """Say what to type next: look at samples, and distil a teacher, or read how the run went."""
+    run = shlex.quote(str(path))
+    output.say(f"next: cmtool sample --model {run}")
+    if config.recipe.method == "edm":
+        preset = given["preset"] if given["extend"] is None else config.preset
+        output.say(f"then: cmtool train-cd --preset {shlex.quote(preset)} --teacher {run}")
+    else:
+        output.say(f"then: cmtool report {run}")
 
 
 def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> Trainer:

@@ -29,7 +29,8 @@ class View(Listener):
 
     def report(self, report: Report) -> None:
         """Move the bar; after the first report say how long the run will take."""
-        note = f"loss {report.loss:.4g}  N {report.num_scales}  lr {report.lr:.1e}  {report.images_per_s:,.0f} images/s"
+        # The most wanted first: what a narrow line has no room for is left out from the end.
+        note = f"loss {report.loss:.4g}  {report.images_per_s:,.0f} images/s  N {report.num_scales}  lr {report.lr:.1e}"
         self.update(completed=report.step, note=note)
         if self._forecast and report.step < report.steps:
             left = (report.steps - report.step) * report.images_seen / report.step / max(report.images_per_s, 1e-9)

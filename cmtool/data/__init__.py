@@ -1,23 +1,32 @@
-"""Data: index -> (image in [-1, 1], label), every reader of data files, image files in and out."""
+"""Data: index -> (image in [-1, 1], label), every reader of data files, image files in and out.
 
-from cmtool.data.dataset import Dataset, Summary, describe, fingerprint, from_tensors
-from cmtool.data.images import (
-    fit_image,
-    from_uint8,
-    npz_writer,
-    read_image,
-    read_png_text,
-    save_folder,
-    save_grid,
-    save_npz,
-    save_png,
-    save_points,
-    to_nhwc,
-    to_uint8,
-)
-from cmtool.data.load import load_dataset
-from cmtool.data.order import batch_indices, flip_mask, split_indices
-from cmtool.data.scatter import save_scatter
+Each name is imported when it is first used: what needs the cache's place alone does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmtool.data.dataset import Dataset, Summary, describe, fingerprint, from_tensors
+    from cmtool.data.images import (
+        fit_image,
+        from_uint8,
+        npz_writer,
+        read_image,
+        read_png_text,
+        save_folder,
+        save_grid,
+        save_npz,
+        save_png,
+        save_points,
+        to_nhwc,
+        to_uint8,
+    )
+    from cmtool.data.load import load_dataset
+    from cmtool.data.order import batch_indices, flip_mask, split_indices
+    from cmtool.data.scatter import save_scatter
 
 __all__ = [
     "Dataset",
@@ -43,3 +52,20 @@ __all__ = [
     "to_nhwc",
     "to_uint8",
 ]
+# Where the names are from; those that are not listed are of cmtool.data.images.
+_HOMES = {
+    **dict.fromkeys(("Dataset", "Summary", "describe", "fingerprint", "from_tensors"), "dataset"),
+    **dict.fromkeys(("batch_indices", "flip_mask", "split_indices"), "order"),
+    "load_dataset": "load",
+    "save_scatter": "scatter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'cmtool.data' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"cmtool.data.{_HOMES.get(name, 'images')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -106,7 +106,7 @@ def curves(runs: Sequence[RunRecord]) -> str:
     charts = [
         line_chart("Loss", _overlaid(runs, "loss"), y="weighted", log=True),
         *(_bands(run, len(runs) > 1) for run in runs),
-        line_chart("Grid points N", _overlaid(runs, "num_scales"), y="N"),
+        line_chart("Grid points N", _grid(runs), y="N"),
         _target(runs),
         line_chart("Learning rate", _overlaid(runs, "lr"), y="lr", from_zero=True),
         line_chart("Gradient norm", _overlaid(runs, "grad_norm"), y="norm", log=True),
@@ -116,6 +116,12 @@ def curves(runs: Sequence[RunRecord]) -> str:
     inner = "\n".join(chart for chart in charts if chart)
     note = '<p class="soft">A loss says how well neighbors agree, not how good samples are: look at these too.</p>'
     return section("curves", "Curves", f'<div class="charts">{inner}</div>' if inner else "", note if inner else "")
+
+
+def _grid(runs: Sequence[RunRecord]) -> list[Series]:
+    """Return N of the runs that train on a grid; a teacher's noise levels are drawn from no grid."""
+    lines = zip(runs, _overlaid(runs, "num_scales"), strict=True)
+    return [line for run, line in lines if run.config.family != "edm"]
 
 
 JUDGED = {"fid": "Frechet distance while training", "precision": "Precision", "recall": "Recall"}

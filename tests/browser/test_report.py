@@ -5,6 +5,12 @@ from __future__ import annotations
 from tests.reporting.run_makers import write_evaluation, write_grids, write_run
 
 OVERFLOW = "return document.documentElement.scrollWidth - window.innerWidth"
+# Labels that reach out of their card, or out of a drawing that hides what does.
+CUT = """return [...document.querySelectorAll('.chart text')].filter(t => {
+    const svg = t.ownerSVGElement, hides = getComputedStyle(svg).overflow !== 'visible';
+    const room = (hides ? svg : svg.closest('.chart')).getBoundingClientRect(), box = t.getBoundingClientRect();
+    return box.width > 0 && (box.left < room.left - 1 || box.right > room.right + 1);
+}).map(t => t.textContent)"""
 GROUND = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number).reduce((a, b) => a + b)"
 
 
@@ -20,6 +26,7 @@ def test_the_report_is_whole_at_every_width_and_scheme_and_its_slider_moves(brow
             browser.emulate(width, 900, dark)
             browser.open(address)
             assert browser.run(OVERFLOW) <= 0, f"the page is wider than {width} pixels"
+            assert browser.run(CUT) == [], f"labels of a chart are cut at {width} pixels"
             brightness[width, dark] = browser.run(GROUND)
     assert brightness[400, False] > 600 > 200 > brightness[400, True]
     assert browser.run("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")

@@ -35,6 +35,12 @@ def test_every_command_has_help(cmtool, name):
     assert typed.out.startswith(f"Usage: cmtool {name} ")
 
 
+@pytest.mark.parametrize("name", ["edit", "data", "theory", "runs"])
+def test_the_list_of_a_group_is_whole(cmtool, name):
+    said = cmtool(name, "--help").out.split("Commands:\n")[1]
+    assert "..." not in said and all(line.endswith(".") for line in said.splitlines())
+
+
 @pytest.mark.parametrize("name", [*available(), "edit inpaint", "data make", "theory scaling"])
 def test_help_is_plain_and_fits_80_columns(cmtool, name):
     said = cmtool(*name.split(), "--help").out
@@ -255,12 +261,3 @@ def test_tables_align_numbers_and_respect_the_width(capsys, monkeypatch):
     assert all(len(line) <= 44 for line in lines)
     assert [line.split()[-1] for line in lines[2:4]] == ["1.25", "10.5"]
     assert lines[2].index("1.25") + 4 == lines[3].index("10.5") + 4
-
-
-@pytest.mark.parametrize(
-    ("words", "position", "offered"),
-    [("cmtool tra", 1, {"train-ct", "train-edm", "train-cd"}), ("cmtool train-ct --rec", 2, {"--recipe"})],
-)
-def test_the_shell_completes_commands_and_options(cmtool_process, words, position, offered):
-    ask = {"_CMTOOL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(position)}
-    assert set(cmtool_process(**ask).out.split()) == offered

@@ -11,12 +11,12 @@ from cmtool.cli.app import app, available
 
 def _commands() -> Iterator[tuple[str, typer.models.CommandInfo]]:
     group = typer.main.get_command(app)
+    yield "", group
     for name in available():
         command = group.get_command(None, name)
         inner = getattr(command, "commands", {})
-        yield from ((f"{name} {sub}", inner[sub]) for sub in inner) if inner else [(name, command)]
-        if inner and getattr(command, "invoke_without_command", False):
-            yield name, command
+        yield name, command
+        yield from ((f"{name} {sub}", inner[sub]) for sub in inner)
 
 
 HELPS = dict(_commands())

@@ -134,3 +134,11 @@ def test_mistakes_are_one_sentence(cmtool, workdir):
     said = cmtool("report", "runs/a", "--out", "page.pdf")
     assert said.code == 2 and ".html" in said.err
     assert not Path("page.pdf").exists()
+
+
+def test_a_teacher_has_no_grid_to_show(cmtool, workdir):
+    write_run("runs", "teacher", recipe="edm")
+    write_run("runs", "student")
+    for names, shown in ((("teacher",), 0), (("teacher", "student"), 1)):
+        assert cmtool("report", *(f"runs/{name}" for name in names), "--no-samples").code == 0
+        assert Path("report.html").read_text(encoding="utf-8").count("<figcaption>Grid points N<") == shown

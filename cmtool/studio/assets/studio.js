@@ -36,10 +36,13 @@ async function busy(words, work) {
   buttons.forEach((button) => (button.disabled = false));
 }
 
+// Words stay whole where the line breaks: "--" at the end of a line reads as another option.
 function told(answer) {
-  $("command").textContent = answer.command;
-  const links = answer.inputs.map(({ name, uri }) => link(name, uri, name));
-  $("inputs").replaceChildren(...(links.length ? ["Its pictures: ", ...links] : []));
+  const words = answer.command.split(" ").map((word) => Object.assign(document.createElement("span"), { textContent: word }));
+  $("command").replaceChildren(...words.flatMap((word, i) => (i ? [" ", word] : [word])));
+  const script = "data:text/plain;charset=utf-8," + encodeURIComponent(answer.command + "\n");
+  const links = [{ name: "command.txt", uri: script }, ...answer.inputs].map(({ name, uri }) => link(name, uri, name));
+  $("inputs").replaceChildren("Save: ", ...links);
 }
 
 function remember() {
@@ -165,7 +168,8 @@ async function walk() {
     try {
       const answer = await ask("walk", { from: $("from").value, to: $("to").value, place: $("place").value, label: $("class").value });
       $("walk").src = answer.images[0];
-      $("walk").hidden = false;
+      $("walked").hidden = false;
+      $("walk-link").replaceChildren(link(`walk-${$("place").value}.png`, answer.images[0], "download"));
       told(answer);
     } catch (error) {
       say(error.message, true);
@@ -174,6 +178,8 @@ async function walk() {
   walking = false;
 }
 for (const id of ["place", "from", "to"]) $(id).addEventListener("input", walk);
+$("class").addEventListener("change", () => $("walked").hidden || walk());
+$("color").addEventListener("input", () => ($("brush").value = "paint"));
 
 let next = 0;
 const fresh = () =>
@@ -189,6 +195,7 @@ $("open").addEventListener("change", (event) => {
 });
 $("wipe").addEventListener("click", () => {
   remember();
+  $("brush").value = "paint";
   const pen = photo.getContext("2d");
   pen.fillStyle = "#808080";
   pen.fillRect(0, 0, side, side);
@@ -197,9 +204,15 @@ $("unmask").addEventListener("click", () => {
   remember();
   mask.getContext("2d").clearRect(0, 0, side, side);
 });
-$("undo").addEventListener("click", () => {
+const undo = () => {
   const before = history.pop();
   if (before) [photo, mask].forEach((canvas, i) => canvas.getContext("2d").putImageData(before[i], 0, 0));
+};
+$("undo").addEventListener("click", undo);
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.type === "number") return;
+  event.preventDefault();
+  undo();
 });
 $("copy").addEventListener("click", () =>
   navigator.clipboard.writeText($("command").textContent).then(() => say("copied"), () => say("the browser did not allow copying", true)));

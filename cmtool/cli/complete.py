@@ -1,0 +1,66 @@
+"""What the shell offers at the tab key for values: names of presets, recipes, models, runs. Nothing here imports torch.
+
+Where nothing is offered, bash completes the names of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+
+def presets(incomplete: str) -> list[str]:
+    """Return the presets whose names begin so."""
+    from cmtool.config.find import list_presets
+
+    return _begin(incomplete, list_presets())
+
+
+def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the recipes that begin so, and that the command can run with the preset typed before it."""
+    from cmtool.config.load import read_preset
+    from cmtool.errors import UserError
+
+    command = ctx.info_name or ""
+    family = command.removeprefix("train-") if command.startswith("train-") else None
+    try:
+        return _begin(incomplete, read_preset(ctx.params.get("preset") or "digits").fitting(family))
+    except UserError:
+        return []
+
+
+def models(incomplete: str) -> list[str]:
+    """Return the run folders and the names of models that came along or are published which begin so."""
+    from cmtool.interop.names import names
+
+    return _begin(incomplete, [*_runs("model.safetensors"), *names()])
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Return the run folders under ./runs which begin so."""
+    return _begin(incomplete, _runs("config.toml"))
+
+
+def references(incomplete: str) -> list[str]:
+    """Return the references and presets that begin so."""
+    from cmtool.config.find import list_presets
+    from cmtool.evaluation.names import REFERENCES
+
+    return _begin(incomplete, dict.fromkeys([*REFERENCES, *list_presets()]))
+
+
+def trackers(incomplete: str) -> list[str]:
+    """Return the trackers that begin so."""
+    from cmtool.cli.train_extras import TRACKERS
+
+    return _begin(incomplete, TRACKERS)
+
+
+def _runs(file: str) -> list[str]:
+    return [path.parent.as_posix() for path in sorted(Path("runs").glob(f"*/{file}"))]
+
+
+def _begin(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
