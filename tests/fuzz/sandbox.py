@@ -112,7 +112,8 @@ def attack(reader: Reader, folder: Path, count: int, seed: int, guided: bool = F
     pid = os.fork()
     if pid == 0:
         _child(reader, place, report, count, seed, guided)
-    until = time.monotonic() + max(120.0, count * 0.5)
+    # Each input has its own clock; this one is for a child that is dead, not for one that others keep from running.
+    until = time.monotonic() + max(900.0, count * 0.5)
     while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if time.monotonic() > until:
             os.kill(pid, signal.SIGKILL)
