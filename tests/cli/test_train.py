@@ -50,6 +50,7 @@ def test_the_three_commands_one_after_another(cmtool, monkeypatch):
     edm = cmtool("train-edm", *SMALL)
     assert edm.code == 0, edm.err
     assert edm.out == "runs/digits-edm/model.safetensors\n"
+    assert "then: cmtool train-cd --preset digits --teacher runs/digits-edm\n" in edm.err
     cd = cmtool("train-cd", *SMALL, "--recipe", "cd")
     assert cd.code == 0, cd.err
     assert "model runs/digits-edm/model.safetensors" in cd.err and "newest finished run of a teacher" in cd.err
@@ -58,6 +59,7 @@ def test_the_three_commands_one_after_another(cmtool, monkeypatch):
     ct = cmtool("train-ct", *SMALL, "--recipe", "ict", "--out", "runs/a b/ü")
     assert ct.code == 0 and ct.out == "runs/a b/ü/model.safetensors\n"
     assert "next: cmtool sample --model 'runs/a b/ü'" in ct.err
+    assert "then: cmtool report 'runs/a b/ü'" in ct.err
     ect = cmtool("train-ct", *SMALL, "-r", "ect", "--init", "runs/digits-edm")
     assert ect.code == 0, ect.err
     config = tomllib.loads(Path("runs/digits-ect/config.toml").read_text())
