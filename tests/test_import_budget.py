@@ -29,7 +29,10 @@ LIGHT = [
     (["train-ct", "--preset", "cifar10", "--dry-run"], 0),
     (["sample", "--help"], 0),
     (["sample", "--model", "no-such-file"], 1),
+    (["sample", "--model", "demo/digits", "--times", "1,2"], 1),
+    (["sample", "--model", "demo/digist"], 1),
     (["info", "no-such-file"], 1),
+    (["info", "demo/digits"], 0),
 ]
 PROBE = """
 import sys
