@@ -33,7 +33,10 @@ LIGHT = [
     (["sample", "--model", "demo/no-such"], 1),
     (["models"], 0),
     (["runs"], 0),
+    (["sample", "--model", "demo/digits", "--times", "1,2"], 1),
+    (["sample", "--model", "demo/digist"], 1),
     (["info", "no-such-file"], 1),
+    (["info", "demo/digits"], 0),
 ]
 PROBE = """
 import sys

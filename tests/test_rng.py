@@ -75,6 +75,27 @@ def test_a_stream_depends_on_its_seed_alone():
         assert torch.equal(drawn[3:], rest.normal((2, 3)).flip(0))
 
 
+@pytest.mark.parametrize("first", [0, 1_797, 3_000_000])
+def test_noise_of_neighboring_seeds_is_white(first):
+    """Mean, variance, fourth moment, covariance of pixels, and correlation with the samples next to each."""
+    count, values = 4_000, 16
+    z = SampleStreams(range(first, first + count)).normal((1, 4, 4)).flatten(1).double()
+    total = count * values
+
+    def within_four_sigma(found, expected, deviation):
+        assert abs(float(found) - expected) < 4 * deviation
+
+    within_four_sigma((z.mean(0) ** 2).sum() * count, values, (2 * values) ** 0.5)
+    within_four_sigma((z**2).mean(), 1, (2 / total) ** 0.5)
+    within_four_sigma((z**4).mean(), 3, (96 / total) ** 0.5)
+    pairs = values * (values - 1) // 2
+    covariance = (z.T @ z / count)[torch.triu_indices(values, values, 1).unbind()]
+    within_four_sigma((covariance**2).sum() * count, pairs, (2 * pairs) ** 0.5)
+    for lag in (1, 2, 16, 64):
+        within_four_sigma((z[:-lag] * z[lag:]).mean(), 0, total**-0.5)
+        within_four_sigma((z[:-lag].sum(1) * z[lag:].sum(1)).mean(), 0, values * count**-0.5)
+
+
 def test_labels_are_a_function_of_the_seed_and_uniform():
     streams = SampleStreams(range(1000))
     labels = streams.labels(10)

@@ -71,8 +71,8 @@ class SamplePlan:
         return SAMPLERS[self.sampler].evaluations(len(self.times))
 
 
-def choose_sampler(name: str | None, kind: str) -> SamplerInfo:
-    """Return the sampler called `name`, or the usual one for this kind of model.
+def choose_sampler(name: str | None, kind: str, two_time: bool = False) -> SamplerInfo:
+    """Return the sampler called `name`, or the usual one for this kind of model; `two_time`: it takes a second time.
 
     Raises:
         UserError: for an unknown name, or a sampler that does not fit the model.
@@ -83,7 +83,9 @@ def choose_sampler(name: str | None, kind: str) -> SamplerInfo:
         raise UserError(unknown("sampler", name, SAMPLERS))
     info = SAMPLERS[name]
     if info.kind != kind:
-        fitting = ", ".join(other.name for other in SAMPLERS.values() if other.kind == kind)
+        fitting = ", ".join(
+            other.name for other in SAMPLERS.values() if other.kind == kind and (two_time or not other.two_time)
+        )
         raise UserError(
             f"sampler '{name}' is for {KIND_NAMES[info.kind]}, and this is {KIND_NAMES[kind]}; choose from {fitting}."
         )
@@ -137,8 +139,9 @@ def plan_sampling(
     """
     check_request(steps, times, indices, of)
     usual = header.get("sample") or {}
-    info = choose_sampler(sampler or usual.get("sampler"), header["kind"])
-    if info.two_time and not (header.get("network") or {}).get("two_time"):
+    two_time = bool((header.get("network") or {}).get("two_time"))
+    info = choose_sampler(sampler or usual.get("sampler"), header["kind"], two_time)
+    if info.two_time and not two_time:
         raise UserError(f"sampler '{info.name}' needs a model of two times (recipe meanflow), and this has one.")
     sigma_min, sigma_max, rho = header_range(header)
     if times is not None:

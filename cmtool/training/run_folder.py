@@ -14,7 +14,7 @@ from cmtool.checkpoint import atomic_text, verify, writing
 from cmtool.config.compare import differing_keys
 from cmtool.config.load import from_toml, to_toml
 from cmtool.config.schema import RunConfig
-from cmtool.errors import CheckpointError, UserError
+from cmtool.errors import CheckpointError, DivergenceError, UserError
 from cmtool.training.lock import NAME as LOCK
 
 
@@ -67,6 +67,13 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 found.append((int(file.parent.name.removeprefix("step-")), file))
         return sorted(found, reverse=True)
+
+    def kept(self, error: DivergenceError) -> DivergenceError:
+        """Return the error as it is true here: a run that failed before its first checkpoint has kept none."""
+        if self.checkpoints():
+            return error
+        plain = error.message.replace("the last checkpoint is kept", "no checkpoint had been written yet")
+        return DivergenceError(plain, error.hint)
 
     def prune(self, keep_every: int) -> None:
         """Remove all but the last two checkpoints and those whose step `keep_every` divides (0: none)."""

@@ -182,10 +182,10 @@ class Session:
         """
         bad, retries = self.state.step, self.state.retries
         if self.config.train.bad_step != "rollback" or self._rollbacks == RETRIES:
-            raise error
+            raise self.folder.kept(error)
         step, _ = restore_newest(self.folder, self.state)
         if step is None:
-            raise error
+            raise self.folder.kept(error)
         self._rollbacks += 1
         self.state.retries = max(retries, self.state.retries) + 1
         self.trainer.forget()

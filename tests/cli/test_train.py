@@ -319,10 +319,15 @@ def test_a_disk_that_fills_during_the_run_keeps_the_last_good_checkpoint(cmtool,
     assert cmtool(*words).code == 0
 
 
-def test_a_loss_that_is_not_finite_names_the_step(cmtool):
-    typed = cmtool("train-edm", *SMALL, "--set", "train.lr=10", "--set", "train.optimizer=sgd", "--steps", "300")
+@pytest.mark.parametrize(
+    ("every", "says"), [(1, "the last checkpoint is kept"), (300, "no checkpoint had been written yet")]
+)
+def test_a_loss_that_is_not_finite_names_the_step(cmtool, every, says):
+    rhythm = ["--steps", "300", "--set", f"train.checkpoint_every={every}"]
+    typed = cmtool("train-edm", *SMALL, "--set", "train.lr=10", "--set", "train.optimizer=sgd", *rhythm)
     assert typed.code == 1
-    assert "is not finite at step" in typed.err and "the last checkpoint is kept" in typed.err
+    assert "is not finite at step" in typed.err and says in typed.err
+    assert (files("runs/digits-edm/checkpoints") != []) == (every == 1)
     assert not Path("runs/digits-edm/model.safetensors").exists()
 
 

@@ -120,8 +120,10 @@ def test_the_usual_sampler_fits_the_model():
 
 
 def test_a_sampler_of_the_other_kind_is_refused_with_those_that_fit():
-    with pytest.raises(UserError, match="choose from multistep"):
+    with pytest.raises(UserError, match=r"choose from multistep\.$"):
         choose_sampler("heun", "consistency")
+    with pytest.raises(UserError, match=r"choose from multistep, jumps\.$"):
+        choose_sampler("heun", "consistency", two_time=True)
     with pytest.raises(UserError, match="heun, euler"):
         choose_sampler("multistep", "diffusion")
     with pytest.raises(UserError, match="Did you mean ancestral"):
