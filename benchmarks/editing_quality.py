@@ -12,7 +12,7 @@ next to that of the model's own samples.
 
 The figures measured stand in docs/howto/edit.md. On 64 held-out shapes (4 variations of each, the class given, levels
 from 20 to .3) over-relaxation of 0, .8 and 2 gave inpainting errors of .415, .306 and .219 (one), .218, .148 and .104
-(mean), and precision .63, .67 and .63 (+- .035). On the levels from 5 to .6 that the preset has, .8 gave precision .79.
+(mean), and precision .63, .67 and .63 (+- .035). On levels from 5 to .6, .8 gave precision .79.
 As the best of 1, 4 and, in half the evaluations, 8 candidates colorized shapes had precision .56, .71 and .70 (+- .04).
 """
 
@@ -22,7 +22,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,14 +30,14 @@ from digits_quality import measured
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmtool.checkpoint import resolve_file
+import cmtool
 from cmtool.cli.output import Output
 from cmtool.data import split_indices
 from cmtool.data.images import from_uint8
 from cmtool.data.shapes import HELD_OUT, shapes_images
 from cmtool.evaluation import domain
 from cmtool.evaluation.manifold import manifold
-from cmtool.models import Model, load
+from cmtool.models import Model
 from cmtool.rng import SampleStreams, derive
 from cmtool.samplers import editing
 from cmtool.samplers.edit_plan import plan_edit, usual_help
@@ -245,7 +244,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     output = Output(given.json)
-    model, judge = load(resolve_file(Path(given.model))), Judge(given.data)
+    model, judge = cmtool.load(given.model, "cpu").module, Judge(given.data)
     truth = held_out(given.data, given.images, given.first)
     own = {f"own samples, {steps} evaluations": own_precision(model, judge, steps) for steps in (1, 2)}
     own["the held-out pictures themselves"] = float(judge.inside(truth).mean())

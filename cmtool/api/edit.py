@@ -27,7 +27,6 @@ from cmtool.samplers.times import header_range
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 AnyModel: TypeAlias = "Model | str | Path"
-BATCH = 64
 
 
 def inpaint(
@@ -212,6 +211,7 @@ def _run(task: Task, model: Model, subject: editing.Subject, num: int, seed: int
     editor = Editor(task, model.module, subject)
     label = editor.choose_label()
     seeds = range(seed * BLOCK, seed * BLOCK + num)
-    parts: list[Any] = [editor.run(seeds[first : first + BATCH], label)[0] for first in range(0, num, BATCH)]
+    size = editor.batch_size
+    parts: list[Any] = [editor.run(seeds[first : first + size], label)[0] for first in range(0, num, size)]
     made = torch.cat(parts)
     return stacked([subject.back(made[row : row + 1]) for row in range(num)])

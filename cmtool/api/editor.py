@@ -18,6 +18,8 @@ from cmtool.samplers.windows import Windowed
 
 # A class is chosen by this many edits with each; with more classes than MOST_CLASSES the null class is taken.
 TRIALS, MOST_CLASSES = 4, 100
+# Variations made at once, and the values (channels x pixels) that they may have together: 64 MiB a tensor.
+BATCH, MOST_VALUES = 64, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Editor:
         shape = (int(self._y.shape[1]), int(self._y.shape[2]), int(self._y.shape[3]))
         self._view = Windowed(model, shape) if shape != model.image_shape else model
         self._perceptual = _lpips() if task.metric == "lpips" else None
+
+    @property
+    def batch_size(self) -> int:
+        """How many variations to make at once: fewer of a photo that is edited at its own size."""
+        return min(BATCH, max(1, MOST_VALUES // self._y.numel()))
 
     def choose_label(self) -> int | None:
         """Return the class asked for, else the one whose edits agree best with what is known; None: no class.

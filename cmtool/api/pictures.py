@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmtool.data import read_image, save_folder, save_grid, save_npz, save_png, save_points, save_scatter, to_uint8
+from cmtool.data.placing import mask_from_bytes, on_black
 from cmtool.errors import DataError
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -84,10 +85,10 @@ def mask_of(mask: Picture | NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return a mask (H, W) in [0, 1], 1 (white, True) where the model generates.
 
     Args:
-        mask: a picture whose white is to be generated, or a boolean array (H, W).
+        mask: a picture whose white is to be generated, or a boolean array (H, W). What is transparent is not white.
     """
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
         return mask.astype(np.float64)
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         return mask.cpu().numpy().astype(np.float64)
-    return as_bytes(mask, 1)[..., 0].astype(np.float64) / 255.0  # type: ignore[arg-type]
+    return mask_from_bytes(on_black(as_bytes(mask, 4)), invert=False)  # type: ignore[arg-type]

@@ -226,12 +226,13 @@ def _has_colors(picture: NDArray[Any]) -> bool:
 
 def _mask(given: dict[str, Any], output: Output) -> NDArray[Any]:
     from cmtool.data.images import read_image
-    from cmtool.data.placing import check_mask, mask_from_bytes
+    from cmtool.data.placing import check_mask, mask_from_bytes, on_black
 
-    notice = check_mask(read_image(given["mask"]), str(given["mask"]))
+    painted = on_black(read_image(given["mask"], 4))
+    notice = check_mask(painted, str(given["mask"]))
     if notice:
         output.warn(notice)
-    return mask_from_bytes(read_image(given["mask"], 1), given["invert_mask"])
+    return mask_from_bytes(painted, given["invert_mask"])
 
 
 def _result(request: Request, model: Model, path: Path, subject: Subject, output: Output) -> Result:
@@ -247,7 +248,7 @@ def _result(request: Request, model: Model, path: Path, subject: Subject, output
     if label is not None and request.label is None:
         names = model.header["data"].get("class_names")
         output.say(f"{path}: class {names[label] if names else label} fits it best; --label names another")
-    size = request.given["batch_size"] or 64
+    size = request.given["batch_size"] or editor.batch_size
     images, residuals = [], []
     with output.progress(len(request.seeds), path.name) as update:
         for first in range(0, len(request.seeds), size):

@@ -230,13 +230,14 @@ class EditConfig(Table):
     colorize: EditLevels = EditLevels(first=20.0, last=0.15, guidance=0.6)
     superres: EditLevels = EditLevels(first=0.9, last=0.2, guidance=0.4)
     stroke: tuple[float, ...] = Field((5.38, 2.24), min_length=1, description="levels of stroke editing")
+    paper_stroke: tuple[float, ...] = Field((5.38, 2.24), min_length=1, description="published ones of stroke editing")
     paper_points: int = Field(40, ge=2, description="points of the published grid, of which the last is the identity")
 
-    @field_validator("stroke")
+    @field_validator("stroke", "paper_stroke")
     @classmethod
     def _stroke(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if value[-1] <= 0 or any(a <= b for a, b in pairwise(value)):
-            raise ValueError("stroke must be strictly decreasing and positive")
+            raise ValueError("levels of stroke editing must be strictly decreasing and positive")
         return value
 
 

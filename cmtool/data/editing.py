@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from cmtool.data.images import from_uint8, to_nhwc, to_uint8
+from cmtool.data.images import MAX_PIXELS, from_uint8, to_nhwc, to_uint8
 from cmtool.data.placing import (
     Mask,
     Region,
     blend,
     match_mask,
+    put_resized,
     region_around,
     region_of_fit,
     resize,
     resize_floats,
     resize_mask,
+    take_resized,
 )
 from cmtool.errors import DataError, UserError
 from cmtool.samplers.editing import (
@@ -117,7 +118,8 @@ def _describe(original: Bytes, region: Region, side: int, fit: str) -> tuple[str
 
 def _fitted(original: Bytes, side: int, options: Options) -> tuple[Bytes, Region, tuple[str, ...]]:
     region = region_of_fit(original.shape[0], original.shape[1], options.fit)
-    return resize(region.take(original), side, side), region, _describe(original, region, side, options.fit)
+    small = take_resized(original, region, side, side, resize)
+    return small, region, _describe(original, region, side, options.fit)
 
 
 def prepare_inpaint(original: Bytes, mask: Mask, side: int, options: Options, name: str) -> Subject:
@@ -132,7 +134,8 @@ def prepare_inpaint(original: Bytes, mask: Mask, side: int, options: Options, na
     else:
         region = region_of_fit(original.shape[0], original.shape[1], options.fit)
         notes = _describe(original, region, side, options.fit)
-    small, inner = resize(region.take(original), side, side), resize_mask(region.take(mask), side, side)
+    small = take_resized(original, region, side, side, resize)
+    inner = take_resized(mask, region, side, side, resize_mask)
     if inner.max() == 0:
         raise UserError("the mask lies outside the part that is kept.", "use --fit pad, or --paste")
     if inner.min() >= 1 and not options.paste:
@@ -142,8 +145,7 @@ def prepare_inpaint(original: Bytes, mask: Mask, side: int, options: Options, na
     def back(x: Tensor) -> Bytes:
         if not options.paste:
             return picture(x)
-        part = resize(picture(x), region.height, region.width)
-        return blend(original, region.put(original, part), mask)
+        return blend(original, put_resized(original, region, picture(x), resize), mask)
 
     chosen = torch.from_numpy(inner)[None, None].float()
     given = (notice,) if notice else ()
@@ -170,8 +172,7 @@ def _colored(original: Bytes, x: Tensor, region: Region) -> Bytes:
     """The full-size luma of `original` with the chroma of the small edit, enlarged smoothly."""
     full = luma_image(tensor(original))
     chroma = (x - luma_image(x))[0].permute(1, 2, 0).double().cpu().numpy()
-    large = resize_floats(chroma, region.height, region.width)
-    placed = region.put(np.zeros((*original.shape[:2], 3)), large)
+    placed = put_resized(np.zeros((*original.shape[:2], 3)), region, chroma, resize_floats)
     away = torch.from_numpy(placed).permute(2, 0, 1)[None].float()
     # The resized chroma carries a trace of luma, which belongs to the original alone.
     away = away - luma_image(away)
@@ -199,9 +200,18 @@ def choose_factor(factor: int | None, original: Bytes, side: int) -> int:
 
 
 def prepare_superres(original: Bytes, factor: int, side: int, options: Options) -> Subject:
-    """Enlarge by `factor`: each small pixel is the known mean of a patch. With `paste` the picture keeps its shape."""
+    """Enlarge by `factor`: each small pixel is the known mean of a patch. With `paste` the picture keeps its shape.
+
+    Raises:
+        DataError: the whole would be larger than any picture may be.
+    """
     small_side = side // factor
     height, width = original.shape[:2]
+    if options.paste and height * width * factor**2 > MAX_PIXELS:
+        raise DataError(
+            f"{width} x {height} becomes {width * factor} x {height * factor}, which is 100 megapixels or more.",
+            "enlarge a part of it, or less",
+        )
     if options.paste:
         region = Region(0, 0, max(height, small_side), max(width, small_side))
         small = region.take(original)
@@ -256,7 +266,7 @@ def _pasting(original: Bytes, region: Region, options: Options) -> Back:
         edited = picture(x)
         if not options.paste:
             return edited
-        return region.put(original, resize(edited, region.height, region.width, Image.Resampling.BICUBIC))
+        return put_resized(original, region, edited, resize)
 
     return back
 

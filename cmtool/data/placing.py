@@ -5,6 +5,7 @@ All pictures are uint8 (H, W, C); masks are float64 (H, W) in [0, 1] with 1 wher
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmtool.data.images import MODES
+from cmtool.data.images import MAX_PIXELS, MODES
 from cmtool.errors import DataError, UserError
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.float64]
+Resize = Callable[[Any, int, int], NDArray[Any]]
 # Masks whose shape differs from the picture's by more than this are of another picture.
 ASPECT_SLACK = 0.02
 # A pixel whose channels differ by more levels than this has a color.
@@ -50,6 +52,49 @@ class Region:
     def is_square(self) -> bool:
         """Whether it fits a square model without distortion."""
         return self.height == self.width
+
+    @property
+    def is_vast(self) -> bool:
+        """Whether it has more pixels than any picture may: the square around a long strip, too large to be held."""
+        return self.height * self.width > MAX_PIXELS
+
+    @property
+    def turned(self) -> Region:
+        """The same rectangle of the transposed picture."""
+        return Region(self.left, self.top, self.width, self.height)
+
+
+def take_resized(picture: NDArray[Any], region: Region, height: int, width: int, rule: Resize) -> NDArray[Any]:
+    """Return the pixels of a region at height x width, by `rule` (resize, resize_mask, ...).
+
+    A vast region goes axis by axis, first the one that lies inside the picture, so that it is never held as a whole.
+    """
+    if not region.is_vast:
+        return rule(region.take(picture), height, width)
+    if region.width > picture.shape[1] and region.height <= picture.shape[0]:
+        return _transposed(take_resized(_transposed(picture), region.turned, width, height, rule))
+    rows = picture.shape[0]
+    narrow = rule(Region(0, region.left, rows, region.width).take(picture), rows, width)
+    return rule(Region(region.top, 0, region.height, width).take(narrow), height, width)
+
+
+def put_resized(picture: NDArray[Any], region: Region, small: NDArray[Any], rule: Resize) -> NDArray[Any]:
+    """Return a copy of `picture` with `small` brought to the size of a region and laid there; `rule` as above.
+
+    A vast region goes axis by axis, first the one that reaches beyond the picture, where most of it is cut.
+    """
+    if not region.is_vast:
+        return region.put(picture, rule(small, region.height, region.width))
+    if region.width > picture.shape[1] and region.height <= picture.shape[0]:
+        return _transposed(put_resized(_transposed(picture), region.turned, _transposed(small), rule))
+    inside = slice(max(0, -region.top), min(region.height, picture.shape[0] - region.top))
+    tall = rule(small, region.height, small.shape[1])[inside]
+    kept = Region(max(region.top, 0), region.left, len(tall), region.width)
+    return kept.put(picture, rule(tall, kept.height, kept.width))
+
+
+def _transposed(picture: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(picture.swapaxes(0, 1))
 
 
 def region_of_fit(height: int, width: int, fit: str) -> Region:
@@ -133,9 +178,15 @@ def check_mask(colors: Bytes, name: str) -> str | None:
     return f"{name} is mostly gray: is it a mask?" if between.mean() > 0.5 else None
 
 
+def on_black(picture: Bytes) -> Bytes:
+    """Lay RGBA (H, W, 4) on black: what was not painted in a mask is not white. Returns RGB (H, W, 3)."""
+    alpha = picture[..., 3:].astype(np.uint16)
+    return ((picture[..., :3] * alpha + 127) // 255).astype(np.uint8)
+
+
 def mask_from_bytes(picture: Bytes, invert: bool) -> Mask:
-    """Turn a gray picture (H, W, 1) into a mask: white is generated, black is kept."""
-    mask = picture[..., 0].astype(np.float64) / 255.0
+    """Turn a picture (H, W, 3) into a mask by its luma: white is generated, black is kept."""
+    mask = np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64) / 255.0
     return 1.0 - mask if invert else mask
 
 

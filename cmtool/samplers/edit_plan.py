@@ -15,7 +15,7 @@ from cmtool.samplers.plan import SamplePlan, check_request
 from cmtool.samplers.times import geometric_times, header_range, solver_times, times_from_indices, validate_times
 
 FINER = 0.55
-# Those whose levels were tuned; stroke editing has the paper's, and denoising that of the noise.
+# Those with geometric levels; stroke editing has a list, the paper's unless tuned, and denoising that of the noise.
 TUNED = ("inpaint", "colorize", "superres")
 TASKS = (*TUNED, "stroke", "denoise")
 
@@ -71,7 +71,7 @@ def published_times(
     Song et al. 2023, Appendix D: 40 points for LSUN Bedroom-256; stroke editing at indices 16 and 20 of them.
     """
     if task == "stroke":
-        return settings.stroke
+        return settings.paper_stroke
     return solver_times(settings.paper_points, sigma_min, sigma_max, rho)[:-1]
 
 
@@ -103,16 +103,18 @@ def plan_edit(
         chosen = times_from_indices(indices, of, sigma_min, sigma_max, rho)
         return SamplePlan("multistep", chosen, f"indices of a grid of {of}")
     if task == "stroke":
-        return _stroke(settings.stroke, steps, sigma_min, sigma_max)
+        return _stroke(settings, steps, sigma_min, sigma_max)
     tuned: EditLevels = getattr(settings, task)
     chosen = tuned_times(tuned, steps or tuned.steps, sigma_min, sigma_max)
     return SamplePlan("multistep", chosen, f"tuned for {task}")
 
 
-def _stroke(levels: tuple[float, ...], steps: int | None, sigma_min: float, sigma_max: float) -> SamplePlan:
-    """The paper's levels, or `steps` levels from the first with the ratio of the first two."""
+def _stroke(settings: EditConfig, steps: int | None, sigma_min: float, sigma_max: float) -> SamplePlan:
+    """The settings' levels, or `steps` levels from the first with the ratio of the first two."""
+    levels = settings.stroke
+    source = "the paper's" if levels == settings.paper_stroke else "tuned for stroke"
     if steps is None:
-        return SamplePlan("multistep", validate_times(levels, sigma_min, sigma_max), "the paper's")
+        return SamplePlan("multistep", validate_times(levels, sigma_min, sigma_max), source)
     ratio = levels[1] / levels[0] if len(levels) > 1 else 0.5
     made = tuple(levels[0] * ratio**index for index in range(steps))
-    return SamplePlan("multistep", validate_times(made, sigma_min, sigma_max), "the paper's ratio")
+    return SamplePlan("multistep", validate_times(made, sigma_min, sigma_max), f"the ratio of {source}")

@@ -7,6 +7,7 @@ model that draws its subject in the middle of every picture would otherwise repe
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -70,22 +71,17 @@ class Windowed:
         corners = self.corners(float(t[0]))
         if len(corners) == 1:
             return self._model(x, t, label)
-        side, many = self._window, len(corners)
-        cut = torch.stack([x[:, :, top : top + side, left : left + side] for top, left in corners], dim=1)
-        flat = cut.reshape(-1, *cut.shape[2:])
-        times = t.repeat_interleave(many)
-        labels = None if label is None else label.repeat_interleave(many)
-        answers = self._in_batches(flat, times, labels).reshape(cut.shape)
-        weight = taper(side, x)
+        weight = taper(self._window, x)
         total, norm = torch.zeros_like(x), torch.zeros(x.shape[-2:], dtype=x.dtype, device=x.device)
-        for index, (top, left) in enumerate(corners):
-            total[:, :, top : top + side, left : left + side] += weight * answers[:, index]
-            norm[top : top + side, left : left + side] += weight
+        side = [slice(start, start + self._window) for start in range(max(self.image_shape[1:]))]
+        for top, left in corners:
+            norm[side[top], side[left]] += weight
+        # Never more than a batch of windows is held: all of them are larger than four pictures.
+        places = ((row, side[top], side[left]) for row in range(len(x)) for top, left in corners)
+        while some := list(itertools.islice(places, self._batch_size)):
+            rows = torch.tensor([row for row, _, _ in some], device=x.device)
+            cut = torch.stack([x[row, :, down, across] for row, down, across in some])
+            answers = self._model(cut, t[rows], None if label is None else label[rows])
+            for (row, down, across), answer in zip(some, answers, strict=True):
+                total[row, :, down, across] += weight * answer
         return total / norm
-
-    def _in_batches(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        parts = []
-        for first in range(0, len(x), self._batch_size):
-            rows = slice(first, first + self._batch_size)
-            parts.append(self._model(x[rows], t[rows], None if label is None else label[rows]))
-        return torch.cat(parts)

@@ -264,6 +264,24 @@ def test_a_mask_of_another_size_is_resized_with_a_notice(shell):
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
+def test_a_mask_painted_on_a_transparent_layer_is_the_mask(shell):
+    # What a paint program saves of a layer of white strokes: white everywhere, opaque where it was painted.
+    alpha = Image.open("m.png").convert("L")
+    layer = Image.new("RGBA", alpha.size, (255, 255, 255, 0))
+    layer.putalpha(alpha)
+    layer.save("layer.png")
+    for name in ("m", "layer"):
+        shell.out("edit", "inpaint", "--mask", f"{name}.png", "img.png", "--out", f"by-{name}.png")
+    assert np.array_equal(pixels("by-m.png"), pixels("by-layer.png"))
+
+
+def test_a_long_strip_is_padded_without_its_square_being_held(shell):
+    # 60,000 x 60,000 pixels would be 10 GiB.
+    Image.new("RGB", (60_000, 4), (90, 80, 70)).save("strip.png")
+    shell.out("edit", "stroke", "strip.png", "--paste", "--out", "y.png")
+    assert pixels("y.png").shape == (4, 60_000, 3)
+
+
 def test_a_gray_model_says_that_colors_are_dropped(shell, tmp_path):
     write_model(tmp_path, "gray", channels=1)
     code, _, err = shell("edit", "inpaint", "--mask", "m.png", "img.png", "--model", "runs/gray", "--out", "a.png")
@@ -300,6 +318,7 @@ BAD = [
     (["colorize", "folder"], "is a folder"),
     (["superres", "img.png", "--factor", "3"], "choose from 2, 4, 8"),
     (["superres", "img.png"], "--factor"),
+    (["superres", "wide-strip.png", "--factor", "8", "--paste"], "100 megapixels"),
     (["denoise", "img.png", "--sigma", "99"], "outside the model's range"),
     (["denoise", "img.png", "--sigma", "0.001"], "outside the model's range"),
     (["denoise", "img.png"], "--sigma"),
@@ -337,6 +356,7 @@ def _odd_files(folder):
     (folder / "text.png").write_text("not a picture")
     (folder / "cut.png").write_bytes((folder / "img.png").read_bytes()[:100])
     Image.new("L", (16, 8), 255).save(folder / "wide.png")
+    Image.new("L", (2000, 1000), 255).save(folder / "wide-strip.png")
     Image.new("L", (8, 8), 0).save(folder / "black.png")
     Image.new("L", (8, 8), 255).save(folder / "white.png")
     frames = [Image.new("L", (8, 8), level) for level in (0, 255)]

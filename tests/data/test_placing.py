@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from cmtool.data.placing import Region, blend, match_mask, region_around, region_of_fit, resize, resize_mask
+from cmtool.data import placing
+from cmtool.data.placing import (
+    Region,
+    blend,
+    mask_from_bytes,
+    match_mask,
+    on_black,
+    put_resized,
+    region_around,
+    region_of_fit,
+    resize,
+    resize_mask,
+    take_resized,
+)
 from cmtool.errors import DataError, UserError
 
 
@@ -90,3 +103,39 @@ def test_blending_keeps_black_bytes_and_takes_white_ones():
 def test_resizing_keeps_the_channels():
     for channels in (1, 3, 4):
         assert resize(np.zeros((4, 6, channels), np.uint8), 8, 8).shape == (8, 8, channels)
+
+
+@pytest.mark.parametrize("shape", [(7, 40), (40, 7), (30, 30)])
+def test_a_vast_region_taken_axis_by_axis_is_the_region(shape, monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    region = region_of_fit(*shape, "pad")
+    taken = take_resized(picture, region, 16, 16, resize)
+    put = put_resized(picture, region, taken, resize)
+    assert np.array_equal(taken, resize(region.take(picture), 16, 16))
+    monkeypatch.setattr(placing, "MAX_PIXELS", 10)
+    # Bytes are rounded between the axes, in another order.
+    assert np.abs(take_resized(picture, region, 16, 16, resize).astype(int) - taken).max() <= 2
+    assert np.abs(put_resized(picture, region, taken, resize).astype(int) - put).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(10, 60_000), (60_000, 10)])
+def test_the_square_around_a_long_strip_is_never_held(shape):
+    picture = np.full((*shape, 3), 90, np.uint8)
+    region = region_of_fit(*shape, "pad")
+    assert region.height * region.width == 60_000**2  # 10 GiB of bytes
+    taken = take_resized(picture, region, 16, 16, resize)
+    assert taken.shape == (16, 16, 3)
+    assert (taken == 90).all()
+    assert (put_resized(picture, region, taken + 1, resize) == 91).all()
+    mask = np.zeros(shape)
+    mask[mask.shape[0] // 2, mask.shape[1] // 2] = 1
+    inner = take_resized(mask, region, 16, 16, resize_mask)
+    assert inner.sum() >= 1
+    assert set(np.unique(inner)) == {0.0, 1.0}
+
+
+def test_what_is_transparent_in_a_mask_is_not_white():
+    painted = np.full((2, 2, 4), 255, np.uint8)
+    painted[0, :, 3] = 0
+    painted[1, 1, 3] = 128
+    assert mask_from_bytes(on_black(painted), invert=False).tolist() == [[0, 0], [1, pytest.approx(128 / 255)]]

@@ -67,9 +67,21 @@ def test_tuned_levels_are_usable_for_any_number_and_range(task, steps, sigma_max
 def test_published_levels_by_task_and_data_set():
     assert plan_edit(HEADER, "inpaint", times="paper").times == PAPER
     assert len(plan_edit({**HEADER, "preset": "cifar10"}, "inpaint", times="paper").times) == 17
-    assert plan_edit(HEADER, "stroke").times == (5.38, 2.24)
+    for preset in ("lsun_bedroom256", "shapes"):
+        assert plan_edit({**HEADER, "preset": preset}, "stroke", times="paper").times == (5.38, 2.24)
+    assert plan_edit({**HEADER, "preset": "lsun_bedroom256"}, "stroke").times == (5.38, 2.24)
     by_index = plan_edit(HEADER, "stroke", indices=(16, 20), of=40).times
     assert by_index == pytest.approx((5.38, 2.24), rel=1e-3)
+
+
+def test_strokes_of_a_preset_may_have_levels_of_their_own():
+    plan = plan_edit(HEADER, "stroke")
+    assert (plan.times, plan.source) == ((1.0, 0.4), "tuned for stroke")
+    assert plan_edit({**HEADER, "preset": None}, "stroke").source == "the paper's"
+    longer = plan_edit(HEADER, "stroke", steps=3)
+    assert longer.times == pytest.approx((1.0, 0.4, 0.16))
+    with pytest.raises(UserError, match="strictly decreasing"):
+        plan_edit({**HEADER, "edit": {"paper_stroke": [1.0, 2.0]}}, "stroke")
 
 
 def test_the_header_decides_then_the_preset_it_names_then_the_usual_levels():

@@ -101,3 +101,18 @@ def test_an_edit_through_windows_keeps_what_is_known():
     operator = known_patch_means(2)
     out = edit(model, operator, y, streams(2), (5.0, 0.5)).image
     torch.testing.assert_close(operator.project(out), operator.project(y))
+
+
+def test_no_more_windows_than_a_batch_are_held_and_their_number_changes_nothing():
+    sizes = []
+
+    class Counting(Shifted):
+        def __call__(self, x, t, label=None):
+            sizes.append(len(x))
+            return super().__call__(x, t)
+
+    x = torch.randn(3, 1, 20, 28, generator=torch.Generator().manual_seed(0))
+    t = torch.full((3,), 1.0)
+    small = Windowed(Counting(shape=(1, 8, 8)), (1, 20, 28), batch_size=5)(x, t)
+    assert max(sizes) == 5
+    torch.testing.assert_close(small, Windowed(Shifted(shape=(1, 8, 8)), (1, 20, 28), batch_size=1000)(x, t))
