@@ -40,7 +40,7 @@ from cmtool.evaluation.manifold import manifold
 from cmtool.models import Model
 from cmtool.rng import SampleStreams, derive
 from cmtool.samplers import editing
-from cmtool.samplers.edit_plan import plan_edit, usual_help
+from cmtool.samplers.edit_plan import class_times, plan_edit, usual_help
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 
@@ -154,12 +154,20 @@ def likeliest(model: Model, case: Case, times: Sequence[float], guidance: float,
 
 
 def variations(
-    model: Model, task: str, case: Case, count: int, times: Sequence[float], guidance: float, candidates: int, seed: int
+    model: Model,
+    task: str,
+    case: Case,
+    count: int,
+    times: Sequence[float],
+    guidance: float,
+    candidates: int,
+    seed: int,
+    search: Sequence[float],
 ) -> Tensor:
-    """Return `count` edits of every picture, (count, B, C, H, W)."""
+    """Return `count` edits of every picture, (count, B, C, H, W), with the class that fits best at levels `search`."""
     if task == "denoise":
         return legal(task, editing.denoise(model, case.y, NOISE), case.y)[None]
-    labels = likeliest(model, case, times, guidance, seed)
+    labels = likeliest(model, case, search, guidance, seed)
     made = []
     for index in range(count):
         seeds = _seeds(len(case.y), seed, index)
@@ -211,10 +219,10 @@ def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, 
         plan = plan_edit(model.header, kind, steps=None if times else given.steps, times=times)
         usual, candidates = usual_help(model.header, kind, plan)
         candidates = given.candidates or candidates
-        case = make_case(task, truth, given.seed)
+        case, search = make_case(task, truth, given.seed), class_times(model.header, kind, plan)
         for guidance in [float(g) for g in given.guidance.split(",")] if given.guidance else [usual]:
             began = time.process_time()
-            made = variations(model, task, case, given.variations, plan.times, guidance, candidates, given.seed)
+            made = variations(model, task, case, given.variations, plan.times, guidance, candidates, given.seed, search)
             figures = measure(made, truth, case, judge)
             head = {"task": task, "nfe": len(plan.times) * candidates, "guidance": guidance}
             rows.append({**head, **figures, "seconds": round(time.process_time() - began, 1)})

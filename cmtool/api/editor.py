@@ -11,6 +11,7 @@ from torch import Tensor
 from cmtool.data.editing import Subject, operator_of
 from cmtool.errors import UserError
 from cmtool.models import Model
+from cmtool.samplers.edit_plan import class_times
 from cmtool.samplers.editing import Edited, denoise, edit_best
 from cmtool.samplers.generate import streams_for
 from cmtool.samplers.plan import SamplePlan
@@ -67,26 +68,26 @@ class Editor:
         if classes > MOST_CLASSES or several:
             return None
         seeds = list(range(TRIALS))
-        misfits = [self._edited(seeds, label, 1)[1].mean().item() for label in range(classes)]
+        times = class_times(self._model.header, self._task.name, self._task.plan)
+        misfits = [self._edited(seeds, label, 1, times)[1].mean().item() for label in range(classes)]
         return min(range(classes), key=misfits.__getitem__)
 
     def run(self, seeds: Sequence[int], label: int | None) -> tuple[Tensor, Tensor]:
         """Return legal edits (B, C, H, W), one for each seed, and how inconsistent each is (B,); both on the CPU."""
-        image, _, distance = self._edited(seeds, label, self._task.candidates)
+        image, _, distance = self._edited(seeds, label, self._task.candidates, self._task.plan.times)
         return self._subject.legal(image.float().cpu()), distance.cpu()
 
-    def _edited(self, seeds: Sequence[int], label: int | None, candidates: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _edited(
+        self, seeds: Sequence[int], label: int | None, candidates: int, times: Sequence[float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         y = self._y.expand(len(seeds), *self._y.shape[1:])
         labels = None if label is None else torch.full((len(seeds),), label, device=y.device)
-        plan = self._task.plan
         if self._task.name == "denoise":
-            answer = denoise(self._view, y, plan.times[0], labels)
+            answer = denoise(self._view, y, times[0], labels)
             misfit = (answer - y).square().flatten(1).mean(1)
             return answer, misfit, misfit
         guidance = self._task.guidance
-        made = edit_best(
-            self._view, self._operator, y, seeds, plan.times, labels, candidates=candidates, guidance=guidance
-        )
+        made = edit_best(self._view, self._operator, y, seeds, times, labels, candidates=candidates, guidance=guidance)
         if self._task.name == "stroke":
             misfit = (made.answer - y).square().flatten(1).mean(1)
             return made.image, misfit, misfit

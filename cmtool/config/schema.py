@@ -215,11 +215,13 @@ class EditLevels(Table):
     last: float = Field(gt=0, description="smallest noise level")
     guidance: float = Field(0.0, ge=0, le=10, description="over-relaxation of the known part between the evaluations")
     candidates: int = Field(1, ge=1, le=64, description="a variation is the most consistent of so many edits")
+    class_last: float | None = Field(None, gt=0, description="smallest level while the class is searched (none: last)")
 
     @model_validator(mode="after")
     def _ordered(self) -> EditLevels:
-        if self.last >= self.first:
-            raise ValueError(f"last = {self.last} must be below first = {self.first}")
+        for name in ("last", "class_last"):
+            if (getattr(self, name) or 0.0) >= self.first:
+                raise ValueError(f"{name} = {getattr(self, name)} must be below first = {self.first}")
         return self
 
 

@@ -63,6 +63,19 @@ def usual_help(header: Mapping[str, Any], task: str, plan: SamplePlan) -> tuple[
     return levels.guidance, levels.candidates
 
 
+def class_times(header: Mapping[str, Any], task: str, plan: SamplePlan) -> tuple[float, ...]:
+    """Return the levels at which the class of an edit is searched: the plan's own, unless tuned ones end lower.
+
+    At low levels the known part is met with any class, so that evaluations spent there tell no class from another.
+    """
+    if task not in TUNED or not plan.source.startswith("tuned"):
+        return plan.times
+    wanted = getattr(edit_settings(header), task).class_last
+    if wanted is None or not plan.times[-1] < wanted < plan.times[0]:
+        return plan.times
+    return geometric_times(len(plan.times), plan.times[0], wanted)
+
+
 def published_times(
     task: str, settings: EditConfig, sigma_min: float, sigma_max: float, rho: float
 ) -> tuple[float, ...]:

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from benchmarks.editing_times import TWO_PIXEL_GUIDANCE, TWO_PIXEL_TIMES, problems, two_pixels
-from cmtool.config.schema import EditConfig
+from cmtool.config.schema import EditConfig, EditLevels
 from cmtool.errors import UserError
-from cmtool.samplers.edit_plan import TASKS, TUNED, edit_settings, plan_edit, tuned_times, usual_help
+from cmtool.samplers.edit_plan import TASKS, TUNED, class_times, edit_settings, plan_edit, tuned_times, usual_help
 from cmtool.samplers.times import solver_times, validate_times
 from tests.samplers.test_editing import two_pixels as simulated
 
@@ -118,3 +119,19 @@ def test_unusable_requests_are_refused():
         plan_edit(HEADER, "inpaint", times="papers")
     with pytest.raises(UserError, match="give one of them"):
         plan_edit(HEADER, "inpaint", times=(1.0,), steps=3)
+
+
+def test_the_class_is_searched_above_the_levels_that_tell_none_apart():
+    own = {"superres": {"steps": 5, "first": 1.6, "last": 0.01, "class_last": 0.1}}
+    header = {**HEADER, "edit": own}
+    plan = plan_edit(header, "superres")
+    assert class_times(header, "superres", plan) == pytest.approx((1.6, 0.8, 0.4, 0.2, 0.1))
+    assert plan.times[-1] == pytest.approx(0.01)
+    # Where the levels are the user's own, or end above, the search keeps to them.
+    given = plan_edit(header, "superres", times=[1.0, 0.05])
+    assert class_times(header, "superres", given) == (1.0, 0.05)
+    few = plan_edit(header, "superres", steps=1)
+    assert class_times(header, "superres", few) == few.times
+    assert class_times(HEADER, "stroke", plan_edit(HEADER, "stroke")) == plan_edit(HEADER, "stroke").times
+    with pytest.raises(ValidationError, match="class_last = 3"):
+        EditLevels(first=2.0, last=0.1, class_last=3.0)
