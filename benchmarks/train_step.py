@@ -26,6 +26,11 @@ from cmtool.models import Model
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import fresh_student, prepare, start_from
 
+PASSES = {
+    "pair": "convolutions in bf16, the target's as differences: what `auto` takes",
+    "backward": "gradients in bf16",
+    "all": "all passes in bf16: less exact, not the default",
+}
 SIGMA_DATA, SIGMA_MIN, POINTS, DECAY, TARGET_DECAY = 0.5, 0.002, 18, 0.9999, 0.95
 
 
@@ -137,7 +142,7 @@ def contest(asked: argparse.Namespace, recipe: str, scratch: Path) -> Comparison
     found, absent = peers_of(source.to(asked.device), asked)
     fp32 = own_trainer(asked, data, recipe, source, teacher, "fp32")
     entries = [Contestant("cmtool fp32", True, fp32.step)]
-    for passes, note in (("backward", "gradients in bf16"), ("all", "all passes in bf16: less exact, not the default")):
+    for passes, note in PASSES.items():
         trainer = own_trainer(asked, data, recipe, source, teacher, "bf16", f"train.half_passes={passes}")
         entries.append(Contestant(f"cmtool bf16 {passes}", True, trainer.step, note))
     if asked.compile:
