@@ -99,9 +99,9 @@ def pair(nets: Nets, points: Points) -> Pair:
     """
     with torch.no_grad():
         x_r = points.solver(points.denoise, points.x_t, points.t, points.r)
-        if not nets.student.paired:
+        if not nets.paired:
             target = call(nets.target, points, x_r, points.r)
-    if not nets.student.paired:
+    if not nets.paired:
         return Pair(call(nets.student, points, points.x_t, points.t), target)
     tape = Tape()
     with tape.writing():
