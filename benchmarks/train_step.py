@@ -1,9 +1,9 @@
 """One training step, ours against peers with the same weights, batch and work.
 
 A step of consistency training (ct): images, noise, two noise levels, target without gradients, student, l2 loss,
-backward, RAdam, the target's and the sampling average. A step of distillation (cd) adds two evaluations of a teacher
-(Heun). The peers' networks run in a plain loop written as their own training scripts are, with torch's RAdam and, for
-diffusers, its EMAModel.
+backward, RAdam, the target's and the sampling average. In improved training (ict) the target is the network itself and
+has no average. A step of distillation (cd) adds two evaluations of a teacher (Heun). The peers' networks run in a plain
+loop written as their own training scripts are, with torch's RAdam and, for diffusers, its EMAModel.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ from cmtool.models import Model
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import fresh_student, prepare, start_from
 
+PASSES = {
+    "pair": "convolutions in bf16, the target's as differences: what `auto` takes",
+    "backward": "gradients in bf16",
+    "all": "all passes in bf16: less exact, not the default",
+}
 SIGMA_DATA, SIGMA_MIN, POINTS, DECAY, TARGET_DECAY = 0.5, 0.002, 18, 0.9999, 0.95
 
 
@@ -39,10 +44,11 @@ def own_trainer(
     *sets: str,
 ) -> Trainer:
     """A trainer of ours that starts from the weights of `source`."""
-    sets = ("recipe.curriculum.scales=fixed", f"recipe.curriculum.s1={POINTS}", "recipe.target.ema=0.95", *sets)
+    sets = ("recipe.curriculum.scales=fixed", f"recipe.curriculum.s1={POINTS}", *sets)
+    sets += (f"recipe.target.ema={0 if recipe == 'ict' else TARGET_DECAY}",)
     sets += ("recipe.target.adaptive=false", "train.ema={kind='exponential', decay=0.9999}", "recipe.distance.kind=l2")
     flags = {"train.precision": precision, "teacher": None if teacher is None else str(teacher)}
-    config = matched_config(asked, recipe, *sets, **flags)
+    config = matched_config(asked, "ct" if recipe == "ict" else recipe, *sets, **flags)
     trainer = prepare(config, data, torch.device(asked.device))
     for model in (trainer.state.student, trainer.state.target, trainer.state.ema):
         start_from(model, source)
@@ -57,18 +63,18 @@ def preconditioned(raw: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor
     return c_skip * x + c_out * raw(x / root, 250 * (t + 1e-44).log())
 
 
-def averages_of(peer: Peer, network: nn.Module) -> Callable[[], None]:
-    """Move two averages of a network: diffusers by its EMAModel, others by a loop over parameters."""
+def averages_of(peer: Peer, network: nn.Module, decays: tuple[float, ...]) -> Callable[[], None]:
+    """Move averages of a network: diffusers by its EMAModel, others by a loop over parameters."""
     if peer.name.startswith("diffusers"):
         from diffusers.training_utils import EMAModel
 
-        kept = [EMAModel(network.parameters(), decay=decay, use_ema_warmup=False) for decay in (DECAY, TARGET_DECAY)]
+        kept = [EMAModel(network.parameters(), decay=decay, use_ema_warmup=False) for decay in decays]
         return lambda: [average.step(network.parameters()) for average in kept] and None
-    copies = [copy.deepcopy(network).requires_grad_(False) for _ in range(2)]
+    copies = [copy.deepcopy(network).requires_grad_(False) for _ in decays]
 
     def move() -> None:
         with torch.no_grad():
-            for average, decay in zip(copies, (DECAY, TARGET_DECAY), strict=True):
+            for average, decay in zip(copies, decays, strict=True):
                 for old, new in zip(average.parameters(), network.parameters(), strict=True):
                     old.mul_(decay).add_(new, alpha=1 - decay)
 
@@ -78,14 +84,15 @@ def averages_of(peer: Peer, network: nn.Module) -> Callable[[], None]:
 class PeerStep:
     """The same step around a peer's network."""
 
-    def __init__(self, peer: Peer, data: Dataset, asked: argparse.Namespace, distils: bool) -> None:
-        self.raw, self.images, self.batch, self.distils = peer.raw, data.images, asked.batch, distils
+    def __init__(self, peer: Peer, data: Dataset, asked: argparse.Namespace, recipe: str) -> None:
+        self.raw, self.images, self.batch, self.distils = peer.raw, data.images, asked.batch, recipe == "cd"
         self.device = torch.device(asked.device)
         self.network = peer.network.train()
-        self.target = copy.deepcopy(peer.network).requires_grad_(False)
-        self.teacher = copy.deepcopy(peer.network).requires_grad_(False).eval() if distils else None
+        own = recipe == "ict"
+        self.target = self.network if own else copy.deepcopy(peer.network).requires_grad_(False)
+        self.teacher = copy.deepcopy(peer.network).requires_grad_(False).eval() if self.distils else None
         self.optimizer = torch.optim.RAdam(self.network.parameters(), lr=1e-4)
-        self.move = averages_of(peer, self.network)
+        self.move = averages_of(peer, self.network, (DECAY,) if own else (DECAY, TARGET_DECAY))
         self.grid = torch.tensor(karras_grid(POINTS), dtype=torch.float32, device=self.device)
         self.wrap = (
             (lambda n: lambda x, c: n(x, c, return_dict=False)[0]) if "diffusers" in peer.name else (lambda n: n)
@@ -137,14 +144,14 @@ def contest(asked: argparse.Namespace, recipe: str, scratch: Path) -> Comparison
     found, absent = peers_of(source.to(asked.device), asked)
     fp32 = own_trainer(asked, data, recipe, source, teacher, "fp32")
     entries = [Contestant("cmtool fp32", True, fp32.step)]
-    for passes, note in (("backward", "gradients in bf16"), ("all", "all passes in bf16: less exact, not the default")):
+    for passes, note in PASSES.items():
         trainer = own_trainer(asked, data, recipe, source, teacher, "bf16", f"train.half_passes={passes}")
         entries.append(Contestant(f"cmtool bf16 {passes}", True, trainer.step, note))
     if asked.compile:
         compiled = own_trainer(asked, data, recipe, source, teacher, "fp32", "train.compile=true")
         entries.append(Contestant("cmtool fp32 compiled", True, compiled.step, compiled.notes[-1]))
     for peer in found:
-        entries.append(Contestant(peer.name, False, PeerStep(peer, data, asked, recipe == "cd"), peer.note))
+        entries.append(Contestant(peer.name, False, PeerStep(peer, data, asked, recipe), peer.note))
     parameters = sum(p.numel() for p in source.parameters())
     title = f"{recipe} training step: {parameters / 1e6:.1f} M parameters, {asked.side} px, batch {asked.batch}"
     return compare(title, entries, asked.rounds, asked.clock, absent)
@@ -153,7 +160,7 @@ def contest(asked: argparse.Namespace, recipe: str, scratch: Path) -> Comparison
 def main(arguments: list[str] | None = None) -> None:
     """Measure and publish."""
     made = parser(__doc__)
-    made.add_argument("--recipes", default="ct,cd")
+    made.add_argument("--recipes", default="ct,ict,cd")
     asked = made.parse_args(arguments)
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:

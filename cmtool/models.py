@@ -36,6 +36,8 @@ class Model(nn.Module):
         self.header = header
         self.parameterization = build_parameterization(process)
         self.autocast: torch.dtype | None = None
+        # Whether consistency training asks it for a pair of passes that share the errors of a half.
+        self.paired = False
 
     @property
     def sigma_min(self) -> float:

@@ -98,7 +98,7 @@ def test_step_and_sampling_run_without_peers(name, monkeypatch, capsys):
     from benchmarks import sampling, train_step
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    extra = {"train-step": ["--recipes", "cd"], "sample": ["--count", "2", "--steps", "2", "--forms", "png"]}[name]
+    extra = {"train-step": ["--recipes", "ict,cd"], "sample": ["--count", "2", "--steps", "2", "--forms", "png"]}[name]
     {"train-step": train_step, "sample": sampling}[name].main([*SMALL, *extra])
     assert "| cmtool fp32 |" in capsys.readouterr().out
 

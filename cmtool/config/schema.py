@@ -155,8 +155,10 @@ class TrainConfig(Table):
         "stop", description="a loss or gradient that is not finite: stop, or go back to the last checkpoint"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "auto"
-    half_passes: Literal["backward", "all"] = Field(
-        "backward", description="what bf16 rounds in consistency models: gradients alone, or all passes (less exact)"
+    half_passes: Literal["pair", "backward", "all"] = Field(
+        "pair",
+        description="what bf16 rounds in consistency models: gradients and the difference of both passes, gradients "
+        "alone, or all passes (less exact)",
     )
     deterministic: bool = False
     compile: bool = Field(False, description="torch.compile the networks; without a compiler they run as they are")

@@ -31,6 +31,11 @@ class Nets:
     teacher: nn.Module | None = None
     frozen: nn.Module | None = None
 
+    @property
+    def paired(self) -> bool:
+        """Whether student and target are asked as a pair of passes that share the errors of a half."""
+        return bool(getattr(self.student, "paired", False))
+
 
 @dataclass(frozen=True)
 class Draw:

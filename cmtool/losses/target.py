@@ -14,6 +14,7 @@ from cmtool.diffusion.process import expand
 from cmtool.diffusion.solvers import Denoise, Step
 from cmtool.losses.distance import Distance
 from cmtool.losses.draw import Nets
+from cmtool.networks.convolution import Tape
 from cmtool.rng import same_dropout
 
 Solver = Step
@@ -93,12 +94,20 @@ def call(module: Callable[..., Tensor], points: Points, x: Tensor, t: Tensor, r:
 def pair(nets: Nets, points: Points) -> Pair:
     """Prediction f(x_t, t); target the frozen network at (x_r, r), both under one dropout mask.
 
-    Where r = 0 the network is the identity and the target is x_r itself, the clean image (ECT).
+    Where r = 0 the network is the identity and the target is x_r itself, the clean image (ECT). In a half the target is
+    computed as a difference from the prediction, so that what is rounded is small where they are close.
     """
     with torch.no_grad():
         x_r = points.solver(points.denoise, points.x_t, points.t, points.r)
-        target = call(nets.target, points, x_r, points.r)
-    return Pair(call(nets.student, points, points.x_t, points.t), target)
+        if not nets.paired:
+            target = call(nets.target, points, x_r, points.r)
+    if not nets.paired:
+        return Pair(call(nets.student, points, points.x_t, points.t), target)
+    tape = Tape()
+    with tape.writing():
+        prediction = call(nets.student, points, points.x_t, points.t)
+    with torch.no_grad(), tape.reading():
+        return Pair(prediction, call(nets.target, points, x_r, points.r))
 
 
 def data(nets: Nets, points: Points) -> Pair:

@@ -1,13 +1,24 @@
-"""A convolution whose backward pass alone may run in a half.
+"""A convolution that may run in a half where consistency training can bear it: backward, and in pairs of passes.
 
-Consistency training descends a small difference of two large outputs. Rounding the forward passes drowns it, while
-the backward pass only carries it on: rounded to bfloat16 it loses less than a hundredth, and it is half of the work.
+Consistency training descends a small difference of two large outputs. Rounding both forward passes drowns it: each
+makes errors of its own. The backward pass only carries the difference on: rounded to bfloat16 it loses less than a
+hundredth, and it is half of the work.
+
+A pair of passes shares its errors instead. The first one (`Tape.writing`) rounds the operands of its convolutions and
+notes their inputs x and outputs y; the second (`Tape.reading`, at a neighboring point, by the same weights or an
+average of them) answers y + W (x' - x) + (W' - W) x for its own inputs x' and weights W'. What is rounded there are
+changes, each relative to its own size, so that the difference of the two passes is as exact as a half can hold, however
+small it is. Everything but the convolutions is computed in the dtype of the weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +26,77 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-class _HalfBackward(torch.autograd.Function):
-    """A convolution of x with weight in the dtype of x; its gradients by convolutions in `dtype`.
+class Geometry(NamedTuple):
+    """How a convolution moves over its input."""
 
-    `geometry`: stride, padding, whether it is transposed, groups.
+    stride: Any
+    padding: Any
+    transposed: bool
+    groups: int
+
+
+@dataclass
+class Note:
+    """What a convolution of the first pass leaves for the second: its input, output and weights, without gradients."""
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass
+class Tape:
+    """The convolutions of one pass in the order of their calls."""
+
+    notes: deque[Note] = field(default_factory=deque)
+    reads: bool = False
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Note every convolution that records gradients in a half."""
+        self.reads, token = False, _TAPE.set(self)
+        try:
+            yield
+        finally:
+            _TAPE.reset(token)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let the same convolutions, in the same order, answer by the difference from what was noted."""
+        self.reads, token = True, _TAPE.set(self)
+        try:
+            yield
+        finally:
+            _TAPE.reset(token)
+
+
+_TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
+
+
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
+    """Convolve without dilation; all tensors in one dtype, which the answer has too."""
+    stride, padding, transposed, groups = geometry
+    return torch.convolution(x, weight, bias, stride, padding, (1, 1), transposed, (0, 0), groups)
+
+
+class _HalfBackward(torch.autograd.Function):
+    """A convolution with bias in the dtype of x; its gradients by convolutions in `dtype`.
+
+    `whole`: the convolution itself is in `dtype` as well.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: tuple[Any, Any, bool, int], dtype: torch.dtype) -> Any:
-        ctx.save_for_backward(x.to(dtype), weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, dtype: torch.dtype, whole: bool
+    ) -> Tensor:
+        rounded = x.to(dtype)
+        if whole:
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        y = convolve(rounded if whole else x, weight, geometry, bias).to(x.dtype)
+        ctx.save_for_backward(rounded, weight)
         ctx.geometry = geometry
-        stride, padding, transposed, groups = geometry
-        return torch.convolution(x, weight, None, stride, padding, (1, 1), transposed, (0, 0), groups)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -39,23 +109,56 @@ class _HalfBackward(torch.autograd.Function):
             *moved, None, stride, padding, (1, 1), transposed, (0, 0), groups, wanted
         )
         by_input = by_input.to(gradient.dtype) if wanted[0] else None
-        return by_input, by_weight.to(weight.dtype) if wanted[1] else None, None, None
+        by_weight = by_weight.to(gradient.dtype) if wanted[1] else None
+        by_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return by_input, by_weight, by_bias, None, None, None
+
+
+def after(note: Note, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, dtype: torch.dtype) -> Tensor:
+    """Convolve x (no gradients) as the difference from a noted convolution; the differences are rounded to `dtype`."""
+    change = convolve((x - note.x).to(dtype), weight.to(dtype), geometry)
+    if not same(weight, note.weight):
+        change += convolve(note.x.to(dtype), (weight - note.weight).to(dtype), geometry)
+    y = change.to(x.dtype).add_(note.y)
+    if bias is None or note.bias is None or same(bias, note.bias):
+        return y
+    return y.add_((bias - note.bias)[:, None, None])
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; free for one in the same memory."""
+    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
 
 
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` (padding by zeros, no dilation) that computes its gradients in `backward_dtype` if that is set.
 
-    Forward-mode derivatives are taken where no gradients are recorded, and there it is the plain convolution.
+    On a tape the forward pass is in that dtype too. Forward-mode derivatives are taken where no gradients are recorded,
+    and there it is the plain convolution.
     """
 
     backward_dtype: torch.dtype | None = None
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.backward_dtype is None or not torch.is_grad_enabled():
+        if not self._in_half():
             return super()._conv_forward(input, weight, bias)
-        geometry = (self.stride, self.padding, False, self.groups)
-        y = _HalfBackward.apply(input, weight, geometry, self.backward_dtype)
-        return y if bias is None else y + bias[:, None, None]
+        return self._half_forward(input, weight, bias, Geometry(self.stride, self.padding, False, self.groups))
+
+    def _in_half(self) -> bool:
+        if self.backward_dtype is None:
+            return False
+        tape = _TAPE.get()
+        return torch.is_grad_enabled() or (tape is not None and tape.reads)
+
+    def _half_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        assert self.backward_dtype is not None
+        tape = _TAPE.get()
+        if tape is not None and tape.reads:
+            return after(tape.notes.popleft(), x, weight, bias, geometry, self.backward_dtype)
+        y = _HalfBackward.apply(x, weight, bias, geometry, self.backward_dtype, tape is not None)
+        if tape is not None:
+            tape.notes.append(Note(x.detach(), y.detach(), weight.detach(), None if bias is None else bias.detach()))
+        return y
 
     def after_doubling(self, x: Tensor) -> Tensor:
         """Convolve x (B, C, H, W) enlarged twice by repeating its pixels; returns (B, C', 2H, 2W).
@@ -66,11 +169,9 @@ class Conv2d(nn.Conv2d):
         if x.device.type != "cpu" or self.kernel_size != (3, 3) or self.stride != (1, 1) or self.groups != 1:
             return self(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         kernel = doubling_kernel(self.weight)
-        geometry = ((2, 2), (1, 1), True, 1)
-        if self.backward_dtype is None or not torch.is_grad_enabled():
-            return F.conv_transpose2d(x, kernel, self.bias, *geometry[:2])
-        y = _HalfBackward.apply(x, kernel, geometry, self.backward_dtype)
-        return y if self.bias is None else y + self.bias[:, None, None]
+        if not self._in_half():
+            return F.conv_transpose2d(x, kernel, self.bias, (2, 2), (1, 1))
+        return self._half_forward(x, kernel, self.bias, Geometry((2, 2), (1, 1), True, 1))
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:

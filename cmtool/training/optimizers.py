@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmtool.config.schema import TrainConfig
+from cmtool.training.fused_radam import FusedRAdam
 
 
 class Lion(torch.optim.Optimizer):
@@ -44,6 +45,8 @@ def build_optimizer(train: TrainConfig, params: list[nn.Parameter]) -> torch.opt
     """Return the optimizer that `train.optimizer` names; fused where torch has such a form, else foreach."""
     common: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
     adam = {**common, "betas": train.betas, "eps": train.eps}
+    if train.optimizer == "radam" and params[0].device.type == "cpu":
+        return FusedRAdam(params, foreach=True, **adam)
     if train.optimizer == "radam":
         return torch.optim.RAdam(params, foreach=True, **adam)
     if train.optimizer == "lion":

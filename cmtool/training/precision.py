@@ -20,19 +20,21 @@ LEAST_CHANNELS, LEAST_SIDE = 64, 32
 class Plan:
     """A precision: its name, and what is rounded: all passes (`autocast`), gradients of convolutions, the teacher.
 
-    None: computed in the weights' own format.
+    None: computed in the weights' own format. `paired`: with the gradients the convolutions of student and target too,
+    those of the target as differences from the student's.
     """
 
     name: str
     autocast: torch.dtype | None = None
     backward: torch.dtype | None = None
     teacher: torch.dtype | None = None
+    paired: bool = False
 
     def apply(self, student: Model) -> Model:
         """Set how the student (and with it its copies) computes; returns it."""
         if self.name == "fp64":
             student = student.double()
-        student.autocast = self.autocast
+        student.autocast, student.paired = self.autocast, self.paired
         set_backward_dtype(student.network, self.backward)
         return student
 
@@ -47,6 +49,8 @@ class Plan:
 
     def describe(self) -> str:
         """Return what is said at start-up."""
+        if self.paired:
+            return f"precision {self.name}: convolutions in bfloat16, the target's as differences from the student's"
         if self.backward is not None:
             return f"precision {self.name}: gradients in bfloat16, forward passes of student and target in float32"
         return f"precision {self.name}" + ("" if self.autocast is None else ": all passes of the networks")
@@ -82,7 +86,7 @@ def refused(config: RunConfig) -> str | None:
         return None
     if target.differentiates and not target.stop_gradient:
         return "it differentiates through the tangent, which bfloat16 rounds away"
-    if config.train.half_passes == "backward" and config.network.kind not in ("adm", "song"):
+    if config.train.half_passes != "all" and config.network.kind not in ("adm", "song"):
         return (
             "bfloat16 rounds away the small differences that it learns from, and gradients alone are rounded in adm "
             f"and song networks, not in network.kind = '{config.network.kind}'"
@@ -90,11 +94,22 @@ def refused(config: RunConfig) -> str | None:
     return None
 
 
+def pairs(config: RunConfig) -> bool:
+    """Whether prediction and target are one network (or its average) at two points, asked alike by both passes.
+
+    A network whose convolutions depend on the noise level, one that is split over processes or compiled keeps its
+    forward passes in float32.
+    """
+    whole = config.process.truncated_at is None and not config.train.shard and not config.train.compile
+    return config.train.half_passes == "pair" and config.recipe.target.rule == "pair" and whole
+
+
 def settle_precision(config: RunConfig, device: torch.device) -> Plan:
     """Return how a run computes on a device.
 
     `auto` is float32, or bfloat16 where device, network and recipe gain by it and train in it. bfloat16 rounds all
-    passes of a diffusion model; of a consistency model only the gradients, unless `train.half_passes` = "all".
+    passes of a diffusion model; of a consistency model the gradients and, in pairs, the forward passes, or what
+    `train.half_passes` says.
 
     Raises:
         ConfigError: if the recipe does not train in bfloat16, or the device lacks the precision.
@@ -108,6 +123,6 @@ def settle_precision(config: RunConfig, device: torch.device) -> Plan:
     if name == "bf16" and (reason := refused(config)):
         raise ConfigError(f"recipe '{config.recipe_name}' does not train in bf16: {reason}.", "use --precision fp32")
     half = HALF.get(name)
-    if name == "bf16" and config.recipe.target.rule != "data" and config.train.half_passes == "backward":
-        return Plan(name, backward=half, teacher=half)
+    if name == "bf16" and config.recipe.target.rule != "data" and config.train.half_passes != "all":
+        return Plan(name, backward=half, teacher=half, paired=pairs(config))
     return Plan(name, autocast=half, teacher=half)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cmtool.config.schema import TrainConfig
+from cmtool.training.fused_radam import FusedRAdam, rectification
 from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
 
 KINDS = ["radam", "adam", "adamw", "lion", "sgd"]
@@ -63,6 +64,37 @@ def test_radam_is_sgd_while_the_variance_is_intractable():
         m = 0.9 * m + 0.1 * g
         x = x - 0.01 * m / (1 - 0.9**step)
     torch.testing.assert_close(weight.detach(), x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_fused_radam_is_torchs_radam_before_and_after_its_variance_is_tractable(decay, monkeypatch):
+    mine, theirs = (nn.Parameter(torch.linspace(-2, 2, 64, dtype=torch.float64)) for _ in range(2))
+    common = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": decay}
+    fused, reference = FusedRAdam([mine], **common), torch.optim.RAdam([theirs], **common)
+    calls, kernel = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    grads = gradients(30, (64,))
+    for number, grad in enumerate(grads):
+        rate = 0.02 * (1 - number / 40)
+        for optimizer, weight in ((fused, mine), (reference, theirs)):
+            optimizer.param_groups[0]["lr"] = rate
+            run(optimizer, [weight], [grad])
+        torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-11, atol=1e-12)
+    assert len(calls) == 25
+    assert (rectification(5, 0.99) is None, rectification(6, 0.99) is None) == (True, False)
+    for key in ("exp_avg", "exp_avg_sq", "step"):
+        torch.testing.assert_close(fused.state[mine][key], reference.state[theirs][key], rtol=1e-12, atol=1e-14)
+
+
+def test_radam_waits_for_a_weight_that_had_no_gradient_before():
+    """Weights at different steps have different rectifications: torch's own form counts each by itself."""
+    pairs = [[nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)] for _ in range(2)]
+    made = [FusedRAdam(pairs[0], lr=0.1), torch.optim.RAdam(pairs[1], lr=0.1)]
+    for optimizer, (early, late) in zip(made, pairs, strict=True):
+        run(optimizer, [early], gradients(9, (3,)))
+        run(optimizer, [early, late], gradients(9, (3,), seed=1))
+    for mine, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """Half precisions: what they round, where they are refused, and that a gradient keeps its direction."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -47,11 +48,19 @@ def test_the_processor_says_whether_it_multiplies_bfloat16(monkeypatch):
 def test_consistency_models_round_gradients_and_diffusion_models_everything():
     bf16 = {"train.precision": "bf16"}
     plan = settle_precision(big("ict", **bf16), CPU)
-    assert (plan.autocast, plan.backward) == (None, torch.bfloat16)
+    assert (plan.autocast, plan.backward, plan.paired) == (None, torch.bfloat16, True)
+    plan = settle_precision(big("ict", "train.half_passes=backward", **bf16), CPU)
+    assert (plan.autocast, plan.backward, plan.paired) == (None, torch.bfloat16, False)
     plan = settle_precision(big("edm", **bf16), CPU)
     assert (plan.autocast, plan.backward) == (torch.bfloat16, None)
     plan = settle_precision(big("ict", "train.half_passes=all", **bf16), CPU)
     assert (plan.autocast, plan.backward) == (torch.bfloat16, None)
+
+
+@pytest.mark.parametrize("sets", [("train.compile=true",), ("train.shard=true",), ("process.truncated_at=0.5",)])
+def test_networks_that_cannot_note_their_convolutions_keep_exact_forward_passes(sets):
+    plan = settle_precision(big("ict", *sets, **{"train.precision": "bf16"}), CPU)
+    assert (plan.backward, plan.paired) == (torch.bfloat16, False)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +139,27 @@ def test_a_gradient_in_bfloat16_keeps_its_direction_at_every_level_and_stage(pai
     grid = karras_grid(points)
     at = min(range(1, points), key=lambda i: abs(math.log(grid[i] / level)))
     exact, rounded = (gradient_at(trainer, grid[at], grid[at - 1], monkeypatch) for trainer in pair_trainers)
+    assert pair_trainers[1].state.student.paired
     assert not torch.equal(exact, rounded)
     assert F.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_so_it_does_towards_an_average_of_the_weights(pair_trainers, level, monkeypatch):
+    from cmtool.diffusion.grid import karras_grid
+
+    grid, found = karras_grid(1281), []
+    at = min(range(1, 1281), key=lambda i: abs(math.log(grid[i] / level)))
+    for trainer in pair_trainers:
+        average = copy.deepcopy(trainer.state.student).requires_grad_(False)
+        g = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in average.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=g) * parameter.abs().mean() * 1e-3)
+        with monkeypatch.context() as patched:
+            patched.setattr(trainer, "nets", replace(trainer.nets, target=average))
+            found.append(gradient_at(trainer, grid[at], grid[at - 1], patched))
+    assert F.cosine_similarity(*found, dim=0) > 0.99
 
 
 @pytest.mark.parametrize("level", LEVELS)
