@@ -115,7 +115,7 @@ def _say_next(config: RunConfig, path: Path, given: dict[str, Any], output: Outp
     """Say what to type next: look at samples, and distil a teacher, or read how the run went."""
     run = shlex.quote(str(path))
     output.say(f"next: cmtool sample --model {run}")
-    if config.recipe.method == "edm":
+    if config.family == "edm" and config.process.kind == "ve":
         preset = given["preset"] if given["extend"] is None else config.preset
         output.say(f"then: cmtool train-cd --preset {shlex.quote(preset)} --teacher {run}")
     else:

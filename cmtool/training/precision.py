@@ -98,9 +98,10 @@ def pairs(config: RunConfig) -> bool:
     """Whether prediction and target are one network (or its average) at two points, asked alike by both passes.
 
     A network whose convolutions depend on the noise level, one that is split over processes or compiled keeps its
-    forward passes in float32.
+    forward passes in float32; so does one that saves memory by computing blocks again, for the pair holds on to them.
     """
     whole = config.process.truncated_at is None and not config.train.shard and not config.train.compile
+    whole = whole and not config.network.checkpointing
     return config.train.half_passes == "pair" and config.recipe.target.rule == "pair" and whole
 
 

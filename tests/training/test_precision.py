@@ -57,7 +57,10 @@ def test_consistency_models_round_gradients_and_diffusion_models_everything():
     assert (plan.autocast, plan.backward) == (torch.bfloat16, None)
 
 
-@pytest.mark.parametrize("sets", [("train.compile=true",), ("train.shard=true",), ("process.truncated_at=0.5",)])
+@pytest.mark.parametrize(
+    "sets",
+    [("train.compile=true",), ("train.shard=true",), ("process.truncated_at=0.5",), ("network.checkpointing=true",)],
+)
 def test_networks_that_cannot_note_their_convolutions_keep_exact_forward_passes(sets):
     plan = settle_precision(big("ict", *sets, **{"train.precision": "bf16"}), CPU)
     assert (plan.backward, plan.paired) == (torch.bfloat16, False)
