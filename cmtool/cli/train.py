@@ -37,7 +37,9 @@ Batch = Annotated[
 Micro = Annotated[
     str | None,
     typer.Option(
-        "--micro-batch", help="Images at once, or auto: halved until they fit; changes memory alone.", metavar="N|auto"
+        "--micro-batch",
+        help="Images at once, or auto: halved until they fit; changes memory and dropout masks alone.",
+        metavar="N|auto",
     ),
 ]
 RunSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights, noise and data order.")]
