@@ -22,7 +22,7 @@ from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import HALF, settle_precision
-from cmtool.training.sharding import Sharding, check_shardable
+from cmtool.training.sharding import Sharding, check_derivative, check_shardable
 from cmtool.training.state import TrainState
 from cmtool.training.supplies import frozen_predictor, gather
 
@@ -158,6 +158,7 @@ def _sharding(config: RunConfig, device: torch.device, world: World | None) -> S
     if not config.train.shard or world is None or world.size == 1:
         return None
     check_shardable(config.train.batch_size, world)
+    check_derivative(config.recipe.target)
     return Sharding(world, device)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cmtool.config.parts import TargetPart
 from cmtool.errors import ConfigError
 from cmtool.training.distributed import World
 
@@ -126,6 +127,24 @@ class Sharding:
                 value = DTensor.from_local(value, like.device_mesh, like.placements, **layout)
             rows[name] = value
         return self.gather(rows)
+
+
+def gathers_in_derivatives(release: Any = torch.__version__) -> bool:
+    """Whether this torch can gather weights within a forward-mode derivative; before 2.13 it fails there."""
+    return bool(release >= (2, 13))
+
+
+def check_derivative(part: TargetPart) -> None:
+    """Refuse a forward-mode derivative where torch cannot gather weights within it.
+
+    Raises:
+        ConfigError: with the setting that does without.
+    """
+    if part.differentiates and part.derivative == "forward" and not gathers_in_derivatives():
+        raise ConfigError(
+            f"train.shard = true takes forward-mode derivatives from torch 2.13 on, and this is {torch.__version__}.",
+            "use --set recipe.target.derivative=difference, or leave train.shard out",
+        )
 
 
 def check_shardable(batch_size: int, world: World) -> None:

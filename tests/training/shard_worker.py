@@ -14,7 +14,7 @@ from cmtool.data.load import load_dataset
 from cmtool.training.distributed import World, join_world
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import prepare
-from cmtool.training.sharding import local, whole
+from cmtool.training.sharding import gathers_in_derivatives, local, whole
 from tests.training.tiny import CPU, config_of
 
 FP64 = {"train.precision": "fp64"}
@@ -28,6 +28,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "checkpointing": ("ict", ("network.checkpointing=true", "train.micro_batch=2"), 2),
     "mlp": ("ict", ("network.kind=mlp", "train.optimizer=lion"), 2),
 }
+if not gathers_in_derivatives():
+    del CASES["forward mode"]
 
 
 def trainer(config: RunConfig, world: World | None = None) -> Trainer:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from cmtool.checkpoint import load_tensors
 from cmtool.config.compare import differing_keys
@@ -17,7 +18,7 @@ from cmtool.models import load
 from cmtool.training.distributed import World
 from cmtool.training.numbers import all_finite
 from cmtool.training.setup import fresh_student, prepare
-from cmtool.training.sharding import check_shardable, local, units, whole
+from cmtool.training.sharding import check_derivative, check_shardable, gathers_in_derivatives, local, units, whole
 from tests.training.shard_worker import CASES, trainer
 from tests.training.test_distributed import launch
 from tests.training.tiny import config_of, teacher_file
@@ -125,6 +126,24 @@ def test_an_uneven_batch_is_refused_with_batches_that_fit():
     config = config_of("ict", "train.shard=true", batch=3)
     with pytest.raises(ConfigError, match="3 over 2 is uneven"):
         prepare(config, None, torch.device("cpu"), World(0, 2))
+
+
+def test_forward_mode_where_torch_cannot_gather_is_refused_with_the_setting_that_does_without(monkeypatch):
+    config = config_of("cd-inf", "train.shard=true")
+    monkeypatch.setattr("cmtool.training.sharding.gathers_in_derivatives", lambda: True)
+    check_derivative(config.recipe.target)
+    monkeypatch.setattr("cmtool.training.sharding.gathers_in_derivatives", lambda: False)
+    with pytest.raises(ConfigError, match=r"from torch 2\.13 on") as caught:
+        check_derivative(config.recipe.target)
+    assert "recipe.target.derivative=difference" in (caught.value.hint or "")
+    check_derivative(config_of("cd-inf", "train.shard=true", "recipe.target.derivative=difference").recipe.target)
+    check_derivative(config_of("ict", "train.shard=true").recipe.target)
+    assert [gathers_in_derivatives(TorchVersion(name)) for name in ("2.10.0", "2.12.1", "2.13.0+cpu", "2.14.1")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_blocks_are_gathered_one_by_one():
