@@ -84,10 +84,6 @@ def _usage(error: Any) -> Failure:
     cause = error.__cause__
     if cause is not None and getattr(error, "param", None) is not None and hasattr(cause, "errors"):
         sentence = _bad_value(max(error.param.opts, key=len), cause.errors()[0])
-    elif older := re.fullmatch(r"Invalid value for '(-[^']*)': '(.*)' is not one of (.*?)\.?", sentence):
-        # typer before 0.28
-        option, value, choices = older.groups()
-        sentence = _unknown_choice(option.split(" / ")[-1], repr(value), value, choices)
     sentence = " ".join(sentence.split())
     return Failure(sentence[:1].lower() + sentence[1:], hint, error.exit_code)
 
@@ -101,13 +97,9 @@ def _bad_value(option: str, problem: Any) -> str:
     said = re.search(r"is not one of (.*?)\.?$", str(problem["msg"]))
     if said is None:
         return f"{option} = {shown_value(value)} {requirement(problem)}"
-    return _unknown_choice(option, shown_value(value), str(value), said[1])
-
-
-def _unknown_choice(option: str, shown: str, value: str, quoted: str) -> str:
-    choices = re.findall(r"'([^']*)'", quoted)
-    close = nearest(value, choices)
-    return f"{option} = {shown} is unknown; choose {', '.join(choices)}." + (
+    choices = re.findall(r"'([^']*)'", said[1])
+    close = nearest(str(value), choices)
+    return f"{option} = {shown_value(value)} is unknown; choose {', '.join(choices)}." + (
         f" Did you mean {close[0]}?" if close else ""
     )
 
