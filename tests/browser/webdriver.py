@@ -118,7 +118,8 @@ class Browser:
 
     def download(self, name: str, seconds: float = 30) -> Path:
         end = time.monotonic() + seconds
-        while not (self.downloads / name).is_file():
+        # The browser takes the name with an empty file first, and moves the whole one over it.
+        while not (self.downloads / name).is_file() or not (self.downloads / name).stat().st_size:
             assert time.monotonic() < end, f"{name} was not downloaded: {list(self.downloads.iterdir())}"
             time.sleep(0.1)
         return self.downloads / name
