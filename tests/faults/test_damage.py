@@ -70,7 +70,9 @@ def judge(command: Command, folder: Path, name: str, done: Ended, changed: bool)
         return
     for result, data in command.results.items():
         if result != name or result.endswith("model.safetensors"):
-            assert (folder / result).read_bytes() == data, f"{result} differs after damage to {name}"
+            # Said in a word: pytest would look for the differences of two files, which takes minutes under CI.
+            same = (folder / result).read_bytes() == data
+            assert same, f"{result} differs after damage to {name}"
     if changed and name.endswith("/model.safetensors"):
         assert name in done.err and "damaged" in done.err
     left = [line for line in broken_files(folder) if "damaged.safetensors" not in line]
@@ -113,7 +115,8 @@ def test_both_checkpoints_damaged_is_a_new_start(known, runs, tmp_path):
     done = known["train"].again(folder)
     assert done.code == 0 and done.err.count("An older checkpoint is used") == 2
     for result, data in known["train"].results.items():
-        assert (folder / result).read_bytes() == data
+        same = (folder / result).read_bytes() == data
+        assert same, result
 
 
 @pytest.mark.parametrize("name", ["sample", "eval"])

@@ -95,4 +95,5 @@ def test_training_killed_again_and_again_still_arrives(known, tmp_path):
             break
     assert ended.code == 0 and deaths >= 2
     for name, data in known["train"].results.items():
-        assert (folder / name).read_bytes() == data
+        same = (folder / name).read_bytes() == data
+        assert same, name
