@@ -99,10 +99,14 @@ def pair(nets: Nets, points: Points) -> Pair:
     """
     with torch.no_grad():
         x_r = points.solver(points.denoise, points.x_t, points.t, points.r)
-        if not nets.paired:
-            target = call(nets.target, points, x_r, points.r)
-    if not nets.paired:
-        return Pair(call(nets.student, points, points.x_t, points.t), target)
+    if nets.paired:
+        return _in_a_half(nets, points, x_r)
+    with torch.no_grad():
+        target = call(nets.target, points, x_r, points.r)
+    return Pair(call(nets.student, points, points.x_t, points.t), target)
+
+
+def _in_a_half(nets: Nets, points: Points, x_r: Tensor) -> Pair:
     tape = Tape()
     with tape.writing():
         prediction = call(nets.student, points, points.x_t, points.t)
