@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import typer
 
+from cmtool.cli.output import spelled
 from cmtool.errors import ConfigError, UsageError, UserError, nearest
 
 
@@ -43,7 +44,7 @@ def report(error: BaseException, json_mode: bool, command: str = "") -> int:
 
 def _one_line(text: str) -> str:
     """Spell out what does not print: names and values from a strange file must not break lines or steer a terminal."""
-    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    shown = spelled(text, keep="")
     return shown if len(shown) <= 1000 else f"{shown[:600]} ... {shown[-350:]}"
 
 

@@ -29,11 +29,11 @@ def command_line() -> str:
     return shlex.join(["cmtool", *sys.argv[1:]])
 
 
-def spelled(text: str) -> str:
-    """Spell out what steers a terminal, lines and tabs excepted: names from strangers' files are shown as well."""
+def spelled(text: str, keep: str = "\n\t") -> str:
+    """Spell out what steers a terminal, `keep` excepted: names from strangers' files are shown as well."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def _talk(text: str) -> None:
