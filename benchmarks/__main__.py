@@ -14,6 +14,7 @@ MODULES = {
     "averages": "averages",
     "overhead": "overhead",
     "scale": "scale",
+    "card": "card",
 }
 SCRIPTS = {
     "eval": "eval_speed",

@@ -196,6 +196,16 @@ def _in_one_line(error: Exception) -> str:
     return f"{' '.join(str(error).split())[:200]}"
 
 
+def placed(model: Model, device: torch.device, compiled: bool = False) -> Model:
+    """Move a model to a device, in the memory layout that it computes fastest with there; returns it.
+
+    Channels last on a CPU and in compiled code. Elsewhere channels first: torch's group normalization on a GPU knows
+    nothing else, and every layer would turn the images around (a fifth of a step, measured on an H200).
+    """
+    last = compiled or device.type == "cpu"
+    return model.to(device).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
     """Rebuild a model (its sampling average, in evaluation mode, without gradients) from a file or run folder.
 
@@ -220,7 +230,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     model.network.load_state_dict(tensors)
     model.header = header
     model.requires_grad_(False)
-    return model.to(device).eval()
+    return placed(model, torch.device(device)).eval()
 
 
 def _with_memory(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from cmtool.config.parts import CouplingPart
 from cmtool.diffusion.process import exact, expand
 from cmtool.errors import ConfigError
 from cmtool.losses.draw import Draw, Nets
-from cmtool.rng import batch_uniform
+from cmtool.rng import batch_uniform, moved
 
 Coupling = Callable[[Nets, Draw], Draw]
 
@@ -82,7 +82,7 @@ def build_generator(part: CouplingPart) -> Coupling:
             raise ConfigError(f"the coupling's predictor '{part.predictor}' is not there.")
         rows = draw.rows
         u = batch_uniform((rows.total,), rows.seed, "generator-mask", rows.step, start=rows.start, count=len(draw.x0))
-        mask = expand(u < draw.mix, draw.x0).to(draw.x0.device)
+        mask = expand(moved(u < draw.mix, draw.x0.device), draw.x0)
         return replace(draw, x0=torch.where(mask, predict(net, draw), draw.x0))
 
     return generated
@@ -102,7 +102,7 @@ def build_stored(pairs: Pairs | None) -> Coupling:
     def stored(nets: Nets, draw: Draw) -> Draw:
         rows = draw.rows
         u = batch_uniform((rows.total,), rows.seed, "pairs", rows.step, start=rows.start, count=len(draw.x0))
-        index = (u * len(pairs.clean)).long().to(pairs.clean.device)
+        index = moved((u * len(pairs.clean)).long(), pairs.clean.device)
         x0 = pairs.clean[index].to(draw.x0)
         z = (pairs.noisy[index].to(draw.x0) - x0) / pairs.sigma_max
         return replace(draw, x0=x0, z=z, label=None if pairs.labels is None else pairs.labels[index])

@@ -16,7 +16,7 @@ from cmtool.losses.distance import Distance
 from cmtool.losses.draw import Draw, Nets, Slice
 from cmtool.losses.target import Points, Solver, TargetRule
 from cmtool.losses.weighting import Weighting
-from cmtool.rng import batch_normal, batch_uniform, derive
+from cmtool.rng import batch_normal, batch_uniform, derive, moved
 from cmtool.schedules.curriculum import CurriculumState, mix_at
 from cmtool.schedules.density import LevelDensity
 from cmtool.schedules.times import Uniforms, draw_times
@@ -59,7 +59,8 @@ class Objective:
         numbers = self.uniforms(count, rows)
         t, r = draw_times(self.times, self.gap, numbers, self.settings, state.num_scales, state.stage, self.density)
         mix = mix_at(self.mix, state.step, state.steps)
-        return Draw(x0, z, t.to(x0.device, x0.dtype), r.to(x0.device, x0.dtype), label, mix, rows)
+        t, r = (moved(times, x0.device, x0.dtype) for times in (t, r))
+        return Draw(x0, z, t, r, label, mix, rows)
 
     def uniforms(self, count: int, rows: Slice) -> Uniforms:
         """Return the uniform numbers of `count` images, and their places in the global batch."""

@@ -60,6 +60,10 @@ class GroupNorm(nn.GroupNorm):
         own_kernel = x.device.type == "cpu" and x[0, 0].numel() >= self.OWN_KERNEL_PIXELS
         if x.dtype not in HALF or own_kernel:
             return self._normalize(x, self.weight, self.bias)
+        if x.device.type == "cuda":
+            # Its kernel for halves adds up in float32; autocast would widen the images all the same.
+            with torch.autocast("cuda", enabled=False):
+                return self._normalize(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
         return self._normalize(x.float(), self.weight.float(), self.bias.float()).to(x.dtype)
 
     def _normalize(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class FusedRAdam(torch.optim.RAdam):
     """torch's RAdam, its state and its numbers (up to rounding); steps with a tractable variance run fused.
 
     There it is Adam with the learning rate times r_t, and with eps added to the root of the second moment before its
-    bias is corrected: eps / sqrt(1 - beta2^t) where Adam adds it after. For real, dense weights on a CPU.
+    bias is corrected: eps / sqrt(1 - beta2^t) where Adam adds it after. For real, dense weights on a CPU or a GPU.
     """
 
     @torch.no_grad()
@@ -58,13 +58,15 @@ class FusedRAdam(torch.optim.RAdam):
         factor = rectification(number, beta2)
         assert factor is not None
         torch._foreach_add_(steps, 1)
+        # One number on the weights' device for all: the kernel reads it, and nobody waits for it.
+        now = torch.full((), float(number), device=params[0].device)
         torch._fused_adam_(
             params,
             grads,
             means,
             squares,
             [],
-            steps,
+            [now] * len(params),
             lr=float(group["lr"]) * factor,
             beta1=beta1,
             beta2=beta2,

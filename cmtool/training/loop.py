@@ -20,7 +20,7 @@ from cmtool.errors import DivergenceError
 from cmtool.losses.draw import Nets, Slice
 from cmtool.losses.objective import Objective
 from cmtool.models import Model
-from cmtool.rng import batch_uniform
+from cmtool.rng import batch_uniform, moved
 from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import lr_factor
@@ -80,19 +80,13 @@ class Trainer:
         if self.config.data.flip:
             flips = flip_mask(train.seed, step, train.batch_size)[start : start + count]
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-        images = self._moved(images).to(self.dtype)
+        images = moved(images, self.device).to(self.dtype)
         if not self.config.data.labels or labels is None:
             return images, None
         if train.label_dropout > 0:
             u = batch_uniform((train.batch_size,), train.seed, "label-dropout", step, start=start, count=count)
             labels = torch.where(u < train.label_dropout, torch.full_like(labels, -1), labels)
-        return images, self._moved(labels)
-
-    def _moved(self, rows: Tensor) -> Tensor:
-        """Bring rows to the device; to a GPU through pinned memory, so that nobody waits for the copy."""
-        if self.device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(self.device, non_blocking=True)
+        return images, moved(labels, self.device)
 
     def step(self) -> None:
         """Do one optimizer step.

@@ -45,7 +45,7 @@ def build_optimizer(train: TrainConfig, params: list[nn.Parameter]) -> torch.opt
     """Return the optimizer that `train.optimizer` names; fused where torch has such a form, else foreach."""
     common: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
     adam = {**common, "betas": train.betas, "eps": train.eps}
-    if train.optimizer == "radam" and params[0].device.type == "cpu":
+    if train.optimizer == "radam" and params[0].device.type in ("cpu", "cuda"):
         return FusedRAdam(params, foreach=True, **adam)
     if train.optimizer == "radam":
         return torch.optim.RAdam(params, foreach=True, **adam)

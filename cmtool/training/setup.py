@@ -14,7 +14,7 @@ from cmtool.data.dataset import Dataset
 from cmtool.errors import CheckpointError, DataError, UserError
 from cmtool.losses.recipes import build_objective
 from cmtool.memory import keep_freed_memory
-from cmtool.models import Model, build_model, load, model_header
+from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.convolution import hold_in
 from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.training.compiling import compile_all
@@ -137,11 +137,11 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     if source is not None:
         start_from(student, source)
     # What is to be split stays in the machine's memory until then: whole, it may not fit the device.
-    student = precision.apply(student if sharding else student.to(device))
+    student = precision.apply(student if sharding else placed(student, device, config.train.compile))
     if teacher is not None:
-        teacher = precision.apply_to_teacher(teacher)
-    if sharding is None and device.type != "mps" and config.network.kind != "mlp":
-        student = student.to(memory_format=torch.channels_last)
+        teacher = placed(precision.apply_to_teacher(teacher), device, config.train.compile)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = precision.tf32
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
     if sharding is not None and teacher is not None:
         sharding.apply(teacher.network)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cmtool.checkpoint import load_tensors, save_model
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError
-from cmtool.models import Model, build_model
+from cmtool.models import Model, build_model, placed
 from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
 from cmtool.training.distributed import World
@@ -110,7 +110,7 @@ class TrainState:
         copied = build_model(model.header).to(model.dtype)
         copied.network.load_state_dict(tensors)
         copied.autocast = model.autocast
-        return copied.requires_grad_(False).to(model.device).eval()
+        return placed(copied.requires_grad_(False), model.device, self.config.train.compile).eval()
 
     def _frozen_copy(self) -> Model:
         return copy.deepcopy(self.student).requires_grad_(False)

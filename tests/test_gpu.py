@@ -1,0 +1,103 @@
+"""What only a CUDA device can show: it answers as the processor does, repeats itself, and waits for nobody in a step."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cmtool.config.load import resolve
+from cmtool.data.load import load_dataset
+from cmtool.diffusion.grid import karras_grid
+from cmtool.losses.draw import Draw, Slice
+from cmtool.losses.objective import Objective
+from cmtool.rng import batch_normal
+from cmtool.training.setup import prepare
+
+pytestmark = pytest.mark.gpu
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SIZES = ("network.channels=64", "network.attention=[8]", "network.head_channels=32", "data.size=64")
+
+
+def trainer_on(device: torch.device, recipe: str, *sets: str, **flags: object):
+    """A trainer of a U-Net whose layers that start at zero say something."""
+    given = {"train.batch_size": 8, "train.steps": 20, **flags}
+    config = resolve("shapes", recipe=recipe, sets=(*SIZES, *sets), flags=given).config
+    trainer = prepare(config, load_dataset(config.data), device)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for network in {trainer.state.student.network, trainer.state.target.network, trainer.state.ema.network}:
+            g.manual_seed(0)
+            for parameter in network.parameters():
+                if parameter.dim() > 1 and not parameter.any():
+                    drawn = torch.randn(parameter.shape, generator=g) / math.sqrt(parameter[0].numel())
+                    parameter.copy_(drawn.to(parameter.device))
+    return trainer
+
+
+def gradient_at(trainer, level: float, points: int, monkeypatch) -> torch.Tensor:
+    """The gradient of one batch at the grid's point nearest to `level` and its neighbor, in float64 on the CPU."""
+    grid = karras_grid(points)
+    at = min(range(1, points), key=lambda i: abs(math.log(grid[i] / level)))
+
+    def draw(self, x0, label, state, rows) -> Draw:
+        z = batch_normal(tuple(x0.shape), rows.seed, "noise", rows.step, device=x0.device)
+        t, r = (torch.full((len(x0),), grid[index], device=x0.device) for index in (at, at - 1))
+        return Draw(x0, z, t, r, label, 0.0, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Objective, "draw", draw)
+        trainer.nets = replace(trainer.nets, target=trainer.state.student)
+        x0, label = trainer.batch(0, 8)
+        trainer.state.optimizer.zero_grad()
+        trainer.objective(trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8)).weighted.mean().backward()
+    return torch.cat([p.grad.flatten() for p in trainer.state.parameters()]).cpu().double()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("points", [11, 1281])
+def test_a_gradient_points_where_the_processors_does_at_every_level(precision, points, monkeypatch):
+    exact = trainer_on(CPU, "ict", **{"train.precision": "fp64"})
+    there = trainer_on(GPU, "ict", **{"train.precision": precision})
+    for level in (0.01, 0.1, 1.0, 10.0, 80.0):
+        wanted = gradient_at(exact, level, points, monkeypatch)
+        found = gradient_at(there, level, points, monkeypatch)
+        cosine = float(F.cosine_similarity(wanted, found, dim=0))
+        print(f"{precision} N={points} t={level}: cosine {cosine:.5f}")
+        assert cosine > 0.99
+
+
+def test_a_network_answers_as_on_the_processor():
+    ours, there = (trainer_on(device, "ict", **{"train.precision": "fp32"}).state.student for device in (CPU, GPU))
+    x = 5 * torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    t = torch.full((8,), 5.0)
+    with torch.no_grad():
+        difference = (ours(x, t) - there(x.cuda(), t.cuda()).cpu()).abs().max()
+    assert difference < 1e-2
+
+
+@pytest.mark.parametrize("recipe", ["ict", "ct", "edm", "ict-gc", "ict-pm"])
+def test_no_step_waits_for_the_device(recipe):
+    trainer = trainer_on(GPU, recipe, **{"train.precision": "bf16"})
+    for _ in range(2):
+        trainer.step()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            trainer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [f"{w.filename}:{w.lineno}" for w in heard if "called a synchronizing" in str(w.message)]
+    assert not waits, waits
+
+
+def test_deterministic_runs_repeat_to_the_bit(cmtool, workdir):
+    words = ("train-ct", "--preset", "shapes", "--steps", 8, "--set", "data.size=64", "--deterministic", "--quiet")
+    for name in ("a", "b"):
+        assert cmtool(*words, "--out", workdir / name).code == 0
+    first, second = ((workdir / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert (first == second) is True
