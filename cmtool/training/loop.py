@@ -179,7 +179,7 @@ class Trainer:
 
     def _diverged(self, what: str = "loss") -> None:
         raise DivergenceError(
-            f"the {what} is not finite at step {self.state.step}; the last checkpoint is kept.",
+            f"the {what} is not finite at step {self.state.step}.",
             "try a smaller --set train.lr, a --set train.grad_clip=1.0, or --precision fp32",
         )
 

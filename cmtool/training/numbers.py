@@ -34,7 +34,7 @@ class LossScale:
             self.value, self.good = self.value / 2, 0
             if self.value < 1e-4:
                 raise DivergenceError(
-                    "the gradients overflow float16 at any loss scale; the last checkpoint is kept.",
+                    "the gradients overflow float16 at any loss scale.",
                     "use --precision bf16 or fp32, or a smaller --set train.lr",
                 )
             return

@@ -69,11 +69,9 @@ class RunFolder:
         return sorted(found, reverse=True)
 
     def kept(self, error: DivergenceError) -> DivergenceError:
-        """Return the error as it is true here: a run that failed before its first checkpoint has kept none."""
-        if self.checkpoints():
-            return error
-        plain = error.message.replace("the last checkpoint is kept", "no checkpoint had been written yet")
-        return DivergenceError(plain, error.hint)
+        """Return the error with what is left of the run: its last checkpoint, or nothing before the first."""
+        left = "the last checkpoint is kept" if self.checkpoints() else "no checkpoint had been written yet"
+        return DivergenceError(f"{error.message.removesuffix('.')}; {left}.", error.hint)
 
     def prune(self, keep_every: int) -> None:
         """Remove all but the last two checkpoints and those whose step `keep_every` divides (0: none)."""

@@ -262,7 +262,10 @@ class Session:
 
     def _leave(self) -> Outcome:
         stop = self._stop
-        self.trainer.check_finite(weights=True)
+        try:
+            self.trainer.check_finite(weights=True)
+        except DivergenceError as error:
+            raise self.folder.kept(error) from None
         self.checkpoint()
         why = "the time limit" if stop.out_of_time and not stop.signal else f"signal {stop.signal}"
         self.log(f"stopped by {why} at step {self.state.step}")

@@ -16,7 +16,7 @@ NETWORK = ("socket.connect", "socket.getaddrinfo", "urllib.Request")
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
 TRAIN = ("train-edm", "--preset", str(ROOT / "tests" / "golden_preset.toml"), "--out", "run", "--steps", "2")
-KINDS = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
+KINDS = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -29,7 +29,7 @@ def rows(heading: str) -> list[list[str]]:
 def schema(command: str) -> list[tuple[str, type, bool]]:
     """(key, type, may be null) of a command's document as the page has it."""
     text = next(row[1] for row in rows("JSON documents") if row[0] == command)
-    found = re.findall(r"`(\w+)` (string|integer|boolean|array|object)(\?)?", text)
+    found = re.findall(r"`(\w+)` (string|integer|number|boolean|array|object)(\?)?", text)
     assert found, command
     return [(key, KINDS[kind], bool(null)) for key, kind, null in found]
 
@@ -96,7 +96,38 @@ def test_numbers_that_are_not_finite_are_null(capsys):
 def test_documents_of_lists(cmtool):
     (first, *_) = json.loads(cmtool("presets", "--json").out)
     holds(first, "`presets`")
+    holds(json.loads(cmtool("presets", "digits", "--json").out), "`presets NAME`")
     holds(json.loads(cmtool("data", "show", "digits", "--json").out), "`data show`")
+
+
+def test_documents_of_measurements(cmtool):
+    small = ("train-edm", "--preset", TRAIN[2], "--steps", "6", "--set", "train.snapshot_every=2", "--out")
+    consistency = ("train-ct", "--preset", TRAIN[2], "--steps", "2", "--batch-size", "8", "--out", "runs/c")
+    for words in ((*small, "runs/a"), (*small, "runs/b", "--seed", 1), consistency):
+        assert cmtool(*words).code == 0
+    search = ("search-times", "--model", "runs/c", "--ref", "digits", "--num", 32, "--grid", 4)
+    lines = {
+        "`ema`": ("ema", "runs/a", "--std", 0.1),
+        "`runs diff`": ("runs", "diff", "runs/a", "runs/b"),
+        "`search-times`": search,
+        "`eval --make-ref`": ("eval", "--make-ref", "r.npz", "--data", "digits"),
+        "`bench`": ("bench", "--preset", "toy2d", "--seconds", 0.1),
+        "`theory check`": ("theory", "check", "--quick"),
+        "`theory STUDY`": ("theory", "scaling", "--d", "1", "--T", "16,32,64,128", "--out", "t"),
+        "`theory plan`": ("theory", "plan", "--dim", "2", "--eps", "0.3"),
+    }
+    for command, words in lines.items():
+        done = cmtool(*words, "--json")
+        assert done.code == 0, (command, done.out)
+        holds(json.loads(done.out, parse_constant=pytest.fail), command)
+
+
+def test_every_command_is_on_the_page_of_documents():
+    from cmtool.cli.app import COMMANDS
+
+    listed = " ".join(row[0] for row in rows("JSON documents")).replace("train-*", "")
+    for name in COMMANDS:
+        assert re.search(rf"[` ]{name}[` ]", listed), name
 
 
 FAILURES = [

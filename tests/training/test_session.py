@@ -212,6 +212,23 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
     assert [step for step, _ in session.folder.checkpoints()] == [4]
 
 
+def test_weights_that_are_not_finite_are_not_saved_when_a_signal_ends_the_run(tmp_path):
+    session, _ = session_of(config_of("edm", *EVERY, steps=9), tmp_path / "run")
+    advance, stop = session.state.advance_averages, Stop()
+
+    def poisons(decay):
+        advance(decay)
+        if session.state.step == 1:
+            with torch.no_grad():
+                session.state.ema.network.state_dict()["out.2.bias"].fill_(float("inf"))
+            stop.signal = 15
+
+    session.state.advance_averages = poisons
+    with pytest.raises(UserError, match="weight is not finite at step 2; no checkpoint had been written yet"):
+        session.run(stop)
+    assert not session.folder.checkpoints()
+
+
 def test_collapse_is_warned_of(tmp_path, monkeypatch):
     config = config_of("ct", "train.sample_every=200", "train.checkpoint_every=1000", steps=201)
     session, heard = session_of(config, tmp_path / "run")
