@@ -39,6 +39,14 @@ def training_command(config: RunConfig) -> str:
     return " ".join(words)
 
 
+def commands(run: Path) -> str:
+    """Return the commands that made a run: its teacher's first, where that is a run as well."""
+    config = from_toml(run / "config.toml")
+    teacher = Path(config.teacher) if config.teacher else None
+    first = f"{commands(teacher)} && " if teacher is not None and (teacher / "config.toml").is_file() else ""
+    return first + training_command(config)
+
+
 def bfloat16(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Round floating-point weights to bfloat16; anything else stays."""
     return {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -65,7 +73,7 @@ def make(name: str, run: Path, figures: bool, count: int) -> Path:
     size = sum(t.numel() * t.element_size() for t in small.values())
     if size > LARGEST - 100_000:
         raise SystemExit(f"{size:,} bytes of weights are more than a demo may have ({LARGEST:,} with its header).")
-    said = {"command": training_command(config), "seed": config.train.seed}
+    said = {"command": commands(run), "seed": config.train.seed}
     path = DEMOS / f"{name}.safetensors"
     save_model(path, small, header | said)
     if figures:

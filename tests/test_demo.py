@@ -52,6 +52,19 @@ def test_the_script_rounds_a_run_and_keeps_its_header(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_script_names_the_teachers_command_too(tmp_path, monkeypatch):
+    script = _script()
+    monkeypatch.setattr(script, "DEMOS", tmp_path)
+    teacher = write_run(tmp_path / "runs", "digits-edm", recipe="edm", steps=70)
+    run = write_run(tmp_path / "runs", "digits-icd", recipe="icd", steps=50)
+    settings = run / "config.toml"
+    settings.write_text(f'teacher = "{teacher}"\n' + settings.read_text())
+    header = read_header(script.make("digits", run, figures=False, count=10))
+    assert (
+        header["command"] == "cmtool train-edm --preset digits --steps 70 && cmtool train-cd --preset digits --steps 50"
+    )
+
+
 def test_a_run_that_is_too_large_leaves_nothing(tmp_path, monkeypatch):
     script = _script()
     monkeypatch.setattr(script, "DEMOS", tmp_path / "demo")
