@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cmtool.checkpoint import read_header, save_model
+from tests.conftest import heeded_signals
 from tests.training.tiny import FLAGS, teacher_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -334,13 +335,14 @@ def test_a_loss_that_is_not_finite_names_the_step(cmtool, every, says):
 def start(workdir, *words):
     """Start a run of many steps as a process and return it once it is training."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cmtool", *words],
-        cwd=workdir,
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    with heeded_signals():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cmtool", *words],
+            cwd=workdir,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
     until = time.monotonic() + 90
     folder = workdir / words[words.index("--out") + 1]
     while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:

@@ -16,7 +16,14 @@ from cmtool.training.posthoc import FOLDER
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from cmtool.training.stopping import Stop, stoppable
+from tests.conftest import heeded_signals
 from tests.training.tiny import config_of, session_of, train
+
+
+@pytest.fixture(autouse=True)
+def heeded():
+    with heeded_signals():
+        yield
 
 
 def send(number=signal.SIGTERM):
