@@ -42,7 +42,7 @@ def training_command(config: RunConfig) -> str:
 def commands(run: Path) -> str:
     """Return the commands that made a run: its teacher's first, where that is a run as well."""
     config = from_toml(run / "config.toml")
-    teacher = Path(config.teacher) if config.teacher else None
+    teacher = Path(config.teacher).parent if config.teacher else None
     first = f"{commands(teacher)} && " if teacher is not None and (teacher / "config.toml").is_file() else ""
     return first + training_command(config)
 

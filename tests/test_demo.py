@@ -58,7 +58,7 @@ def test_the_script_names_the_teachers_command_too(tmp_path, monkeypatch):
     teacher = write_run(tmp_path / "runs", "digits-edm", recipe="edm", steps=70)
     run = write_run(tmp_path / "runs", "digits-icd", recipe="icd", steps=50)
     settings = run / "config.toml"
-    settings.write_text(f'teacher = "{teacher}"\n' + settings.read_text())
+    settings.write_text(f'teacher = "{teacher / "model.safetensors"}"\n' + settings.read_text())
     header = read_header(script.make("digits", run, figures=False, count=10))
     assert (
         header["command"] == "cmtool train-edm --preset digits --steps 70 && cmtool train-cd --preset digits --steps 50"
