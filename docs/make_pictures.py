@@ -114,13 +114,14 @@ def from_models(digits: str, shapes: str) -> None:
     from cmtool.data import to_nhwc
 
     cmtool.save(editor.sample(64), PICTURES / "shapes-one-step.png")
-    picture = to_nhwc(editor.sample(1, seed=5))[0]
-    side = picture.shape[0]
-    mask = np.zeros((side, side), dtype=bool)
-    mask[:, side // 2 :] = True
-    filled = cmtool.edit.inpaint(editor, picture, mask, num=6)
-    holed = np.where(mask[..., None], np.uint8(128), picture)
-    save_grid(np.concatenate([picture[None], holed[None], filled]), PICTURES / "edit-strip.png", columns=8)
+    rows = []
+    for seed, hole in ((7, (slice(3, 13), slice(3, 13))), (3, (slice(None), slice(8, None)))):
+        picture = to_nhwc(editor.sample(1, seed=seed, steps=2))[0]
+        mask = np.zeros(picture.shape[:2], dtype=bool)
+        mask[hole] = True
+        filled = cmtool.edit.inpaint(editor, picture, mask, num=6)
+        rows.append(np.concatenate([picture[None], np.where(mask[..., None], np.uint8(128), picture)[None], filled]))
+    save_grid(np.concatenate(rows), PICTURES / "edit-strip.png", columns=8)
     for name in ("digits-one-step", "digits-steps", "shapes-one-step", "edit-strip"):
         print(PICTURES / f"{name}.png")
 
