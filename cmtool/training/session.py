@@ -163,11 +163,10 @@ class Session:
                 self.trainer.run_to(self._stops(), stop)
                 if self.state.step > before:
                     self._at_interval()
+                if self.trainer.stopped and self.state.step < self.config.train.steps:
+                    return self._leave()
             except DivergenceError as error:
                 self._roll_back(error)
-                continue
-            if self.trainer.stopped and self.state.step < self.config.train.steps:
-                return self._leave()
         return self._finish()
 
     def _log_start(self, step: int, arguments: Sequence[str]) -> None:
@@ -262,10 +261,7 @@ class Session:
 
     def _leave(self) -> Outcome:
         stop = self._stop
-        try:
-            self.trainer.check_finite(weights=True)
-        except DivergenceError as error:
-            raise self.folder.kept(error) from None
+        self.trainer.check_finite(weights=True)
         self.checkpoint()
         why = "the time limit" if stop.out_of_time and not stop.signal else f"signal {stop.signal}"
         self.log(f"stopped by {why} at step {self.state.step}")
