@@ -47,11 +47,15 @@ class Watch:
         return [f"step {step}: {name} is {value:.4g} after {best:.4g} at its best. The run may be diverging."]
 
     def _jumps(self, name: str, value: float, factor: float) -> str | None:
-        """Say so, once, when `value` leaves the `factor`-fold of the median of its last values."""
+        """Say so, once, when `value` leaves the `factor`-fold of the median of its last values.
+
+        A loss with learned weights passes zero on its way down: there the largest of the last values sets the scale.
+        """
         recent = self._recent.setdefault(name, deque(maxlen=_MEMORY))
         usual = median(recent) if len(recent) >= _ENOUGH else None
+        scale = usual if usual is None or min(recent) > 0 else max(abs(number) for number in recent)
         recent.append(value)
-        if usual is None or value <= factor * usual:
+        if usual is None or scale is None or value <= usual + (factor - 1) * scale:
             self._warned.discard(name)
             return None
         if name in self._warned:
