@@ -13,13 +13,13 @@ import gc
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.pairs import timed
 from benchmarks.scale import evaluations, size_of
 from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
@@ -29,14 +29,14 @@ from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.setup import prepare
 
-# What each name sets, and whether float32 convolutions may round their operands to TF32.
-FORMATS: dict[str, tuple[dict[str, object], bool]] = {
-    "fp32": ({"train.precision": "fp32"}, False),
-    "tf32": ({"train.precision": "fp32"}, True),
-    "pair": ({"train.precision": "bf16", "train.half_passes": "pair"}, False),
-    "backward": ({"train.precision": "bf16", "train.half_passes": "backward"}, True),
-    "all": ({"train.precision": "bf16", "train.half_passes": "all"}, True),
-    "compiled": ({"train.precision": "bf16", "train.half_passes": "all", "train.compile": True}, True),
+# What each name sets. "tf32", which is not offered, lets float32 convolutions round their operands to ten bits.
+FORMATS: dict[str, dict[str, object]] = {
+    "fp32": {"train.precision": "fp32"},
+    "tf32": {"train.precision": "fp32"},
+    "pair": {"train.precision": "bf16", "train.half_passes": "pair"},
+    "backward": {"train.precision": "bf16", "train.half_passes": "backward"},
+    "all": {"train.precision": "bf16", "train.half_passes": "all"},
+    "compiled": {"train.precision": "bf16", "train.half_passes": "all", "train.compile": True},
 }
 
 
@@ -55,14 +55,7 @@ class Row:
 
 def seconds_of(work: Callable[[], object], rounds: int) -> float:
     """Median seconds of one piece of work after one that is not counted; the GPU is waited for each time."""
-    times = []
-    for _ in range(rounds + 1):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    return statistics.median([timed(work, "wall") for _ in range(rounds + 1)][1:])
 
 
 def card_rates(side: int = 8192) -> dict[str, float]:
@@ -92,20 +85,19 @@ def sweep(asked: argparse.Namespace, config: Callable[..., RunConfig], peak: flo
     trainer, work = None, evaluations(config())[0] * size_of(config()).forward
     data = stand_in_data(config(), 512)
     for name in asked.formats.split(","):
-        flags, torch.backends.cudnn.allow_tf32 = FORMATS[name]
         for batch in map(int, asked.batches.split(",")):
-            settings = config(batch=batch, **flags)
+            settings = config(batch=batch, **FORMATS[name])
             if trainer is None or name == "compiled":
                 trainer = None
                 gc.collect()
                 trainer = prepare(settings, data, torch.device("cuda"))
-                torch.backends.cudnn.allow_tf32 = FORMATS[name][1]
                 for note in trainer.notes:
                     print(f"# {name}: {note}", file=sys.stderr, flush=True)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             try:
                 own = again(trainer, settings) if name != "compiled" else trainer
+                torch.backends.cudnn.allow_tf32 = name == "tf32" or settle_precision(settings, own.device).tf32
                 own.step()
                 seconds = seconds_of(own.step, asked.rounds)
             except (RuntimeError, MemoryError) as error:

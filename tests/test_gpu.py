@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.matched import enliven
 from cmtool.config.load import resolve
 from cmtool.data.load import load_dataset
 from cmtool.diffusion.grid import karras_grid
@@ -26,14 +27,8 @@ def trainer_on(device: torch.device, recipe: str, *sets: str, **flags: object):
     given = {"train.batch_size": 8, "train.steps": 20, **flags}
     config = resolve("shapes", recipe=recipe, sets=(*SIZES, *sets), flags=given).config
     trainer = prepare(config, load_dataset(config.data), device)
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for network in {trainer.state.student.network, trainer.state.target.network, trainer.state.ema.network}:
-            g.manual_seed(0)
-            for parameter in network.parameters():
-                if parameter.dim() > 1 and not parameter.any():
-                    drawn = torch.randn(parameter.shape, generator=g) / math.sqrt(parameter[0].numel())
-                    parameter.copy_(drawn.to(parameter.device))
+    for network in {trainer.state.student.network, trainer.state.target.network, trainer.state.ema.network}:
+        enliven(network)
     return trainer
 
 

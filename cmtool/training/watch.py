@@ -52,10 +52,13 @@ class Watch:
         A loss with learned weights passes zero on its way down: there the largest of the last values sets the scale.
         """
         recent = self._recent.setdefault(name, deque(maxlen=_MEMORY))
-        usual = median(recent) if len(recent) >= _ENOUGH else None
-        scale = usual if usual is None or min(recent) > 0 else max(abs(number) for number in recent)
+        if len(recent) < _ENOUGH:
+            recent.append(value)
+            return None
+        usual = median(recent)
+        scale = usual if min(recent) > 0 else max(abs(number) for number in recent)
         recent.append(value)
-        if usual is None or scale is None or value <= usual + (factor - 1) * scale:
+        if value <= usual + (factor - 1) * scale:
             self._warned.discard(name)
             return None
         if name in self._warned:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.tiny import write_model
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heeded_signals
 
 READY = "return document.getElementById('status').textContent.startsWith('done')"
 CHOOSE = (
@@ -30,11 +30,9 @@ def studio(workdir, browser):
     """The command itself, as a process, and its page in the browser."""
     model = write_model(workdir, "painter", resolution=16, num_classes=3, names=list("abc"))
     words = [sys.executable, "-m", "cmtool", "studio", "--no-browser", "--json", "--model", str(model)]
-    process = subprocess.Popen(
-        words, cwd=workdir, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        # Where the tests run in a script's background, Ctrl-C is ignored by all of its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with heeded_signals():
+        process = subprocess.Popen(words, cwd=workdir, stdout=subprocess.PIPE, text=True, env=environment)
     document, line = "", ""
     while line != "}\n":
         line = process.stdout.readline()
