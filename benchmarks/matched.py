@@ -97,14 +97,18 @@ class FusedAttention(nn.Module):
         return F.scaled_dot_product_attention(*parts).transpose(-1, -2).flatten(1, 2)
 
 
-def openai_peer(model: Model, path: str | None) -> Peer:
-    """The released UNetModel with the weights of `model`, from a checkout; raises ImportError without one."""
+def openai_peer(model: Model, path: str | None, fused: bool = True) -> Peer:
+    """The released UNetModel with the weights of `model`, from a checkout; raises ImportError without one.
+
+    flash_attn, which it asks for, needs a GPU and halves. In its place: torch's fused attention, or (`fused` false) the
+    class that the same file holds for float32, which is what its code has for a machine without flash_attn.
+    """
     if path is None:
         raise ImportError("no checkout: --openai-path DIR or $OPENAI_CM_PATH")
     if path not in sys.path:
         sys.path.append(path)
     unet = importlib.import_module("cm.unet")
-    unet.QKVFlashAttention = FusedAttention
+    unet.QKVFlashAttention = FusedAttention if fused else lambda channels, heads: unet.QKVAttention(heads)
     channels, side, _ = model.image_shape
     table = model.header["network"]
     network = unet.UNetModel(
@@ -122,7 +126,9 @@ def openai_peer(model: Model, path: str | None) -> Peer:
     theirs = network.state_dict()
     network.load_state_dict({name: t.view(theirs[name].shape) for name, t in model.network.state_dict().items()})
     network = network.to(model.device)
-    return Peer("openai UNetModel", network, network, "torch's fused attention in place of flash_attn")
+    if fused:
+        return Peer("openai UNetModel", network, network, "torch's fused attention in place of flash_attn")
+    return Peer("openai UNetModel, own attention", network, network, "its own float32 attention in place of flash_attn")
 
 
 def peers_of(model: Model, asked: argparse.Namespace) -> tuple[list[Peer], dict[str, str]]:
@@ -131,7 +137,11 @@ def peers_of(model: Model, asked: argparse.Namespace) -> tuple[list[Peer], dict[
     Raises:
         AssertionError: if a peer with the same weights answers otherwise: the comparison would mean nothing.
     """
-    makers = {"diffusers": diffusers_peer, "openai": lambda m: openai_peer(m, asked.openai_path)}
+    makers = {
+        "diffusers": diffusers_peer,
+        "openai": lambda m: openai_peer(m, asked.openai_path),
+        "openai-own": lambda m: openai_peer(m, asked.openai_path, fused=False),
+    }
     found, absent = [], {}
     for name in [name for name in asked.peers.split(",") if name not in ("", "none")]:
         try:

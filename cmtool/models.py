@@ -158,10 +158,16 @@ def model_header(
             "float_samples": data.source == "toy2d",
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
-        "sample": {"sampler": config.sample.sampler, "steps": config.sample.steps},
+        "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},
         **({"edit": config.edit.model_dump(mode="json")} if edits else {}),
         "label_dropout": config.train.label_dropout if config.data.labels else 0.0,
     }
+
+
+def usual_steps(config: RunConfig) -> int | None:
+    """Return how many steps a model takes when nobody says: as configured, else those that halving ends at."""
+    curriculum = config.recipe.curriculum
+    return config.sample.steps or (curriculum.s1 if curriculum.scales == "halving" else None)
 
 
 def build_model(header: dict[str, Any]) -> Model:

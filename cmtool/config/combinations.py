@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cmtool.config.parts import RecipeConfig
 
 if TYPE_CHECKING:
-    from cmtool.config.schema import NetworkConfig, RunConfig
+    from cmtool.config.schema import NetworkConfig, RunConfig, TrainConfig
 
 # Neighbors of a grid of so many points lie 57 roundings of float32 apart at 80: beyond, the gap between them, by which
 # losses are divided, is off by more than a percent.
@@ -16,6 +16,14 @@ MOST_POINTS = 1_000_000
 # Networks of one group mean the same by F and by their conditioning: weights can be passed on within it.
 MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"})
 TRIG = ("edm", "trig")
+
+
+class Unfit(ValueError):
+    """Settings that do not go together, in one sentence without its full stop; `hint` is what to type instead."""
+
+    def __init__(self, sentence: str, hint: str) -> None:
+        super().__init__(sentence)
+        self.hint = hint
 
 
 def same_meaning(one: str, other: str) -> bool:
@@ -30,7 +38,7 @@ def check_combination(config: RunConfig) -> None:
         ValueError: one sentence that names the settings and what would be right.
     """
     _check_network(config.network, config.data.resolution)
-    _check_curriculum(config.recipe)
+    _check_curriculum(config.recipe, config.train)
     _check_times(config)
     _check_coupling(config)
     _check_direction(config)
@@ -61,19 +69,34 @@ def _check_network(network: NetworkConfig, side: int) -> None:
             )
 
 
-def _check_curriculum(recipe: RecipeConfig) -> None:
+def _check_curriculum(recipe: RecipeConfig, train: TrainConfig) -> None:
     part = recipe.curriculum
+    if train.restart == "stage" and part.scales != "halving":
+        raise Unfit(
+            f"train.restart = 'stage' is for recipe.curriculum.scales = 'halving', not '{part.scales}'",
+            "add --set train.restart=none",
+        )
     if part.scales in ("sqrt", "doubling") and part.s1 < part.s0:
-        raise ValueError(f"recipe.curriculum ends (s1 = {part.s1}) before it starts (s0 = {part.s0})")
+        raise Unfit(
+            f"recipe.curriculum ends (s1 = {part.s1}) before it starts (s0 = {part.s0})",
+            f"add --set recipe.curriculum.s1={part.s0} or more, or --set recipe.curriculum.s0={part.s1} or less",
+        )
     if part.scales == "halving" and part.s1 > part.s0:
-        raise ValueError(f"recipe.curriculum halves from s0 = {part.s0} and cannot end at s1 = {part.s1} above it")
+        raise Unfit(
+            f"recipe.curriculum halves from s0 = {part.s0} and cannot end at s1 = {part.s1} above it",
+            f"add --set recipe.curriculum.s1={part.s0} or less",
+        )
     if part.scales == "fixed" and part.s1 < 2:
-        raise ValueError("recipe.curriculum.s1 = 1 is no grid: a fixed curriculum needs at least 2 points")
+        raise Unfit(
+            "recipe.curriculum.s1 = 1 is no grid: a fixed curriculum needs at least 2 points",
+            "add --set recipe.curriculum.s1=18, for example",
+        )
     most = max(part.s0, part.s1)
     if most > MOST_POINTS:
-        raise ValueError(
+        raise Unfit(
             f"recipe.curriculum asks for {most:,} grid points; above {MOST_POINTS:,} float32 rounds the gap between "
-            "neighbors by more than a percent"
+            "neighbors by more than a percent",
+            "add --set recipe.curriculum.s1=1280, for example",
         )
 
 
@@ -87,6 +110,12 @@ def _check_times(config: RunConfig) -> None:
         )
     if times.kind == "two_lognormal" and rule != "average_velocity":
         raise ValueError("recipe.times.kind = 'two_lognormal' is for target.rule = 'average_velocity'")
+    if rule == "average_velocity" and times.kind != "two_lognormal":
+        raise Unfit(
+            f"recipe.target.rule = 'average_velocity' averages between two levels, and recipe.times.kind = "
+            f"'{times.kind}' draws one",
+            "add --set recipe.times.kind=two_lognormal",
+        )
     if times.kind == "student_t" and not process.sigma_min <= times.low < process.sigma_max:
         raise ValueError(f"recipe.times.low = {times.low} lies outside the noise levels of the process")
     if process.truncated_at is not None and times.kind == "student_t" and times.low != process.truncated_at:
@@ -101,9 +130,23 @@ def _check_times(config: RunConfig) -> None:
 def _check_coupling(config: RunConfig) -> None:
     part, train = config.recipe.coupling, config.train
     if part.kind == "ot" and train.micro_batch == "auto":
-        raise ValueError("recipe.coupling.kind = 'ot' depends on how many images meet: micro_batch cannot be 'auto'")
-    if part.kind == "ot" and min(int(train.micro_batch or train.batch_size), train.batch_size) < 2:
-        raise ValueError("recipe.coupling.kind = 'ot' exchanges noise within a batch and needs at least 2 images in it")
+        raise Unfit(
+            "recipe.coupling.kind = 'ot' depends on how many images meet: train.micro_batch cannot be 'auto'",
+            "give a number: --micro-batch 64, for example",
+        )
+    micro = train.batch_size if train.micro_batch in (None, "auto") else int(train.micro_batch)
+    if part.kind == "ot" and min(micro, train.batch_size) < 2:
+        raise Unfit(
+            "recipe.coupling.kind = 'ot' exchanges noise within a batch and needs at least 2 images in it, not "
+            f"train.batch_size = {train.batch_size} by train.micro_batch = {micro}",
+            "raise --batch-size, and --micro-batch if it is given",
+        )
+    if part.kind == "ot" and train.batch_size % micro == 1:
+        raise Unfit(
+            f"recipe.coupling.kind = 'ot' needs at least 2 images in every forward pass: train.batch_size = "
+            f"{train.batch_size} in parts of train.micro_batch = {micro} leaves one alone",
+            f"add --batch-size {train.batch_size + 1}, or another --micro-batch",
+        )
     if part.kind == "generator" and part.predictor == "frozen" and part.model is None:
         raise ValueError("recipe.coupling.predictor = 'frozen' needs recipe.coupling.model, a file or run folder")
     if part.kind == "teacher" and config.recipe.needs != "teacher":
@@ -115,7 +158,10 @@ def _check_direction(config: RunConfig) -> None:
     if part.guidance != 1 and part.kind != "teacher":
         raise ValueError("recipe.direction.guidance is for direction.kind = 'teacher'")
     if part.guidance != 1 and not config.data.labels:
-        raise ValueError("recipe.direction.guidance needs class labels, and data.labels is false")
+        raise Unfit(
+            "recipe.direction.guidance needs class labels, and data.labels is false",
+            "add --set data.labels=true if the images have classes",
+        )
     if part.kind == "teacher" and config.recipe.needs != "teacher":
         raise ValueError("recipe.direction.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
     if part.solver in ("dpmpp_2m", "adams_bashforth") and part.substeps < 2:
@@ -130,8 +176,9 @@ def _check_derivative(config: RunConfig) -> None:
         return
     forward = target.derivative == "forward"
     if forward and network.kind != "mlp" and network.attention_kernel != "math":
-        raise ValueError(
-            "network.attention_kernel = 'auto' has no forward-mode derivative, which this recipe needs; use 'math'"
+        raise Unfit(
+            "network.attention_kernel = 'auto' has no forward-mode derivative, which this recipe needs; use 'math'",
+            "add --set network.attention_kernel=math, or --set recipe.target.derivative=difference",
         )
     if forward and config.train.compile:
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -67,10 +69,22 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
     if kind == "extra_forbidden":
         return ConfigError(unknown_key(place, keys[-1], list(owner.model_fields)))
     if kind == "value_error" and not keys:
-        return ConfigError(f"{default}: {problem['ctx']['error']}.")
+        return _unfit(problem["ctx"]["error"], origins, default)
     if kind == "value_error":
         return ConfigError(f"{place}: {problem['ctx']['error']}")
     return ConfigError(f"{place} = {shown_value(problem['input'])} {_requirement(problem, owner, keys[-1])}")
+
+
+def _unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
+    """Settings that do not go together: blame the file unless one of those named was typed; say what to type next."""
+    named = re.findall(r"\b(?:recipe|train|network|data|process)(?:\.[a-z]\w*)+", str(error))
+    typed = any(
+        origin.startswith("--") and (key in named or any(key.startswith(table + ".") for table in named))
+        for key, origin in origins.items()
+    )
+    shown = Path(default).stem if default.startswith("presets/") else default
+    usual = f"cmtool presets {shown} shows every setting; --set KEY=VALUE changes one." if origins else None
+    return ConfigError(f"{'' if typed else default + ': '}{error}.", getattr(error, "hint", None) or usual)
 
 
 def unknown_key(place: str, key: str, choices: Sequence[str]) -> str:

@@ -141,7 +141,8 @@ METHODS: dict[str, Row] = {
         "distance": {"kind": "l2"},
         "weighting": {"kind": "truncated_snr"},
         "process": {"parameterization": "edm"},
-        "sample": {"sampler": "progressive", "steps": 1},
+        # Usual number of steps: those of the last stage (models.new_header).
+        "sample": {"sampler": "progressive"},
     },
     "kd": {
         "family": "cd",
@@ -247,5 +248,6 @@ METHODS: dict[str, Row] = {
         "weighting": {"kind": "adaptive", "p": 0.75, "c": 1e-3},
         "process": {"kind": "flow", "parameterization": "flow"},
         "network": {**_FORWARD, "two_time": True},
+        "sample": {"sampler": "jumps"},
     },
 }

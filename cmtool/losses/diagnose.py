@@ -81,29 +81,41 @@ def diagnose(
     mix: float = 1.0,
     seed: int = 0,
     reference: Reference | None = None,
+    batch: int | None = None,
 ) -> list[Discrepancy]:
-    """Measure a model and a coupling on images (n, C, H, W), one entry for each noise level.
+    """Measure a coupling and the average used for sampling on images (n, C, H, W), one entry for each noise level.
 
-    The coupling sees r = t, so that both ends of its pair lie at the level; `mix` is the share of images that a
+    The coupling sees `batch` images at once (None: all), as many as in a forward pass of training: optimal transport
+    depends on it. It sees r = t, so that both ends of its pair lie at the level; `mix` is the share of images that a
     generator coupling replaces (1: all, the coupling itself). `reference` defaults to the images.
     """
     reference = reference or Reference(images)
-    rows = Slice(seed, 0, 0, len(images))
+    average = nets.student if nets.sample_ema is None else nets.sample_ema
+    size = batch or len(images)
+    # Whole batches alone: a rest would meet fewer.
+    starts = range(0, max(len(images) // size, 1) * size, size)
     found = []
     for t in levels:
-        level = torch.full((len(images),), t, dtype=images.dtype, device=images.device)
-        noise = generator(seed, "diagnose", f"{t:.9g}")
-        z = torch.randn(images.shape, generator=noise).to(images)
-        draw = coupling(nets, Draw(images, z, level, level, label, mix, rows))
-        at = expand(level, images)
-        answer = nets.student(draw.x0 + at * draw.z, level, draw.label)
+        z = torch.randn(images.shape, generator=generator(seed, "diagnose", f"{t:.9g}")).to(images)
+        x0, noise, answers = [], [], []
+        for start in starts:
+            own = slice(start, min(start + size, len(images)))
+            level = torch.full((len(images[own]),), t, dtype=images.dtype, device=images.device)
+            rows = Slice(seed, 0, start, len(images))
+            draw = coupling(
+                nets, Draw(images[own], z[own], level, level, None if label is None else label[own], mix, rows)
+            )
+            x0.append(draw.x0)
+            noise.append(draw.z)
+            answers.append(average(draw.x0 + t * draw.z, level, draw.label))
+        clean, met, answer = torch.cat(x0), torch.cat(noise), torch.cat(answers)
         found.append(
             Discrepancy(
                 t,
-                linear_residual(draw.x0 + at * draw.z, draw.z),
+                linear_residual(clean + t * met, met),
                 discrepancy_exact(images[:ASKED], t, z[:ASKED], reference),
-                float((exact(answer - draw.z) ** 2).mean()),
-                float((exact(draw.x0 - draw.z) ** 2).mean()),
+                float((exact(answer - met) ** 2).mean()),
+                float((exact(clean - met) ** 2).mean()),
             )
         )
     return found

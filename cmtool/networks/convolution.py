@@ -37,9 +37,13 @@ class Geometry(NamedTuple):
 
 @dataclass
 class Note:
-    """What a convolution of the first pass leaves for the second: its input, output and weights, without gradients."""
+    """What a convolution of the first pass leaves for the second: its input, output and weights, without gradients.
+
+    `rounded`: the input in the half.
+    """
 
     x: Tensor
+    rounded: Tensor
     y: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -81,18 +85,17 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None 
 
 
 class _HalfBackward(torch.autograd.Function):
-    """A convolution with bias in the dtype of x; its gradients by convolutions in `dtype`.
+    """A convolution with bias in the dtype of x; its gradients by convolutions in the dtype of `rounded`, which is x.
 
-    `whole`: the convolution itself is in `dtype` as well.
+    `whole`: the convolution itself is in that dtype as well.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, dtype: torch.dtype, whole: bool
+        ctx: Any, x: Tensor, rounded: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, whole: bool
     ) -> Tensor:
-        rounded = x.to(dtype)
         if whole:
-            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            weight, bias = weight.to(rounded.dtype), None if bias is None else bias.to(rounded.dtype)
         y = convolve(rounded if whole else x, weight, geometry, bias).to(x.dtype)
         ctx.save_for_backward(rounded, weight)
         ctx.geometry = geometry
@@ -103,22 +106,23 @@ class _HalfBackward(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride, padding, transposed, groups = ctx.geometry
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], False]
         moved = (gradient.to(x.dtype), x, weight.to(x.dtype))
         by_input, by_weight, _ = torch.ops.aten.convolution_backward(
             *moved, None, stride, padding, (1, 1), transposed, (0, 0), groups, wanted
         )
         by_input = by_input.to(gradient.dtype) if wanted[0] else None
         by_weight = by_weight.to(gradient.dtype) if wanted[1] else None
-        by_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return by_input, by_weight, by_bias, None, None, None
+        by_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+        return by_input, None, by_weight, by_bias, None, None
 
 
-def after(note: Note, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, dtype: torch.dtype) -> Tensor:
-    """Convolve x (no gradients) as the difference from a noted convolution; the differences are rounded to `dtype`."""
+def after(note: Note, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Convolve x (no gradients) as the difference from a noted convolution; the differences are rounded as it was."""
+    dtype = note.rounded.dtype
     change = convolve((x - note.x).to(dtype), weight.to(dtype), geometry)
     if not same(weight, note.weight):
-        change += convolve(note.x.to(dtype), (weight - note.weight).to(dtype), geometry)
+        change += convolve(note.rounded, (weight - note.weight).to(dtype), geometry)
     y = change.to(x.dtype).add_(note.y)
     if bias is None or note.bias is None or same(bias, note.bias):
         return y
@@ -154,10 +158,12 @@ class Conv2d(nn.Conv2d):
         assert self.backward_dtype is not None
         tape = _TAPE.get()
         if tape is not None and tape.reads:
-            return after(tape.notes.popleft(), x, weight, bias, geometry, self.backward_dtype)
-        y = _HalfBackward.apply(x, weight, bias, geometry, self.backward_dtype, tape is not None)
+            return after(tape.notes.popleft(), x, weight, bias, geometry)
+        rounded = x.detach().to(self.backward_dtype)
+        y = _HalfBackward.apply(x, rounded, weight, bias, geometry, tape is not None)
         if tape is not None:
-            tape.notes.append(Note(x.detach(), y.detach(), weight.detach(), None if bias is None else bias.detach()))
+            own = (weight.detach(), None if bias is None else bias.detach())
+            tape.notes.append(Note(x.detach(), rounded, y.detach(), *own))
         return y
 
     def after_doubling(self, x: Tensor) -> Tensor:

@@ -108,16 +108,25 @@ def sample_deis(
 ) -> Tensor:
     """DEIS of order 3: the slope is a polynomial through the last three (Zhang & Chen 2023); one evaluation a step.
 
-    The polynomial is in ln t and integrated exactly. The first two steps know fewer slopes and are of lower order; at
-    large levels, where the slope hardly changes, that shows only in the last digits.
+    The polynomial is in ln t and integrated exactly. As published the first step is Euler's and the second knows two
+    slopes: with steps without end the first would leave an error of order 2. From large levels, where the slope hardly
+    changes, that shows only in the last digits.
     """
     history: list[tuple[float, Tensor]] = []
     for t, r in pairwise(sigmas):
         slope = (x - _ask(denoise, x, t, label, clamp)) / t
         history = [(t, slope), *history][:order]
-        weights = lagrange_integrals([node for node, _ in history], t, r)
-        x = x + sum(weight * past for weight, (_, past) in zip(weights, history, strict=True))
+        x = deis_step(x, history, r)
     return _ask(denoise, x, sigmas[-1], label, clamp)
+
+
+def deis_step(x: Tensor, history: Sequence[tuple[float, Tensor]], r: float) -> Tensor:
+    """Return x at level r, from its level history[0][0], by the polynomial through the slopes of `history`.
+
+    `history`: (level, slope) pairs, newest first.
+    """
+    weights = lagrange_integrals([level for level, _ in history], history[0][0], r)
+    return x + sum(weight * past for weight, (_, past) in zip(weights, history, strict=True))
 
 
 @torch.no_grad()

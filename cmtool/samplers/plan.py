@@ -47,7 +47,7 @@ SAMPLERS: dict[str, SamplerInfo] = {
         SamplerInfo("ddim", "probability-flow ODE, order 1 (Song et al. 2021)", "diffusion", 40, _once),
         SamplerInfo("dpm-solver-2", "probability-flow ODE, order 2, midpoint in ln t", "diffusion", 18, _twice),
         SamplerInfo("dpm-solver++-2m", "probability-flow ODE, order 2, remembers one step", "diffusion", 20, _once),
-        SamplerInfo("deis-3", "probability-flow ODE, order 3, remembers two steps", "diffusion", 20, _once),
+        SamplerInfo("deis-3", "probability-flow ODE, order 3 once it remembers two steps", "diffusion", 20, _once),
         SamplerInfo("progressive", "Euler steps of progressive distillation", "diffusion", 1, _once, to_zero=False),
         SamplerInfo("jumps", "MeanFlow: straight jumps, no noise in between", "consistency", 1, _once, two_time=True),
     )

@@ -29,11 +29,23 @@ def num_scales_halving(step: int, steps: int, s0: int, s1: int) -> int:
 
     That is the schedule of the paper's baseline (Song et al. 2023, Appendix C): 4096, ..., 4, then 2 and 1.
     """
+    starts = halving_starts(steps, s0, s1)
+    stage = sum(min(step, steps) >= start for start in starts[1:])
+    return max(s0 // 2**stage, s1) + 1
+
+
+def halving_starts(steps: int, s0: int, s1: int) -> list[int]:
+    """Return the first step of every stage of progressive distillation."""
     stages = max(math.floor(math.log2(s0 / s1)), 0) + 1
     lengths = [2 if stage >= stages - 2 else 1 for stage in range(stages)]
-    done = min(step, steps) * sum(lengths)
-    stage = sum(done >= sum(lengths[: k + 1]) * steps for k in range(stages - 1))
-    return max(s0 // 2**stage, s1) + 1
+    return [-(-sum(lengths[:stage]) * steps // sum(lengths)) for stage in range(stages)]
+
+
+def halving_span(part: CurriculumPart, step: int, steps: int) -> tuple[int, int]:
+    """Return the first step of the stage that `step` is in, and the one after its last."""
+    starts = [*halving_starts(steps, part.s0, part.s1), steps]
+    first = max(start for start in starts[:-1] if start <= step)
+    return first, min(start for start in starts if start > step)
 
 
 def num_scales(part: CurriculumPart, step: int, steps: int) -> int:

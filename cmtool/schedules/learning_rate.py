@@ -7,17 +7,21 @@ import math
 from cmtool.config.schema import TrainConfig
 
 
-def lr_factor(train: TrainConfig, step: int) -> float:
+def lr_factor(train: TrainConfig, step: int, span: tuple[int, int] | None = None) -> float:
     """Return the factor on `train.lr` for the 0-based `step`: linear warm-up, then the chosen decay to `decay_end`.
 
-    The last step of a decayed run has the factor `decay_end` (plus one step's share), whatever the run's length.
+    The last step of a decayed run has the factor `decay_end` (plus one step's share), whatever the run's length; an
+    inverse root ends where it ends. `span`: first step and the one after the last of what stands for the whole run.
     """
-    steps = train.steps
+    first, end = span or (0, train.steps)
+    step, steps = step - first, end - first
     warm = train.warmup * steps
     factor = min(1.0, (step + 1) / warm) if warm >= 1 else 1.0
     start = train.decay_start * steps
     if train.decay == "none" or step < start:
         return factor
+    if train.decay == "inverse_sqrt":
+        return factor * math.sqrt(max(start, 1) / max(step, start, 1))
     done = min((step - start) / max(steps - start, 1), 1.0)
     curve = 1 - done if train.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
     return factor * (train.decay_end + (1 - train.decay_end) * curve)

@@ -42,9 +42,13 @@ def grid_index(part: TimesPart, u: Tensor, points: int, process: ProcessConfig) 
 
 
 def draw_lognormal(part: TimesPart, u: Tensor, process: ProcessConfig) -> Tensor:
-    """exp(mean + std n) of the normal quantile n of u (B,), kept inside [sigma_min, sigma_max]."""
+    """exp(mean + std n) of the normal quantile n of u (B,): not cut off, as published (EDM, ECT, sCM, MeanFlow).
+
+    Where f is the identity at sigma_min and not defined below, levels start there.
+    """
     n = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
-    return (part.mean + part.std * n).exp().clamp(process.sigma_min, process.sigma_max)
+    t = (part.mean + part.std * n).exp()
+    return t.clamp_min(process.sigma_min) if process.parameterization in ("consistency", "hard") else t
 
 
 def draw_karras_uniform(u: Tensor, process: ProcessConfig) -> Tensor:

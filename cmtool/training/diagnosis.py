@@ -42,10 +42,11 @@ class Diagnosis:
 
     def measure(self) -> list[Discrepancy]:
         """Return one entry for each noise level, for the coupling at its present mix and the sampling average."""
-        state, objective = self.trainer.state, self.trainer.objective
-        nets = Nets(state.ema, state.ema, state.ema, self.trainer.nets.teacher, self.trainer.nets.frozen)
-        mix = mix_at(objective.mix, state.step, self.trainer.config.train.steps)
-        return diagnose(nets, objective.coupling, self.images, self.label, mix=mix, seed=self.trainer.config.train.seed)
+        trainer, state = self.trainer, self.trainer.state
+        nets = Nets(state.student, state.target, state.ema, trainer.nets.teacher, trainer.nets.frozen)
+        mix = mix_at(trainer.objective.mix, state.step, trainer.config.train.steps)
+        seed, batch = trainer.config.train.seed, min(trainer.micro, trainer.config.train.batch_size)
+        return diagnose(nets, trainer.objective.coupling, self.images, self.label, mix=mix, seed=seed, batch=batch)
 
     def __call__(self) -> list[Discrepancy]:
         """Measure, append and return the entries."""

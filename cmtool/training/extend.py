@@ -22,7 +22,7 @@ PLATEAU = "before-decay.safetensors"
 
 def plateau_end(train: TrainConfig) -> int | None:
     """Return the last step whose learning rate has not begun to fall; None where it falls from the start or never."""
-    if train.decay == "none":
+    if train.decay == "none" or train.restart == "stage":
         return None
     return int(train.decay_start * train.steps) or None
 

@@ -73,9 +73,9 @@ def check_needs(config: RunConfig) -> None:
             "to start from its weights use --init MODEL" if _takes_init(config) else "leave --teacher out",
         )
     if recipe.needs in ("init", "consistency_init") and config.init is None:
-        first = "train-edm" if recipe.needs == "init" else "train-ct"
+        first, kind = ("train-edm", "model") if recipe.needs == "init" else ("train-ct", "consistency model")
         raise ConfigError(
-            f"recipe '{name}' starts from a trained model and was given none.",
+            f"recipe '{name}' starts from a trained {kind} and was given none.",
             f"cmtool {first} --preset {config.preset}, then add --init RUN",
         )
     if config.init is not None and not _takes_init(config):

@@ -22,7 +22,7 @@ from cmtool.losses.objective import Objective
 from cmtool.models import Model
 from cmtool.rng import batch_uniform, moved
 from cmtool.samplers.generate import out_of_memory
-from cmtool.schedules.curriculum import CurriculumState, curriculum_at
+from cmtool.schedules.curriculum import CurriculumState, curriculum_at, halving_span
 from cmtool.schedules.learning_rate import lr_factor
 from cmtool.training.ahead import Ahead
 from cmtool.training.distributed import World
@@ -97,7 +97,12 @@ class Trainer:
         """
         train, state = self.config.train, self.state
         now = self.curriculum()
-        rate = train.lr * lr_factor(train, state.step)
+        span = None
+        if train.restart == "stage":
+            span = halving_span(self.config.recipe.curriculum, state.step, train.steps)
+            if state.step == span[0]:
+                state.optimizer.state.clear()
+        rate = train.lr * lr_factor(train, state.step, span)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         while not self._passes(now):

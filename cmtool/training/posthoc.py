@@ -85,6 +85,8 @@ def find_snapshots(run: Path) -> list[Snapshot]:
         match = _NAME.match(path.name)
         if match:
             found.append(Snapshot(int(match[1]), power_gamma(float(read_header(path)["average"]["std"])), path))
+    if not run.is_dir():
+        raise UserError(f"there is no run folder {run}.", "cmtool runs lists the runs of a folder.")
     if not found:
         raise UserError(
             f"{run} kept no snapshots of its averages.",
@@ -100,7 +102,10 @@ def check_std(std: float) -> None:
         ConfigError: with the range.
     """
     if not 0 < std < 0.29:
-        raise ConfigError(f"--std {std:g} is no width of a power average; use a number between 0.01 and 0.25.")
+        raise ConfigError(
+            f"--std {std:g} is no width of a power average; use a number between 0.01 and 0.25.",
+            "e.g. cmtool ema RUN --std 0.05",
+        )
 
 
 def weighted_sum(paths: list[Path], weights: Array) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -33,6 +33,12 @@ def test_a_run_without_snapshots(cmtool, workdir):
     assert "snapshot_every" in typed.err
 
 
+def test_a_run_that_is_not_there(cmtool, workdir):
+    typed = cmtool("ema", "nothere", "--std", 0.05)
+    assert typed.code == 1
+    assert typed.err == "Error: there is no run folder nothere.\nHint: cmtool runs lists the runs of a folder.\n"
+
+
 def test_a_width_that_is_none(cmtool, workdir):
     typed = cmtool("ema", "run", "--std", 0.5)
     assert typed.code == 1

@@ -118,19 +118,33 @@ SETS = [
     ("data.resolution=", "--set data.resolution = None must be a whole number"),
     (
         "data.resolution=11",
-        "presets/digits.toml: network.channel_mult has 2 levels, each half the side of the one before: data.resolution = 11",
+        "network.channel_mult has 2 levels, each half the side of the one before: data.resolution = 11",
     ),
     (
         "network.head_channels=7",
-        "presets/digits.toml: network.head_channels = 7 does not divide the 64 channels of an attention layer",
+        "network.head_channels = 7 does not divide the 64 channels of an attention layer",
     ),
-    ("network.num_blocks=[1,2,3]", "presets/digits.toml: network.num_blocks has 3 values and network.channel_mult 2"),
+    ("network.num_blocks=[1,2,3]", "network.num_blocks has 3 values and network.channel_mult 2"),
 ]
 
 
 @pytest.mark.parametrize(("text", "start"), SETS, ids=[text for text, _ in SETS])
 def test_a_wrong_set(text, start):
     check(sentence(family="ct", sets=[text]), start)
+
+
+def test_what_does_not_go_together_comes_with_what_to_type():
+    """The file is blamed for what stands in it alone, and a hint says what to type next."""
+    with pytest.raises(ConfigError) as typed:
+        resolve("digits", recipe="ict", sets=["recipe.curriculum.s1=5"])
+    assert typed.value.message == "recipe.curriculum ends (s1 = 5) before it starts (s0 = 10)."
+    assert "--set recipe.curriculum.s1=10 or more" in str(typed.value.hint)
+    with pytest.raises(ConfigError) as usual:
+        resolve("digits", recipe="ict", sets=["recipe.times.kind=lognormal"])
+    assert usual.value.hint == "cmtool presets digits shows every setting; --set KEY=VALUE changes one."
+    with pytest.raises(ConfigError) as batch:
+        resolve("digits", recipe="ict-ot", flags={"train.batch_size": 1})
+    assert batch.value.message.startswith("recipe.coupling.kind = 'ot' exchanges noise")
 
 
 def test_a_wrong_flag_is_named_as_the_option_it_was():

@@ -14,6 +14,7 @@ from cmtool.losses.coupling import build_coupling
 from cmtool.losses.diagnose import diagnose, discrepancy_exact, level_density, linear_residual
 from cmtool.losses.direction import Reference
 from cmtool.losses.draw import Nets
+from cmtool.rng import generator
 from tests.losses.oracles import D, config_of
 
 S = 0.5
@@ -86,6 +87,33 @@ def test_law_of_levels_peaks_where_the_discrepancy_does():
     assert float(density.quantile(torch.tensor([0.5], dtype=D))) == pytest.approx(S, rel=0.15)
     even = level_density(data, ProcessConfig(sigma_data=S), 1.0, 0)
     assert float(even.quantile(torch.tensor([0.5], dtype=D))) == pytest.approx(math.sqrt(0.002 * 80), rel=1e-6)
+
+
+def test_transport_is_measured_in_batches_of_training():
+    """Among more images noise finds a nearer one: measured with all at once the cost would be another run's."""
+    g = torch.Generator().manual_seed(0)
+    data = S * torch.randn(1030, 1, 1, 1, generator=g, dtype=D)
+    coupling, net = build_coupling(CouplingPart(kind="ot")), Exact()
+    (small,), (whole,) = (diagnose(Nets(net, net), coupling, data, levels=(1.0,), batch=b) for b in (8, None))
+    assert whole.coupled < 0.9 * small.coupled
+    z = torch.randn(data.shape, generator=generator(0, "diagnose", "1")).to(data)
+    # The last 6 of 1,030 would be a smaller batch and are left out.
+    pairs = [(data[i : i + 8].flatten().sort()[0], z[i : i + 8].flatten().sort()[0]) for i in range(0, 1024, 8)]
+    best = torch.stack([((x - n) ** 2).mean() for x, n in pairs]).mean()
+    assert small.coupled == pytest.approx(float(best), rel=1e-9)
+
+
+def test_the_predictor_that_is_named_is_asked():
+    class Other(Exact):
+        def forward(self, x, t, label=None):
+            return 0 * x
+
+    data = torch.ones(16, 1, 1, 1, dtype=D)
+    coupling = build_coupling(CouplingPart(kind="generator", predictor="online", mix=1.0))
+    (found,) = diagnose(Nets(Other(), Other(), Exact()), coupling, data, levels=(1.0,))
+    z = torch.randn(data.shape, generator=generator(0, "diagnose", "1")).to(data)
+    assert found.coupled == pytest.approx(float((z**2).mean()))  # x0 is the student's 0
+    assert found.transport == pytest.approx(float(((z * S / math.hypot(S, 1) - z) ** 2).mean()))  # the average's answer
 
 
 def test_diagnosis_of_a_run_is_written_down(tmp_path):

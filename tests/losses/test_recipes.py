@@ -1,5 +1,7 @@
 """Every recipe trains, on images and on points; parts that do not go together are refused with one sentence."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from cmtool.checkpoint import read_header
 from cmtool.config.methods import METHODS
 from cmtool.data.load import load_dataset
 from cmtool.errors import CheckpointError, ConfigError, UserError
+from cmtool.losses.direction import Reference, posterior_mean
 from cmtool.models import load
 from cmtool.networks.truncated import TruncatedNetwork
 from cmtool.samplers.generate import generate
@@ -101,9 +104,31 @@ def test_truncated_model_keeps_stage_one_below_its_level(sources, tmp_path):
 
 def test_truncated_model_targets_below_its_level_are_stage_one(sources):
     """At the atom the target is the frozen network's: with t = t' the student learns from stage one alone."""
-    trainer = started("tcm", sources)
-    assert trainer.config.recipe.times.low == trainer.config.process.truncated_at == 1.0
-    assert trainer.config.process.parameterization == "consistency"
+    trainer, first = started("tcm", sources), load(sources["digits", "ict"]).eval()
+    config = trainer.config
+    assert config.recipe.times.low == config.process.truncated_at == 1.0
+    for parameter in trainer.state.student.network.late.parameters():
+        parameter.data.add_(0.1)
+    seen, call = [], trainer.objective.target
+
+    def watched(nets, points):
+        seen.append((points, call(nets, points)))
+        return seen[-1][1]
+
+    trainer.objective = dataclasses.replace(trainer.objective, target=watched)
+    trainer.state.student.eval()
+    trainer.step()
+    points, pair = seen[0]
+    atom = points.t == 1.0
+    assert int(atom.sum()) == round(0.25 * config.train.batch_size)
+    assert bool((points.r[atom] < 1).all())
+    x_r = points.x0 + points.r[:, None, None, None] * points.z
+    with torch.no_grad():
+        expected = first(x_r, points.r, points.label)
+    assert torch.allclose(pair.target[atom], expected[atom], atol=1e-5)
+    high = points.r >= 1
+    assert bool(high.any())
+    assert not torch.allclose(pair.target[high], expected[high], atol=1e-2)
 
 
 def test_the_teacher_of_progressive_distillation_is_renewed_at_stage_ends(sources):
@@ -123,6 +148,58 @@ def test_the_teacher_of_progressive_distillation_is_renewed_at_stage_ends(source
         if len(seen) == 2:
             break
     assert [intervals for _, intervals in seen] == [4, 2]
+
+
+def test_progressive_distillation_that_ends_above_one_step_says_so(sources, tmp_path):
+    """Its usual number of steps is what its last stage was trained for."""
+    for last in (1, 4):
+        trainer = started("pd", sources, f"recipe.curriculum.s1={last}")
+        trainer.state.export(tmp_path / "pd.safetensors")
+        plan = plan_sampling(read_header(tmp_path / "pd.safetensors"))
+        assert (plan.sampler, plan.nfe) == ("progressive", last)
+
+
+def test_meanflow_samples_by_its_own_jumps(sources):
+    trainer = started("meanflow", sources)
+    assert plan_sampling(trainer.state.ema.header, steps=2).sampler == "jumps"
+
+
+def test_rate_and_optimizer_begin_anew_in_every_stage(sources):
+    """As released: the rate falls to zero within a stage, and moments are forgotten with the old teacher."""
+    sets = ("recipe.curriculum.s0=4", 'train.restart="stage"', 'train.decay="linear"', 'train.optimizer="adam"')
+    trainer = started("pd", sources, *sets, "train.decay_start=0", "train.decay_end=0", "train.warmup=0")
+    group, optimizer = trainer.state.optimizer.param_groups[0], trainer.state.optimizer
+    rates, ages = [], []
+    for _ in range(trainer.config.train.steps):
+        trainer.step()
+        rates.append(group["lr"] / trainer.config.train.lr)
+        ages.append(int(next(iter(optimizer.state.values()))["step"]))
+    assert len(ages) == 40  # stages of 1, 2 and 2 fifths
+    assert ages == [*range(1, 9), *range(1, 17), *range(1, 17)]
+    assert rates == pytest.approx([1 - k / length for length in (8, 16, 16) for k in range(length)])
+
+
+def test_denoising_towards_the_posterior_mean(sources):
+    """A direction holds for denoisers too: the target is the mean of the images given x_t, not the image."""
+    noisy = "recipe.times.mean=1.0"
+    plain = started("edm", sources, noisy)
+    mean = started("edm", sources, noisy, 'recipe.direction.kind="posterior_mean"')
+    seen = []
+    for trainer in (plain, mean):
+        call = trainer.objective.target
+
+        def watched(nets, points, call=call):
+            seen.append((points, call(nets, points)))
+            return seen[-1][1]
+
+        trainer.objective = dataclasses.replace(trainer.objective, target=watched)
+        trainer.step()
+    (points, sample), (_, averaged) = seen
+    assert torch.equal(sample.target, points.x0)
+    bank = mean.dataset.batch(torch.arange(len(mean.dataset)))
+    expected = posterior_mean(points.x_t, points.t, Reference(bank[0], bank[1]), points.label)
+    assert torch.allclose(averaged.target, expected, atol=1e-5)
+    assert not torch.allclose(averaged.target, points.x0, atol=1e-2)
 
 
 def test_a_teacher_of_rectified_flow_passes_its_scalings_on(sources):
@@ -152,6 +229,10 @@ REFUSED = [
     ("sct", ("train.compile=true",), "no forward-mode derivative"),
     ("meanflow", ("network.two_time=false",), "two_time"),
     ("meanflow", ('process.parameterization="edm"',), "parameterization"),
+    ("meanflow", ('recipe.times.kind="discrepancy"',), "draws one"),
+    ("ict-ot", ("train.batch_size=5", "train.micro_batch=2"), "leaves one alone"),
+    ("ict-ot", ('train.micro_batch="auto"',), "cannot be 'auto'"),
+    ("ict", ('train.restart="stage"',), "scales = 'halving'"),
     ("sct", ('process.parameterization="consistency"',), "'edm' or 'trig'"),
     ("sct", ("network.log_variance=false",), "log_variance"),
     ("sct", ('recipe.gap.kind="ratio"',), "limit r -> t"),

@@ -1,5 +1,6 @@
 """Curricula and draws of times against published tables."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,14 @@ from cmtool.config.combinations import MOST_POINTS
 from cmtool.config.parts import CouplingPart, CurriculumPart, GapPart, TargetPart, TimesPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.grid import karras_grid
-from cmtool.schedules.curriculum import curriculum_at, mix_at, num_scales, num_scales_doubling, ratio_stage
+from cmtool.schedules.curriculum import (
+    curriculum_at,
+    halving_span,
+    mix_at,
+    num_scales,
+    num_scales_doubling,
+    ratio_stage,
+)
 from cmtool.schedules.density import density_from
 from cmtool.schedules.times import Uniforms, draw_times, grid_tensor, lognormal_masses, ratio_map
 from tests.losses.oracles import D, column
@@ -30,6 +38,31 @@ def test_ict_grid_and_masses():
     assert masses.tolist() == pytest.approx(golden, abs=5e-7)
     t = grid_tensor(11, PROCESS)
     assert float((masses / (t[1:] - t[:-1])).sum()) == pytest.approx(8.420307, abs=1e-6)
+
+
+@pytest.mark.parametrize("parameterization", ["edm", "trig", "flow", "consistency"])
+def test_log_normal_levels_are_not_cut_off(parameterization):
+    """As published; where f is the identity at sigma_min, levels begin there."""
+    process = ProcessConfig(parameterization=parameterization)
+    part = TimesPart(kind="lognormal", mean=-1.1, std=2.0)
+    t, r = draw_times(part, GapPart(kind="none"), spread(100_000), process, 2, 0)
+    assert torch.equal(t, r)
+    assert float((t > 80).double().mean()) == pytest.approx(0.00307, rel=0.02)
+    below = {"consistency": 0.0}.get(parameterization, 0.00526)
+    assert float((t < 0.002).double().mean()) == pytest.approx(below, rel=0.02)
+    if parameterization != "consistency":
+        assert float(t.log().mean()) == pytest.approx(-1.1, abs=1e-3)
+        assert float(t.log().std()) == pytest.approx(2.0, abs=1e-3)
+
+
+def test_progressive_stages_are_the_published_ones():
+    """11 stages of 50,000 steps from 4096 levels to 4, then 100,000 for 2 and for 1 (Song et al. 2023, Appendix C)."""
+    part = CurriculumPart(scales="halving", s0=4096, s1=1)
+    starts = [50_000 * k for k in range(11)] + [550_000, 650_000]
+    for stage, (first, end) in enumerate(itertools.pairwise([*starts, 750_000])):
+        for step in (first, end - 1):
+            assert num_scales(part, step, 750_000) == 4096 // 2**stage + 1
+            assert halving_span(part, step, 750_000) == (first, end)
 
 
 def test_grid_draws_follow_the_masses_and_are_neighbors():

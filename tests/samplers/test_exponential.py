@@ -1,5 +1,6 @@
 """The fast samplers: orders fitted on Gaussian data, evaluations counted, special cases that must coincide."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from cmtool.errors import UserError
 from cmtool.samplers.exponential import (
+    deis_step,
     lagrange_integrals,
     sample_deis,
     sample_dpm2,
@@ -39,8 +41,27 @@ def test_fitted_order(sample, order):
     assert fitted(sample, (33, 65, 129, 257)) == pytest.approx(order, abs=0.25)
 
 
+def started_exactly(n, first=10.0, last=0.1, s=0.5):
+    """Relative error of DEIS whose first two slopes are those of the exact flow: what its order is about."""
+    times = geometric_times(n, first, last)
+    flow = [X * math.sqrt((s**2 + t**2) / (s**2 + first**2)) for t in times]
+    slopes = [(t, x * t / (s**2 + t**2)) for t, x in zip(times, flow, strict=True)]
+    x, history = flow[2], [slopes[1], slopes[0]]
+    for t, r in itertools.pairwise(times[2:]):
+        history = [(t, x * t / (s**2 + t**2)), *history][:3]
+        x = deis_step(x, history, r)
+    return float(((x - flow[-1]) / flow[-1]).abs().max())
+
+
 def test_fitted_order_of_deis():
-    """From sigma_max down, where the start of lower order does not show: at least 3."""
+    sizes = (257, 513, 1025)
+    errors = [started_exactly(n) for n in sizes]
+    assert -np.polyfit(np.log([n - 1 for n in sizes]), np.log(errors), 1)[0] == pytest.approx(3, abs=0.1)
+
+
+def test_fitted_order_of_deis_with_its_own_start():
+    """The first step, which is Euler's, leaves an error of order 2; from sigma_max down it hides below 129 steps."""
+    assert fitted(sample_deis, (129, 257, 513)) == pytest.approx(2, abs=0.1)
     assert fitted(sample_deis, (17, 33, 65, 129), first=80.0, last=0.02) > 3.0
 
 

@@ -39,6 +39,14 @@ def test_the_plateau_ends_where_the_rate_begins_to_fall():
     assert plateau_end(train.model_copy(update={"decay_start": 0.0})) is None
 
 
+def test_an_inverse_root_falls_from_where_it_says():
+    """Halved at four times the steps after which it begins to fall (EDM2; ECT and sCM on ImageNet)."""
+    train = resolve("digits", recipe="ict").config.train.model_copy(
+        update={"steps": 100_000, "decay": "inverse_sqrt", "decay_start": 0.02, "warmup": 0.0}
+    )
+    assert [lr_factor(train, step) for step in (0, 1999, 2000, 8000, 50_000)] == pytest.approx([1, 1, 1, 0.5, 0.2])
+
+
 def test_a_finished_run_goes_on_from_before_its_decay(train):
     assert train("--recipe", "ict", "--batch-size", 8, "--steps", 20).code == 0
     old = Path("runs/digits-ict")
