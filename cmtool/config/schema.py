@@ -143,10 +143,10 @@ class TrainConfig(Table):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which lr rises from zero")
-    decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = Field(
-        "none", description="how lr falls; inverse_sqrt: by sqrt(decay_start / share of the run that is done)"
+    decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = "none"
+    decay_start: float = Field(
+        0.0, ge=0, lt=1, description="share after which lr falls; inverse_sqrt: root(start / share)"
     )
-    decay_start: float = Field(0.0, ge=0, lt=1, description="share of the run after which lr falls")
     decay_end: float = Field(0.0, ge=0, le=1, description="lr at the end as a share of lr")
     restart: Literal["none", "stage"] = Field(
         "none", description="stage: whenever a halving curriculum halves, lr and the optimizer's memory begin anew"
