@@ -145,7 +145,7 @@ class TrainConfig(Table):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which lr rises from zero")
     decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = "none"
     decay_start: float = Field(
-        0.0, ge=0, lt=1, description="share after which lr falls; inverse_sqrt: root(start / share)"
+        0.0, ge=0, lt=1, description="share after which lr falls; inverse_sqrt: root(start/share)"
     )
     decay_end: float = Field(0.0, ge=0, le=1, description="lr at the end as a share of lr")
     restart: Literal["none", "stage"] = Field(
