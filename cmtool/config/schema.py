@@ -144,9 +144,7 @@ class TrainConfig(Table):
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the run over which lr rises from zero")
     decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = "none"
-    decay_start: float = Field(
-        0.0, ge=0, lt=1, description="share after which lr falls; inverse_sqrt: root(start/share)"
-    )
+    decay_start: float = Field(0.0, ge=0, lt=1, description="share after which lr falls; inverse_sqrt: as share^-1/2")
     decay_end: float = Field(0.0, ge=0, le=1, description="lr at the end as a share of lr")
     restart: Literal["none", "stage"] = Field(
         "none", description="stage: whenever a halving curriculum halves, lr and the optimizer's memory begin anew"
