@@ -97,14 +97,10 @@ class Trainer:
         """
         train, state = self.config.train, self.state
         now = self.curriculum()
-        span = None
-        if train.restart == "stage":
-            span = halving_span(self.config.recipe.curriculum, state.step, train.steps)
-            if state.step == span[0]:
-                state.optimizer.state.clear()
-        rate = train.lr * lr_factor(train, state.step, span)
+        if train.restart == "stage" and state.step == self._span(state.step)[0]:
+            state.optimizer.state.clear()
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.rate(state.step)
         while not self._passes(now):
             pass
         self._agree()
@@ -112,6 +108,16 @@ class Trainer:
             state.optimizer.step()
             state.advance_averages(now.target_ema)
         state.step += 1
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.config.train.lr * lr_factor(self.config.train, step, self._span(step))
+
+    def _span(self, step: int) -> tuple[int, int]:
+        train = self.config.train
+        if train.restart == "stage":
+            return halving_span(self.config.recipe.curriculum, step, train.steps)
+        return 0, train.steps
 
     def _passes(self, now: CurriculumState) -> bool:
         """Compute the gradients of this process's rows.
@@ -210,7 +216,7 @@ class Trainer:
             bands=band_means(distance, t),
             num_scales=last.num_scales,
             target_ema=last.target_ema,
-            lr=train.lr * lr_factor(train, done),
+            lr=self.rate(done),
             grad_norm=float(torch.stack(tally.norms).mean()) if tally.norms else math.nan,
             images_per_s=tally.images * self.world.size / seconds,
             images_seen=self.state.step * train.batch_size,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.data.dataset import Dataset
-from cmtool.errors import CheckpointError, DataError, UserError
+from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
 from cmtool.losses.recipes import build_objective
 from cmtool.memory import keep_freed_memory
 from cmtool.models import Model, build_model, load, model_header, placed
@@ -129,6 +129,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         UserError: whatever a user can have got wrong about teacher, starting weights, labels or precision.
     """
     check_needs(config)
+    check_rows(config, world or World())
     sharding = _sharding(config, device, world)
     precision = settle_precision(config, device)
     student = fresh_student(config, dataset)
@@ -151,6 +152,28 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes), *_said(config, trainer.world)]
     trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, device))
     return trainer
+
+
+def check_rows(config: RunConfig, world: World) -> None:
+    """Refuse a batch that leaves a process without images, or optimal transport a pass with a single one.
+
+    Raises:
+        ConfigError: with a batch that fits.
+    """
+    batch, size = config.train.batch_size, world.size
+    if batch < size:
+        raise ConfigError(
+            f"train.batch_size = {batch} leaves some of the {size} processes without an image.",
+            f"use --batch-size {size} or more, or fewer processes",
+        )
+    least, most = batch // size, -(-batch // size)
+    micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else most
+    if config.recipe.coupling.kind == "ot" and any(min(micro, n) < 2 or n % micro == 1 for n in (least, most)):
+        raise ConfigError(
+            f"optimal transport needs at least 2 images in every forward pass: {batch} over {size} "
+            f"{'processes' if size > 1 else 'process'} by {micro} leave one alone.",
+            f"use --batch-size {2 * size * -(-batch // (2 * size))}, or another --micro-batch",
+        )
 
 
 def _sharding(config: RunConfig, device: torch.device, world: World | None) -> Sharding | None:

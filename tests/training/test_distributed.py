@@ -10,7 +10,10 @@ import torch
 
 from cmtool.checkpoint import load_tensors
 from cmtool.cli.app import run
+from cmtool.errors import ConfigError
 from cmtool.training.distributed import World
+from cmtool.training.setup import check_rows
+from tests.training.tiny import config_of
 
 TINY = ["--preset", "digits", "--batch-size", "10", "--precision", "fp64", "--quiet"]
 TINY += ["--set", "network.channels=8", "--set", "train.log_every=2", "--device", "cpu"]
@@ -25,6 +28,23 @@ def test_rows_cover_the_batch_once():
             covered = [row for start, count in parts for row in range(start, start + count)]
             assert covered == list(range(total))
             assert max(count for _, count in parts) - min(count for _, count in parts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch", "micro", "size", "words"),
+    [
+        ("ict", 1, None, 2, "leaves some of the 2 processes without an image"),
+        ("ict-ot", 3, None, 2, "at least 2 images in every forward pass: 3 over 2 processes"),
+        ("ict-ot", 10, 4, 2, "leave one alone"),
+    ],
+)
+def test_rows_that_leave_a_process_waiting_are_refused(recipe, batch, micro, size, words):
+    """One process would go without a loss, or fail alone, and the others wait for it for ever."""
+    config = config_of(recipe, batch=batch, **({"train.micro_batch": micro} if micro else {}))
+    with pytest.raises(ConfigError, match=words) as refused:
+        check_rows(config, World(0, size))
+    assert "--batch-size" in str(refused.value.hint)
+    check_rows(config_of(recipe, batch=8, **({"train.micro_batch": micro} if micro else {})), World(0, size))
 
 
 def launch(folder: Path, processes: int, steps: int, extra: tuple[str, ...] = ()) -> None:
