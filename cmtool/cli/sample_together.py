@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import glob
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cmtool.cli.sample import Job
     from cmtool.data.sample_files import Sink
     from cmtool.training.distributed import World
 
-# Rows that are handed on at once when shares are put together: bounds memory.
-ROWS = 1024
-
 
 def place_of_share(out: Path, rank: int, size: int) -> Path:
     """Return where process `rank` of `size` keeps its samples until all are there."""
-    return out.with_name(f".{out.name}.share-{rank}-of-{size}.npz")
+    return out.with_name(f".{out.name}.share-{rank}-of-{size}")
 
 
 def share_of(job: Job, first: int, count: int, place: Path) -> Job:
     """Return the job of the samples `first` .. `first + count` alone."""
     labels = None if job.labels is None else job.labels[first : first + count]
     return replace(job, seeds=job.seeds[first : first + count], labels=labels, out=place)
-
-
-def read_share(place: Path) -> Iterator[tuple[Any, Any]]:
-    """Yield (samples, labels or None) of a share in blocks."""
-    import numpy as np
-
-    with np.load(place, allow_pickle=False) as file:
-        samples, labels = file["arr_0"], file["arr_1"] if "arr_1" in file.files else None
-    for start in range(0, len(samples), ROWS):
-        yield samples[start : start + ROWS], None if labels is None else labels[start : start + ROWS]
 
 
 def device_here(name: str, local_rank: int) -> str:
@@ -49,7 +37,7 @@ def device_here(name: str, local_rank: int) -> str:
 def make_together(job: Job, batch_size: int | None, device: str) -> Path | None:
     """Make this process's share and, in process 0, the whole; sample i is the one that a single process makes.
 
-    A share survives a kill: the same command in as many processes goes on with it.
+    A share survives a kill, also while shares are put together: the same command in as many processes goes on with it.
 
     Returns:
         Where the samples are, in process 0; None in the others.
@@ -68,7 +56,7 @@ def make_in(world: World, job: Job, batch_size: int | None, device: str) -> Path
     from cmtool.cli.output import Output
     from cmtool.cli.run_model import load_model
     from cmtool.cli.sample import open_sink, write_samples
-    from cmtool.data.sample_files import NpzSink
+    from cmtool.data.sample_files import ShareSink
 
     sink = open_sink(job) if world.main else None
     done = world.any(sink is not None and sink.start == len(job.seeds), torch.device("cpu"))
@@ -76,24 +64,31 @@ def make_in(world: World, job: Job, batch_size: int | None, device: str) -> Path
     place = place_of_share(job.out, world.rank, world.size)
     if count and not done:
         share = share_of(job, first, count, place)
-        model = load_model(job.found, device_here(device, world.local_rank), job.precision)
-        quiet = Output(quiet=True, silent=not world.main)
-        write_samples(share, model, batch_size, quiet, NpzSink(place, share.request(), share.meta()))
+        kept = ShareSink(place, share.request())
+        if kept.start < count:
+            model = load_model(job.found, device_here(device, world.local_rank), job.precision)
+            write_samples(share, model, batch_size, Output(quiet=True, silent=not world.main), kept)
     world.wait()
     return None if sink is None else _assemble(job, sink, world.size)
 
 
 def _assemble(job: Job, sink: Sink, size: int) -> Path:
-    """Hand the shares to the sink, after what it has already, and remove them."""
-    shares = [place_of_share(job.out, rank, size) for rank in range(size)]
-    skip = sink.start
-    for place in shares:
-        for samples, labels in read_share(place) if place.is_file() else ():
+    """Hand the shares to the sink shard by shard, after what it has already, and remove all that there are."""
+    from cmtool.data.shards import ShardStore
+
+    first, skip = 0, sink.start
+    for rank in range(size):
+        count = len(job.seeds) * (rank + 1) // size - first
+        place = place_of_share(job.out, rank, size)
+        request = share_of(job, first, count, place).request()
+        first += count
+        for samples, labels in ShardStore(place, request).blocks() if count else ():
             late = min(skip, len(samples))
             skip -= late
             if late < len(samples):
                 sink.append(samples[late:], None if labels is None else labels[late:])
     path = sink.finish()
-    for place in shares:
-        place.unlink(missing_ok=True)
+    # Those of another number of processes too, which nobody will go on with.
+    for folder in job.out.parent.glob(f".{glob.escape(job.out.name)}.share-*-of-*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
     return path

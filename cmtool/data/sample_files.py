@@ -92,6 +92,27 @@ class NpzSink:
         return self._store.assemble(self._meta)
 
 
+class ShareSink:
+    """Keeps the shards of a share of the samples until somebody puts all shares together."""
+
+    def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
+        self._store = ShardStore(path, request)
+        self.start = self._store.count
+
+    def append(self, samples: Array, labels: Array | None) -> None:
+        """Add to the current shard."""
+        self._store.append(samples, labels)
+
+    def pause(self) -> None:
+        """Close the current shard."""
+        self._store.flush()
+
+    def finish(self) -> Path:
+        """Close the last shard; return the folder of all."""
+        self._store.flush()
+        return self._store.folder
+
+
 class FolderSink:
     """Writes each image as `000000.png`, `000001.png`, ... with its seed and label as text in the file."""
 

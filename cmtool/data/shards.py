@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,12 @@ class ShardStore:
                 np.savez(stream, **entries)
             self.count = stop
         self._batches, self._bytes, self._opened = [], 0, time.monotonic()
+
+    def blocks(self) -> Iterator[tuple[Array, Array | None]]:
+        """Yield (samples, labels or None) of one whole shard after another."""
+        for shard in self.shards():
+            labeled = "labels" in NpzReader(shard[2]).arrays
+            yield self._entry(shard, "samples"), self._entry(shard, "labels") if labeled else None
 
     def assemble(self, meta: Mapping[str, Any]) -> Path:
         """Stream all shards into the target (`arr_0`, `arr_1` when labeled, `meta`) and remove them."""

@@ -3,12 +3,14 @@
 import contextlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cmtool.cli.app import run
-from cmtool.cli.sample_together import place_of_share, read_share
+from cmtool.cli.sample_together import make_in, place_of_share
+from cmtool.training.distributed import World
 from tests.cli.tiny import write_model
 
 
@@ -46,13 +48,41 @@ def test_more_processes_than_needed_fill_folders_and_grids(tmp_path, out):
     assert not list(tmp_path.glob(".*share*"))
 
 
-def test_a_share_is_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmtool.cli.sample_together.ROWS", 2)
-    place = place_of_share(tmp_path / "a.npz", 1, 3)
-    assert place.name == ".a.npz.share-1-of-3.npz"
-    images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1)
-    np.savez(place, arr_0=images, arr_1=np.arange(5))
-    blocks = list(read_share(place))
-    assert [len(samples) for samples, _ in blocks] == [2, 2, 1]
-    assert np.array_equal(np.concatenate([samples for samples, _ in blocks]), images)
-    assert [int(labels[0]) for _, labels in blocks] == [0, 2, 4]
+class Process:
+    """Process `rank` of `size` whose others are asked one after another: flags are its own, nobody is waited for."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.main, self.local_rank = rank, size, rank == 0, 0
+
+    def any(self, flag, device):
+        return flag
+
+    def rows(self, total):
+        return World(self.rank, self.size).rows(total)
+
+    def wait(self):
+        pass
+
+
+def test_a_finished_share_is_not_made_again(tmp_path, monkeypatch):
+    """Killed when one share was whole, or while they were put together: what is there is taken as it is."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path, num_classes=3)
+    assert make(tmp_path, "one.npz", 1) == 0
+    job = {}
+    monkeypatch.setattr("cmtool.cli.sample._make", lambda made, *rest: job.update(made=made))
+    assert make(tmp_path, "all.npz", 1) == 0
+    assert make_in(Process(1, 2), job["made"], None, "cpu") is None
+    share = tmp_path / (place_of_share(Path("all.npz"), 1, 2).name + ".partial")
+    assert share.name == ".all.npz.share-1-of-2.partial"
+    before = {file.name: file.stat().st_mtime_ns for file in share.iterdir()}
+    (tmp_path / ".all.npz.share-0-of-5.partial").mkdir()
+    with monkeypatch.context() as unable:
+        unable.setattr("cmtool.cli.run_model.load_model", lambda *_: pytest.fail("the share is there"))
+        assert make_in(Process(1, 2), job["made"], None, "cpu") is None
+    assert {file.name: file.stat().st_mtime_ns for file in share.iterdir()} == before
+    assert make_in(Process(0, 2), job["made"], None, "cpu") == Path("all.npz")
+    with np.load("one.npz") as one, np.load("all.npz") as made:
+        assert np.array_equal(one["arr_1"], made["arr_1"])
+        assert np.abs(one["arr_0"].astype(int) - made["arr_0"].astype(int)).max() <= 1
+    assert not list(tmp_path.glob(".*share*"))
