@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         Contestant("loop over parameters", False, many(lambda: by_loop(loop, network))),
     ]
     try:
+        if "diffusers" not in asked.peers.split(","):
+            raise ImportError("not asked for")
         from diffusers.training_utils import EMAModel
 
         theirs = EMAModel(network.parameters(), decay=DECAY)

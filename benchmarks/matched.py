@@ -143,7 +143,11 @@ def peers_of(model: Model, asked: argparse.Namespace) -> tuple[list[Peer], dict[
         "openai-own": lambda m: openai_peer(m, asked.openai_path, fused=False),
     }
     found, absent = [], {}
-    for name in [name for name in asked.peers.split(",") if name not in ("", "none")]:
+    wanted = [name for name in asked.peers.split(",") if name not in ("", "none")]
+    unknown = [name for name in wanted if name not in makers]
+    if unknown:
+        raise SystemExit(f"unknown peer '{unknown[0]}'; choose from {', '.join(makers)}, none")
+    for name in wanted:
         try:
             peer = makers[name](model)
         except ImportError as error:

@@ -127,7 +127,9 @@ def compare(
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that all comparisons share."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(description or "").splitlines()[0])
-    made.add_argument("--peers", default="diffusers,openai", help="comma-separated: diffusers, openai; none for none")
+    made.add_argument(
+        "--peers", default="diffusers,openai", help="comma-separated: diffusers, openai, openai-own; none"
+    )
     made.add_argument(
         "--openai-path",
         default=os.environ.get("OPENAI_CM_PATH"),

@@ -134,6 +134,14 @@ def test_parts_of_a_step_add_up_and_the_network_is_most_of_it():
     assert bench.overhead(parts) == pytest.approx(0.1)
 
 
+def test_a_step_of_several_passes_moves_its_weights_once():
+    """Overhead falls with the passes of a step, and the run's length is that of its own steps."""
+    parts = dict.fromkeys(bench.PARTS, 0.0) | {"forward": 6.0, "backward": 3.0, "optimizer": 0.5, "rest": 0.5}
+    whole = bench.whole_step(parts, 4)
+    assert (whole["forward"], whole["backward"], whole["optimizer"], whole["rest"]) == (24.0, 12.0, 0.5, 0.5)
+    assert bench.overhead(whole) == pytest.approx(1 / 37)
+
+
 def test_the_search_doubles_the_batch_until_time_memory_or_the_batch_ends(monkeypatch):
     config = resolve("digits", recipe="ict", flags={"train.precision": "fp32"}).config
     tried = []
@@ -170,6 +178,9 @@ def test_bench_measures_any_recipe(recipe, capsys):
     assert document["best"]["images_per_s"] > 0
     assert document["parts_ms"]["backward"] > 0
     assert (document["parts_ms"]["teacher"] > 0) == (recipe == "cd")
+    assert document["estimate"]["seconds"] == pytest.approx(
+        document["estimate"]["steps"] * sum(document["parts_ms"].values()) / 1e3
+    )
     assert document["estimate"]["cost"] == pytest.approx(3 * document["estimate"]["seconds"] / 3600)
 
 

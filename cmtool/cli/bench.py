@@ -52,14 +52,14 @@ def bench(
     output = Output(json, quiet)
     with tempfile.TemporaryDirectory() as folder:
         document = _measure(config, device, seconds, output, Path(folder))
-    document["estimate"] = _estimate(config, document["best"], price)
+    document["estimate"] = _estimate(config, sum(document["parts_ms"].values()) / 1e3, price)
     _show(config, document, output)
     output.json(document)
 
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
     from cmtool.cli.loading import load_data
-    from cmtool.training.bench import overhead, profile, search, stand_in_data, with_stand_ins
+    from cmtool.training.bench import overhead, profile, search, stand_in_data, whole_step, with_stand_ins
     from cmtool.training.setup import choose_device, prepare, set_up_torch
 
     place = choose_device(device)
@@ -74,7 +74,8 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
     micro = best.batch if best.batch < config.train.batch_size else None
     changed = {"precision": best.precision, "batch_size": best.batch, "micro_batch": None}
     train = config.train.model_copy(update=changed)
-    parts = profile(prepare(config.model_copy(update={"train": train}), data, place), _rounds(best.seconds, seconds))
+    once = profile(prepare(config.model_copy(update={"train": train}), data, place), _rounds(best.seconds, seconds))
+    parts = whole_step(once, config.train.batch_size / best.batch)
     return {
         "preset": config.preset,
         "recipe": config.recipe_name,
@@ -102,10 +103,10 @@ def _machine(place: torch.device) -> dict[str, Any]:
     return {"device": str(place), "name": card, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def _estimate(config: RunConfig, best: dict[str, Any], price: float | None) -> dict[str, Any]:
-    """Time of the whole run in seconds, without grids and checkpoints, and its cost at a price an hour."""
+def _estimate(config: RunConfig, step: float, price: float | None) -> dict[str, Any]:
+    """Time of the whole run at `step` seconds a step, without grids and checkpoints, and its cost at a price an hour."""
     steps, batch = config.train.steps, config.train.batch_size
-    seconds = steps * batch / best["images_per_s"]
+    seconds = steps * step
     cost = None if price is None else price * seconds / 3600
     return {"steps": steps, "batch_size": batch, "seconds": seconds, "cost": cost}
 

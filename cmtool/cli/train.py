@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -197,7 +198,7 @@ def _train(family: str, given: dict[str, Any]) -> None:
     from cmtool.cli.train_extras import check_trackers, run_folder
     from cmtool.training.stopping import parse_span
 
-    output = Output(given["json"], given["quiet"])
+    output = Output(given["json"], given["quiet"], silent=int(os.environ.get("RANK", "0")) > 0)
     if given["list_recipes"]:
         from cmtool.cli.train_recipes import list_recipes
 

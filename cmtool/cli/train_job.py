@@ -135,6 +135,8 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
     dataset = load_data(config.data, output)
     for line in describe(dataset):
         output.say(line)
+    if config.train.compile:
+        output.say("compiling the networks: some seconds for small ones, minutes for large ones")
     trainer = prepare(config, dataset, device, world)
     if given["diagnose"] and trainer.state.sharding is not None:
         raise UsageError("--diagnose asks networks that train.shard = true has split; leave one of them out.")

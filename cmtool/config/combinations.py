@@ -155,6 +155,11 @@ def _check_coupling(config: RunConfig) -> None:
 
 def _check_direction(config: RunConfig) -> None:
     part = config.recipe.direction
+    if part.kind == "posterior_mean" and part.pool == "batch" and config.train.micro_batch == "auto":
+        raise Unfit(
+            "recipe.direction.pool = 'batch' depends on how many images meet: train.micro_batch cannot be 'auto'",
+            "give a number: --micro-batch 64, for example",
+        )
     if part.guidance != 1 and part.kind != "teacher":
         raise ValueError("recipe.direction.guidance is for direction.kind = 'teacher'")
     if part.guidance != 1 and not config.data.labels:

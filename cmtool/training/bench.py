@@ -24,6 +24,8 @@ from cmtool.training.setup import fresh_student, prepare
 PARTS = ("data", "noise and loss", "teacher", "target forward", "forward", "backward", "optimizer", "averages", "rest")
 # What a network costs; everything else is overhead.
 NETWORK = ("teacher", "target forward", "forward", "backward")
+# What a step does once, however many passes it takes.
+ONCE = ("optimizer", "averages", "rest")
 
 
 @dataclass
@@ -89,6 +91,11 @@ def profile(trainer: Trainer, steps: int, clock: Callable[[], float] = time.perf
         trainer.step()
         trainer.has_news and trainer.state.step % trainer.config.train.log_every == 0 and trainer.report()
     return {part: stopwatch.seconds.get(part, 0.0) / steps for part in PARTS}
+
+
+def whole_step(parts: dict[str, float], passes: float) -> dict[str, float]:
+    """Return the seconds of a step of so many passes from those of a step of one."""
+    return {name: value if name in ONCE else value * passes for name, value in parts.items()}
 
 
 def overhead(parts: dict[str, float]) -> float:

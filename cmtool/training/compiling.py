@@ -50,5 +50,7 @@ def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, bat
     for model in dict.fromkeys(models):
         reason = compile_network(model, batch)
         if reason is not None:
+            for other in models:
+                other.network._compiled_call_impl = None
             return [f"torch.compile failed, the networks run as they are ({reason})."]
     return ["networks compiled; the first steps may still compile for other shapes."]

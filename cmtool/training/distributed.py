@@ -103,6 +103,10 @@ def _stdout_kept_clean() -> Iterator[None]:
         os.close(kept)
 
 
+# The others wait while process 0 evaluates or puts samples together; the launcher ends all when one dies.
+PATIENCE = timedelta(hours=24)
+
+
 @contextlib.contextmanager
 def join_world(device_type: str) -> Iterator[World]:
     """Join the processes that a launcher (torchrun, SLURM's srun with its variables) started; alone, do nothing.
@@ -120,7 +124,7 @@ def join_world(device_type: str) -> Iterator[World]:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     try:
         with _stdout_kept_clean():
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+            dist.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the {os.environ['WORLD_SIZE']} processes of this run could not meet: {str(error).splitlines()[0]}",

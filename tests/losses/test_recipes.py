@@ -232,6 +232,7 @@ REFUSED = [
     ("meanflow", ('recipe.times.kind="discrepancy"',), "draws one"),
     ("ict-ot", ("train.batch_size=5", "train.micro_batch=2"), "leaves one alone"),
     ("ict-ot", ('train.micro_batch="auto"',), "cannot be 'auto'"),
+    ("ict-pm", ('recipe.direction.pool="batch"', 'train.micro_batch="auto"'), "cannot be 'auto'"),
     ("ict", ('train.restart="stage"',), "scales = 'halving'"),
     ("sct", ('process.parameterization="consistency"',), "'edm' or 'trig'"),
     ("sct", ("network.log_variance=false",), "log_variance"),

@@ -47,6 +47,22 @@ def test_compiling_is_asked_for_and_its_failure_said(monkeypatch):
     trainer.step()
 
 
+def test_what_was_compiled_before_the_failure_runs_as_it_is_too(monkeypatch):
+    """Two networks, the second fails: the message says that none is compiled, and none is."""
+    trainer, calls = trainer_of(config_of("ct", *MLP, "recipe.target.ema=0.9", steps=1)), []
+
+    def second_fails(model, batch):
+        calls.append(model)
+        model.network.compile(backend="eager")
+        return "RuntimeError: no memory" if len(calls) == 2 else None
+
+    monkeypatch.setattr(compiling, "compile_network", second_fails)
+    said = compile_all(config_of("ct", *MLP, "train.compile=true", steps=1), trainer.state, None, 8)
+    assert len(calls) == 2
+    assert "no memory" in said[0]
+    assert all(model.network._compiled_call_impl is None for model in calls)
+
+
 def test_recipes_with_a_forward_derivative_refuse_to_be_compiled(tmp_path):
     source = str(teacher_file(tmp_path / "t.safetensors"))
     with pytest.raises(ConfigError, match="forward-mode derivative"):
