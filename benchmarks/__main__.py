@@ -11,13 +11,14 @@ HERE = Path(__file__).parent
 MODULES = {
     "train-step": "train_step",
     "sample": "sampling",
+    "teacher": "teacher_sampling",
+    "eval": "eval_speed",
     "averages": "averages",
     "overhead": "overhead",
     "scale": "scale",
     "card": "card",
 }
 SCRIPTS = {
-    "eval": "eval_speed",
     "data": "data_loading",
     "digits-quality": "digits_quality",
     "editing-quality": "editing_quality",

@@ -1,20 +1,15 @@
-"""How fast are the figures? 50,000 x 2,048 features, beside clean-fid's functions in the same process.
+"""The figures of `cmtool eval` from features, beside clean-fid's and torch-fidelity's functions in the same process.
 
-    python benchmarks/eval_speed.py [--count 50000] [--reference 10000] [--dim 2048] [--threads 2] [--json]
-
-Frechet distance from (mu, sigma) and from features, against clean-fid's on the same arrays (where its square root call
-still works: scipy 1.18 removed it), and precision + recall of all samples against `--reference` images. Peak memory is
-that of this process before clean-fid is called, the two feature arrays included. Processor seconds, over all threads,
-stand beside the wall's: on a busy machine they are the ones to read.
+Frechet distance from (mu, sigma) and from features, precision and recall (k = 3) of all samples against `--reference`
+images; answers must agree before they are timed. clean-fid's square root call was removed in scipy 1.18: with a newer
+one it is left out. Peak memory is that of this process before a peer is called, the two feature arrays included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.pairs import Comparison, Contestant, compare, parser, publish
 from cmtool.evaluation.frechet import frechet_distance, frechet_from_features
 from cmtool.evaluation.manifold import manifold
-from cmtool.evaluation.statistics import statistics
+from cmtool.evaluation.statistics import Statistics, statistics
+
+TOLERANCE = 1e-3
+PEERS = ("clean-fid", "torch-fidelity")
+Call = Callable[[], Any]
 
 
 def features(count: int, dim: int, seed: int, scale: float = 1.0) -> np.ndarray:
@@ -41,72 +41,111 @@ def features(count: int, dim: int, seed: int, scale: float = 1.0) -> np.ndarray:
     return out
 
 
-class Clock:
-    """Runs calls one after another; `rows` keeps the seconds of each, on the wall and of all processors."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, float] = {}
-
-    def __call__(self, name: str, call: Callable[[], Any]) -> Any:
-        """Return what `call` returns."""
-        start, cpu = time.perf_counter(), time.process_time()
-        value = call()
-        self.rows[f"{name}, s"] = time.perf_counter() - start
-        self.rows[f"{name}, cpu s"] = time.process_time() - cpu
-        return value
-
-    def ratio(self, slow: str, fast: str) -> float:
-        """Wall seconds of `slow` over those of `fast`."""
-        return self.rows[f"{slow}, s"] / self.rows[f"{fast}, s"]
-
-
 def peak_gigabytes() -> float:
     """Largest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def clean_fid(first: Any, second: Any) -> Callable[[], float] | None:
-    """Return clean-fid's distance of two (mu, sigma), None where this scipy has no such call."""
+def clean_fid(first: Statistics, second: Statistics, real: np.ndarray, fake: np.ndarray) -> dict[str, Call]:
+    """Return clean-fid's calls by figure; raises ImportError where they are not there or do not work."""
+    from cleanfid.fid import fid_from_feats
     from cleanfid.fid import frechet_distance as theirs
 
     try:
         theirs(np.zeros(2), np.eye(2), np.zeros(2), np.eye(2))
-    except TypeError:
-        return None
-    return lambda: float(theirs(first.mean, first.covariance, second.mean, second.covariance))
+    except TypeError as error:
+        raise ImportError(f"it does not work with this scipy: {error}") from error
+    return {
+        "from mu and sigma": lambda: float(theirs(first.mean, first.covariance, second.mean, second.covariance)),
+        "from features": lambda: float(fid_from_feats(real, fake)),
+    }
 
 
-def main() -> None:
-    """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=50_000)
-    parser.add_argument("--reference", type=int, default=10_000)
-    parser.add_argument("--dim", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(args.threads)
-    real, fake = features(args.count, args.dim, 1), features(args.count, args.dim, 2, 1.05)
-    clock = Clock()
+def torch_fidelity(
+    first: Statistics, second: Statistics, real: np.ndarray, fake: np.ndarray, near: int
+) -> dict[str, Call]:
+    """Return torch-fidelity's calls by figure; raises ImportError where it is not there."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    one, other = torch.from_numpy(real), torch.from_numpy(fake)
+    given = [{"mu": s.mean, "sigma": s.covariance} for s in (first, second)]
+    options = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": True, "verbose": False}
+
+    def from_features() -> float:
+        both = [fid_features_to_statistics(side) for side in (one, other)]
+        return float(next(iter(fid_statistics_to_metric(*both, verbose=False).values())))
+
+    def precision_recall() -> tuple[float, float]:
+        found = prc_features_to_metric(other, one[:near], **options)
+        return float(found["precision"]), float(found["recall"])
+
+    return {
+        "from mu and sigma": lambda: float(next(iter(fid_statistics_to_metric(*given, verbose=False).values()))),
+        "from features": from_features,
+        "precision and recall": precision_recall,
+    }
+
+
+def peers_of(asked: argparse.Namespace, *given: Any) -> tuple[dict[str, dict[str, Call]], dict[str, str]]:
+    """Return the calls of the peers that are there, and why the others are absent."""
+    makers = {"clean-fid": lambda: clean_fid(*given), "torch-fidelity": lambda: torch_fidelity(*given, asked.reference)}
+    wanted = [name for name in asked.peers.split(",") if name not in ("", "none")]
+    unknown = [name for name in wanted if name not in makers]
+    if unknown:
+        raise SystemExit(f"unknown peer '{unknown[0]}'; choose from {', '.join(makers)}, none")
+    found, absent = {}, {}
+    for name in wanted:
+        try:
+            found[name] = makers[name]()
+        except ImportError as error:
+            absent[name] = str(error)
+    return found, absent
+
+
+def contests(asked: argparse.Namespace) -> list[Comparison]:
+    """Compare each figure with every peer that has it."""
+    real, fake = features(asked.count, asked.dim, 1), features(asked.count, asked.dim, 2, 1.05)
     first, second = statistics(real), statistics(fake)
-    ours = clock("frechet from mu and sigma", lambda: frechet_distance(first, second))
-    clock("frechet from features", lambda: frechet_from_features(real, fake))
-    close = clock("precision and recall", lambda: manifold(real[: args.reference], fake))
-    rows: dict[str, Any] = {"count": args.count, "dim": args.dim, "threads": args.threads, "frechet": ours}
-    rows |= close.figures() | {"peak memory, GB": peak_gigabytes()}
-    call = clean_fid(first, second)
-    if call is not None:
-        from cleanfid.fid import fid_from_feats
 
-        theirs = clock("clean-fid from mu and sigma", call)
-        clock("clean-fid from features", lambda: fid_from_feats(real, fake))
-        rows["relative difference"] = abs(ours - theirs) / abs(theirs)
-        rows["times faster from mu and sigma"] = clock.ratio("clean-fid from mu and sigma", "frechet from mu and sigma")
-        rows["times faster from features"] = clock.ratio("clean-fid from features", "frechet from features")
-    rows |= clock.rows
-    print(json.dumps(rows, indent=2) if args.json else "\n".join(f"{name:36} {rows[name]:.6g}" for name in rows))
+    def precision_recall() -> tuple[float, float]:
+        close = manifold(real[: asked.reference], fake)
+        return close.precision, close.recall
+
+    own: dict[str, Call] = {
+        "from mu and sigma": lambda: frechet_distance(first, second),
+        "from features": lambda: frechet_from_features(real, fake),
+        "precision and recall": precision_recall,
+    }
+    answers = {figure: np.asarray(call()) for figure, call in own.items()}
+    note = f"peak memory of the process {peak_gigabytes():.1f} GB"
+    found, absent = peers_of(asked, first, second, real, fake)
+    results = []
+    for figure, call in own.items():
+        entries = [Contestant("cmtool", True, call, note)]
+        for name, calls in found.items():
+            if figure in calls:
+                off = np.abs(np.asarray(calls[figure]()) - answers[figure]).max()
+                assert off < TOLERANCE * max(1.0, float(np.abs(answers[figure]).max())), (name, figure, off)
+                entries.append(Contestant(name, False, calls[figure]))
+        title = figure if figure.startswith("precision") else f"Frechet distance {figure}"
+        title += f": {asked.count:,} x {asked.dim:,}"
+        results.append(compare(title, entries, asked.rounds, asked.clock, absent))
+    return results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and publish."""
+    made = parser(__doc__)
+    made.set_defaults(peers=",".join(PEERS), rounds=3, device="cpu")
+    made.add_argument("--count", type=int, default=10_000, help="samples, and images of the Frechet distance")
+    made.add_argument("--reference", type=int, default=10_000, help="images of precision and recall")
+    made.add_argument("--dim", type=int, default=2048)
+    asked = made.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(asked.threads)
+    publish("eval", contests(asked), asked)
 
 
 if __name__ == "__main__":

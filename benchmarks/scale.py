@@ -1,6 +1,7 @@
 """What paper-scale recipes cost, by arithmetic: FLOPs counted by torch on networks without memory, times the steps.
 
-Nothing is measured here: GPU-hours follow from a card's peak rate and the share of it that is assumed to be reached.
+Nothing is measured here: GPU-hours follow from a card's peak rate and the share of it that is assumed to be reached, and
+for an H200 from the rate that a training step had there.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from cmtool.networks import build_network
 
 # Dense peak rates in TFLOP/s as the makers give them: half precision, and TF32 for passes in float32.
 CARDS = {"A100": (312, 156), "H100": (989, 495)}
+# TFLOP/s of a step in bfloat16 as docs/scale.md measured it: `ct` on the ImageNet-64 network, 64 images a card.
+MEASURED = {"H200": 106}
 # VGG-16's convolutions at 224 x 224, one image forward; what LPIPS compares is enlarged to that.
 VGG = 30.7e9
-RECIPES = ("edm", "ct", "cd", "ict", "ect", "sct")
+RECIPES = ("edm", "ct", "cd", "ict", "ict-gc", "ect", "sct", "scd", "pd")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def evaluations(config: RunConfig) -> tuple[float, float]:
         passes += 1 if recipe.target.rule == "pair" else 0
     if recipe.target.differentiates:
         passes += 2 if recipe.target.derivative == "forward" else 3
-    if recipe.direction.kind == "teacher":
+    if recipe.coupling.kind == "generator":
+        passes += 1
+    if recipe.direction.kind in ("teacher", "target"):
         order = {"euler": 1, "heun": 2, "midpoint": 2}.get(recipe.direction.solver, 1)
         passes += order * recipe.direction.substeps * (2 if recipe.direction.guidance != 1 else 1)
     # Two forward passes and the way back to the image of one of them, without gradients of VGG's weights.
@@ -96,18 +101,19 @@ def cost(config: RunConfig, utilization: float) -> dict[str, Any]:
         "kept": size.kept,
     }
     hours = {card: whole / (utilization * 1e12 * rates[0] * 3600) for card, rates in CARDS.items()}
+    hours |= {card: whole / (rate * 1e12 * 3600) for card, rate in MEASURED.items()}
     return {**row, **{f"{card} hours": value for card, value in hours.items()}}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table of `docs/scale.md`."""
     heads = ["recipe", "parameters", "GFLOP forward", "passes", "GFLOP an image", "batch", "steps", "EFLOP"]
-    heads += [f"{card}-hours" for card in CARDS] + ["state, GB", "activations an image, GB"]
+    heads += [f"{card}-hours" for card in (*CARDS, *MEASURED)] + ["state, GB", "activations an image, GB"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [row["recipe"], f"{row['parameters'] / 1e6:.1f} M", f"{row['forward'] / 1e9:.1f}", f"{row['passes']:g}"]
         cells += [f"{row['image'] / 1e9:,.0f}", f"{row['batch']:,}", f"{row['steps']:,}", f"{row['flops'] / 1e18:,.0f}"]
-        cells += [f"{row[f'{card} hours']:,.0f}" for card in CARDS]
+        cells += [f"{row[f'{card} hours']:,.0f}" for card in (*CARDS, *MEASURED)]
         cells += [f"{row['state'] / 1e9:.1f}", f"{row['kept'] / 1e9:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

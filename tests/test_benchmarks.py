@@ -93,21 +93,47 @@ def test_comparisons_run_alone_and_write_both_forms(tmp_path, capsys):
     assert json.loads((tmp_path / "averages.json").read_text())["machine"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("name", ["train-step", "sample"])
+@pytest.mark.parametrize("name", ["train-step", "sample", "teacher"])
 def test_step_and_sampling_run_without_peers(name, monkeypatch, capsys):
-    from benchmarks import sampling, train_step
+    from benchmarks import sampling, teacher_sampling, train_step
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    extra = {"train-step": ["--recipes", "ict,cd"], "sample": ["--count", "2", "--steps", "2", "--forms", "png"]}[name]
-    {"train-step": train_step, "sample": sampling}[name].main([*SMALL, *extra])
+    extra = {"train-step": ["--recipes", "ict,cd"], "sample": ["--count", "2", "--steps", "2", "--forms", "png"]}
+    extra["teacher"] = ["--steps", "2"]
+    modules = {"train-step": train_step, "sample": sampling, "teacher": teacher_sampling}
+    modules[name].main([*SMALL, *extra[name]])
     assert "| cmtool fp32 |" in capsys.readouterr().out
+
+
+def test_figures_are_timed_where_peers_agree(monkeypatch, capsys):
+    """Tiny features: answers of the peers that are there are held to ours before anybody is timed."""
+    from benchmarks import eval_speed
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    small = ["--count", "300", "--reference", "200", "--dim", "16", "--rounds", "2", "--json"]
+    eval_speed.main(small)
+    document = json.loads(capsys.readouterr().out)
+    titles = [comparison["title"] for comparison in document["comparisons"]]
+    assert titles == [
+        "Frechet distance from mu and sigma: 300 x 16", "Frechet distance from features: 300 x 16",
+        "precision and recall: 300 x 16",
+    ]  # fmt: skip
+    peers = {*document["comparisons"][2]["contestants"], *document["comparisons"][2]["absent"]}
+    assert {"cmtool", "torch-fidelity"} <= peers
+    eval_speed.main([*small, "--peers", "none"])
+    assert list(json.loads(capsys.readouterr().out)["comparisons"][0]["contestants"]) == ["cmtool"]
+
+
+def test_an_unknown_peer_is_answered_with_the_names():
+    with pytest.raises(SystemExit, match="unknown peer 'foo'; choose from diffusers, openai, openai-own, none"):
+        peers_of(small_model(), asked(peers="foo"))
 
 
 def test_an_unknown_benchmark_is_answered_with_the_names():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True, cwd=root)
     assert done.returncode == 2
-    assert "train-step|sample|averages|overhead|scale|card|eval|data" in done.stderr
+    assert "train-step|sample|teacher|eval|averages|overhead|scale|card|data" in done.stderr
 
 
 def test_a_stopwatch_counts_inner_parts_once():

@@ -104,7 +104,7 @@ def _machine(place: torch.device) -> dict[str, Any]:
 
 
 def _estimate(config: RunConfig, step: float, price: float | None) -> dict[str, Any]:
-    """Time of the whole run at `step` seconds a step, without grids and checkpoints, and its cost at a price an hour."""
+    """Time of the whole run at `step` seconds each, without grids and checkpoints, and its cost at a price an hour."""
     steps, batch = config.train.steps, config.train.batch_size
     seconds = steps * step
     cost = None if price is None else price * seconds / 3600
