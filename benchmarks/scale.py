@@ -1,7 +1,7 @@
 """What paper-scale recipes cost, by arithmetic: FLOPs counted by torch on networks without memory, times the steps.
 
-Nothing is measured here: GPU-hours follow from a card's peak rate and the share of it that is assumed to be reached, and
-for an H200 from the rate that a training step had there.
+Nothing is measured here: GPU-hours follow from a card's peak rate and the share of it that is assumed to be reached,
+and for an H200 from the rate that a training step had there.
 """
 
 from __future__ import annotations
