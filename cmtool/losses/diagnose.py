@@ -122,10 +122,9 @@ def diagnose(
 
 
 def level_density(images: Tensor, process: ProcessConfig, floor: float, seed: int, nodes: int = 33) -> LevelDensity:
-    """Return the law of levels whose density over ln t follows the root of the discrepancy of these images.
+    """Return the law of levels whose density over ln t follows the root of the discrepancy R of these images.
 
-    A step of d(ln t) moves the target by noise of size t sqrt(R(t)) |df/dx|; df/dx is taken from Gaussian data of the
-    same spread, s / sqrt(s^2 + t^2). Drawing levels in proportion to that size makes the mean gradient least noisy.
+    R is that of the independent coupling, per value of an image; of finitely many images it falls to 0 at small levels.
     """
     low, high = math.log(process.sigma_min), math.log(process.sigma_max)
     levels = torch.linspace(low, high, nodes, dtype=torch.float64).exp()
@@ -133,6 +132,5 @@ def level_density(images: Tensor, process: ProcessConfig, floor: float, seed: in
     height = []
     for index, t in enumerate(levels.tolist()):
         z = torch.randn(some.shape, generator=generator(seed, "density", index)).to(some)
-        shrink = process.sigma_data / math.hypot(process.sigma_data, t)
-        height.append(t * shrink * math.sqrt(discrepancy_exact(some, t, z, reference)))
+        height.append(math.sqrt(discrepancy_exact(some, t, z, reference)))
     return density_from(levels, torch.tensor(height, dtype=torch.float64), floor)

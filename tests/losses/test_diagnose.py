@@ -79,12 +79,16 @@ def test_more_values_than_images_are_guessed_one_by_one():
     assert linear_residual(x0 + z, z) == pytest.approx(0.2, rel=0.02)
 
 
-def test_law_of_levels_peaks_where_the_discrepancy_does():
-    """For Gaussian data sqrt(R) per ln t is t s^2 / (s^2 + t^2): half of the mass below t = s."""
+def test_law_of_levels_follows_the_root_of_the_discrepancy():
+    """For Gaussian data sqrt(R) = s / sqrt(s^2 + t^2), whose integral over ln t is -arsinh(s / t); 256 images measure it."""
     g = torch.Generator().manual_seed(1)
-    data = S * torch.randn(3000, 1, 1, 1, generator=g, dtype=D)
-    density = level_density(data, ProcessConfig(sigma_data=S), 0.0, 0)
-    assert float(density.quantile(torch.tensor([0.5], dtype=D))) == pytest.approx(S, rel=0.15)
+    data = S * torch.randn(20_000, 1, 1, 1, generator=g, dtype=D)
+    process = ProcessConfig(sigma_data=S, sigma_min=0.1)
+    density = level_density(data, process, 0.0, 0)
+    ends = [math.asinh(S / t) for t in (process.sigma_min, process.sigma_max)]
+    for share in (0.25, 0.5, 0.75, 0.95):
+        exact = S / math.sinh(ends[0] + share * (ends[1] - ends[0]))
+        assert float(density.quantile(torch.tensor([share], dtype=D))) == pytest.approx(exact, rel=0.1)
     even = level_density(data, ProcessConfig(sigma_data=S), 1.0, 0)
     assert float(even.quantile(torch.tensor([0.5], dtype=D))) == pytest.approx(math.sqrt(0.002 * 80), rel=1e-6)
 
