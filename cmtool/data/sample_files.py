@@ -72,28 +72,8 @@ class GridSink:
         return save_scatter(torch.from_numpy(samples), self.path, labels, text=self.text)
 
 
-class NpzSink:
-    """Writes `arr_0`, `arr_1` and `meta` through shards that survive a kill."""
-
-    def __init__(self, path: Path, request: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        self._store, self._meta = ShardStore(path, request), dict(meta)
-        self.start = self._store.count
-
-    def append(self, samples: Array, labels: Array | None) -> None:
-        """Add to the current shard."""
-        self._store.append(samples, labels)
-
-    def pause(self) -> None:
-        """Close the current shard."""
-        self._store.flush()
-
-    def finish(self) -> Path:
-        """Stream the shards into the file."""
-        return self._store.assemble(self._meta)
-
-
 class ShareSink:
-    """Keeps the shards of a share of the samples until somebody puts all shares together."""
+    """Keeps shards that survive a kill, until somebody puts a whole together: a share of several processes."""
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         self._store = ShardStore(path, request)
@@ -111,6 +91,18 @@ class ShareSink:
         """Close the last shard; return the folder of all."""
         self._store.flush()
         return self._store.folder
+
+
+class NpzSink(ShareSink):
+    """Writes `arr_0`, `arr_1` and `meta` through shards that survive a kill."""
+
+    def __init__(self, path: Path, request: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        super().__init__(path, request)
+        self._meta = dict(meta)
+
+    def finish(self) -> Path:
+        """Stream the shards into the file."""
+        return self._store.assemble(self._meta)
 
 
 class FolderSink:
