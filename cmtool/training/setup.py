@@ -186,11 +186,18 @@ def _sharding(config: RunConfig, device: torch.device, world: World | None) -> S
 
 
 def _said(config: RunConfig, world: World) -> list[str]:
-    if not config.train.shard:
-        return []
-    if world.size == 1:
-        return ["train.shard: a single process has nobody to share with; the run is an ordinary one."]
-    return [f"weights, averages and optimizer are split over {world.size} processes."]
+    notes = []
+    if config.train.shard and world.size == 1:
+        notes.append("train.shard: a single process has nobody to share with; the run is an ordinary one.")
+    elif config.train.shard:
+        notes.append(f"weights, averages and optimizer are split over {world.size} processes.")
+    direction = config.recipe.direction
+    among = config.recipe.coupling.kind == "ot" or (direction.kind, direction.pool) == ("posterior_mean", "batch")
+    if among and world.size > 1:
+        notes.append(
+            "this recipe looks at the images that share a forward pass: another number of processes trains otherwise."
+        )
+    return notes
 
 
 def spread(images: Tensor) -> float:

@@ -10,12 +10,13 @@ import torch
 
 from cmtool.checkpoint import load_tensors
 from cmtool.cli.app import run
+from cmtool.data.load import load_dataset
 from cmtool.errors import ConfigError
 from cmtool.models import load
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 from cmtool.training.distributed import World
-from cmtool.training.setup import check_rows
+from cmtool.training.setup import check_rows, prepare
 from tests.training.tiny import config_of
 
 TINY = ["--preset", "digits", "--batch-size", "10", "--precision", "fp64", "--quiet"]
@@ -48,6 +49,18 @@ def test_rows_that_leave_a_process_waiting_are_refused(recipe, batch, micro, siz
         check_rows(config, World(0, size))
     assert "--batch-size" in str(refused.value.hint)
     check_rows(config_of(recipe, batch=8, **({"train.micro_batch": micro} if micro else {})), World(0, size))
+
+
+def test_a_recipe_that_depends_on_the_number_of_processes_says_so():
+    for recipe, sets, wanted in (
+        ("ict-ot", (), True),
+        ("ict-pm", ('recipe.direction.pool="batch"',), True),
+        ("ict-pm", (), False),
+        ("ict", ('recipe.direction.pool="batch"',), False),
+    ):
+        config = config_of(recipe, *sets)
+        notes = prepare(config, load_dataset(config.data), torch.device("cpu"), World(0, 2)).notes
+        assert any("another number of processes trains otherwise" in note for note in notes) == wanted
 
 
 def launch(folder: Path, processes: int, steps: int, extra: tuple[str, ...] = ()) -> None:
