@@ -58,6 +58,11 @@ def columns() -> int:
     return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
+def is_first() -> bool:
+    """Whether this is the only process, or the one of several that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Output:
     """What one command says and shows.
 

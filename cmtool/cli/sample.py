@@ -112,9 +112,9 @@ def sample(
 
     Examples: cmtool sample --model demo/shapes --label all | cmtool sample --steps 2 --num 50000 --out big.npz
     """
-    from cmtool.cli.output import Output
+    from cmtool.cli.output import Output, is_first
 
-    output = Output(json, quiet, silent=int(os.environ.get("RANK", "0")) > 0)
+    output = Output(json, quiet, silent=not is_first())
     job = _decide(locals(), output)
     _make(job, batch_size, device, output)
 
