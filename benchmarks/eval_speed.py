@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.pairs import Comparison, Contestant, compare, parser, publish
+from benchmarks.pairs import Comparison, Contestant, compare, parser, peers_there, publish
 from cmtool.evaluation.frechet import frechet_distance, frechet_from_features
 from cmtool.evaluation.manifold import manifold
 from cmtool.evaluation.statistics import Statistics, statistics
@@ -88,22 +88,6 @@ def torch_fidelity(
     }
 
 
-def peers_of(asked: argparse.Namespace, *given: Any) -> tuple[dict[str, dict[str, Call]], dict[str, str]]:
-    """Return the calls of the peers that are there, and why the others are absent."""
-    makers = {"clean-fid": lambda: clean_fid(*given), "torch-fidelity": lambda: torch_fidelity(*given, asked.reference)}
-    wanted = [name for name in asked.peers.split(",") if name not in ("", "none")]
-    unknown = [name for name in wanted if name not in makers]
-    if unknown:
-        raise SystemExit(f"unknown peer '{unknown[0]}'; choose from {', '.join(makers)}, none")
-    found, absent = {}, {}
-    for name in wanted:
-        try:
-            found[name] = makers[name]()
-        except ImportError as error:
-            absent[name] = str(error)
-    return found, absent
-
-
 def contests(asked: argparse.Namespace) -> list[Comparison]:
     """Compare each figure with every peer that has it."""
     real, fake = features(asked.count, asked.dim, 1), features(asked.count, asked.dim, 2, 1.05)
@@ -120,7 +104,11 @@ def contests(asked: argparse.Namespace) -> list[Comparison]:
     }
     answers = {figure: np.asarray(call()) for figure, call in own.items()}
     note = f"peak memory of the process {peak_gigabytes():.1f} GB"
-    found, absent = peers_of(asked, first, second, real, fake)
+    makers = {
+        "clean-fid": lambda: clean_fid(first, second, real, fake),
+        "torch-fidelity": lambda: torch_fidelity(first, second, real, fake, asked.reference),
+    }
+    found, absent = peers_there(asked, makers)
     results = []
     for figure, call in own.items():
         entries = [Contestant("cmtool", True, call, note)]

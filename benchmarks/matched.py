@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.pairs import peers_there
 from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset, from_tensors
@@ -138,26 +139,16 @@ def peers_of(model: Model, asked: argparse.Namespace) -> tuple[list[Peer], dict[
         AssertionError: if a peer with the same weights answers otherwise: the comparison would mean nothing.
     """
     makers = {
-        "diffusers": diffusers_peer,
-        "openai": lambda m: openai_peer(m, asked.openai_path),
-        "openai-own": lambda m: openai_peer(m, asked.openai_path, fused=False),
+        "diffusers": lambda: diffusers_peer(model),
+        "openai": lambda: openai_peer(model, asked.openai_path),
+        "openai-own": lambda: openai_peer(model, asked.openai_path, fused=False),
     }
-    found, absent = [], {}
-    wanted = [name for name in asked.peers.split(",") if name not in ("", "none")]
-    unknown = [name for name in wanted if name not in makers]
-    if unknown:
-        raise SystemExit(f"unknown peer '{unknown[0]}'; choose from {', '.join(makers)}, none")
-    for name in wanted:
-        try:
-            peer = makers[name](model)
-        except ImportError as error:
-            absent[name] = str(error)
-            continue
+    found, absent = peers_there(asked, makers)
+    for peer in found.values():
         difference = disagreement(model, peer)
         if difference > TOLERANCE:
             raise AssertionError(f"{peer.name} with the same weights differs by {difference:.2e}")
-        found.append(peer)
-    return found, absent
+    return list(found.values()), absent
 
 
 def disagreement(model: Model, peer: Peer) -> float:

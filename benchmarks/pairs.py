@@ -82,6 +82,26 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
 
+def peers_there(
+    asked: argparse.Namespace, makers: dict[str, Callable[[], Any]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what the makers of the peers in `--peers` made, by name, and why the others are absent (ImportError).
+
+    Raises:
+        SystemExit: for a name that there is no maker for.
+    """
+    found: dict[str, Any] = {}
+    absent: dict[str, str] = {}
+    for name in [name for name in asked.peers.split(",") if name not in ("", "none")]:
+        if name not in makers:
+            raise SystemExit(f"unknown peer '{name}'; choose from {', '.join(makers)}, none")
+        try:
+            found[name] = makers[name]()
+        except ImportError as error:
+            absent[name] = str(error)
+    return found, absent
+
+
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile; a single value is all three."""
     if len(values) == 1:

@@ -127,6 +127,11 @@ def _check_times(config: RunConfig) -> None:
         raise ValueError("recipe.weighting.kind = 'inverse_gap' divides by t - r, and this recipe has r = t")
 
 
+def leaves_one_alone(images: int, micro: int) -> bool:
+    """Whether so many images in passes of `micro` have a pass with a single one, whose noise nobody can exchange."""
+    return min(images, micro) < 2 or images % micro == 1
+
+
 def _check_coupling(config: RunConfig) -> None:
     part, train = config.recipe.coupling, config.train
     if part.kind == "ot" and train.micro_batch == "auto":
@@ -141,7 +146,7 @@ def _check_coupling(config: RunConfig) -> None:
             f"train.batch_size = {train.batch_size} by train.micro_batch = {micro}",
             "raise --batch-size, and --micro-batch if it is given",
         )
-    if part.kind == "ot" and train.batch_size % micro == 1:
+    if part.kind == "ot" and leaves_one_alone(train.batch_size, micro):
         raise Unfit(
             f"recipe.coupling.kind = 'ot' needs at least 2 images in every forward pass: train.batch_size = "
             f"{train.batch_size} in parts of train.micro_batch = {micro} leaves one alone",

@@ -141,7 +141,7 @@ METHODS: dict[str, Row] = {
         "distance": {"kind": "l2"},
         "weighting": {"kind": "truncated_snr"},
         "process": {"parameterization": "edm"},
-        # Usual number of steps: those of the last stage (models.new_header).
+        # Usual number of steps: those of the last stage (models.usual_steps).
         "sample": {"sampler": "progressive"},
     },
     "kd": {

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cmtool.config.combinations import leaves_one_alone
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.data.dataset import Dataset
 from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
@@ -168,7 +169,7 @@ def check_rows(config: RunConfig, world: World) -> None:
         )
     least, most = batch // size, -(-batch // size)
     micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else most
-    if config.recipe.coupling.kind == "ot" and any(min(micro, n) < 2 or n % micro == 1 for n in (least, most)):
+    if config.recipe.coupling.kind == "ot" and any(leaves_one_alone(n, micro) for n in (least, most)):
         raise ConfigError(
             f"optimal transport needs at least 2 images in every forward pass: {batch} over {size} "
             f"{'processes' if size > 1 else 'process'} by {micro} leave one alone.",

@@ -70,7 +70,8 @@ def launch(folder: Path, processes: int, steps: int, extra: tuple[str, ...] = ()
         return
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     command = [*start, "cmtool", *words]
-    subprocess.run(command, check=True, capture_output=True, timeout=900, cwd=folder.parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_agree_with_one(tmp_path):
