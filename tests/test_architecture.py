@@ -9,6 +9,7 @@ import pytest
 
 ROOMS = [
     "errors",
+    "launch",
     "config",
     "memory",
     "rng",

@@ -21,6 +21,7 @@ import typer.core
 from cmtool.cli.examples import first_clause, lay_out_examples
 from cmtool.cli.failure import describe, report
 from cmtool.errors import Terminated, UserError, nearest
+from cmtool.launch import main_of_a_rank
 
 
 class Entry(NamedTuple):
@@ -213,4 +214,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    main_of_a_rank(lambda: run(sys.argv[1:]))

@@ -108,14 +108,11 @@ def _check(given: dict[str, Any]) -> dict[str, Any]:
 def _evaluate(request: dict[str, Any], given: dict[str, Any], output: Output) -> None:
     from cmtool.cli.evaluate_job import Evaluation
     from cmtool.cli.evaluate_sets import list_wanted
-    from cmtool.cli.output import Output
     from cmtool.evaluation.references import check_reference
     from cmtool.training.distributed import join_world
 
     ref = given["ref"]
     with join_world("cpu") as world:
-        if not world.main:
-            output = Output(silent=True, quiet=True)
         if ref is not None:
             check_reference(ref, given["mode"], output.say)
         wanted = list_wanted(given["samples"] or [], given["model"], ref, request["steps"], request["times"], output)

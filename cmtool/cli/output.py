@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TextIO
 
+from cmtool.launch import is_first
+
 ProgressUpdate = Callable[..., None]
 
 
@@ -58,24 +60,18 @@ def columns() -> int:
     return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
-def is_first() -> bool:
-    """Whether this is the only process, or the one of several that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 class Output:
-    """What one command says and shows.
+    """What one command says and shows: nothing at all in all but the first of several processes.
 
     Args:
         json_mode: stdout carries the document given to `json` alone; tables, results and talk are dropped.
         quiet: no talk and no progress; warnings, tables and results stay.
-        silent: nothing at all, for all but the first of several processes.
     """
 
-    def __init__(self, json_mode: bool = False, quiet: bool = False, silent: bool = False) -> None:
-        self.json_mode = json_mode or silent
+    def __init__(self, json_mode: bool = False, quiet: bool = False) -> None:
+        self.silent = not is_first()
+        self.json_mode = json_mode or self.silent
         self.quiet = quiet or self.json_mode
-        self.silent = silent
 
     def say(self, text: str) -> None:
         """Talk to the user on stderr."""

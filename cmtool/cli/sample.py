@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +111,9 @@ def sample(
 
     Examples: cmtool sample --model demo/shapes --label all | cmtool sample --steps 2 --num 50000 --out big.npz
     """
-    from cmtool.cli.output import Output, is_first
+    from cmtool.cli.output import Output
 
-    output = Output(json, quiet, silent=not is_first())
+    output = Output(json, quiet)
     job = _decide(locals(), output)
     _make(job, batch_size, device, output)
 
@@ -182,8 +181,10 @@ def open_sink(job: Job) -> Sink:
 def _make(job: Job, batch_size: int | None, device: str, output: Output) -> None:
     from time import perf_counter
 
+    from cmtool.launch import in_world
+
     began, start = perf_counter(), 0
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if in_world():
         from cmtool.cli.sample_together import make_together
 
         together = make_together(job, batch_size, device)

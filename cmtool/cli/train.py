@@ -193,11 +193,11 @@ def train_edm(
 
 
 def _train(family: str, given: dict[str, Any]) -> None:
-    from cmtool.cli.output import Output, is_first
+    from cmtool.cli.output import Output
     from cmtool.cli.train_extras import check_trackers, run_folder
     from cmtool.training.stopping import parse_span
 
-    output = Output(given["json"], given["quiet"], silent=not is_first())
+    output = Output(given["json"], given["quiet"])
     if given["list_recipes"]:
         from cmtool.cli.train_recipes import list_recipes
 

@@ -68,12 +68,9 @@ def _is_finished(folder: RunFolder, config: RunConfig, output: Output) -> bool:
 def _train_in(
     world: World, config: RunConfig, path: Path, given: dict[str, Any], deadline: float | None, output: Output
 ) -> None:
-    from cmtool.cli.output import Output
     from cmtool.training.lock import locked
     from cmtool.training.run_folder import RunFolder, open_run
 
-    if not world.main:
-        output = Output(json_mode=False, quiet=True, silent=True)
     trainer = _prepare(world, config, path, given, output)
     with contextlib.ExitStack() as held:
         if world.main:

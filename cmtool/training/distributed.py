@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cmtool.errors import UserError
+from cmtool.launch import in_world
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,6 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
-
-
-def in_world() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmtool.config.schema import RunConfig
 from cmtool.data.load import load_dataset
+from cmtool.launch import main_of_a_rank
 from cmtool.training.distributed import World, join_world
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import prepare
@@ -88,12 +89,13 @@ def across(one: Trainer, two: Trainer, folder: Path, world: World) -> dict[str, 
     return {"resumed": difference(one, two), "copied": copy is not None, "main": world.main}
 
 
-def main() -> None:
+def main() -> int:
     folder = Path(sys.argv[1])
     with join_world("cpu") as world:
         mine = {name: run_case(name, folder, world) for name in CASES}
         (folder / f"found-{world.rank}.json").write_text(json.dumps(mine))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    main_of_a_rank(main)
