@@ -10,6 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MODULES = {
     "train-step": "train_step",
+    "ect-step": "ect_step",
     "sample": "sampling",
     "teacher": "teacher_sampling",
     "eval": "eval_speed",

@@ -17,7 +17,7 @@ from cmtool.errors import UserError, unknown
 from cmtool.interop import diffusers, edm, openai
 from cmtool.interop.layout import plain_tensors
 from cmtool.models import Model, load
-from cmtool.networks.blocks import MAX_GROUPS
+from cmtool.networks.normalization import MAX_GROUPS
 
 FORMATS = ("openai", "diffusers", "edm-state", "onnx", "torchscript", "hub")
 Say = Callable[[str], None]

@@ -19,7 +19,6 @@ from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError
 from cmtool.networks.blocks import (
     FourierFeatures,
-    GroupNorm,
     LogVariance,
     RawNetwork,
     add_label,
@@ -28,10 +27,10 @@ from cmtool.networks.blocks import (
     number_of_heads,
     per_level,
     positional_features,
-    wide,
     zeroed,
 )
 from cmtool.networks.convolution import Conv2d
+from cmtool.networks.normalization import GroupNorm, wide
 
 
 def conv3x3(channels_in: int, channels_out: int) -> Conv2d:
@@ -68,8 +67,7 @@ class ResBlock(nn.Module):
             h = self.in_layers["2"](h)
         condition = self.emb_layers["1"](emb)[:, :, None, None]
         if self.scale_shift:
-            scale, shift = condition.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.out_layers["0"](h), scale + 1)
+            h = self.out_layers["0"](h, condition)
         else:
             h = self.out_layers["0"](h + condition)
         h = F.silu(h)

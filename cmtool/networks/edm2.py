@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks.blocks import RawNetwork, attention, exact, number_of_heads, per_level, wide
+from cmtool.networks.blocks import RawNetwork, attention, exact, number_of_heads, per_level
+from cmtool.networks.normalization import wide
 
 EPS = 1e-4
 SILU_GAIN = 0.596

@@ -15,9 +15,9 @@ from cmtool.networks.blocks import (
     add_label,
     exact,
     positional_features,
-    wide,
     zeroed,
 )
+from cmtool.networks.normalization import wide
 
 
 class ResidualLayer(nn.Module):

@@ -18,7 +18,6 @@ from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
 from cmtool.networks.blocks import (
     FourierFeatures,
-    GroupNorm,
     LogVariance,
     RawNetwork,
     attention,
@@ -26,10 +25,10 @@ from cmtool.networks.blocks import (
     number_of_heads,
     per_level,
     positional_features,
-    wide,
     zeroed,
 )
 from cmtool.networks.convolution import Conv2d
+from cmtool.networks.normalization import GroupNorm, wide
 
 SKIP_SCALE = math.sqrt(0.5)
 ALMOST_ZERO = 1e-5
@@ -134,8 +133,7 @@ class SongBlock(nn.Module):
         h = self.conv0(F.silu(self.norm0(x)))
         condition = self.affine(emb)[:, :, None, None]
         if self.scale_shift:
-            scale, shift = condition.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            h = F.silu(self.norm1(h, condition))
         else:
             h = F.silu(self.norm1(h + condition))
         if self.dropout:

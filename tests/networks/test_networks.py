@@ -7,8 +7,9 @@ from torch.nn import functional
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
 from cmtool.networks import build_network, set_attention_kernel
-from cmtool.networks.blocks import GroupNorm, attention, positional_features
+from cmtool.networks.blocks import attention, positional_features
 from cmtool.networks.convolution import Conv2d, hold_in
+from cmtool.networks.normalization import GroupNorm
 from tests.networks.network_helpers import inputs, redraw
 
 ADM = NetworkConfig(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
