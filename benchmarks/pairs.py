@@ -131,10 +131,15 @@ def timed(run: Callable[[], Any], clock: str) -> float:
 
 
 def compare(
-    title: str, contestants: Sequence[Contestant], rounds: int, clock: str, absent: dict[str, str] | None = None
+    title: str,
+    contestants: Sequence[Contestant],
+    rounds: int,
+    clock: str,
+    absent: dict[str, str] | None = None,
+    warm: bool = False,
 ) -> Comparison:
-    """Run every contestant once to warm up, then `rounds` times in turn, beginning with another one each round."""
-    for contestant in contestants:
+    """Run every contestant `rounds` times in turn, another one first each round; before that once, unless `warm`."""
+    for contestant in [] if warm else contestants:
         settled(contestant).run()
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for number in range(rounds):
