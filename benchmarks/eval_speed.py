@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.set_defaults(peers=",".join(PEERS), device="cpu")
     made.add_argument("--count", type=int, default=5_000, help="samples, and images of the Frechet distance")
     made.add_argument("--reference", type=int, default=5_000, help="images of precision and recall")
-    made.add_argument("--dim", type=int, default=1024, help="2048 are those of Inception, and take several times as long")
+    made.add_argument("--dim", type=int, default=1024, help="2048 are Inception's, and take several times as long")
     asked = made.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(asked.threads)
