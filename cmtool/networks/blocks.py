@@ -50,8 +50,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
     """Attention of (B, heads, S, d) tensors: torch's fused kernel, or the explicit one for `kernel="math"`.
 
     The fused kernels have no forward-mode derivative: inside `torch.func.jvp` "auto" falls back to the explicit form.
-    So it does for small images in a half on a CPU, where the fused kernel takes 1.2 to 1.7 times as long, and twice to
-    seven times backward.
+    So it does for small images in a half on a CPU, where the fused kernel takes up to 1.7 times as long, and 1.2 to 7
+    times backward.
     """
     halves = q.dtype in HALF and q.device.type == "cpu"
     if kernel == "auto" and not (halves and q.shape[-2] <= EXPLICIT_TOKENS):
