@@ -44,7 +44,7 @@ def train_for(folder: Path, first: int, last: int) -> int:
 def sample_for(folder: Path, first: int, last: int) -> int:
     """Growth in bytes while samples number `first` to `last` are made and written to an npz.
 
-    The least of the last few batches counts each time: what waits for the writer comes and goes.
+    The least of the last batches counts each time: what waits for the writer comes and goes.
     """
     from cmtool.data.images import to_uint8
     from cmtool.data.sample_files import NpzSink, in_background
@@ -62,7 +62,7 @@ def sample_for(folder: Path, first: int, last: int) -> int:
             writer.append(to_uint8(batch.x0).permute(0, 2, 3, 1).numpy(), None)
             done = batch.start + len(batch.x0)
             for mark, seen in sizes.items():
-                if mark - 5 * size < done <= mark:
+                if mark - first // 2 < done <= mark:
                     seen.append(resident())
     sink.finish()
     return min(sizes[last]) - min(sizes[first])
