@@ -77,7 +77,7 @@ def test_a_few_thousand_samples_keep_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "first", "last"), [("train_for", 1000, 5000), ("sample_for", 30_000, 80_000)])
+@pytest.mark.parametrize(("what", "first", "last"), [("train_for", 1000, 5000), ("sample_for", 100_000, 200_000)])
 def test_thousands_of_steps_and_samples_keep_nothing(what, first, last, tmp_path):
     """In a process of its own, so that nothing else grows."""
     call = f"print(m.{what}(pathlib.Path(r'{tmp_path}') / 'x', {first}, {last}))"
