@@ -11,13 +11,14 @@ from typing import NoReturn
 
 
 def in_world() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether a launcher such as torchrun started this process as one of several; what is no number counts as one."""
+    told = os.environ.get("WORLD_SIZE", "")
+    return told.isdecimal() and int(told) > 1
 
 
 def is_first() -> bool:
     """Whether this is the only process, or the one of several that speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    return not in_world() or os.environ.get("RANK", "0") in ("", "0")
 
 
 def main_of_a_rank(main: Callable[[], int]) -> NoReturn:
@@ -25,18 +26,28 @@ def main_of_a_rank(main: Callable[[], int]) -> NoReturn:
 
     gloo's threads outlive `destroy_process_group` where anything still holds the group (FSDP's modules do). One that
     lets go of a tensor while the interpreter ends asks for its lock, is refused, and takes the process down with
-    SIGABRT ("terminate called without an active exception"): the launcher then calls a finished run failed. Exit
-    handlers still run.
+    SIGABRT ("terminate called without an active exception"): the launcher then calls a finished run failed. Threads are
+    joined, exit handlers that are registered from here on run and the standard streams are flushed; other files that
+    are still open are not.
     """
-    code = 1
+    code, process = 1, os.getpid()
     if in_world():
-        # Registered first, so called last: after the threads are joined and every other handler has run.
-        atexit.register(lambda: _leave(code))
-    code = main()
+        # Registered first, so called last.
+        atexit.register(lambda: _leave(code, process))
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
+    except KeyboardInterrupt:
+        code = 130
+        raise
     sys.exit(code)
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, process: int) -> None:
+    if os.getpid() != process:  # a copy of that process ends in its own way
+        return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from cmtool.launch import in_world, is_first
+
 PROGRAM = """
 import atexit, sys
 from cmtool.launch import main_of_a_rank
@@ -39,6 +41,32 @@ def test_a_rank_flushes_joins_and_runs_its_handlers_but_not_the_end_of_the_inter
     assert done.returncode == (1 if broken else 3)
     assert ("RuntimeError: broken" in done.stderr) == broken
     assert ("finalized" in done.stderr) == (processes == 1)
+
+
+@pytest.mark.parametrize(
+    ("raised", "wanted"), [("SystemExit(7)", 7), ("SystemExit('why')", 1), ("KeyboardInterrupt", 130)]
+)
+def test_a_rank_keeps_the_exit_codes_of_python(raised, wanted):
+    code = f"from cmtool.launch import main_of_a_rank\ndef main():\n    raise {raised}\nmain_of_a_rank(main)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"WORLD_SIZE": "2"}, timeout=60)
+    assert done.returncode == wanted
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "several", "first"),
+    [
+        ("", "", False, True),
+        ("many", "1", False, True),
+        ("1", "3", False, True),
+        ("2", "0", True, True),
+        ("2", "1", True, False),
+    ],
+)
+def test_who_speaks(monkeypatch, size, rank, several, first):
+    """A rank alone, as some schedulers set it, silences nobody."""
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", rank)
+    assert (in_world(), is_first()) == (several, first)
 
 
 # Threads other than the first get no time while others compute: gloo's let go of their last tensor late.

@@ -75,7 +75,7 @@ def evaluate(
     from cmtool.cli.output import Output
 
     given = locals()
-    output = Output(json, quiet)
+    output = Output.of_rank(json, quiet)
     request = _check(given)
     if make_ref is not None:
         return _make_ref(make_ref, data, features, mode, given, output)

@@ -61,17 +61,23 @@ def columns() -> int:
 
 
 class Output:
-    """What one command says and shows: nothing at all in all but the first of several processes.
+    """What one command says and shows.
 
     Args:
         json_mode: stdout carries the document given to `json` alone; tables, results and talk are dropped.
         quiet: no talk and no progress; warnings, tables and results stay.
+        silent: nothing at all.
     """
 
-    def __init__(self, json_mode: bool = False, quiet: bool = False) -> None:
-        self.silent = not is_first()
-        self.json_mode = json_mode or self.silent
+    def __init__(self, json_mode: bool = False, quiet: bool = False, silent: bool = False) -> None:
+        self.json_mode = json_mode or silent
         self.quiet = quiet or self.json_mode
+        self.silent = silent
+
+    @classmethod
+    def of_rank(cls, json_mode: bool = False, quiet: bool = False) -> Output:
+        """The output of a command that several processes run together: all but the first are silent."""
+        return cls(json_mode, quiet, silent=not is_first())
 
     def say(self, text: str) -> None:
         """Talk to the user on stderr."""

@@ -113,7 +113,7 @@ def sample(
     """
     from cmtool.cli.output import Output
 
-    output = Output(json, quiet)
+    output = Output.of_rank(json, quiet)
     job = _decide(locals(), output)
     _make(job, batch_size, device, output)
 

@@ -67,7 +67,7 @@ def make_in(world: World, job: Job, batch_size: int | None, device: str) -> Path
         kept = ShareSink(place, share.request())
         if kept.start < count:
             model = load_model(job.found, device_here(device, world.local_rank), job.precision)
-            write_samples(share, model, batch_size, Output(quiet=True), kept)
+            write_samples(share, model, batch_size, Output.of_rank(quiet=True), kept)
     world.wait()
     return None if sink is None else _assemble(job, sink, world.size)
 

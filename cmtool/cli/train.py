@@ -197,7 +197,7 @@ def _train(family: str, given: dict[str, Any]) -> None:
     from cmtool.cli.train_extras import check_trackers, run_folder
     from cmtool.training.stopping import parse_span
 
-    output = Output(given["json"], given["quiet"])
+    output = Output.of_rank(given["json"], given["quiet"])
     if given["list_recipes"]:
         from cmtool.cli.train_recipes import list_recipes
 

@@ -16,7 +16,7 @@ from cmtool.errors import ConfigError, UserError
 from cmtool.networks.normalization import HALF
 
 Number = TypeVar("Number", int, float)
-EXPLICIT_TOKENS = 1024
+EXPLICIT_TOKENS, SAVED_TOKENS = 1024, 256
 
 
 def per_level(value: Number | Sequence[Number], levels: int, name: str) -> tuple[Number, ...]:
@@ -50,11 +50,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
     """Attention of (B, heads, S, d) tensors: torch's fused kernel, or the explicit one for `kernel="math"`.
 
     The fused kernels have no forward-mode derivative: inside `torch.func.jvp` "auto" falls back to the explicit form.
-    So it does for small images in a half on a CPU, where the fused kernel takes up to 1.7 times as long, and 1.2 to 7
-    times backward.
+    So it does for small images in a half on a CPU, where the fused kernel takes up to 1.7 times as long and 2 to 7
+    times backward; the scores are then rounded to that half. With gradients images are small up to `SAVED_TOKENS` only:
+    the weights of all pairs of pixels are kept.
     """
     halves = q.dtype in HALF and q.device.type == "cpu"
-    if kernel == "auto" and not (halves and q.shape[-2] <= EXPLICIT_TOKENS):
+    most = SAVED_TOKENS if torch.is_grad_enabled() else EXPLICIT_TOKENS
+    if kernel == "auto" and not (halves and q.shape[-2] <= most):
         try:
             return F.scaled_dot_product_attention(q, k, v)
         except NotImplementedError:

@@ -1,7 +1,8 @@
 """Group normalization, with the scale and shift that a residual block puts on it.
 
-torch's CPU kernels for images that lie channels last are slow where a group has few channels or the image many pixels:
-they walk through memory group by group. On a CPU the same sums are taken here channel by channel, in whole vectors.
+torch's CPU kernels for images that lie channels last are slow where a group has few channels, and backward where an
+image has many pixels: they walk through memory group by group. There the sums are taken here channel by channel, in
+whole vectors; elsewhere, and under every transform, torch's own operations answer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 HALF = (torch.float16, torch.bfloat16)
 MAX_GROUPS = 32
@@ -45,17 +46,27 @@ class Groups(NamedTuple):
 
 
 def moments(x: Tensor, groups: Groups, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (centered x, mean, 1 / sqrt(variance + eps)) of x (B, P, C); the latter two (B, G)."""
-    mean = groups.sums(x.sum(1)) / groups.size
-    centered = x - groups.spread(mean)[:, None]
-    variance = groups.sums((centered * centered).sum(1)) / groups.size
+    """Return (x - mean, mean, 1 / sqrt(variance + eps)) of x (B, C, H, W), channels last; the latter two (B, G)."""
+    rows, centered = rows_of(x), torch.empty_like(x)
+    mean = groups.sums(rows.sum(1)) / groups.size
+    off = torch.sub(rows, groups.spread(mean)[:, None], out=rows_of(centered))
+    variance = groups.sums((off * off).sum(1)) / groups.size
     return centered, mean, (variance + eps).rsqrt()
 
 
-class _Normalize(torch.autograd.Function):
-    """Normalize x (B, C, H, W), channels last, and put a `condition` (B, 2C, 1, 1) on it.
+def conditioned(y: Tensor, condition: Tensor | None) -> Tensor:
+    """Return y times 1 + scale plus shift; `condition` (B, 2C, 1, 1) holds the scales, then the shifts."""
+    if condition is None:
+        return y
+    scale, shift = condition.chunk(2, dim=1)
+    return torch.addcmul(shift, y, scale + 1)
 
-    Only x and the moments are kept for the backward pass. Halves are computed in float32.
+
+class _Normalize(torch.autograd.Function):
+    """Normalize x (B, C, H, W), channels last, and put a condition (B, 2C, 1, 1) on it.
+
+    `own`: sums by channels, of halves in float32; else torch's kernel. The backward pass is by channels in either case
+    and needs nothing but the inputs and the moments.
     """
 
     @staticmethod
@@ -64,48 +75,79 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         batch, channels, height, width = x.shape
         groups = Groups(number, channels // number, height * width * (channels // number))
-        gain, shift = None, None
-        if condition is not None:
-            scale, shift = (wide(condition) if own else condition).view(batch, 2, channels).unbind(1)
-            gain = scale + 1
         if own:
-            y, mean, inverse = moments(wide(rows_of(x)), groups, eps)
+            y, mean, inverse = moments(wide(x), groups, eps)
             by, to = groups.spread(inverse) * weight, bias.expand(batch, channels)
-            if gain is not None and shift is not None:
-                by, to = by * gain, torch.addcmul(shift, bias, gain)
-            y = torch.addcmul(to[:, None], y, by[:, None], out=y)
-            y = y.view(batch, height, width, channels).permute(0, 3, 1, 2)
+            if condition is not None:
+                scale, shift = wide(condition).view(batch, 2, channels).unbind(1)
+                by, to = by * (scale + 1), torch.addcmul(shift, bias, scale + 1)
+            torch.addcmul(to[:, None], rows_of(y), by[:, None], out=rows_of(y))
+            y = y.to(x.dtype if condition is None else torch.promote_types(x.dtype, condition.dtype))
         else:
             pixels = height * width
             y, mean, inverse = torch.native_group_norm(x, weight, bias, batch, channels, pixels, number, eps)
-            if gain is not None and shift is not None:
-                place = y if gain.dtype == y.dtype else None
-                y = torch.addcmul(shift[:, :, None, None], y, gain[:, :, None, None], out=place)
-        ctx.save_for_backward(x, weight, bias, None if gain is None else wide(gain), wide(mean), wide(inverse))
-        ctx.groups = groups
-        return y.to(x.dtype if condition is None else torch.promote_types(x.dtype, condition.dtype))
+            if condition is not None:
+                scale, shift = condition.chunk(2, dim=1)
+                place = y if condition.dtype == y.dtype else None
+                y = torch.addcmul(shift, y, scale + 1, out=place)
+        ctx.save_for_backward(x, weight, bias, condition, wide(mean), wide(inverse))
+        ctx.groups, ctx.eps = groups, eps
+        return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, gain, mean, inverse = ctx.saved_tensors
-        groups: Groups = ctx.groups
-        rows, moved = wide(rows_of(x)), wide(rows_of(gradient.contiguous(memory_format=torch.channels_last)))
-        product = rows * moved
-        by_shift = moved.sum(1)
-        by_gain = (product.sum(1) - groups.spread(mean) * by_shift) * groups.spread(inverse)
-        slope = weight if gain is None else weight * gain
-        # The gradient by x is a straight line in x and the incoming gradient: coefficients for each group and channel.
-        first, second = groups.sums(slope * by_shift) / groups.size, groups.sums(slope * by_gain) / groups.size
-        by_x = -inverse.square() * second
-        constant = groups.spread(-inverse * first - by_x * mean)
-        by_gradient = groups.spread(inverse) * slope
-        change = torch.addcmul(constant[:, None], moved, by_gradient[:, None], out=product)
-        change = change.addcmul_(rows, groups.spread(by_x)[:, None]).view_as(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if gain is None:
-            return change, by_gain.sum(0), by_shift.sum(0), None, None, None, None
-        by_condition = torch.cat([torch.addcmul(bias * by_shift, weight, by_gain), by_shift], 1)[:, :, None, None]
-        return change, (gain * by_gain).sum(0), (gain * by_shift).sum(0), by_condition, None, None, None
+        if torch.is_grad_enabled() or not _has_layout(gradient):
+            return (*_by_torch(ctx, gradient), None, None, None)  # a derivative of this derivative, or many at once
+        return (*_by_channels(ctx, gradient), None, None, None)
+
+
+def _has_layout(x: Tensor) -> bool:
+    """Whether it can be asked how x lies in memory: not of many tensors at once (torch.vmap, is_grads_batched)."""
+    try:
+        x.is_contiguous(memory_format=torch.channels_last)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _by_torch(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
+    """Gradients by x, weight, bias and condition through torch's own operations, which have gradients themselves."""
+    x, weight, bias, condition, *_ = ctx.saved_tensors
+    given = [x, weight, bias, condition]
+    wanted = [tensor for tensor, needed in zip(given, ctx.needs_input_grad, strict=False) if needed]
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = conditioned(F.group_norm(x, ctx.groups.number, weight, bias, ctx.eps), condition)
+        found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), create_graph=again))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(given)]]
+
+
+def _by_channels(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The same four by sums over channels."""
+    x, weight, bias, condition, mean, inverse = ctx.saved_tensors
+    groups: Groups = ctx.groups
+    gain = None if condition is None else wide(condition[:, : x.shape[1]]).flatten(1) + 1
+    rows, moved = wide(rows_of(x)), wide(rows_of(gradient.contiguous(memory_format=torch.channels_last)))
+    product = rows * moved
+    by_shift = moved.sum(1)
+    by_gain = (product.sum(1) - groups.spread(mean) * by_shift) * groups.spread(inverse)
+    slope = weight if gain is None else weight * gain
+    # The gradient by x is a straight line in x and the incoming gradient: coefficients for each group and channel.
+    first, second = groups.sums(slope * by_shift) / groups.size, groups.sums(slope * by_gain) / groups.size
+    by_x = -inverse.square() * second
+    constant = groups.spread(-inverse * first - by_x * mean)
+    by_gradient = groups.spread(inverse) * slope
+    change = torch.addcmul(constant[:, None], moved, by_gradient[:, None], out=product)
+    change = change.addcmul_(rows, groups.spread(by_x)[:, None]).view_as(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    if gain is None or condition is None:
+        return change, by_gain.sum(0), by_shift.sum(0), None
+    by_condition = torch.cat([torch.addcmul(bias * by_shift, weight, by_gain), by_shift], 1).view_as(condition)
+    return change, (gain * by_gain).sum(0), (gain * by_shift).sum(0), by_condition
+
+
+def _is_dual(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors carries a forward-mode derivative."""
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -115,12 +157,14 @@ class GroupNorm(nn.GroupNorm):
     """
 
     # From this many pixels on torch's CPU kernel adds up over whole rows (for halves in float32 as well) and is as fast
-    # as memory; below it takes another path that is up to eight times slower than ours.
+    # as memory; below it takes another path that is up to eight times slower than ours. It subtracts squares: where the
+    # mean is 30 times the standard deviation, three in ten thousand are off.
     KERNEL_PIXELS = 1024
-    # Groups of so many channels fill its vectors; then ours gains on large batches alone: with a condition, and with
-    # large images in a half, whose gradients its kernel takes up to nine times as long for.
+    # Groups of so many channels fill its vectors; then ours gains on images of that many numbers alone, with a
+    # condition or in halves of many pixels, whose gradients its kernel takes up to nine times as long for. The batch does
+    # not decide: an image is normalized alike in every one.
     WIDE_GROUP = 8
-    LARGE_BATCH = 400_000
+    LARGE_IMAGE = 16_384
 
     def __init__(self, channels: int, group_channels: int = 1, eps: float = 1e-5) -> None:
         wanted = min(MAX_GROUPS, max(1, channels // group_channels))
@@ -131,29 +175,27 @@ class GroupNorm(nn.GroupNorm):
 
         `condition` (B, 2C, 1, 1), scales and then shifts: the answer is times 1 + scale plus shift.
         """
-        if self._ours_pays(x, condition is not None):
-            try:
-                how = self.num_groups, self.eps, not self._kernel_pays(x)
-                return _Normalize.apply(x, self.weight, self.bias, condition, *how)
-            except (RuntimeError, NotImplementedError):
-                pass  # A forward-mode derivative or a transform of torch.func, which torch's own operations have.
-        y = self._normalized(x)
-        if condition is None:
-            return y
-        scale, shift = condition.chunk(2, dim=1)
-        return torch.addcmul(shift, y, scale + 1)
+        if self._ours_pays(x, condition):
+            how = self.num_groups, self.eps, not self._kernel_pays(x)
+            return _Normalize.apply(x, self.weight, self.bias, condition, *how)
+        return conditioned(self._normalized(x), condition)
 
-    def _ours_pays(self, x: Tensor, conditioned: bool) -> bool:
+    def _ours_pays(self, x: Tensor, condition: Tensor | None) -> bool:
         if x.device.type != "cpu" or x.ndim != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if torch._C._are_functorch_transforms_active() or _is_dual(x, self.weight, self.bias, condition):
             return False
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
             return False
+        if self.weight.dtype != (torch.float32 if x.dtype in HALF else x.dtype):
+            return False
         if x.shape[1] // self.num_groups < self.WIDE_GROUP:
             return True
-        return x.numel() >= self.LARGE_BATCH and (conditioned or (x.dtype in HALF and self._kernel_pays(x)))
+        large = math.prod(x.shape[1:]) >= self.LARGE_IMAGE
+        return large and (condition is not None or (x.dtype in HALF and self._kernel_pays(x)))
 
     def _kernel_pays(self, x: Tensor) -> bool:
-        return x[0, 0].numel() >= self.KERNEL_PIXELS
+        return math.prod(x.shape[2:]) >= self.KERNEL_PIXELS
 
     def _normalized(self, x: Tensor) -> Tensor:
         if x.dtype not in HALF or (x.device.type == "cpu" and self._kernel_pays(x)):

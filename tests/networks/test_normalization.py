@@ -41,7 +41,7 @@ def test_answer_and_gradients_are_those_of_torch(channels, group_channels, side,
     """By our sums below 1,024 pixels, by torch's kernel and our backward pass from there on."""
     layer = layer_of(channels, group_channels)
     x, condition = drawn(channels, side)
-    assert layer._ours_pays(x, conditioned)
+    assert layer._ours_pays(x, condition if conditioned else None)
     inputs = [x.requires_grad_(), *layer.parameters(), *([condition.requires_grad_()] if conditioned else [])]
     ours, theirs = layer(x, condition if conditioned else None), by_torch(layer, x, condition if conditioned else None)
     assert "Normalize" in type(ours.grad_fn).__name__
@@ -125,16 +125,64 @@ def test_second_derivatives_of_a_forward_derivative_are_there():
 def test_other_layouts_and_traces_are_torch_s():
     layer = layer_of(12, 3)
     x, condition = drawn(12, 5)
-    assert not layer._ours_pays(x.contiguous(), True)
-    assert not layer._ours_pays(x.flatten(2), False)
+    assert not layer._ours_pays(x.contiguous(), condition)
+    assert not layer._ours_pays(x.flatten(2), None)
     torch.testing.assert_close(layer(x.contiguous(), condition), layer(x, condition), rtol=1e-12, atol=1e-12)
     traced = torch.jit.trace(layer.requires_grad_(False), (x, condition))
     assert "PythonOp" not in str(traced.graph) and "_Normalize" not in str(traced.graph)
 
 
-def test_an_image_is_normalized_alike_in_every_batch():
-    layer = layer_of(64, 1, torch.float32)
-    x, condition = drawn(64, 8, torch.float32, batch=5)
+@pytest.mark.parametrize(("channels", "side"), [(64, 8), (256, 16), (512, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_is_normalized_alike_in_every_batch(channels, side, dtype):
+    layer = layer_of(channels, 1, torch.float32)
+    x, condition = drawn(channels, side, dtype, batch=17)
     whole = layer(x, condition)
-    parts = torch.cat([layer(x[row : row + 1], condition[row : row + 1]) for row in range(5)])
+    parts = torch.cat([layer(x[row : row + 1], condition[row : row + 1]) for row in range(17)])
     assert torch.equal(whole, parts)
+
+
+def test_a_mean_far_from_zero_costs_no_digits():
+    """Below 1,024 pixels, where the sums are ours: the mean is taken off before squares are."""
+    layer = layer_of(64, 1, torch.float32)
+    x = 300 + 3 * drawn(64, 16, torch.float32)[0]
+    exact = by_torch(layer_of(64, 1), x.double(), None)
+    assert float((layer(x).double() - exact).abs().max() / exact.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("side", [3, 32])
+def test_derivatives_of_the_gradient_are_torch_s(side):
+    layer = layer_of(4, 1)
+    x, condition = drawn(4, side, batch=1)
+    given = (x.requires_grad_(), condition.requires_grad_())
+    if side == 3:
+        assert torch.autograd.gradgradcheck(lambda *inputs: layer(*inputs), given)
+    v = torch.ones_like(x)
+    _, found = torch.autograd.functional.hvp(lambda image: layer(image, condition).pow(3).sum(), x, v)
+    _, wanted = torch.autograd.functional.hvp(lambda image: by_torch(layer, image, condition).pow(3).sum(), x, v)
+    torch.testing.assert_close(found, wanted)
+    assert found.abs().max() > 0
+
+
+def test_many_gradients_and_many_inputs_at_once_are_torch_s():
+    layer = layer_of(12, 3)
+    x, condition = drawn(12, 3)
+    many = torch.stack([x, x + 1])
+    torch.testing.assert_close(
+        torch.vmap(lambda image: layer(image, condition))(many),
+        torch.stack([layer(x, condition), layer(x + 1, condition)]),
+    )
+    y = layer(x.requires_grad_(), condition)
+    incoming = torch.stack([torch.ones_like(y), 2 * torch.ones_like(y)])
+    (found,) = torch.autograd.grad(y, x, incoming, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(y, x, incoming[0])
+    torch.testing.assert_close(found, torch.stack([one, 2 * one]), atol=1e-9, rtol=1e-9)
+
+
+def test_what_follows_may_be_done_in_place():
+    layer = layer_of(12, 3)
+    x, _ = drawn(12, 5)
+    for side in (5, 32):
+        x, _ = drawn(12, side)
+        F.silu(layer(x.requires_grad_()), inplace=True).sum().backward()
+        assert x.grad is not None
