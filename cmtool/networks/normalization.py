@@ -161,8 +161,8 @@ class GroupNorm(nn.GroupNorm):
     # mean is 30 times the standard deviation, three in ten thousand are off.
     KERNEL_PIXELS = 1024
     # Groups of so many channels fill its vectors; then ours gains on images of that many numbers alone, with a
-    # condition or in halves of many pixels, whose gradients its kernel takes up to nine times as long for. The batch does
-    # not decide: an image is normalized alike in every one.
+    # condition or in halves of many pixels, whose gradients its kernel takes up to nine times as long for. The size of
+    # the batch does not decide: an image is normalized alike in every one.
     WIDE_GROUP = 8
     LARGE_IMAGE = 16_384
 
