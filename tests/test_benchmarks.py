@@ -1,6 +1,7 @@
 """The arithmetic of the benchmarks, `cmtool bench`, and the share of a step that is no network."""
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -55,6 +56,41 @@ def test_everyone_runs_in_every_round_and_not_always_in_one_order():
     found = compare("x", contestants, 3, "cpu")
     assert order == list("abc" + "abc" + "bca" + "cab")
     assert all(len(seconds) == 3 for seconds in found.seconds.values())
+
+
+def test_the_check_of_ect_peers_sees_every_layer():
+    """DDPM++ starts its last layers near zero: without new weights the answer is the input whatever the rest does."""
+    from benchmarks import ect_step
+
+    model = fresh_student(ect_step.config_of(asked(), "edm"), pictures(asked(), 4)).requires_grad_(False).eval()
+    ect_step.redraw(model.network)
+    other = copy.deepcopy(model)
+
+    class Twin:
+        name = "twin"
+
+        def answer(self, x, t):
+            return other(x, t)
+
+    assert ect_step.disagreement(model, Twin()) == 0
+    names = [name for name, p in model.network.named_parameters() if p.dim() > 1]
+    for name in (names[0], names[len(names) // 2], names[-1]):
+        kept = other.network.get_parameter(name).clone()
+        other.network.get_parameter(name).mul_(1.01)
+        assert ect_step.disagreement(model, Twin()) > 1e-4, name
+        other.network.get_parameter(name).copy_(kept)
+
+
+def test_the_ect_step_runs_and_names_absent_checkouts(capsys, monkeypatch):
+    from benchmarks import ect_step
+
+    for name in ("ECT_PATH", "FASTGEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    ect_step.main([*SMALL[:-1], "ect,fastgen", "--json"])
+    [found] = json.loads(capsys.readouterr().out)["comparisons"]
+    assert len(found["contestants"]) == 4
+    assert found["absent"]["ect"] == "no checkout: --ect-path DIR or $ECT_PATH"
 
 
 def test_a_peer_that_answers_otherwise_is_refused(monkeypatch):
@@ -133,7 +169,7 @@ def test_an_unknown_benchmark_is_answered_with_the_names():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True, cwd=root)
     assert done.returncode == 2
-    assert "train-step|sample|teacher|eval|averages|overhead|scale|card|data" in done.stderr
+    assert "train-step|ect-step|sample|teacher|eval|averages|overhead|scale|card|data" in done.stderr
 
 
 def test_a_stopwatch_counts_inner_parts_once():
