@@ -117,7 +117,8 @@ def _by_torch(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
     wanted = [tensor for tensor, needed in zip(given, ctx.needs_input_grad, strict=False) if needed]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = conditioned(F.group_norm(x, ctx.groups.number, weight, bias, ctx.eps), condition)
+        # Channels first: torch before 2.13 lacks some derivatives of the other layout.
+        y = conditioned(F.group_norm(x.contiguous(), ctx.groups.number, weight, bias, ctx.eps), condition)
         found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), create_graph=again))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(given)]]
 
