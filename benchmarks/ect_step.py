@@ -14,7 +14,6 @@ import argparse
 import copy
 import importlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.matched import TOLERANCE, pictures
+from benchmarks.matched import TOLERANCE, checkout, pictures
 from benchmarks.pairs import Contestant, compare, parser, peers_there, publish
 from benchmarks.train_step import PASSES
 from cmtool.checkpoint import save_model
@@ -82,14 +81,6 @@ def song_arguments(model: Model) -> dict[str, Any]:
     }
 
 
-def checkout(path: str | None, option: str) -> None:
-    """Put a peer's checkout on the search path; raises ImportError without one."""
-    if path is None:
-        raise ImportError(f"no checkout: --{option}-path DIR or ${option.upper()}_PATH")
-    if path not in sys.path:
-        sys.path.append(path)
-
-
 @contextmanager
 def generator_of_the_cpu() -> Any:
     """Where there is no GPU, give torch.cuda's generator state, which ECT's loss asks for, the CPU's."""
@@ -108,7 +99,7 @@ class EctStep:
     name, note = "ECT", "its network, loss and loop body"
 
     def __init__(self, model: Model, data: Dataset, asked: argparse.Namespace) -> None:
-        checkout(asked.ect_path, "ect")
+        checkout(asked.ect_path, "--ect-path", "ECT_PATH")
         networks, losses = importlib.import_module("training.networks"), importlib.import_module("training.loss")
         self.network = networks.ECMPrecond(**song_arguments(model))
         self.network.model.load_state_dict(model.network.state_dict())
@@ -143,7 +134,7 @@ class FastGenStep:
     name, note = "FastGen", "its CMModel, optimizer and average"
 
     def __init__(self, model: Model, data: Dataset, asked: argparse.Namespace) -> None:
-        checkout(asked.fastgen_path, "fastgen")
+        checkout(asked.fastgen_path, "--fastgen-path", "FASTGEN_PATH")
         settings = importlib.import_module("fastgen.configs.methods.config_cm").ModelConfig()
         networks = importlib.import_module("fastgen.networks.EDM.network")
         lazy = importlib.import_module("fastgen.utils").LazyCall

@@ -98,16 +98,21 @@ class FusedAttention(nn.Module):
         return F.scaled_dot_product_attention(*parts).transpose(-1, -2).flatten(1, 2)
 
 
+def checkout(path: str | None, option: str, variable: str) -> None:
+    """Put a peer's checkout on the search path; raises ImportError without one."""
+    if path is None:
+        raise ImportError(f"no checkout: {option} DIR or ${variable}")
+    if path not in sys.path:
+        sys.path.append(path)
+
+
 def openai_peer(model: Model, path: str | None, fused: bool = True) -> Peer:
     """The released UNetModel with the weights of `model`, from a checkout; raises ImportError without one.
 
     flash_attn, which it asks for, needs a GPU and halves. In its place: torch's fused attention, or (`fused` false) the
     class that the same file holds for float32, which is what its code has for a machine without flash_attn.
     """
-    if path is None:
-        raise ImportError("no checkout: --openai-path DIR or $OPENAI_CM_PATH")
-    if path not in sys.path:
-        sys.path.append(path)
+    checkout(path, "--openai-path", "OPENAI_CM_PATH")
     unet = importlib.import_module("cm.unet")
     unet.QKVFlashAttention = FusedAttention if fused else lambda channels, heads: unet.QKVAttention(heads)
     channels, side, _ = model.image_shape

@@ -15,10 +15,14 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="
 
 
 def resident() -> int:
-    """Bytes of this process that lie in memory."""
+    """Bytes of this process that lie in memory, without what the allocator holds free for later."""
+    import ctypes
     import resource
 
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -77,7 +81,7 @@ def test_a_few_thousand_samples_keep_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "first", "last"), [("train_for", 1000, 5000), ("sample_for", 100_000, 200_000)])
+@pytest.mark.parametrize(("what", "first", "last"), [("train_for", 1000, 5000), ("sample_for", 10_000, 50_000)])
 def test_thousands_of_steps_and_samples_keep_nothing(what, first, last, tmp_path):
     """In a process of its own, so that nothing else grows."""
     call = f"print(m.{what}(pathlib.Path(r'{tmp_path}') / 'x', {first}, {last}))"
