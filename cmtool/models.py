@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
 from cmtool.networks.truncated import TruncatedNetwork
+from cmtool.recorded import Recorded
 
 
 class Model(nn.Module):
@@ -38,6 +41,7 @@ class Model(nn.Module):
         self.autocast: torch.dtype | None = None
         # Whether consistency training asks it for a pair of passes that share the errors of a half.
         self.paired = False
+        self._recorded: Recorded | None = None
 
     @property
     def sigma_min(self) -> float:
@@ -101,7 +105,25 @@ class Model(nn.Module):
             r = torch.zeros_like(c.c_noise)
         to = None if r is None else self.parameterization.coefficients(r).c_noise.to(x.dtype)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            return self.network(inner, c.c_noise.to(x.dtype), label, to).to(x.dtype)
+            answer = (self._recorded or self.network)(inner, c.c_noise.to(x.dtype), label, to)
+        return (answer[0] if isinstance(answer, tuple) else answer).to(x.dtype)
+
+    @contextlib.contextmanager
+    def replaying(self) -> Iterator[None]:
+        """On a GPU record what the network does with a batch, and replay it for others of the same shape.
+
+        For sampling: the weights stay as they are, dropout is off, and no gradients are recorded.
+        """
+        compiled = self.network._compiled_call_impl is not None
+        learns = self.training or any(parameter.requires_grad for parameter in self.parameters())
+        if self._recorded is not None or self.device.type != "cuda" or compiled or learns:
+            yield
+            return
+        self._recorded = Recorded(lambda *inputs: (self.network(*inputs),))
+        try:
+            yield
+        finally:
+            self._recorded = None
 
     def log_variance(self, t: Tensor) -> Tensor:
         """Return the head w (B,) of a network with `log_variance` at the noise levels t (B,)."""

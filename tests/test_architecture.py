@@ -13,6 +13,7 @@ ROOMS = [
     "config",
     "memory",
     "rng",
+    "recorded",
     "diffusion",
     "schedules",
     "networks",

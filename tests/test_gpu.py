@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 
 from benchmarks.matched import enliven
 from cmtool.config.load import resolve
+from cmtool.config.methods import METHODS
 from cmtool.data.load import load_dataset
 from cmtool.diffusion.grid import karras_grid
 from cmtool.losses.draw import Draw, Slice
 from cmtool.losses.objective import Objective
+from cmtool.recorded import WARM_UP, Recorded
 from cmtool.rng import batch_normal
 from cmtool.training.setup import prepare
 
@@ -73,11 +76,13 @@ def test_a_network_answers_as_on_the_processor():
     assert difference < 1e-2
 
 
+@pytest.mark.parametrize("steps", [2, 10])
 @pytest.mark.parametrize("recipe", ["ict", "ct", "edm", "ict-gc", "ict-pm"])
-def test_no_step_waits_for_the_device(recipe):
+def test_no_step_waits_for_the_device(recipe, steps):
     trainer = trainer_on(GPU, recipe, **{"train.precision": "bf16"})
-    for _ in range(2):
+    for _ in range(steps):
         trainer.step()
+    assert (trainer.replay.calls.reason, trainer.replay.calls.replays) == (None, steps > WARM_UP)
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -88,6 +93,56 @@ def test_no_step_waits_for_the_device(recipe):
             torch.cuda.set_sync_debug_mode("default")
     waits = [f"{w.filename}:{w.lineno}" for w in heard if "called a synchronizing" in str(w.message)]
     assert not waits, waits
+
+
+def weights_after(steps: int, recipe: str, *sets: str, **flags: object) -> tuple[torch.Tensor, object]:
+    """Weights and sampling average after some steps, in float64, and what was recorded."""
+    trainer = trainer_on(GPU, recipe, *sets, **{"train.precision": "fp32", "train.deterministic": True, **flags})
+    for _ in range(steps):
+        trainer.step()
+    networks = (trainer.state.student.network, trainer.state.ema.network)
+    return torch.cat([p.flatten() for n in networks for p in n.parameters()]).detach().cpu().double(), trainer.replay
+
+
+def starting_from(recipe: str, folder: Path) -> dict[str, object]:
+    """What a recipe starts from, made of random weights."""
+    needs = METHODS[recipe].get("needs", "nothing")
+    if needs == "nothing":
+        return {}
+    first = trainer_on(GPU, "ict" if needs == "consistency_init" else "edm")
+    first.state.export(folder / "first.safetensors")
+    return {"teacher" if needs == "teacher" else "init": str(folder / "first.safetensors")}
+
+
+@pytest.mark.parametrize("recipe", METHODS)
+def test_replayed_passes_train_as_others_do(recipe, tmp_path):
+    flags = starting_from(recipe, tmp_path)
+    sets = ("recipe.coupling.pairs=64", "recipe.coupling.solver_steps=4") if recipe in ("kd", "reflow") else ()
+    plain, _ = weights_after(9, recipe, "train.cuda_graphs=false", *sets, **flags)
+    again, replay = weights_after(9, recipe, *sets, **flags)
+    print(f"{recipe}: {float((plain - again).abs().max()):.1e}")
+    assert (replay.calls.reason, replay.calls.replays) == (None, True)
+    assert float((plain - again).abs().max()) < 1e-6
+
+
+def test_replayed_passes_of_unlike_size_add_up():
+    flags = {"train.batch_size": 8, "train.micro_batch": 3}
+    plain, _ = weights_after(6, "ict", "train.cuda_graphs=false", **flags)
+    again, replay = weights_after(6, "ict", **flags)
+    assert len(replay.calls._tapes) == 2
+    assert float((plain - again).abs().max()) < 1e-6
+
+
+def test_what_cannot_be_recorded_is_called_as_it_is():
+    asks = Recorded(lambda x: (x * x.sum().item(),))
+    x = torch.ones(3, device=GPU)
+    for _ in range(6):
+        assert torch.equal(asks(x)[0], 3 * x)
+    assert asks.reason is not None
+    fine = Recorded(lambda x: (2 * x,))
+    for value in range(8):
+        assert torch.equal(fine(value * x)[0], 2 * value * x)
+    assert fine.replays
 
 
 def test_deterministic_runs_repeat_to_the_bit(cmtool, workdir):

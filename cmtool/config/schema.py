@@ -165,6 +165,7 @@ class TrainConfig(Table):
     )
     deterministic: bool = False
     compile: bool = Field(False, description="torch.compile the networks; without a compiler they run as they are")
+    cuda_graphs: bool = Field(True, description="record the passes of a small network on a GPU once and replay them")
     shard: bool = Field(False, description="several processes: split weights, optimizer and averages over them (FSDP2)")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; None: torch's choice")
     log_every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl")

@@ -66,6 +66,13 @@ def predict(net: nn.Module, draw: Draw) -> Tensor:
         net.train(training)
 
 
+def chosen(draw: Draw) -> Tensor:
+    """Draw which images (B,) the model makes itself, a share `draw.mix` of them."""
+    rows = draw.rows
+    u = batch_uniform((rows.total,), rows.seed, "generator-mask", rows.step, start=rows.start, count=len(draw.x0))
+    return moved(u < draw.mix, draw.x0.device)
+
+
 def build_generator(part: CouplingPart) -> Coupling:
     """Return the coupling of generator-augmented flows (Issenhuth et al. 2025, Algorithm 1).
 
@@ -80,10 +87,8 @@ def build_generator(part: CouplingPart) -> Coupling:
         net = {"online": nets.student, "ema": nets.sample_ema, "frozen": nets.frozen}[part.predictor]
         if net is None:
             raise ConfigError(f"the coupling's predictor '{part.predictor}' is not there.")
-        rows = draw.rows
-        u = batch_uniform((rows.total,), rows.seed, "generator-mask", rows.step, start=rows.start, count=len(draw.x0))
-        mask = expand(moved(u < draw.mix, draw.x0.device), draw.x0)
-        return replace(draw, x0=torch.where(mask, predict(net, draw), draw.x0))
+        made = chosen(draw) if draw.made is None else draw.made
+        return replace(draw, x0=torch.where(expand(made, draw.x0), predict(net, draw), draw.x0))
 
     return generated
 

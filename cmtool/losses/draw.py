@@ -41,7 +41,8 @@ class Nets:
 class Draw:
     """Images x0 and unit noise z (B, C, H, W), times t and r (B,), labels (B,) or None.
 
-    `mix` is the scheduled share of images that the model makes itself, `rows` the place in the global batch.
+    `mix` is the scheduled share of images that the model makes itself, `rows` the place in the global batch, `made`
+    (B,) bool which images those are, where that has been drawn already.
     """
 
     x0: Tensor
@@ -51,3 +52,4 @@ class Draw:
     label: Tensor | None
     mix: float
     rows: Slice
+    made: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from cmtool.config.parts import CouplingPart, GapPart, TimesPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import VarianceExploding
-from cmtool.losses.coupling import Coupling
+from cmtool.losses.coupling import Coupling, chosen
 from cmtool.losses.direction import Direction
 from cmtool.losses.distance import Distance
 from cmtool.losses.draw import Draw, Nets, Slice
@@ -72,12 +72,30 @@ class Objective:
 
     def __call__(self, nets: Nets, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Loss:
         """Return the loss of the images x0 (B, C, H, W) in [-1, 1] with labels (B,), at rows `rows` of the batch."""
-        draw = self.coupling(nets, self.draw(x0, label, state, rows))
-        t, r = draw.t, draw.r
+        return self.look(nets, self.drawn(nets, x0, label, state, rows), state.step / max(state.steps, 1))
+
+    @property
+    def generates(self) -> bool:
+        """Whether the coupling asks a network for images."""
+        return self.mix.kind == "generator"
+
+    def drawn(self, nets: Nets, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Draw:
+        """Return all that a processor decides of a pass; images and noise are coupled unless a network makes images."""
+        draw = self.draw(x0, label, state, rows)
+        if not self.generates:
+            return self.coupling(nets, draw)
+        return replace(draw, made=chosen(draw)) if draw.mix else draw
+
+    def look(self, nets: Nets, draw: Draw, share: float | Tensor) -> Loss:
+        """Return the loss of what was drawn, with `share` of the run done: from here on networks look at it.
+
+        On a GPU nothing in here needs the processor but the seed of dropout's masks.
+        """
+        draw = self.coupling(nets, draw) if self.generates else draw
+        t, r, rows = draw.t, draw.r, draw.rows
         x_t = self.process.noised(draw.x0, draw.z, t)
         seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None
         denoise = self.direction(nets, draw.x0, draw.label)
-        share = state.step / max(state.steps, 1)
         points = Points(draw.x0, draw.z, x_t, t, r, draw.label, denoise, self.solver, seed, share)
         distance = self.target(nets, points).measure(self.distance)
         return Loss(self.weighting(distance, t, r, nets.student), distance.detach(), t)

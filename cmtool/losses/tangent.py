@@ -67,8 +67,15 @@ def normalized(g: Tensor, part: TargetPart) -> Tensor:
     return g.clamp(-1, 1) if part.normalize == "clip" else g
 
 
+def warmed(share: float | Tensor, warmup: float) -> float | Tensor:
+    """Return the factor that rises from 0 to 1 over the first `warmup` of a run, at `share` of it (Lu & Song 2025)."""
+    if warmup <= 0:
+        return 1.0
+    return (share / warmup).clamp_max(1.0) if isinstance(share, Tensor) else min(1.0, share / warmup)
+
+
 def trig_tangent(
-    x_t: Tensor, t: Tensor, clean: Tensor, raw: Tensor, raw_slope: Tensor, sigma_data: float, warm: float
+    x_t: Tensor, t: Tensor, clean: Tensor, raw: Tensor, raw_slope: Tensor, sigma_data: float, warm: float | Tensor
 ) -> Tensor:
     """Return g = -cos^2 (sigma_data F - dx/dtau) - warm cos sin (x + sigma_data dF/dtau), (B, C, H, W).
 
@@ -98,7 +105,7 @@ def build_trig(part: TargetPart) -> TargetRule:
         with torch.no_grad():
             clean = points.denoise(points.x_t, points.t)
             value, slope = log_derivative(raw, points.x_t, points.t, points.x_t - clean, part)
-            warm = min(1.0, points.share / part.warmup) if part.warmup > 0 else 1.0
+            warm = warmed(points.share, part.warmup)
             g = trig_tangent(points.x_t, points.t, clean, sign * value, sign * slope, process.sigma_data, warm)
             target = sign * value + normalized(g, part)
         return Pair(sign * raw(points.x_t, points.t), target)

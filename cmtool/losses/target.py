@@ -24,7 +24,7 @@ Solver = Step
 class Points:
     """What a target rule is given: images (B, C, H, W), times (B,) in the images' dtype, labels (B,) or None.
 
-    `share` is the part of the run that is done, in [0, 1].
+    `share` is the part of the run that is done, in [0, 1]; a tensor () where a recording must not keep the number.
     """
 
     x0: Tensor
@@ -36,7 +36,7 @@ class Points:
     denoise: Denoise
     solver: Solver
     dropout_seed: int | None
-    share: float = 0.0
+    share: float | Tensor = 0.0
 
 
 class Comparison(Protocol):

@@ -121,7 +121,13 @@ def generate(
     Yields:
         `Batch` with x0 in [-1, 1] (float data: unbounded).
     """
-    first = start
+    with model.replaying():
+        yield from _batches(model, plan, seeds, labels, batch_size, start)
+
+
+def _batches(
+    model: Model, plan: SamplePlan, seeds: Sequence[int], labels: Sequence[int] | None, batch_size: int, first: int
+) -> Iterator[Batch]:
     while first < len(seeds):
         chosen = seeds[first : first + batch_size]
         some = None if labels is None else labels[first : first + batch_size]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +21,10 @@ class Ahead(Generic[T]):
         self._make = make
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
         self._waiting: dict[Key, Future[T]] = {}
+
+    def settle(self) -> None:
+        """Wait until the thread has made what it was asked for."""
+        wait(self._waiting.values())
 
     def take(self, step: int, start: int, count: int) -> T:
         """Return make(step, start, count) and begin with the next step's."""

@@ -17,6 +17,7 @@ from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset, from_tensors
 from cmtool.errors import ConfigError
 from cmtool.models import build_model
+from cmtool.recorded import WARM_UP
 from cmtool.samplers.generate import out_of_memory
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import fresh_student, prepare
@@ -83,6 +84,7 @@ def watch(trainer: Trainer, watch: Stopwatch) -> None:
 
 def profile(trainer: Trainer, steps: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Return seconds a step by part over `steps` steps, after one that is not counted; the trainer is used up."""
+    trainer.replay = None  # a recording has no parts
     trainer.step()
     on_gpu = trainer.device.type == "cuda"
     stopwatch = Stopwatch(clock, torch.cuda.synchronize if on_gpu else lambda: None)
@@ -155,19 +157,19 @@ def peak_memory(device: torch.device) -> int:
 
 
 def trial(config: RunConfig, data: Dataset, device: torch.device, precision: str, batch: int) -> Trial:
-    """Time a step of `batch` images: the faster of two, after one to warm up."""
+    """Time a step of `batch` images: the faster of two, after those that warm up."""
     train = config.train.model_copy(update={"batch_size": batch, "micro_batch": None, "precision": precision})
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = prepare(config.model_copy(update={"train": train}), data, device)
     seconds = []
-    for _ in range(3):
+    for _ in range(3 if trainer.replay is None else WARM_UP + 3):
         began = time.perf_counter()
         trainer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
-    return Trial(precision, batch, min(seconds[1:]), peak_memory(device))
+    return Trial(precision, batch, min(seconds[-2:]), peak_memory(device))
 
 
 def search(config: RunConfig, data: Dataset, device: torch.device, seconds: float) -> Iterator[Trial]:

@@ -17,8 +17,8 @@ from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.data.order import batch_indices, flip_mask
 from cmtool.errors import DivergenceError
-from cmtool.losses.draw import Nets, Slice
-from cmtool.losses.objective import Objective
+from cmtool.losses.draw import Draw, Nets, Slice
+from cmtool.losses.objective import Loss, Objective
 from cmtool.models import Model
 from cmtool.rng import batch_uniform, moved
 from cmtool.samplers.generate import out_of_memory
@@ -27,6 +27,7 @@ from cmtool.schedules.learning_rate import lr_factor
 from cmtool.training.ahead import Ahead
 from cmtool.training.distributed import World
 from cmtool.training.numbers import all_finite, gradient_norm
+from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
 from cmtool.training.stopping import Stop
@@ -59,6 +60,9 @@ class Trainer:
         self.stopped = False
         self.notes: list[str] = []
         self._ahead = Ahead(self._load) if self.device.type == "cuda" else None
+        self.replay: Replay | None = None
+        if self._ahead is not None and replayable(config, self.device):
+            self.replay = Replay(self._looked, state.parameters, self._ahead.settle)
         # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
 
@@ -126,7 +130,8 @@ class Trainer:
         """
         first, count = self.world.rows(self.config.train.batch_size)
         size = min(self.micro, max(count, 1))
-        self.state.clear_gradients()
+        if self.replay is None or not self.replay.clear_gradients():
+            self.state.clear_gradients()
         before = self._tally.mark()
         try:
             for start in range(first, first + count, size):
@@ -141,14 +146,22 @@ class Trainer:
 
     def _pass(self, now: CurriculumState, start: int, count: int) -> None:
         """Add the gradients of the rows `start` .. `start + count` of the global batch."""
-        state, total = self.state, self.config.train.batch_size
         x0, label = self.batch(start, count)
-        rows = Slice(state.noise_seed, state.step, start, total)
-        loss = self.objective(self.nets, x0, label, now, rows)
-        mean = loss.weighted.sum() / total
+        rows = Slice(self.state.noise_seed, self.state.step, start, self.config.train.batch_size)
+        if self.replay is not None:
+            loss = self.replay(self.objective.drawn(self.nets, x0, label, now, rows), now.step / max(now.steps, 1))
+        else:
+            loss = self._descended(self.objective(self.nets, x0, label, now, rows))
+        self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
+
+    def _looked(self, draw: Draw, share: Tensor) -> Loss:
+        return self._descended(self.objective.look(self.nets, draw, share))
+
+    def _descended(self, loss: Loss) -> Loss:
+        mean = loss.weighted.sum() / self.config.train.batch_size
         self._check(mean)
         self._backward(mean)
-        self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
+        return loss
 
     def _backward(self, loss: Tensor) -> None:
         scale = self.state.scale
