@@ -1,6 +1,6 @@
 """A training step of a preset's network on one GPU: formats, torch.compile and batches against the card's own rates.
 
-    python -m benchmarks card [--preset imagenet64] [--recipe ct] [--batches 32,64,128] [--formats fp32,tf32,pair]
+    python -m benchmarks card [--preset imagenet64] [--recipe ct] [--batches 32,64,128] [--formats fp32,pair,replayed]
 
 Images are random bytes, the distance is l2 (LPIPS would need its weights). Operations are those that torch counts in a
 forward pass, times the passes of a step; the card's rate is that of a large matrix product in bfloat16, measured first.
@@ -23,6 +23,7 @@ from benchmarks.pairs import timed
 from benchmarks.scale import evaluations, size_of
 from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
+from cmtool.recorded import WARM_UP
 from cmtool.samplers.generate import out_of_memory
 from cmtool.training.bench import stand_in_data
 from cmtool.training.loop import Trainer
@@ -34,6 +35,7 @@ FORMATS: dict[str, dict[str, object]] = {
     "fp32": {"train.precision": "fp32"},
     "tf32": {"train.precision": "fp32"},
     "pair": {"train.precision": "bf16", "train.half_passes": "pair"},
+    "replayed": {"train.precision": "bf16", "train.half_passes": "pair", "train.cuda_graphs": True},
     "backward": {"train.precision": "bf16", "train.half_passes": "backward"},
     "all": {"train.precision": "bf16", "train.half_passes": "all"},
     "compiled": {"train.precision": "bf16", "train.half_passes": "all", "train.compile": True},
@@ -98,7 +100,8 @@ def sweep(asked: argparse.Namespace, config: Callable[..., RunConfig], peak: flo
             try:
                 own = again(trainer, settings) if name != "compiled" else trainer
                 torch.backends.cudnn.allow_tf32 = name == "tf32" or settle_precision(settings, own.device).tf32
-                own.step()
+                for _ in range(1 if own.replay is None else WARM_UP + 2):
+                    own.step()
                 seconds = seconds_of(own.step, asked.rounds)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -117,16 +120,17 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--batches", default="32,64,128")
     made.add_argument("--formats", default=",".join(FORMATS))
     made.add_argument("--rounds", type=int, default=7)
-    made.add_argument("--set", action="append", default=[], dest="sets")
+    made.add_argument("--set", action="append", default=["recipe.distance.kind=l2"], dest="sets")
+    made.add_argument("--teacher")
     made.add_argument("--out", type=Path, help="file for JSON")
     asked = made.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("this benchmark needs a CUDA device.")
 
     def config(batch: int = 1, **flags: object) -> RunConfig:
-        given = {"train.batch_size": batch, "train.log_every": 10**6, **flags}
-        sets = ("recipe.distance.kind=l2", *asked.sets)
-        return resolve(asked.preset, recipe=asked.recipe, sets=sets, flags=given).config
+        given = {"train.batch_size": batch, "train.log_every": 10**6, "train.cuda_graphs": False, **flags}
+        given["teacher"] = asked.teacher
+        return resolve(asked.preset, recipe=asked.recipe, sets=tuple(asked.sets), flags=given).config
 
     rates = card_rates()
     figures = ", ".join(f"{name} {value:.0f}" for name, value in rates.items())

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cmtool.memory import keep_freed_memory
+from cmtool.recorded import WARM_UP
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,13 @@ def compare(
     absent: dict[str, str] | None = None,
     warm: bool = False,
 ) -> Comparison:
-    """Run every contestant `rounds` times in turn, another one first each round; before that once, unless `warm`."""
+    """Run every contestant `rounds` times in turn, another one first each round.
+
+    Before that once unless `warm`; on a GPU until ours has recorded what it replays.
+    """
     for contestant in [] if warm else contestants:
-        settled(contestant).run()
+        for _ in range(WARM_UP + 2 if torch.cuda.is_available() else 1):
+            settled(contestant).run()
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for number in range(rounds):
         first = number % max(len(contestants), 1)

@@ -84,7 +84,10 @@ def averages_of(peer: Peer, network: nn.Module, decays: tuple[float, ...]) -> Ca
 class PeerStep:
     """The same step around a peer's network."""
 
-    def __init__(self, peer: Peer, data: Dataset, asked: argparse.Namespace, recipe: str) -> None:
+    def __init__(
+        self, peer: Peer, data: Dataset, asked: argparse.Namespace, recipe: str, half: torch.dtype | None = None
+    ) -> None:
+        self.half = half
         self.raw, self.images, self.batch, self.distils = peer.raw, data.images, asked.batch, recipe == "cd"
         self.device = torch.device(asked.device)
         self.network = peer.network.train()
@@ -114,16 +117,27 @@ class PeerStep:
         return x + gap * (slope + second) / 2
 
     def __call__(self) -> None:
-        """Do one step."""
+        """Do one step, on a GPU with convolutions in TF32: that is how a plain torch leaves them."""
+        before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, True
+        try:
+            self._step()
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
+
+    def _loss(self, x0: Tensor, z: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        x_t = x0 + t[:, None, None, None] * z
+        with torch.no_grad():
+            answer = preconditioned(self.wrap(self.target), self.cleaner(x_t, x0, t, r), r, SIGMA_MIN)
+        return (preconditioned(self.raw, x_t, t, SIGMA_MIN).float() - answer.float()).square().mean()
+
+    def _step(self) -> None:
         index = torch.randint(0, len(self.images), (self.batch,))
         x0 = (self.images[index].float() / 127.5 - 1).to(self.device)
         z = torch.randn_like(x0)
         at = torch.randint(0, POINTS - 1, (self.batch,), device=self.device)
         t, r = self.grid[at + 1], self.grid[at]
-        x_t = x0 + t[:, None, None, None] * z
-        with torch.no_grad():
-            answer = preconditioned(self.wrap(self.target), self.cleaner(x_t, x0, t, r), r, SIGMA_MIN)
-        loss = (preconditioned(self.raw, x_t, t, SIGMA_MIN) - answer).square().mean()
+        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+            loss = self._loss(x0, z, t, r)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -144,14 +158,17 @@ def contest(asked: argparse.Namespace, recipe: str, scratch: Path) -> Comparison
     found, absent = peers_of(source.to(asked.device), asked)
     fp32 = own_trainer(asked, data, recipe, source, teacher, "fp32")
     entries = [Contestant("cmtool fp32", True, fp32.step)]
-    for passes, note in PASSES.items():
+    for passes in asked.passes.split(",") if asked.passes != "none" else ():
         trainer = own_trainer(asked, data, recipe, source, teacher, "bf16", f"train.half_passes={passes}")
-        entries.append(Contestant(f"cmtool bf16 {passes}", True, trainer.step, note))
+        entries.append(Contestant(f"cmtool bf16 {passes}", True, trainer.step, PASSES[passes]))
     if asked.compile:
         compiled = own_trainer(asked, data, recipe, source, teacher, "fp32", "train.compile=true")
         entries.append(Contestant("cmtool fp32 compiled", True, compiled.step, compiled.notes[-1]))
     for peer in found:
         entries.append(Contestant(peer.name, False, PeerStep(peer, data, asked, recipe), peer.note))
+        if asked.peers_in_half:
+            alike = PeerStep(peer, data, asked, recipe, torch.bfloat16)
+            entries.append(Contestant(f"{peer.name}, bf16 autocast", False, alike, "rounds both passes by themselves"))
     parameters = sum(p.numel() for p in source.parameters())
     title = f"{recipe} training step: {parameters / 1e6:.1f} M parameters, {asked.side} px, batch {asked.batch}"
     return compare(title, entries, asked.rounds, asked.clock, absent)
@@ -161,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and publish."""
     made = parser(__doc__)
     made.add_argument("--recipes", default="ct,ict,cd")
+    made.add_argument("--peers-in-half", action="store_true", help="peers under torch.autocast (bfloat16) as well")
+    made.add_argument("--passes", default=",".join(PASSES), help="what our bfloat16 rounds, of these; none")
     asked = made.parse_args(arguments)
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:
