@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class Recorded:
         self._work, self._before, self._within = work, before, within
         self._calls: dict[tuple[Any, ...], int] = {}
         self._tapes: dict[tuple[Any, ...], _Tape] = {}
+        self._pool: Any = None
         self.reason: str | None = None
 
     @property
@@ -63,13 +65,32 @@ class Recorded:
         tape = self._tapes.get(kind)
         if tape is None:
             seen = self._calls[kind] = self._calls.get(kind, 0) + 1
-            if self.reason is not None or seen <= WARM_UP or not self._record(kind, inputs):
+            if self.reason is None and seen == WARM_UP:
+                return self._watched(inputs)
+            if self.reason is not None or seen < WARM_UP or not self._record(kind, inputs):
                 return self._work(*inputs)
             tape = self._tapes[kind]
         there = [place for place in tape.inputs if place is not None]
         torch._foreach_copy_(there, [x for x in inputs if x is not None])
         tape.graph.replay()
         return tuple(answer.clone() for answer in tape.answers)
+
+    def _watched(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Do the work and see whether it waits for the GPU: its recording would fail, and spoil what is under way."""
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                answers = self._work(*inputs)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        for warning in heard:
+            if "called a synchronizing" in str(warning.message):
+                self.reason = f"it waits for the GPU ({warning.filename}:{warning.lineno})"
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return answers
 
     def _record(self, kind: tuple[Any, ...], inputs: Inputs) -> bool:
         """Record the work on inputs of this kind; whether that worked. Nothing is computed."""
@@ -81,18 +102,21 @@ class Recorded:
         if self._before is not None:
             self._before()
         places = tuple(None if x is None else x.clone() for x in inputs)
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._tapes.values())).graph.pool() if self._tapes else None
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         # A graph or tensor that the collector finds while work is recorded would call what must not be called then.
         gc.collect()
+        collects = gc.isenabled()
         gc.disable()
         try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 answers = self._work(*places)
         except Exception as error:  # whatever a driver, library or kernel may raise: none of it is a reason to stop
             self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             return False
         finally:
-            gc.enable()
+            gc.enable() if collects else None
+            torch.cuda.set_stream(stream)  # which a recording that failed leaves at its own
         self._tapes[kind] = _Tape(graph, places, answers)
         return True

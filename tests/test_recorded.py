@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -24,9 +25,6 @@ class Graph:
 
     def __init__(self) -> None:
         self.again = lambda: None
-
-    def pool(self) -> None:
-        return None
 
     def replay(self) -> None:
         self.again()
@@ -61,6 +59,10 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name, answer in (("get_sync_debug_mode", 0), ("set_sync_debug_mode", None), ("set_stream", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *a, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: card.used)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100))
     return card
@@ -111,6 +113,30 @@ def test_work_that_cannot_be_recorded_goes_on_as_it_is(cuda):
     assert [float(recorded(torch.zeros(1))[0]) for _ in range(8)] == [1.0] * 8
     assert recorded.reason == "RuntimeError: operation not permitted when stream is capturing"
     assert not recorded.replays
+
+
+def test_work_that_waits_for_the_gpu_is_not_recorded(cuda):
+    calls = []
+
+    def work(x):
+        calls.append(1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return (x + 1,)
+
+    recorded = Recorded(recordable(work))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert [float(recorded(torch.zeros(1))[0]) for _ in range(6)] == [1.0] * 6
+    assert recorded.reason.startswith("it waits for the GPU (")
+    assert (len(calls), recorded.replays) == (6, False)
+
+
+def test_other_warnings_are_passed_on(cuda):
+    recorded = Recorded(recordable(lambda x: (warnings.warn("mind this", stacklevel=1), (x,))[1]))
+    with pytest.warns(UserWarning, match="mind this") as heard:
+        for _ in range(WARM_UP):
+            recorded(torch.zeros(1))
+    assert len(heard) == WARM_UP
 
 
 def test_large_work_is_not_recorded(cuda):
