@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cmtool.config.load import resolve
 from cmtool.data import save_npz
 from cmtool.errors import DataError, OfflineError
 from cmtool.evaluation.features import build_features
@@ -169,3 +170,14 @@ def test_figures_by_request_and_notes():
         compute_figures(measure(reference.images.first(4), network), side, network, ("pr",))
     few = compute_figures(measure(reference.images.first(4), network), side, network)
     assert few.values["precision"] is None and "more than 5" in few.notes[0]
+
+
+@pytest.mark.parametrize("preset", ["digits", "shapes", "shapes64", "toy2d"])
+def test_presets_of_built_in_data_are_judged_by_features_that_come_along(preset):
+    config = resolve(preset).config
+    side = config.data.resolution
+    shape = (2, 1, 1) if preset == "toy2d" else (side, side, config.data.channels)
+    reference = resolve_reference(config.eval.reference, shape)
+    assert reference.features == {"toy2d": "points"}.get(preset, config.data.source)
+    network = build_features(reference.features, shape)
+    assert network.domain or network.name == "points"
