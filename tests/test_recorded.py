@@ -21,20 +21,35 @@ class Graph:
     """Runs the work that was called while it recorded; what that call itself left in gradients is taken back."""
 
     current: Graph | None = None
+    replaying = False
     gradients: tuple[torch.Tensor, ...] = ()
 
     def __init__(self) -> None:
         self.again = lambda: None
 
     def replay(self) -> None:
+        Graph.replaying = True
         self.again()
 
 
 class Event:
+    """What is timed as it is takes `plain` ms, what is replayed `replayed` ms, known after a call or two."""
+
     waited = 0
+    plain, replayed = 3.0, 1.0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.asked, self.replays = 0, False
 
     def record(self) -> None:
-        pass
+        self.replays = Graph.replaying
+
+    def query(self) -> bool:
+        self.asked += 1
+        return self.asked > 1
+
+    def elapsed_time(self, end: Event) -> float:
+        return Event.replayed if end.replays else Event.plain
 
     def synchronize(self) -> None:
         Event.waited += 1
@@ -56,6 +71,7 @@ def cuda(monkeypatch):
         for gradient, before in zip(Graph.gradients, kept, strict=True):
             gradient.copy_(before)
 
+    monkeypatch.setattr(Graph, "replaying", False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -137,6 +153,24 @@ def test_other_warnings_are_passed_on(cuda):
         for _ in range(WARM_UP):
             recorded(torch.zeros(1))
     assert len(heard) == WARM_UP
+
+
+def test_a_recording_that_is_slower_is_dropped(cuda, monkeypatch):
+    monkeypatch.setattr(Event, "replayed", 3.5)
+    recorded = Recorded(recordable(lambda x: (x + 1,)))
+    states = []
+    for value in range(WARM_UP + 6):
+        assert float(recorded(torch.full((1,), float(value)))[0]) == value + 1
+        states.append(recorded.replays)
+    assert recorded.reason == "it takes 3.5 ms replayed and 3.0 ms as it is"
+    assert states.count(True) >= 2 and not states[-1]
+
+
+def test_a_recording_that_is_faster_is_kept(cuda):
+    recorded = Recorded(recordable(lambda x: (x + 1,)))
+    for _ in range(WARM_UP + 6):
+        recorded(torch.zeros(1))
+    assert (recorded.replays, recorded.reason) == (True, None)
 
 
 def test_large_work_is_not_recorded(cuda):
