@@ -147,8 +147,16 @@ def test_work_that_waits_for_the_gpu_is_not_recorded(cuda):
     assert (len(calls), recorded.replays) == (6, False)
 
 
-def test_other_warnings_are_passed_on(cuda):
-    recorded = Recorded(recordable(lambda x: (warnings.warn("mind this", stacklevel=1), (x,))[1]))
+def test_other_warnings_are_passed_on(cuda, monkeypatch):
+    def work(x):
+        warnings.warn("mind this", stacklevel=1)
+        return (x,)
+
+    def set_mode(mode):
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    recorded = Recorded(recordable(work))
     with pytest.warns(UserWarning, match="mind this") as heard:
         for _ in range(WARM_UP):
             recorded(torch.zeros(1))
