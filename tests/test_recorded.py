@@ -268,3 +268,4 @@ def test_a_step_far_behind_is_waited_for(cuda):
 def test_where_passes_are_recorded(sets, device, expected):
     config = resolve("digits", recipe="ict", sets=sets).config
     assert replayable(config, torch.device(device)) is expected
+    assert not replayable(config, torch.device(device), processes=2)

@@ -61,7 +61,7 @@ class Trainer:
         self.notes: list[str] = []
         self._ahead = Ahead(self._load) if self.device.type == "cuda" else None
         self.replay: Replay | None = None
-        if self._ahead is not None and replayable(config, self.device):
+        if self._ahead is not None and replayable(config, self.device, self.world.size):
             self.replay = Replay(self._looked, state.parameters, self._ahead.settle)
         # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size

@@ -18,10 +18,13 @@ from cmtool.rng import moved
 IN_QUEUE = 4
 
 
-def replayable(config: RunConfig, device: torch.device) -> bool:
-    """Whether a pass may be recorded: no masks are drawn in it, and no number that it needs is on the processor."""
+def replayable(config: RunConfig, device: torch.device, processes: int = 1) -> bool:
+    """Whether a pass may be recorded: no masks are drawn in it, and no number that it needs is on the processor.
+
+    Not in one of several processes: how that goes beside their gradients' sums has not been seen.
+    """
     train = config.train
-    asked = train.cuda_graphs and not train.compile and not train.shard
+    asked = train.cuda_graphs and not train.compile and processes == 1
     return asked and device.type == "cuda" and train.precision != "fp16" and not has_dropout(config)
 
 
@@ -47,7 +50,7 @@ class Replay:
     def __call__(self, draw: Draw, share: float) -> Loss:
         """Do a pass of `draw`, with `share` of the run done; the gradients are added up."""
         device = draw.x0.device
-        done = moved(torch.tensor(share, dtype=torch.float64), device)
+        done = moved(torch.tensor(share, dtype=torch.float32), device)
         self._rows = draw.rows
         weighted, distance = self.calls(draw.x0, draw.z, draw.t, draw.r, draw.label, draw.made, done)
         return Loss(weighted, distance, draw.t)
