@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Model(nn.Module):
         self.autocast: torch.dtype | None = None
         # Whether consistency training asks it for a pair of passes that share the errors of a half.
         self.paired = False
-        self._recorded: Recorded | None = None
+        self._replayed: Callable[..., Tensor] | None = None
 
     @property
     def sigma_min(self) -> float:
@@ -105,8 +105,7 @@ class Model(nn.Module):
             r = torch.zeros_like(c.c_noise)
         to = None if r is None else self.parameterization.coefficients(r).c_noise.to(x.dtype)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            answer = (self._recorded or self.network)(inner, c.c_noise.to(x.dtype), label, to)
-        return (answer[0] if isinstance(answer, tuple) else answer).to(x.dtype)
+            return (self._replayed or self.network)(inner, c.c_noise.to(x.dtype), label, to).to(x.dtype)
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
@@ -116,14 +115,15 @@ class Model(nn.Module):
         """
         compiled = self.network._compiled_call_impl is not None
         learns = self.training or any(parameter.requires_grad for parameter in self.parameters())
-        if self._recorded is not None or self.device.type != "cuda" or compiled or learns:
+        if self._replayed is not None or self.device.type != "cuda" or compiled or learns:
             yield
             return
-        self._recorded = Recorded(lambda *inputs: (self.network(*inputs),))
+        recorded = Recorded(lambda *inputs: (self.network(*inputs),))
+        self._replayed = lambda *inputs: recorded(*inputs)[0]
         try:
             yield
         finally:
-            self._recorded = None
+            self._replayed = None
 
     def log_variance(self, t: Tensor) -> Tensor:
         """Return the head w (B,) of a network with `log_variance` at the noise levels t (B,)."""

@@ -76,7 +76,7 @@ class Recorded:
 
     `work` must do all its arithmetic on the GPU, ask nothing back from it, draw no random numbers, and depend on
     nothing but its inputs and memory that stays where it is (weights that are updated in place). Work that turns out
-    not to be like that, or to be no faster so, is called as it is from then on, and `reason` says why.
+    not to be like that, or to be slower so, is called as it is from then on, and `reason` says why.
 
     Args:
         work: what to record; returns tensors.
@@ -126,9 +126,9 @@ class Recorded:
         there = [place for place in tape.inputs if place is not None]
         torch._foreach_copy_(there, [x for x in inputs if x is not None])
         race.replays += 1
-        if race.replays == 2:  # the first one brings the graph to the GPU
-            race.replayed = _Span()
-        with race.replayed if race.replays == 2 and race.replayed else contextlib.nullcontext():
+        span = _Span() if race.replays == 2 else None  # the first one brings the graph to the GPU
+        race.replayed = span or race.replayed
+        with span or contextlib.nullcontext():
             tape.graph.replay()
         return tuple(answer.clone() for answer in tape.answers)
 

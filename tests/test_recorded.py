@@ -269,3 +269,24 @@ def test_where_passes_are_recorded(sets, device, expected):
     config = resolve("digits", recipe="ict", sets=sets).config
     assert replayable(config, torch.device(device)) is expected
     assert not replayable(config, torch.device(device), processes=2)
+
+
+def test_a_model_asks_its_recording_while_it_samples_and_its_network_afterwards(monkeypatch):
+    model = trainer_of("ict").state.ema
+    asked = []
+
+    def recorded(work):
+        return lambda *inputs: asked.append(len(inputs)) or work(*inputs)
+
+    x, t = 80 * torch.randn(4, *model.image_shape), torch.full((4,), 80.0)
+    plain = model(x, t)
+    with model.replaying():
+        assert torch.equal(model(x, t), plain)
+    assert not asked  # on a CPU there is nothing to record
+    monkeypatch.setattr("cmtool.models.Recorded", recorded)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    with model.replaying():
+        assert torch.equal(model(x, t), plain)
+    assert asked == [4]
+    assert torch.equal(model(x, t), plain)
+    assert len(asked) == 1
