@@ -83,6 +83,7 @@ class Recorded:
         before: called before a recording, after the calls that warm up.
         within: share of the device's memory above which nothing is recorded: a recording keeps what it needs, and
             large networks have nothing to gain.
+        tell: called with `reason` when there is one.
     """
 
     def __init__(
@@ -90,8 +91,9 @@ class Recorded:
         work: Callable[..., tuple[Tensor, ...]],
         before: Callable[[], None] | None = None,
         within: float = 0.25,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
-        self._work, self._before, self._within = work, before, within
+        self._work, self._before, self._within, self._tell = work, before, within, tell
         self._races: dict[tuple[Any, ...], _Race] = {}
         self._tapes: dict[tuple[Any, ...], _Tape] = {}
         self._pool: Any = None
@@ -118,9 +120,15 @@ class Recorded:
                     return self._work(*inputs)
         answers = self._replay(self._tapes[kind], race, inputs)
         if (times := race.settled()) and times[1] > SLOWER * times[0]:
-            self.reason = f"it takes {times[1]:.1f} ms replayed and {times[0]:.1f} ms as it is"
+            self._give_up(f"it takes {times[1]:.1f} ms replayed and {times[0]:.1f} ms as it is")
             self._tapes.clear()
         return answers
+
+    def _give_up(self, reason: str) -> bool:
+        told, self.reason = self.reason is not None, reason
+        if self._tell is not None and not told:
+            self._tell(reason)
+        return False
 
     def _replay(self, tape: _Tape, race: _Race, inputs: Inputs) -> tuple[Tensor, ...]:
         there = [place for place in tape.inputs if place is not None]
@@ -144,7 +152,7 @@ class Recorded:
                 torch.cuda.set_sync_debug_mode(mode)
         for warning in heard:
             if "called a synchronizing" in str(warning.message):
-                self.reason = f"it waits for the GPU ({warning.filename}:{warning.lineno})"
+                self._give_up(f"it waits for the GPU ({warning.filename}:{warning.lineno})")
             elif "Synchronization debug mode" not in str(warning.message):  # torch's word on the mode itself
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return answers
@@ -154,8 +162,7 @@ class Recorded:
         device = next(x.device for x in inputs if x is not None)
         used, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         if used > self._within * there:
-            self.reason = f"it takes {used / there:.0%} of the device's memory"
-            return False
+            return self._give_up(f"it takes {used / there:.0%} of the device's memory")
         if self._before is not None:
             self._before()
         places = tuple(None if x is None else x.clone() for x in inputs)
@@ -170,8 +177,7 @@ class Recorded:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 answers = self._work(*places)
         except Exception as error:  # whatever a driver, library or kernel may raise: none of it is a reason to stop
-            self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            return False
+            return self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
         finally:
             gc.enable() if collects else None
             torch.cuda.set_stream(stream)  # which a recording that failed leaves at its own

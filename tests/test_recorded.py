@@ -147,6 +147,14 @@ def test_work_that_waits_for_the_gpu_is_not_recorded(cuda):
     assert (len(calls), recorded.replays) == (6, False)
 
 
+def test_why_nothing_is_recorded_is_told_once(cuda):
+    cuda.used, told = 26, []
+    recorded = Recorded(recordable(lambda x: (x,)), tell=told.append)
+    for side in (1, 1, 1, 1, 2, 2, 2, 2):
+        recorded(torch.zeros(side))
+    assert told == ["it takes 26% of the device's memory"]
+
+
 def test_other_warnings_are_passed_on(cuda, monkeypatch):
     def work(x):
         warnings.warn("mind this", stacklevel=1)
@@ -203,7 +211,8 @@ def with_replay(trainer):
     """Give a trainer on the CPU what it has on a GPU."""
     before = []
 
-    trainer.replay = Replay(trainer._looked, trainer.state.parameters, lambda: before.append(trainer.state.step))
+    pause, tell = lambda: before.append(trainer.state.step), trainer.remarks.append
+    trainer.replay = Replay(trainer._looked, trainer.state.parameters, pause, tell)
     calls = trainer.replay.calls
     calls._work = recordable(calls._work)
     fix = calls._before
@@ -230,6 +239,15 @@ def test_replayed_steps_are_the_steps(cuda, recipe, micro):
     assert len(paused) == (1 if micro == 16 else 2)
     assert float((weights(plain) - weights(replayed)).abs().max()) < 1e-6
     assert abs(plain.report().loss - replayed.report().loss) < 1e-5
+
+
+def test_a_trainer_remarks_that_its_passes_are_not_recorded(cuda):
+    cuda.used = 30
+    trainer = trainer_of("ict", **{"train.batch_size": 8, "train.steps": 40})
+    with_replay(trainer)
+    for _ in range(WARM_UP + 2):
+        trainer.step()
+    assert trainer.remarks == ["train.cuda_graphs: a pass is not recorded: it takes 30% of the device's memory"]
 
 
 def test_weights_that_no_pass_reaches_keep_no_gradient(cuda):

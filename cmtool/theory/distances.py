@@ -22,7 +22,8 @@ SAMPLED_DIM_LIMIT = 3
 def folded(bias: float | Array, spread: float | Array) -> Array:
     """E|bias + spread Z|: the exact W1 of two normals on the line whose quantiles differ by bias + spread z."""
     bias, spread = np.broadcast_arrays(np.abs(np.asarray(bias, float)), np.abs(np.asarray(spread, float)))
-    ratio = np.divide(bias, spread, out=np.full(bias.shape, np.inf), where=spread > 0)
+    with np.errstate(over="ignore"):  # infinite is right
+        ratio = np.divide(bias, spread, out=np.full(bias.shape, np.inf), where=spread > 0)
     tail = np.where(np.isinf(ratio), 0.0, np.exp(-(np.minimum(ratio, 1e3) ** 2) / 2))
     return spread * np.sqrt(2 / np.pi) * tail + bias * (1 - 2 * ndtr(-ratio))
 

@@ -59,10 +59,11 @@ class Trainer:
         self._tally = Tally()
         self.stopped = False
         self.notes: list[str] = []
+        self.remarks: list[str] = []  # what turned out on the way, for the log
         self._ahead = Ahead(self._load) if self.device.type == "cuda" else None
         self.replay: Replay | None = None
         if self._ahead is not None and replayable(config, self.device, self.world.size):
-            self.replay = Replay(self._looked, state.parameters, self._ahead.settle)
+            self.replay = Replay(self._looked, state.parameters, self._ahead.settle, self.remarks.append)
         # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
 
@@ -141,6 +142,7 @@ class Trainer:
                 raise
             self._tally.rewind(before)
             self.micro = -(-size // 2)
+            self.remarks.append(f"step {self.state.step}: {size} images at once do not fit memory; {self.micro} now")
             return False
         return True
 

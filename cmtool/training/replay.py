@@ -31,7 +31,8 @@ def replayable(config: RunConfig, device: torch.device, processes: int = 1) -> b
 class Replay:
     """Passes that add to gradients in memory of their own, which recordings write to.
 
-    `work(draw, share)` does a pass with its backward pass; `pause` lets the thread that loads images come to rest.
+    `work(draw, share)` does a pass with its backward pass; `pause` lets the thread that loads images come to rest;
+    `tell` is told why passes are not recorded, if so.
     """
 
     def __init__(
@@ -39,13 +40,16 @@ class Replay:
         work: Callable[[Draw, Tensor], Loss],
         parameters: Callable[[], list[nn.Parameter]],
         pause: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> None:
         self._work, self._parameters, self._pause = work, parameters, pause
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._reached: set[nn.Parameter] = set()
         self._steps: list[torch.cuda.Event] = []
         self._rows = Slice(0, 0, 0, 0)
-        self.calls = Recorded(self._pass, self._before)
+        self.calls = Recorded(
+            self._pass, self._before, tell=lambda why: tell(f"train.cuda_graphs: a pass is not recorded: {why}")
+        )
 
     def __call__(self, draw: Draw, share: float) -> Loss:
         """Do a pass of `draw`, with `share` of the run done; the gradients are added up."""

@@ -137,8 +137,7 @@ class Session:
     def _stops(self) -> int:
         """Return the next step at which anything happens."""
         train, now = self.config.train, self.state.step
-        every = [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every]
-        every += [n for n, _ in self.chores]
+        every = [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every, *dict(self.chores)]
         return min([train.steps, *(now - now % n + n for n in every if n)])
 
     def run(self, stop: Stop, arguments: Sequence[str] = ()) -> Outcome:
@@ -252,6 +251,8 @@ class Session:
 
     def _report(self) -> None:
         report = self.trainer.report()
+        while self.trainer.remarks:
+            self.log(self.trainer.remarks.pop(0))
         norm = self.state.average_norm() if self._takes_part else 0.0
         if self.world.main:
             self.folder.append(report.row())

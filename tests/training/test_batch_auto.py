@@ -44,6 +44,7 @@ def test_micro_batch_auto_halves_until_it_fits_and_trains_the_same(error):
         whole.step()
         auto.step()
     assert auto.objective.tried == [8, 4, 2, 2, 2, 2] + [2] * 8
+    assert auto.remarks == [f"step 0: {n} images at once do not fit memory; {n // 2} now" for n in (8, 4)]
     for a, b in zip(whole.state.parameters(), auto.state.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     one, other = whole.report(), auto.report()

@@ -68,6 +68,14 @@ def test_run_log_is_enough_to_run_it_again(tmp_path, monkeypatch):
     assert lines[-1].endswith("finished at step 2")
 
 
+def test_what_a_trainer_remarks_stands_in_the_log_once(tmp_path):
+    session, _ = session_of(config_of("edm", "train.log_every=2", steps=4), tmp_path / "run")
+    session.trainer.remarks.append("step 0: 8 images at once do not fit memory; 4 now")
+    session.run(Stop())
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("Z step 0: 8 images at once do not fit memory; 4 now\n") == 1
+
+
 def test_checkpoints_kept(tmp_path):
     config = config_of("edm", "train.checkpoint_every=2", "train.keep_every=6", steps=13)
     train(config, tmp_path / "run")
