@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -221,6 +222,59 @@ def test_the_search_doubles_the_batch_until_time_memory_or_the_batch_ends(monkey
         assert tried == wanted
         assert [t.batch for t in found] == [b for b in wanted if b <= limit]
         assert found[0].images_per_s == pytest.approx(1000)
+
+
+@pytest.mark.parametrize(
+    ("half", "in_turns", "best", "asked"),
+    [
+        (900, 1.2, "bf16", 1),
+        (900, 1.05, "fp32", 1),
+        (1100, 1.05, "fp32", 1),
+        (1500, 0.9, "bf16", 0),
+        (600, 2.0, "fp32", 0),
+    ],
+)
+def test_a_half_is_the_best_precision_if_it_gains_in_turns_too(half, in_turns, best, asked):
+    turns = []
+    trials = [Trial("fp32", 8, 8 / 500, 0), Trial("fp32", 16, 16 / 1000, 0), Trial("bf16", 16, 16 / half, 0)]
+    found = bench.best_of(trials, lambda one, other: turns.append((one, other)) or in_turns)
+    assert (found.precision, turns) == (best, [(trials[1], trials[2])] * asked)
+
+
+def test_precisions_are_compared_at_one_batch():
+    """The fastest of each, at two batches, would answer another question."""
+    trials = [Trial("fp32", 32, 32 / 550, 0), Trial("fp32", 64, 64 / 530, 0), Trial("bf16", 64, 64 / 560, 0)]
+    assert bench.best_of(trials, lambda one, other: 1.0) is trials[1]
+    trials = [Trial("fp32", 16, 16 / 500, 0), Trial("bf16", 16, 16 / 400, 0), Trial("bf16", 32, 32 / 520, 0)]
+    assert bench.best_of(trials, lambda one, other: 1.2 if (one, other) == (trials[0], trials[2]) else 0) is trials[2]
+
+
+def test_trials_of_one_precision_are_not_taken_in_turns():
+    trials = [Trial("bf16", 8, 8 / 500, 0), Trial("bf16", 16, 16 / 400, 0)]
+    assert bench.best_of(trials, None) is trials[0]
+
+
+def test_steps_in_turns_tell_how_many_times_faster_one_is(monkeypatch):
+    """Against a clock whose machine slows down: pairs do not see it. Seconds an image count, not a step."""
+    pace = itertools.count(1)
+
+    def cost(config, data, device, precision, batch):
+        return 1.0 if precision == "fp32" else 4.0
+
+    monkeypatch.setattr(bench, "_warm", cost)
+    monkeypatch.setattr(bench, "_step", lambda cost: cost * (1 + 0.001 * next(pace)))
+    monkeypatch.setattr(bench, "SPAN", 0.0)
+    one, other = Trial("fp32", 8, 1.0, 0), Trial("bf16", 64, 4.0, 0)
+    assert bench.in_turns(None, None, torch.device("cpu"), one, other) == pytest.approx(2.0, rel=2e-3)
+
+
+def test_two_that_do_not_fit_the_memory_at_once_are_compared_by_their_trials(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(bench, "_warm", full)
+    one, other = Trial("fp32", 8, 1.0, 0), Trial("bf16", 8, 0.5, 0)
+    assert bench.in_turns(None, None, torch.device("cpu"), one, other) == 2.0
 
 
 def test_data_of_a_published_preset_is_replaced_by_bytes_of_its_shape():

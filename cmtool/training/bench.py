@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ PARTS = ("data", "noise and loss", "teacher", "target forward", "forward", "back
 NETWORK = ("teacher", "target forward", "forward", "backward")
 # What a step does once, however many passes it takes.
 ONCE = ("optimizer", "averages", "rest")
+# Seconds that a trial takes steps for.
+SPAN = 0.5
+# How many times as fast a half must be to be worth its rounding, and what trials one after the other leave open.
+WORTH, UNCLEAR = 1.1, (0.7, 1.4)
 
 
 @dataclass
@@ -156,20 +161,68 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def trial(config: RunConfig, data: Dataset, device: torch.device, precision: str, batch: int) -> Trial:
-    """Time a step of `batch` images: the faster of two, after those that warm up."""
+def _step(trainer: Trainer) -> float:
+    """Do a step and return its seconds."""
+    began = time.perf_counter()
+    trainer.step()
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter() - began
+
+
+def _warm(config: RunConfig, data: Dataset, device: torch.device, precision: str, batch: int) -> Trainer:
+    """Return a trainer of `batch` images a step whose first steps are done."""
     train = config.train.model_copy(update={"batch_size": batch, "micro_batch": None, "precision": precision})
+    trainer = prepare(config.model_copy(update={"train": train}), data, device)
+    for _ in range(1 if trainer.replay is None else WARM_UP + 1):
+        _step(trainer)
+    return trainer
+
+
+def trial(config: RunConfig, data: Dataset, device: torch.device, precision: str, batch: int) -> Trial:
+    """Time a step of `batch` images: the fastest of two, or of those of `SPAN` seconds."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trainer = prepare(config.model_copy(update={"train": train}), data, device)
-    seconds = []
-    for _ in range(3 if trainer.replay is None else WARM_UP + 3):
+    trainer = _warm(config, data, device, precision, batch)
+    seconds: list[float] = []
+    while len(seconds) < 2 or sum(seconds) < SPAN:
+        seconds.append(_step(trainer))
+    return Trial(precision, batch, min(seconds), peak_memory(device))
+
+
+def in_turns(config: RunConfig, data: Dataset, device: torch.device, one: Trial, other: Trial) -> float:
+    """How many times as many images a second `other` trains as `one`: the median of pairs of steps.
+
+    A machine that is shared is a fifth faster in one second than in the next, which pairs do not see.
+    """
+    try:
+        first, second = (_warm(config, data, device, found.precision, found.batch) for found in (one, other))
+        ratios: list[float] = []
         began = time.perf_counter()
-        trainer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return Trial(precision, batch, min(seconds[-2:]), peak_memory(device))
+        while len(ratios) < 3 or time.perf_counter() - began < 4 * SPAN:
+            ratios.append(_step(first) / one.batch * other.batch / _step(second))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return other.images_per_s / one.images_per_s  # both at once do not fit
+    return median(ratios)
+
+
+def best_of(trials: Sequence[Trial], gain: Callable[[Trial, Trial], float]) -> Trial:
+    """Return the fastest trial, but one in float32, which is more exact, if a half does not gain `WORTH` on it.
+
+    `gain(one, other)` measures once more how many times as fast the other is, where that is not clear.
+    """
+    fastest = max(trials, key=lambda found: found.images_per_s)
+    exact, halves = ([t for t in trials if (t.precision == "fp32") == wanted] for wanted in (True, False))
+    if not exact or not halves:
+        return fastest
+    # Of the same batch, if both were tried with it: which of two batches does better is no matter of precision.
+    one, other = (max(found, key=lambda t: (t.batch == fastest.batch, t.images_per_s)) for found in (exact, halves))
+    ratio = other.images_per_s / one.images_per_s
+    if not UNCLEAR[0] < ratio < UNCLEAR[1]:
+        return other if ratio > 1 else one
+    return other if gain(one, other) > WORTH else one
 
 
 def search(config: RunConfig, data: Dataset, device: torch.device, seconds: float) -> Iterator[Trial]:
