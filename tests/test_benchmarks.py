@@ -263,9 +263,11 @@ def test_steps_in_turns_tell_how_many_times_faster_one_is(monkeypatch):
 
     monkeypatch.setattr(bench, "_warm", cost)
     monkeypatch.setattr(bench, "_step", lambda cost: cost * (1 + 0.001 * next(pace)))
-    monkeypatch.setattr(bench, "SPAN", 0.0)
-    one, other = Trial("fp32", 8, 1.0, 0), Trial("bf16", 64, 4.0, 0)
+    monkeypatch.setattr(bench, "SPAN", 0.01)
+    one, other = Trial("fp32", 8, 0.01, 0), Trial("bf16", 64, 0.06, 0)
     assert bench.in_turns(None, None, torch.device("cpu"), one, other) == pytest.approx(2.0, rel=2e-3)
+    slow = Trial("bf16", 64, 0.08, 0)
+    assert bench.in_turns(None, None, torch.device("cpu"), one, slow) == pytest.approx(1.0), "its trials are enough"
 
 
 def test_two_that_do_not_fit_the_memory_at_once_are_compared_by_their_trials(monkeypatch):

@@ -193,8 +193,12 @@ def trial(config: RunConfig, data: Dataset, device: torch.device, precision: str
 def in_turns(config: RunConfig, data: Dataset, device: torch.device, one: Trial, other: Trial) -> float:
     """How many times as many images a second `other` trains as `one`: the median of pairs of steps.
 
-    A machine that is shared is a fifth faster in one second than in the next, which pairs do not see.
+    A machine that is shared is a fifth faster in one second than in the next, which pairs do not see. Steps that take
+    seconds themselves are not taken again.
     """
+    by_trials = other.images_per_s / one.images_per_s
+    if one.seconds + other.seconds > 8 * SPAN:
+        return by_trials
     try:
         first, second = (_warm(config, data, device, found.precision, found.batch) for found in (one, other))
         ratios: list[float] = []
@@ -204,7 +208,7 @@ def in_turns(config: RunConfig, data: Dataset, device: torch.device, one: Trial,
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        return other.images_per_s / one.images_per_s  # both at once do not fit
+        return by_trials  # both at once do not fit
     return median(ratios)
 
 
