@@ -125,9 +125,9 @@ class Recorded:
         return answers
 
     def _give_up(self, reason: str) -> bool:
-        told, self.reason = self.reason is not None, reason
-        if self._tell is not None and not told:
+        if self.reason is None and self._tell is not None:
             self._tell(reason)
+        self.reason = reason
         return False
 
     def _replay(self, tape: _Tape, race: _Race, inputs: Inputs) -> tuple[Tensor, ...]:

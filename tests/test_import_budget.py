@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -88,16 +87,10 @@ def test_importing_the_package_is_free(tmp_path):
     assert run_python(tmp_path, "-c", code).stdout.strip() == "[]"
 
 
-def torch_release() -> tuple[int, ...]:
-    return tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
-
-
 FIRST_IMAGE = """
 import sys, time
 start = time.process_time()
 import torch
-if {early}:
-    import sympy  # torch before 2.13 imports it by itself, at its first work
 between = time.process_time()
 torch_itself = set(sys.modules)
 from cmtool.cli.app import run
@@ -114,7 +107,7 @@ def test_importing_torch_dominates_the_way_to_the_first_image(tmp_path):
     """Processor time; the best of up to three, since the machine may be busy."""
     rows = []
     while len(rows) < 3 and not (rows and float(rows[-1][1]) < min(0.5, float(rows[-1][0]))):
-        done = run_python(tmp_path, "-c", FIRST_IMAGE.replace("{early}", str(torch_release() < (2, 13))))
+        done = run_python(tmp_path, "-c", FIRST_IMAGE)
         assert done.returncode == 0, done.stderr
         rows.append(done.stderr.splitlines()[-1].split(":")[1:])
     assert (tmp_path / "one.png").is_file()

@@ -81,7 +81,7 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
         trials.append(found)
     best = best_of(trials, lambda one, other: in_turns(config, data, place, one, other))
     if best.precision == "fp32" and any(found.images_per_s > best.images_per_s for found in trials):
-        output.say("fp32: step by step in turns a half gains less than a tenth, and it is less exact")
+        output.say("fp32: with one batch a half gains less than a tenth, and it is less exact")
     micro = best.batch if best.batch < config.train.batch_size else None
     changed = {"precision": best.precision, "batch_size": best.batch, "micro_batch": None}
     train = config.train.model_copy(update=changed)

@@ -12,6 +12,7 @@ import tomli_w
 from cmtool.errors import ConfigError
 
 _LARGEST = 1_000_000  # bytes; presets and settings have some thousand, and parsing a hostile file takes seconds a MB
+_DEEPEST = 50  # presets have three levels
 
 
 def read_toml(path: Path, label: str | None = None) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def read_toml(path: Path, label: str | None = None) -> dict[str, Any]:
             data = stream.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise ConfigError(f"{label} is larger than {_LARGEST // 10**6} MB; no preset is.")
-        return tomli.loads(data.decode("utf-8"))
+        document = tomli.loads(data.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{label} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -35,6 +36,20 @@ def read_toml(path: Path, label: str | None = None) -> dict[str, Any]:
         raise ConfigError(_syntax(label, str(error))) from None
     except RecursionError:
         raise ConfigError(f"{label} is nested too deeply.") from None
+    if _is_deep(document):
+        raise ConfigError(f"{label} is nested too deeply.")
+    return document
+
+
+def _is_deep(document: dict[str, Any]) -> bool:
+    """Whether tables and lists lie in each other `_DEEPEST` times; parsers stand more or less, by their release."""
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        inside = [value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [value for value in inside if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _syntax(label: str, problem: str) -> str:

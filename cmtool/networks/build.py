@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.networks.adm import AdmUNet
@@ -17,6 +20,18 @@ from cmtool.rng import derive
 KINDS: dict[str, Callable[..., RawNetwork]] = {"adm": AdmUNet, "mlp": Mlp, "song": SongUNet, "edm2": Edm2UNet}
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out torch's initializations: on the meta device there is nothing to fill.
+
+    torch before 2.13 imports sympy to find that out, a third of a second of every start.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def build_network(
     cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None = None, seed: int = 0
 ) -> RawNetwork:
@@ -26,7 +41,8 @@ def build_network(
     None for an unconditional network. The initial weights are a function of `seed` alone. Under `torch.device("meta")`
     nothing is allocated. Raises `ConfigError` for settings that do not fit together.
     """
-    with torch.random.fork_rng(devices=[]):
+    unfilled = torch.get_default_device().type == "meta"
+    with torch.random.fork_rng(devices=[]), _Unfilled() if unfilled else contextlib.nullcontext():
         torch.default_generator.manual_seed(derive(seed, "network"))
         network = KINDS[cfg.kind](cfg, channels=channels, resolution=resolution, num_classes=num_classes)
     # Convolutions run 5 to 35 % faster with channels last, and one strided weight is enough to make them.

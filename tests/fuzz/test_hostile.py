@@ -93,11 +93,17 @@ def test_names_in_a_header_steer_no_terminal(cmtool, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["a = " + "[" * 100_000, ".".join("a" * 5000) + " = 1", "a = [" + "1," * 600_000 + "]"]
+    "text",
+    [
+        "a = " + "[" * 100_000,
+        ".".join("a" * 5000) + " = 1",
+        "a = [" + "1," * 600_000 + "]",
+        "a = " + "[" * 60 + "]" * 60,
+    ],
 )
 def test_presets_made_to_hurt_are_one_sentence(tmp_path, text):
     (tmp_path / "p.toml").write_text(text)
-    with pytest.raises(ConfigError, match=r"nested too deeply|larger than 1 MB|not valid TOML|a is an unknown key"):
+    with pytest.raises(ConfigError, match=r"nested too deeply|larger than 1 MB|not valid TOML"):
         resolve(str(tmp_path / "p.toml"), recipe="ct")
 
 

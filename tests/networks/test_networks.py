@@ -316,3 +316,14 @@ def test_normalization_of_halves_is_that_of_float32_rounded_once(side: int) -> N
     for form in (torch.contiguous_format, torch.channels_last):
         ours = layer(x.to(memory_format=form)).float()
         torch.testing.assert_close(ours, layer(x.float()), rtol=2**-7, atol=2**-7)
+
+
+def test_a_network_without_memory_draws_nothing_and_keeps_its_shapes():
+    """On the meta device there is nothing to fill; elsewhere weights are drawn as ever."""
+    cfg = NetworkConfig(kind="adm", channels=16, channel_mult=[1, 2], num_blocks=1, attention=[4], head_channels=16)
+    with torch.device("meta"):
+        shell = build_network(cfg, channels=3, resolution=8)
+    full = build_network(cfg, channels=3, resolution=8)
+    assert all(tensor.is_meta for tensor in shell.state_dict().values())
+    assert {k: v.shape for k, v in shell.state_dict().items()} == {k: v.shape for k, v in full.state_dict().items()}
+    assert full.time_embed["0"].weight.std() > 0 and full.time_embed["0"].bias.std() > 0
