@@ -21,9 +21,12 @@ from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
     RawNetwork,
+    activated,
     add_label,
     attention,
     exact,
+    heads_of,
+    joined,
     number_of_heads,
     per_level,
     positional_features,
@@ -55,7 +58,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E) is the embedding after its activation."""
-        h = F.silu(self.in_layers["0"](x))
+        h = activated(self.in_layers["0"](x))
         if self.resample == "up":
             h, x = (
                 cast(Conv2d, self.in_layers["2"]).after_doubling(h),
@@ -70,11 +73,11 @@ class ResBlock(nn.Module):
             h = self.out_layers["0"](h, condition)
         else:
             h = self.out_layers["0"](h + condition)
-        h = F.silu(h)
+        h = activated(h)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
         skip = x if not hasattr(self, "skip_connection") else self.skip_connection(x)
-        return skip + self.out_layers["3"](h)
+        return joined(self.out_layers["3"](h), skip)
 
 
 class Attention(nn.Module):
@@ -91,11 +94,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, H, W) to the same shape."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, channels // self.heads))
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        q, k, v = heads_of(self.qkv(self.norm(x)), self.heads)
         mixed = attention(q, k, v, self.attention_kernel).transpose(1, 2)
         # Channels last, as the kernel leaves them: no copy.
-        return x + self.proj_out(mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+        return joined(self.proj_out(mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)), x)
 
 
 class Stage(nn.ModuleList):
@@ -212,4 +214,4 @@ class AdmUNet(RawNetwork):
         for stage in self.output_blocks:
             h = self.run(stage, torch.cat([h, skips.pop()], dim=1), emb)
         with exact(h):
-            return self.out["2"](F.silu(self.out["0"](h.to(self.dtype))))
+            return self.out["2"](activated(self.out["0"](h.to(self.dtype))))

@@ -64,6 +64,32 @@ def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
     return explicit_attention(q, k, v)
 
 
+def heads_of(qkv: Tensor, heads: int, interleaved: bool = False) -> tuple[Tensor, ...]:
+    """Split (B, 3C, H, W) into q, k and v, each (B, heads, H W, C / heads).
+
+    Channels are ordered (q|k|v, head, channel), as in ADM's files, or `interleaved` (head, channel, q|k|v), as in
+    EDM's. Images that lie channels last are split without a copy, and so are their gradients put together.
+    """
+    rows = qkv.permute(0, 2, 3, 1).flatten(1, 2)
+    if not interleaved:
+        return tuple(part.transpose(1, 2) for part in rows.unflatten(2, (3, heads, -1)).unbind(2))
+    parts = rows.unflatten(2, (heads, -1, 3)).permute(4, 0, 2, 1, 3)
+    # The CPU's fused kernel wants a head's channels side by side; the other one is up to half as fast.
+    return (parts.contiguous() if qkv.device.type == "cpu" else parts).unbind(0)
+
+
+def activated(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else reads: in place where no gradients are recorded."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def joined(branch: Tensor, x: Tensor) -> Tensor:
+    """The sum of a branch that nobody else reads and its input: in place where no gradients are recorded."""
+    if torch.is_grad_enabled() or branch.dtype != x.dtype:
+        return x + branch
+    return branch.add_(x)
+
+
 def set_attention_kernel(network: nn.Module, kernel: str) -> None:
     """Switch every attention layer of a built network to "auto" (fused) or "math" (explicit)."""
     if kernel not in ("auto", "math"):

@@ -173,7 +173,7 @@ class Conv2d(nn.Conv2d):
         added up first, and four products are left of nine. The same up to rounding, in half of the time.
         """
         if x.device.type != "cpu" or self.kernel_size != (3, 3) or self.stride != (1, 1) or self.groups != 1:
-            return self(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            return nn.Conv2d.forward(self, F.interpolate(x, scale_factor=2.0, mode="nearest"))
         kernel = doubling_kernel(self.weight)
         if not self._in_half():
             return F.conv_transpose2d(x, kernel, self.bias, (2, 2), (1, 1))
@@ -186,9 +186,11 @@ def doubling_kernel(weight: Tensor) -> Tensor:
     Every pixel of the small image stands for four, and so does every weight.
     """
     exact = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-    turned = exact.flip(-1, -2).transpose(0, 1)
-    spread = [F.pad(turned, (left, 1 - left, top, 1 - top)) for top in (0, 1) for left in (0, 1)]
-    return sum(spread[1:], spread[0]).to(weight.dtype, memory_format=torch.channels_last)
+    kernel = exact.flip(-1, -2).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    for dim in (2, 3):
+        first, second, third = kernel.split(1, dim)
+        kernel = torch.cat([first, first + second, second + third, third], dim)
+    return kernel.to(weight.dtype)
 
 
 def inner_convolutions(network: nn.Module) -> Iterator[Conv2d]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks.blocks import RawNetwork, attention, exact, number_of_heads, per_level
+from cmtool.networks.blocks import RawNetwork, attention, exact, heads_of, number_of_heads, per_level
 from cmtool.networks.normalization import wide
 
 EPS = 1e-4
@@ -136,8 +136,7 @@ class MpBlock(nn.Module):
         return x.clamp(-LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
     def _attend(self, x: Tensor) -> Tensor:
-        qkv = self.attn_qkv(x).flatten(2).unflatten(1, (self.heads, x.shape[1] // self.heads, 3))
-        q, k, v = (part.transpose(-1, -2) for part in normalize(qkv, (2,)).unbind(3))
+        q, k, v = (normalize(part, (3,)) for part in heads_of(self.attn_qkv(x), self.heads, interleaved=True))
         return attention(q, k, v, self.attention_kernel).transpose(-1, -2).reshape(x.shape)
 
 

@@ -20,8 +20,10 @@ from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
     RawNetwork,
+    activated,
     attention,
     exact,
+    heads_of,
     number_of_heads,
     per_level,
     positional_features,
@@ -82,11 +84,9 @@ class Conv(Conv2d):
         if self.fused:
             pad = self.kernel_size[0] // 2 + (self.resample_filter.shape[-1] - 1) // 2
             return self._filter(F.conv2d(x, self.weight, self.bias, padding=pad), 0)
-        if self.box:
-            x = F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
-        else:
-            x = self._filter(x, (self.resample_filter.shape[-1] - 1) // 2)
-        return super().forward(x)
+        if not self.box:
+            return super().forward(self._filter(x, (self.resample_filter.shape[-1] - 1) // 2))
+        return super().forward(F.avg_pool2d(x, 2)) if self.resample == "down" else self.after_doubling(x)
 
     def _filter(self, x: Tensor, pad: int) -> Tensor:
         channels = x.shape[1]
@@ -130,20 +130,19 @@ class SongBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E)."""
-        h = self.conv0(F.silu(self.norm0(x)))
+        h = self.conv0(activated(self.norm0(x)))
         condition = self.affine(emb)[:, :, None, None]
         if self.scale_shift:
-            h = F.silu(self.norm1(h, condition))
+            h = activated(self.norm1(h, condition))
         else:
-            h = F.silu(self.norm1(h + condition))
+            h = activated(self.norm1(h + condition))
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        x = (self.conv1(h) + (x if self.skip is None else self.skip(x))) * SKIP_SCALE
-        return (x + self.proj(self._attend(x))) * SKIP_SCALE if self.heads else x
+        x = (self.conv1(h) + (x if self.skip is None else self.skip(x))).mul_(SKIP_SCALE)
+        return (x + self.proj(self._attend(x))).mul_(SKIP_SCALE) if self.heads else x
 
     def _attend(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (self.heads, x.shape[1] // self.heads, 3))
-        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))
+        q, k, v = heads_of(self.qkv(self.norm2(x)), self.heads, interleaved=True)
         return attention(q, k, v, self.attention_kernel).transpose(-1, -2).reshape(x.shape)
 
 
@@ -273,4 +272,4 @@ class SongUNet(RawNetwork):
         for block in blocks:
             h = self.run(block, torch.cat([h, skips.pop()], dim=1) if block.joins else h, emb)
         with exact(h):
-            return conv(F.silu(norm(h.to(self.dtype)))).to(x.dtype)
+            return conv(activated(norm(h.to(self.dtype)))).to(x.dtype)
