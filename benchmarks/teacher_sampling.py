@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.matched import Peer, enliven, matched_config, peers_of, pictures
 from benchmarks.pairs import Comparison, Contestant, compare, parser, publish
-from benchmarks.train_step import preconditioned
+from benchmarks.peer_steps import preconditioned
 from cmtool.rng import SampleStreams
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling

@@ -73,18 +73,18 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Create `folder` and its parents so that they survive a power cut: each is an entry of the one above it."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = [] if folder.is_dir() else [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
         sync_folder(place.parent)
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, synced: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, else it is removed.
 
-    Raises:
-        UserError: if the disk is full, or the place cannot be written.
+    Not `synced`, it is whole or absent after a kill, but a power cut may leave it empty: for one of many files. Raises
+    `UserError` if the disk is full, or the place cannot be written.
     """
     target = Path(path)
     with writing(target):
@@ -93,13 +93,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
         try:
             yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
+            if synced:
+                with open(temporary, "rb+") as stream:
+                    os.fsync(stream.fileno())
             os.replace(temporary, target)
-            sync_folder(target.parent)
-        finally:
+            if synced:
+                sync_folder(target.parent)
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            raise
 
 
 def atomic_bytes(path: str | Path, data: bytes) -> None:
@@ -270,15 +273,12 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
         tensors = load_file(str(path), device="cpu")
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
-    if device != "cpu":
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return tensors, header
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, header
 
 
 def model_hash(path: str | Path) -> str:
     """Return the short digest that names a model in samples and evaluations."""
-    metadata = read_preamble(path).get("__metadata__") or {}
-    return str(metadata.get("cmtool_digest", ""))[:12]
+    return str((read_preamble(path).get("__metadata__") or {}).get("cmtool_digest", ""))[:12]
 
 
 def resolve_file(path: str | Path) -> Path:

@@ -1,7 +1,7 @@
 """Images in and out: the project's only quantizer, and every writer of pictures and sample files.
 
 Layout is told by type: a torch tensor is (B, C, H, W), a NumPy array is (B, H, W, C). Floats are in [-1, 1],
-bytes are uint8. Every file is written atomically (temporary file, fsync, rename).
+bytes are uint8. Every file is written atomically (temporary file, fsync unless told otherwise, rename).
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ def png_info(text: Mapping[str, Any] | None) -> PngInfo | None:
     return info
 
 
-def _write_png(picture: Image.Image, path: str | Path, text: Mapping[str, Any] | None) -> Path:
+def _write_png(picture: Image.Image, path: str | Path, text: Mapping[str, Any] | None, synced: bool = True) -> Path:
     target = Path(path)
-    with atomic_write(target) as temporary:
+    with atomic_write(target, synced) as temporary:
         picture.save(temporary, format="PNG", pnginfo=png_info(text))
     return target
 
@@ -142,9 +142,14 @@ def read_png_text(path: str | Path) -> dict[str, str]:
         return {key: str(value) for key, value in getattr(picture, "text", {}).items()}
 
 
-def save_png(image: Tensor | Bytes, path: str | Path, text: Mapping[str, Any] | None = None) -> Path:
-    """Write one image, (C, H, W) tensor or (H, W, C) bytes, at its own size; `text` becomes PNG text entries."""
-    return _write_png(_picture(to_nhwc(image[None])[0]), path, text)
+def save_png(
+    image: Tensor | Bytes, path: str | Path, text: Mapping[str, Any] | None = None, synced: bool = True
+) -> Path:
+    """Write one image, (C, H, W) tensor or (H, W, C) bytes, at its own size; `text` becomes PNG text entries.
+
+    Not `synced`: without waiting for the disk, see `atomic_write`.
+    """
+    return _write_png(_picture(to_nhwc(image[None])[0]), path, text, synced)
 
 
 def _enlargement(side: int) -> int:

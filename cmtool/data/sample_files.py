@@ -29,6 +29,8 @@ Array = NDArray[Any]
 FOLDER_REQUEST = "samples.json"
 # Batches that may wait for the writer: enough to overlap, few enough to bound memory.
 WAITING = 4
+# The last chunk of every PNG: no data, its name, its checksum.
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Sink(Protocol):
@@ -105,6 +107,16 @@ class NpzSink(ShareSink):
         return self._store.assemble(self._meta)
 
 
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is there and ends as a PNG does: not one that a power cut left empty or full of zeros."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(-len(PNG_END), os.SEEK_END)
+            return stream.read() == PNG_END
+    except OSError:
+        return False
+
+
 class FolderSink:
     """Writes each image as `000000.png`, `000001.png`, ... with its seed and label as text in the file."""
 
@@ -118,7 +130,7 @@ class FolderSink:
 
     def _there(self) -> int:
         count = 0
-        while count < len(self._seeds) and (self.path / f"{count:06d}.png").is_file():
+        while count < len(self._seeds) and is_whole_png(self.path / f"{count:06d}.png"):
             count += 1
         return count
 
@@ -129,7 +141,8 @@ class FolderSink:
             text = {**self._meta, "seed": str(self._seeds[index])}
             if labels is not None:
                 text["label"] = str(int(labels[row]))
-            save_png(image, self.path / f"{index:06d}.png", text)
+            # The disk is not waited for image by image: a start after a power cut looks for the first broken one.
+            save_png(image, self.path / f"{index:06d}.png", text, synced=False)
         self.start += len(samples)
 
     def pause(self) -> None:

@@ -211,6 +211,27 @@ def test_a_folder_is_continued_and_foreign_folders_are_refused(shell, tmp_path):
     assert "other files" in shell.fails("sample", "--num", 2, "--out", "mine")
 
 
+@pytest.mark.parametrize("left", [b"", bytes(500), None], ids=["empty", "zeros", "cut"])
+def test_a_picture_that_a_power_cut_broke_is_made_again(shell, tmp_path, left):
+    write_model(tmp_path)
+    shell.out("sample", "--num", 4, "--out", "f")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "f").glob("*.png")}
+    (tmp_path / "f" / "000002.png").write_bytes(whole["000002.png"][:-1] if left is None else left)
+    assert shell.json("sample", "--num", 4, "--out", "f")["continued_at"] == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "f").glob("*.png")} == whole
+
+
+def test_a_folder_does_not_wait_for_the_disk_image_by_image(shell, tmp_path, monkeypatch):
+    write_model(tmp_path)
+    waits = []
+    plain = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: waits.append(handle) or plain(handle))
+    shell.out("sample", "--num", 3, "--out", "few")
+    few = len(waits)
+    shell.out("sample", "--num", 30, "--out", "many")
+    assert len(waits) - few == few
+
+
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
 def test_kill_dash_nine_loses_nothing_that_was_written(shell, tmp_path):
     write_model(tmp_path)

@@ -84,6 +84,15 @@ def test_box_filters_are_pooling_and_repetition():
     torch.testing.assert_close(only_resamples("up", (1, 1))(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_box_filter_before_a_convolution_enlarges_its_input(kernel):
+    layer = Conv(6, 4, kernel, "up", (1, 1)).double()
+    x = torch.randn(2, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    large = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    by_hand = torch.nn.functional.conv2d(large, layer.weight, layer.bias, padding=kernel // 2)
+    torch.testing.assert_close(layer(x), by_hand)
+
+
 def test_the_input_pyramid_reaches_the_output():
     config = NCSNPP.model_copy(update={"channels": 8, "num_blocks": 1, "channel_mult": (1, 1)})
     network = redraw(build_network(config, channels=1, resolution=8)).double()
