@@ -99,10 +99,9 @@ def atomic_write(path: str | Path, synced: bool = True) -> Iterator[Path]:
             os.replace(temporary, target)
             if synced:
                 sync_folder(target.parent)
-        except BaseException:
+        finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
 
 
 def atomic_bytes(path: str | Path, data: bytes) -> None:

@@ -169,15 +169,24 @@ class Conv2d(nn.Conv2d):
     def after_doubling(self, x: Tensor) -> Tensor:
         """Convolve x (B, C, H, W) enlarged twice by repeating its pixels; returns (B, C', 2H, 2W).
 
-        For a 3x3 kernel on a CPU as one transposed convolution of x itself: weights that meet copies of one pixel are
-        added up first, and four products are left of nine. The same up to rounding, in half of the time.
+        A kernel of one pixel is applied before that. A 3x3 kernel on a CPU is one transposed convolution of x itself:
+        weights that meet copies of one pixel are added up first, and four products are left of nine. The same up to
+        rounding, in half of the time.
         """
+        if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0):
+            return F.interpolate(nn.Conv2d.forward(self, x), scale_factor=2.0, mode="nearest")
         if x.device.type != "cpu" or self.kernel_size != (3, 3) or self.stride != (1, 1) or self.groups != 1:
             return nn.Conv2d.forward(self, F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        kernel = doubling_kernel(self.weight)
         if not self._in_half():
-            return F.conv_transpose2d(x, kernel, self.bias, (2, 2), (1, 1))
-        return self._half_forward(x, kernel, self.bias, Geometry((2, 2), (1, 1), True, 1))
+            return convolve_doubled(x, self.weight, self.bias)
+        return self._half_forward(x, doubling_kernel(self.weight), self.bias, Geometry((2, 2), (1, 1), True, 1))
+
+
+def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve x (B, C, H, W) enlarged twice by a 3x3 kernel that keeps the side: see `Conv2d.after_doubling`."""
+    if x.device.type != "cpu":
+        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    return F.conv_transpose2d(x, doubling_kernel(weight), bias, (2, 2), (1, 1))
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:

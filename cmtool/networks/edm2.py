@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import ConfigError, UserError
 from cmtool.networks.blocks import RawNetwork, attention, exact, heads_of, number_of_heads, per_level
+from cmtool.networks.convolution import convolve_doubled
 from cmtool.networks.normalization import wide
 
 EPS = 1e-4
@@ -83,9 +84,11 @@ class MpLayer(nn.Module):
         """The weight with every output's row at unit mean square."""
         return normalize(self.weight)
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """Map x (B, C_in, ...) to (B, C_out, ...), times `gain`."""
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0, doubled: bool = False) -> Tensor:
+        """Map x (B, C_in, ...) to (B, C_out, ...), times `gain`; `doubled`: 3x3, of x enlarged twice."""
         weight = (wide(self.unit()) * (gain / math.sqrt(self.weight[0].numel()))).to(x.dtype)
+        if doubled:
+            return convolve_doubled(x, weight)
         return x @ weight.t() if weight.ndim == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
@@ -119,11 +122,13 @@ class MpBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E)."""
-        if self.resample:
-            x = F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.resample == "down":
+            x = F.avg_pool2d(x, 2)
         if not self.decodes:
             x = normalize(x if self.conv_skip is None else self.conv_skip(x), (1,))
-        y = self.conv_res0(mp_silu(x))
+        y = self.conv_res0(mp_silu(x), doubled=self.resample == "up")
+        if self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         scale = self.emb_linear(emb, self.emb_gain) + 1
         y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
         if self.dropout:

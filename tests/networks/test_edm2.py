@@ -67,3 +67,10 @@ def test_the_scale_of_weights_does_not_matter_and_forced_normalization_changes_n
     torch.testing.assert_close(network(x, c, label), before, rtol=1e-3, atol=1e-3)
     rows = network.enc["8x8_block0"].conv_res0.weight.flatten(1)
     torch.testing.assert_close(rows.square().mean(1), torch.ones(len(rows), dtype=torch.float64), rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_after_doubling_is_that_of_the_enlarged_image():
+    layer = MpLayer(6, 4, 3).double()
+    x = torch.randn(2, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    large = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(layer(x, 0.7, doubled=True), layer(large, 0.7))
