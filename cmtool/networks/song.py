@@ -24,6 +24,7 @@ from cmtool.networks.blocks import (
     attention,
     exact,
     heads_of,
+    joined,
     number_of_heads,
     per_level,
     positional_features,
@@ -138,8 +139,8 @@ class SongBlock(nn.Module):
             h = activated(self.norm1(h + condition))
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        x = (self.conv1(h) + (x if self.skip is None else self.skip(x))).mul_(SKIP_SCALE)
-        return (x + self.proj(self._attend(x))).mul_(SKIP_SCALE) if self.heads else x
+        x = joined(self.conv1(h), x if self.skip is None else self.skip(x)).mul_(SKIP_SCALE)
+        return joined(self.proj(self._attend(x)), x).mul_(SKIP_SCALE) if self.heads else x
 
     def _attend(self, x: Tensor) -> Tensor:
         q, k, v = heads_of(self.qkv(self.norm2(x)), self.heads, interleaved=True)
