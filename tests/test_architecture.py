@@ -9,6 +9,7 @@ import pytest
 
 ROOMS = [
     "errors",
+    "talk",
     "launch",
     "config",
     "memory",
@@ -33,7 +34,8 @@ ROOMS = [
 ]
 PACKAGE = Path(__file__).resolve().parent.parent / "cmtool"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in ROOMS)
-LINES = {"networks": 450}
+# A file of more than 400 lines says why here; none has more than 500.
+LONG: dict[str, str] = {}
 
 
 def room_of(path: Path) -> str:
@@ -102,7 +104,7 @@ def test_the_rule_sees_every_form_of_import(source, rooms):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_are_short(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LINES.get(room_of(path), 300)
+    assert len(text.splitlines()) <= (500 if name_of(path) in LONG else 400)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             body = node.body[1:] if ast.get_docstring(node) else node.body

@@ -1,4 +1,4 @@
-"""The `cmtool` command: its commands by name, and the one place where errors become sentences and exit codes.
+"""The `cmtool` command: how commands are made of options and found by name, and where errors become exit codes.
 
 A command's module is imported when the command is asked for, so that help, version and mistakes answer at once
 however many commands there are.
@@ -7,13 +7,16 @@ however many commands there are.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple, TextIO
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple, TextIO, TypeVar, get_type_hints
 
 import typer
 import typer.core
@@ -54,6 +57,35 @@ COMMANDS: dict[str, Entry] = {
     "runs": Entry("runs", "app", "List and compare runs."),
     "studio": Entry("studio", "studio", "Try a model in the browser."),
 }
+
+
+Options = TypeVar("Options")
+
+
+def command(function: Callable[[Options], None]) -> Callable[..., None]:
+    """Return what typer registers for `function`, whose one parameter is a dataclass of `Annotated` options.
+
+    Each field of the dataclass becomes an option of the command, in order, and the function gets one typed instance.
+    """
+    (kind,) = (hint for name, hint in get_type_hints(function).items() if name != "return")
+    hints = get_type_hints(kind, include_extras=True)
+    fields = dataclasses.fields(kind)
+
+    @functools.wraps(function)
+    def typed(**values: Any) -> None:
+        function(kind(**values))
+
+    nothing, word = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+    defaults = [nothing if field.default is dataclasses.MISSING else field.default for field in fields]
+    typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(field.name, word, default=default, annotation=hints[field.name])
+            for field, default in zip(fields, defaults, strict=True)
+        ]
+    )
+    typed.__annotations__ = {field.name: hints[field.name] for field in fields} | {"return": None}
+    del typed.__wrapped__  # typer must see this signature, not the function's
+    return typed
 
 
 class LazyGroup(typer.core.TyperGroup):

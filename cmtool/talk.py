@@ -1,0 +1,45 @@
+"""How long work speaks to whoever asked for it: one protocol for the command line, the studio and Python callers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Update(Protocol):
+    """Moves a progress display."""
+
+    def __call__(self, advance: float = 1, note: str = "", completed: float | None = None) -> None:
+        """Move by `advance`, or to `completed` where that is given, and show `note` beside the bar."""
+
+
+class Talk(Protocol):
+    """Where work says what it does. It never decides anything: leaving a Talk out changes no result."""
+
+    def say(self, text: str) -> None:
+        """Tell the user one sentence."""
+
+    def warn(self, text: str) -> None:
+        """Tell the user that something is wrong although the work goes on."""
+
+    def progress(self, total: int | None, description: str = "") -> AbstractContextManager[Update]:
+        """Show progress towards `total` (None: unknown) while a block runs; yields the function that moves it."""
+
+
+class Silence:
+    """A Talk that nobody hears."""
+
+    def say(self, text: str) -> None:
+        """Drop a sentence."""
+
+    def warn(self, text: str) -> None:
+        """Drop a warning."""
+
+    @contextmanager
+    def progress(self, total: int | None, description: str = "") -> Iterator[Update]:
+        """Show nothing."""
+        yield lambda advance=1, note="", completed=None: None
+
+
+SILENCE = Silence()
