@@ -156,9 +156,17 @@ def ve_process(model: Model) -> VarianceExploding:
 
 
 def model_header(
-    config: RunConfig, *, num_classes: int | None, class_names: list[str] | None, fingerprint: str
+    config: RunConfig,
+    *,
+    num_classes: int | None,
+    class_names: list[str] | None,
+    fingerprint: str,
+    source: str | None = None,
 ) -> dict[str, Any]:
-    """Return the header that a model trained by `config` starts with: all that rebuilding it needs."""
+    """Return the header that a model trained by `config` starts with: all that rebuilding it needs.
+
+    `source` is what was found at `config.data.path`, e.g. "folder of images".
+    """
     data = config.data
     edits = config.recipe.model_kind == "consistency" and data.source != "toy2d"
     return {
@@ -171,7 +179,9 @@ def model_header(
         "network": config.network.model_dump(mode="json"),
         "process": config.process.model_dump(mode="json"),
         "data": {
-            "source": data.source,
+            "source": (source if data.path else None) or data.source,
+            **({"path": data.path} if data.path else {}),
+            **({"kind": data.kind} if data.kind else {}),
             "resolution": data.resolution,
             "channels": data.channels,
             "num_classes": num_classes,
@@ -182,6 +192,7 @@ def model_header(
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},
         **({"edit": config.edit.model_dump(mode="json")} if edits else {}),
+        "eval": {"reference": config.eval.reference, "features": config.eval.features},
         "label_dropout": config.train.label_dropout if config.data.labels else 0.0,
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_text, verify, writing
+from cmtool.checkpoint import atomic_text, read_header, verify, writing
 from cmtool.config.compare import differing_keys
 from cmtool.config.load import from_toml, to_toml
 from cmtool.config.schema import RunConfig
@@ -67,6 +67,15 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 found.append((int(file.parent.name.removeprefix("step-")), file))
         return sorted(found, reverse=True)
+
+    def data_of_checkpoint(self) -> dict[str, Any] | None:
+        """Return the data table of the newest checkpoint that tells one: classes, names, source."""
+        for _, file in self.checkpoints():
+            with contextlib.suppress(CheckpointError):
+                found = read_header(file).get("data")
+                if found is not None:
+                    return dict(found)
+        return None
 
     def kept(self, error: DivergenceError) -> DivergenceError:
         """Return the error with what is left of the run: its last checkpoint, or nothing before the first."""

@@ -18,6 +18,7 @@ from cmtool.memory import keep_freed_memory
 from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.convolution import hold_in
 from cmtool.networks.truncated import TruncatedNetwork, doubled
+from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all
 from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
@@ -101,7 +102,8 @@ def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
     if config.data.labels and classes is None:
         raise DataError("the preset wants class labels and the data has none.", "--set data.labels=false")
     names = list(dataset.class_names) if classes and dataset.class_names else None
-    header = model_header(config, num_classes=classes, class_names=names, fingerprint=dataset.fingerprint)
+    found = {"fingerprint": dataset.fingerprint, "source": dataset.info.source}
+    header = model_header(config, num_classes=classes, class_names=names, **found)
     return build_model(header)
 
 
@@ -137,6 +139,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     teacher = load_teacher(config.teacher, config, device) if config.teacher else None
     source = teacher if teacher is not None else load(config.init) if config.init else None
     if source is not None:
+        check_same_classes(dataset, source.header["data"], f"the model {config.teacher or config.init}")
         start_from(student, source)
     # What is to be split stays in the machine's memory until then: whole, it may not fit the device.
     student = precision.apply(student if sharding else placed(student, device, config.train.compile))
@@ -151,7 +154,10 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
     trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes), *_said(config, trainer.world)]
-    trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, device))
+    frozen = frozen_predictor(config.recipe.coupling, device)
+    if frozen is not None:
+        check_same_classes(dataset, frozen.header["data"], f"the predictor {config.recipe.coupling.model}")
+    trainer.nets = replace(trainer.nets, frozen=frozen)
     return trainer
 
 

@@ -151,6 +151,8 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write the state to `path` (safetensors with a digest), whole or not at all."""
         header = {"kind": "training-state", "step": self.step, "versions": versions()}
+        # What the rows of the label embedding mean: whoever goes on from here has to number classes alike.
+        header["data"] = self.student.header["data"]
         header |= {"loss_scale": self.scale.state(), "retries": self.retries}
         tensors = self.tensors()
         if self.writes:
