@@ -18,8 +18,11 @@ from cmtool.diffusion.parameterization import Coefficients, build_parameterizati
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
+from cmtool.networks.convolution import hold_in
 from cmtool.networks.truncated import TruncatedNetwork
 from cmtool.recorded import Recorded
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Model(nn.Module):
@@ -243,6 +246,21 @@ def placed(model: Model, device: torch.device, compiled: bool = False) -> Model:
     """
     last = compiled or device.type == "cpu"
     return model.to(device).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def apply_precision(model: Model, precision: str) -> Model:
+    """Set how a model computes: fp64 in double, bf16 and fp16 by autocast around the network, else float32.
+
+    With half precision the scalings, the time embedding, the first and the last convolution stay in float32. For models
+    that are used, not trained: half precision rounds their weights for good.
+    """
+    if precision == "fp64":
+        return model.double()
+    half = HALF.get(precision)
+    model.autocast = half
+    if half is not None:
+        hold_in(model.network, half)
+    return model
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:

@@ -161,7 +161,9 @@ def _make_ref(
     source = resolve_reference(data, None, mode, output.say)
     if source.images is None:
         raise UsageError(f"{data} holds statistics only; a reference is made from images.", "name a folder or an .npz")
-    images = source.images if given["num"] is None else source.images.first(given["num"])
+    images = source.images if given["num"] is None else source.images.some(given["num"])
+    for note in images.notes:
+        output.say(f"{data}: {note}")
     name, rule = features or source.features, mode or source.mode
     network = build_features(name, images.shape, rule, str(choose_device(given["device"])), output.say)
     with output.progress(images.count, "features") as update:

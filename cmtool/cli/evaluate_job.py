@@ -122,7 +122,7 @@ class Evaluation:
             self._memorization(judged, measured, row)
         if self.metrics and "consistency" in self.metrics:
             self._consistency(judged, row)
-        row["notes"] = figures.notes
+        row["notes"] = [*judged.images.notes, *figures.notes]
         return row, figures, measured
 
     def _intervals(self, figures: Figures, measured: Measured) -> dict[str, list[float]]:

@@ -139,7 +139,10 @@ def open_set(
 
     if wanted.path is not None:
         images = open_images(wanted.path)
-        return _judged(wanted, images if num is None else images.first(num))
+        images = images if num is None else images.some(num)
+        for note in images.notes:
+            output.say(f"{wanted.name}: {note}")
+        return _judged(wanted, images)
     assert wanted.found is not None and wanted.plan is not None
     count = num or usual
     # Process 0 looks, for all: another might find what is being written.

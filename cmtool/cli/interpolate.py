@@ -210,8 +210,8 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     import torch
 
     from cmtool.cli.run_model import load_model
-    from cmtool.data.editing import tensor
     from cmtool.data.images import fit_image, read_image
+    from cmtool.editing.tasks import tensor
     from cmtool.samplers.interpolation import DITHER, decode, dithered, encode
     from cmtool.samplers.times import solver_times
 

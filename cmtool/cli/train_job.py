@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.config.schema import RunConfig
     from cmtool.training.distributed import World
-    from cmtool.training.listener import Outcome
     from cmtool.training.loop import Trainer
+    from cmtool.training.report import Outcome
     from cmtool.training.run_folder import RunFolder
 
 
@@ -181,11 +181,14 @@ def _session(
     ):
         names = (given["track"] or ()) if trainer.world.main else ()
         view = tracking.enter_context(tracked(View(output, update), names, folder.path, config))
-        session = Session(config, trainer, folder, view, judge, closing)
+        session = Session(trainer, folder, view, judge, closing)
         session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
         if given["diagnose"]:
             session.chores.append((config.train.checkpoint_every, _diagnosis(trainer, folder, output)))
-        return session.run(stop, sys.argv)
+        session.begin(stop, sys.argv)
+        for due in trainer.run(stop, session.intervals()):
+            session.attend(due)
+        return session.end()
 
 
 def _diagnosis(trainer: Trainer, folder: RunFolder, output: Output) -> Callable[[], None]:
