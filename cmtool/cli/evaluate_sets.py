@@ -56,9 +56,10 @@ class Judged:
 def model_for(given: str | None, ref: str | None, kinds: Sequence[str] = ("consistency", "diffusion")) -> FoundModel:
     """Return the model to judge: the one named, else the newest run on the reference's data, else the newest run."""
     from cmtool.cli.find_model import find_model
+    from cmtool.config.judgments import reference_of
 
     def same_data(header: Mapping[str, Any]) -> bool:
-        return ref in (header.get("preset"), header.get("data", {}).get("source"))
+        return ref in (reference_of(header), header.get("data", {}).get("source"))
 
     try:
         return find_model(given, kinds=kinds, fits=same_data if ref else None)
