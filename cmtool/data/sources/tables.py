@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from cmtool.data.sources.base import Record, Source, sign_file
-from cmtool.errors import DataError
+from cmtool.errors import DataError, install_extra
 
 _ROWS = 256
-INSTALL = "pip install 'cmtool[data]'"
+INSTALL = install_extra("data")
 
 
 def _package(name: str, place: Path) -> ModuleType:
