@@ -21,7 +21,6 @@ from cmtool.evaluation.measure import Measured, measure, measure_reference
 from cmtool.evaluation.memorization import copies
 from cmtool.evaluation.plots import draw_pairs, plot_quality
 from cmtool.evaluation.references import resolve_reference
-from cmtool.evaluation.samples import open_images
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output
@@ -249,7 +248,7 @@ def _counts(first: Any, second: Any) -> tuple[int, int]:
 def _shape(wanted: Wanted) -> tuple[int, int, int]:
     """(H, W, C) of a set, from its file or its model's header."""
     if wanted.path is not None:
-        return open_images(wanted.path).shape
+        return wanted.images.shape
     assert wanted.found is not None
     data = wanted.found.header["data"]
     side = data["resolution"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,14 @@ class Wanted:
     found: FoundModel | None = None
     plan: SamplePlan | None = None
     any_times: bool = False  # no times were asked for: the samples made last will do
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images of the file, opened once."""
+        from cmtool.evaluation.samples import open_images
+
+        assert self.path is not None
+        return open_images(self.path)
 
 
 @dataclass
@@ -138,8 +147,7 @@ def open_set(
     from cmtool.evaluation.samples import open_images
 
     if wanted.path is not None:
-        images = open_images(wanted.path)
-        images = images if num is None else images.some(num)
+        images = wanted.images if num is None else wanted.images.some(num)
         for note in images.notes:
             output.say(f"{wanted.name}: {note}")
         return _judged(wanted, images)

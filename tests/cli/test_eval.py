@@ -63,6 +63,25 @@ def test_real_digits_score_perfectly_and_noise_does_not(shell):
     assert noisy["metrics"]["fid"] > 100 and noisy["metrics"]["precision"] < 0.6
 
 
+def test_num_of_class_folders_is_spread_over_the_classes_and_skips_are_said(shell, workdir):
+    data = load_dataset(DataConfig(source="digits", resolution=8, channels=1, labels=True))
+    for digit in range(10):
+        rows = data.images[data.labels == digit][:40].permute(0, 2, 3, 1).numpy()
+        save_folder(rows, f"set/{digit}")
+    (workdir / "set" / "3" / "torn.png").write_bytes(b"no image")
+    (workdir / "set" / "7" / "gone.png").symlink_to("nowhere")
+    (workdir / "set" / "__MACOSX").mkdir()
+    document = shell.json("eval", "set", "--ref", "digits", "--num", "100", "--metrics", "fid")
+    [row] = document["results"]
+    skipped = "skipped 2 of 402 files: 1 a broken link, 1 unreadable"
+    assert row["count"] == 100
+    assert row["notes"][:2] == [skipped, "100 of 400 images, spread evenly over its 10 classes"]
+    first = shell.json("eval", "set/0", "--ref", "digits", "--metrics", "fid")["results"][0]["metrics"]["fid"]
+    assert row["metrics"]["fid"] < first / 4  # zeros alone lie far from all digits
+    _, _, said = shell("eval", "set", "--ref", "digits", "--num", "100", "--metrics", "fid")
+    assert f"set: {skipped}" in said and "set: 100 of 400 images, spread evenly over its 10 classes" in said
+
+
 def test_several_sets_make_one_table_and_a_comparison(shell):
     save_npz("a.npz", digits(500, 0.1))
     save_folder(digits(500, 0.5), "b")
