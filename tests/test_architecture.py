@@ -11,6 +11,7 @@ ROOMS = [
     "errors",
     "talk",
     "launch",
+    "machine",
     "config",
     "memory",
     "rng",
