@@ -214,22 +214,12 @@ def describe(
             "float_samples": False,
         },
         "times": times,
-        "origin": {
-            "layout": foreign.layout,
-            "file": path.name,
-            **({"weights": foreign.weights} if foreign.weights else {}),
-        },
+        "origin": _origin(foreign, path, published),
         "versions": {"torch": torch.__version__},
     }
     if preset:
         header["preset"] = preset
-    if foreign.weights:
-        header["origin"]["weights"] = foreign.weights
-    grid = published.grid if published else foreign.grid
-    if grid:
-        header["origin"]["grid"] = grid
     if published:
-        header["origin"] |= {"name": published.name, "license": published.license}
         header["published"] = {
             "fid": {str(nfe): value for nfe, value in published.fid.items()},
             "source": published.source,
@@ -237,6 +227,18 @@ def describe(
     head = "" if options.head_channels or foreign.layout not in ("openai", "guided-diffusion") else _head_note(foreign)
     assumed = (form_note,) if published else (form_note, range_note, head)
     return header, [note for note in (*foreign.notes, *assumed) if note]
+
+
+def _origin(foreign: Foreign, path: Path, published: Published | None) -> dict[str, Any]:
+    """Where an imported model comes from: layout and file, and what is known beyond."""
+    origin: dict[str, Any] = {"layout": foreign.layout, "file": path.name}
+    if foreign.weights:
+        origin["weights"] = foreign.weights
+    if grid := (published.grid if published else foreign.grid):
+        origin["grid"] = grid
+    if published:
+        origin |= {"name": published.name, "license": published.license}
+    return origin
 
 
 def _head_note(foreign: Foreign) -> str:
