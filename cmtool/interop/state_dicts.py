@@ -290,12 +290,12 @@ def weights_in(content: Any) -> list[Found[Tensors]]:
     anchors = _ANCHORS + _ANCHORS_BELOW
     known = [one for one in found if any(anchor in one.contents for anchor in anchors)]
     known += _by_joined_names(named, known)
-    if not known:
-        return sorted(found, key=lambda one: -len(one.contents))[:1]
     raws = [entry for entry in named if any(_holds(entry, one) for one in known if not one.average)]
     for entry in entries:
         if isinstance(entry.tensors, list) and (entry.is_average or says_average(entry.parts)):
             known += _from_list(entry, raws)
+    if not known:
+        return sorted(found, key=lambda one: -len(one.contents))[:1]
     return _once(list(_filled(settled(known))))
 
 

@@ -196,6 +196,37 @@ def test_a_pipeline_from_the_hub(server, tmp_path):
     assert not any("README" in asked for asked, _ in server.requests)
 
 
+def serve_repository(server, name, files):
+    """Let the server answer as the hub does for a repository of these files."""
+    for file, data in files.items():
+        server.files[f"/{name}/resolve/main/{file}"] = data
+    siblings = [{"rfilename": file, "size": len(data)} for file, data in files.items()]
+    server.files[f"/api/models/{name}"] = json.dumps({"siblings": siblings}).encode()
+
+
+def test_of_several_weights_in_a_repository_the_average_in_full_precision_is_fetched(server, tmp_path):
+    folder, _ = foreign.write("diffusers_imagenet64", tmp_path)
+    config, whole = (folder / "unet" / name for name in ("config.json", "diffusion_pytorch_model.safetensors"))
+    files = {"model_index.json": (folder / "model_index.json").read_bytes()}
+    for place, factor in (("unet", 1), ("unet_ema", 2)):
+        tensors = {name: value * factor for name, value in foreign.state("diffusers_imagenet64").items()}
+        files[f"{place}/config.json"] = config.read_bytes()
+        torch.save(tensors, whole)
+        files[f"{place}/diffusion_pytorch_model.bin"] = whole.read_bytes()
+        files[f"{place}/diffusion_pytorch_model.fp16.safetensors"] = b"never fetched"
+    serve_repository(server, "x/y", files)
+    right = foreign.state("diffusers_imagenet64")["conv_in.weight"]
+    for weights, factor in ((None, 2), ("raw", 1), ("ema", 2), ("unet", 1)):
+        tensors, header = load_tensors(names.resolve_model("hf:x/y", weights=weights))
+        assert torch.equal(tensors["input_blocks.0.0.weight"], right * factor)
+        assert header["origin"]["weights"] == ("unet_ema" if factor == 2 else "unet")
+    assert not any("fp16" in asked for asked, _ in server.requests)
+    with pytest.raises(
+        UserError, match=r"hf:x/y holds no weights 'swa'; it holds 'unet' \(raw\), 'unet_ema' \(average\)"
+    ):
+        names.resolve_model("hf:x/y", weights="swa")
+
+
 def test_a_model_of_ours_from_the_hub(server, tmp_path):
     save_model(tmp_path / "m.safetensors", {"a": torch.zeros(1)}, {"kind": "consistency"})
     data = (tmp_path / "m.safetensors").read_bytes()

@@ -229,6 +229,10 @@ def test_a_list_in_another_order_is_refused_not_taken(tmp_path):
             taken(tmp_path / "x.pt")
         assert "--weights raw" in caught.value.hint
         assert taken(tmp_path / "x.pt", weights="raw")[0] == "raw"
+    # diffusers' average, as accelerate registers it, in a file of its own.
+    torch.save({"decay": 0.999, "shadow_params": list(EMA.values())}, tmp_path / "custom_checkpoint_0.pkl")
+    with pytest.raises(CheckpointError, match="nothing in the file tells their order"):
+        taken(tmp_path / "custom_checkpoint_0.pkl")
     # Two tensors of one shape that changed places: shapes are no help, the numbers are.
     names = list(EMA)
     alike = next(
