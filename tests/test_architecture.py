@@ -9,7 +9,9 @@ import pytest
 
 ROOMS = [
     "errors",
+    "units",
     "talk",
+    "files",
     "launch",
     "config",
     "memory",

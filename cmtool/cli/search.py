@@ -46,7 +46,7 @@ def check_own(path: Path) -> None:
         UserError: it is such a file, or its folder cannot be written.
     """
     import cmtool
-    from cmtool.data.cache import cache_dir
+    from cmtool.files.cache import cache_dir
 
     file = path.resolve()
     strange = {

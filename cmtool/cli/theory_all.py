@@ -124,7 +124,7 @@ def report(
 ) -> None:
     """One page with all figures and findings.  Example: cmtool theory report --out report.html."""
     prepare()
-    from cmtool.checkpoint import atomic_text
+    from cmtool.files.atomic import atomic_text
     from cmtool.theory.checks import run_checks
     from cmtool.theory.report import build_page, headlines
 

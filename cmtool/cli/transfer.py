@@ -81,7 +81,8 @@ def _copy_known(name: str, out: Path, output: Output, weights: str | None) -> di
     """Put a named model, fetched and translated, at `out`."""
     import shutil
 
-    from cmtool.checkpoint import atomic_write, read_header
+    from cmtool.checkpoint import read_header
+    from cmtool.files.atomic import atomic_write
     from cmtool.interop.names import resolve_model
 
     found = resolve_model(name, output, weights)

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data.images import Bytes, to_nhwc
+from cmtool.files.atomic import atomic_write
 
 # Smaller pictures are enlarged by whole factors, or a viewer shows a stamp.
 SMALLEST_SIDE = 128

@@ -16,7 +16,6 @@ import torch
 
 from cmtool.config.schema import DATA_SOURCES, DataConfig
 from cmtool.data.builtin import BUILTIN
-from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.data.packing import Progress, Rules, pack
@@ -24,6 +23,7 @@ from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+from cmtool.files.cache import cache_dir
 
 _STALE = 24 * 3600  # seconds
 StageProgress = Callable[[str, int, int | None], None]

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data.dataset import Dataset, Fingerprint, Summary
 from cmtool.data.sources.base import check_classes
 from cmtool.errors import DataError
+from cmtool.files.atomic import atomic_write
 
 MAGIC = b"CMDATA\x00\x01"
 START = 4096

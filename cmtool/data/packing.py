@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from cmtool.data.cache import require_space
 from cmtool.data.decode import Bytes, SkippedImage, fit_image, on_white, read_image
 from cmtool.data.packed import PackedWriter, packed_writer
 from cmtool.data.sources.base import Record, Source
 from cmtool.errors import DataError
+from cmtool.files.cache import require_space
 
 _CHUNK = 16  # records per task
 Progress = Callable[[int, int], None]

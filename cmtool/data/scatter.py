@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data.images import png_info
+from cmtool.files.atomic import atomic_write
 
 
 def save_scatter(

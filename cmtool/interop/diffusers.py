@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from cmtool.checkpoint import atomic_text, atomic_write, read_preamble
+from cmtool.checkpoint import read_preamble
 from cmtool.config.schema import NetworkConfig
 from cmtool.errors import CheckpointError
+from cmtool.files.atomic import atomic_text, atomic_write
 from cmtool.interop.layout import Foreign, compare_names, shapes_of
 from cmtool.interop.openai import NOISE_SCALE
 from cmtool.interop.torch_file import find_tensors, load_torch, read_safetensors

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cmtool.checkpoint import resolve_file
-from cmtool.data.cache import cache_dir, human_bytes, offline
 from cmtool.errors import CheckpointError, UserError, nearest, unknown
-from cmtool.interop.fetch import download, read_json
+from cmtool.files.cache import cache_dir, offline
+from cmtool.files.download import Download, download, read_json
 from cmtool.interop.known import PUBLISHED, Published
+from cmtool.units import human_bytes
 
 HUB = "https://huggingface.co"
 DEMOS = Path(__file__).resolve().parent.parent / "demo"
@@ -88,7 +89,7 @@ def _fetch(url: str, target: Path, talk: Talk, **known: Any) -> Path:
     if not offline():
         talk.say(f"fetching {url}")
     with talk.progress(known.get("size"), target.name) as update:
-        return download(url, target, progress=lambda done, total: update(completed=done), **known)
+        return download(Download(url, target, **known), lambda done, total: update(completed=done))
 
 
 def _published(entry: Published, talk: Talk) -> Path:
@@ -99,7 +100,7 @@ def _published(entry: Published, talk: Talk) -> Path:
         if not offline():
             about = f"{entry.title}, {entry.license} license, {human_bytes(entry.bytes)}"
             talk.say(f"{entry.name}: {about}, kept in {entry.cached.parent}")
-        _fetch(entry.url, raw, talk, sha256=entry.sha256)
+        _fetch(entry.url, raw, talk, digest=f"sha256:{entry.sha256}" if entry.sha256 else None)
     _translate(raw, entry.cached, talk, entry)
     raw.unlink()
     return entry.cached
@@ -133,7 +134,8 @@ def _hub(repository: str, talk: Talk, weights: str | None) -> Path:
     wanted, said = _files_of(repository, list(files), weights)
     for name in wanted:
         blob = files[name].get("lfs") or {}
-        known = {"size": blob.get("size") or files[name].get("size"), "sha256": blob.get("sha256")}
+        digest = f"sha256:{blob['sha256']}" if blob.get("sha256") else None
+        known = {"size": blob.get("size") or files[name].get("size"), "digest": digest}
         if not (folder / name).is_file():
             _fetch(f"{base}/{repository}/resolve/main/{name}", folder / name, talk, **known)
     if wanted == ["model.safetensors"]:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_bytes
 from cmtool.errors import UserError
+from cmtool.files.atomic import atomic_bytes
 from cmtool.theory.fit import Fit
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmtool.config.schema import DataConfig
-from cmtool.data.cache import Progress, cache_dir, download
 from cmtool.errors import DataError
+from cmtool.files.cache import cache_dir
+from cmtool.files.download import Download, Progress, download
 
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 
@@ -59,7 +60,8 @@ def locate(cfg: DataConfig, progress: Progress | None = None) -> Path:
         if (data_dir() / name).exists():
             return data_dir() / name
     if known.md5:
-        return download(known.url, data_dir() / known.names[-1], known.md5, known.size, progress)
+        target = data_dir() / known.names[-1]
+        return download(Download(known.url, target, size=known.size, digest=f"md5:{known.md5}"), progress)
     raise DataError(
         f"{cfg.source} is not at {data_dir() / known.names[0]}; it comes from {known.url} and cannot be fetched here.",
         f"put it there, or name its place with --data PATH (CMTOOL_DATA moves {data_dir()})",
