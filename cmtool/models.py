@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,8 +295,3 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
     """Return an uninitialized tensor on the CPU of the size, layout and dtype of one without memory."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of weights."""
-    return sum(math.prod(parameter.shape) for parameter in model.parameters())

@@ -13,8 +13,10 @@ def human_bytes(count: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Return a length of time as people read it: 40 s, 12 min, 3 h 05 min."""
-    minutes = round(seconds / 60)
+    """Return a length of time as people read it: 40 s, 12 min, 3 h 05 min, 3.4 days, 35 days."""
+    minutes, days = round(seconds / 60), seconds / 86_400
     if seconds < 90:
         return f"{seconds:.0f} s"
+    if days >= 3:
+        return f"{days:.2g} days" if days < 9.95 else f"{days:,.0f} days"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

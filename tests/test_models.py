@@ -10,7 +10,8 @@ import torch
 from cmtool.checkpoint import save_model
 from cmtool.config.schema import NetworkConfig, ProcessConfig
 from cmtool.errors import CheckpointError
-from cmtool.models import ConsistencyModel, Denoiser, build_model, load, parameter_count
+from cmtool.models import ConsistencyModel, Denoiser, build_model, load
+from cmtool.networks import parameter_count
 
 NETWORKS = {
     "adm": NetworkConfig(kind="adm", channels=8, head_channels=8, attention=(4,)),

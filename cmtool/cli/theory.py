@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from cmtool.cli import theory_all
+from cmtool.cli.lists import parse_floats, parse_ints
 from cmtool.cli.options import Json, Quiet, Seed, sub_app
 from cmtool.cli.output import Output
-from cmtool.cli.theory_all import FOLDER, OutDir, floats, ints, prepare, show
+from cmtool.cli.theory_all import FOLDER, OutDir, prepare, show
 
 app = sub_app(
     "The convergence theory of consistency training, checked by exact answers.\n\n"
@@ -72,13 +73,13 @@ def scaling(
         json_mode,
         quiet,
         data=data,
-        dims=ints(d, "--d"),
-        counts=ints(counts, "--T"),
+        dims=parse_ints(d, "--d"),
+        counts=parse_ints(counts, "--T"),
         schedule=schedule,
         c0=c0,
         c1=c1,
         start=start,
-        eps=floats(eps_inject, "--eps-inject"),
+        eps=parse_floats(eps_inject, "--eps-inject"),
         samples=samples,
         seed=seed,
         covariance=covariance,
@@ -105,7 +106,7 @@ def classes(
         json_mode,
         quiet,
         family=family,
-        sizes=ints(size, "--size"),
+        sizes=parse_ints(size, "--size"),
         data=data,
         count=count,
         samples=samples,
@@ -125,7 +126,7 @@ def schedules(
     quiet: Quiet = False,
 ) -> None:
     """Noise schedules compared.  Example: cmtool theory schedules --T 200."""
-    _study("schedules", out, json_mode, quiet, count=count, c0=c0, c1=c1, stds=floats(stds, "--s"))
+    _study("schedules", out, json_mode, quiet, count=count, c0=c0, c1=c1, stds=parse_floats(stds, "--s"))
 
 
 @app.command()
@@ -140,7 +141,9 @@ def typical(
     quiet: Quiet = False,
 ) -> None:
     """Coverage of the typical set, c3 and c4 on digits.  Example: cmtool theory typical --c3 0.5,1."""
-    _study("typical", out, json_mode, quiet, data=data, count=count, c3=floats(c3, "--c3"), draws=draws, seed=seed)
+    _study(
+        "typical", out, json_mode, quiet, data=data, count=count, c3=parse_floats(c3, "--c3"), draws=draws, seed=seed
+    )
 
 
 @app.command()
@@ -153,7 +156,7 @@ def edm(
     quiet: Quiet = False,
 ) -> None:
     """Training and distillation on the grid of practice.  Example: cmtool theory edm --N 18,36,72."""
-    _study("edm", out, json_mode, quiet, counts=ints(counts, "--N"), data=data, std=std)
+    _study("edm", out, json_mode, quiet, counts=parse_ints(counts, "--N"), data=data, std=std)
 
 
 @app.command()
@@ -174,8 +177,8 @@ def gap(
         quiet,
         std=std,
         majority=majority,
-        counts=ints(counts, "--N"),
-        huber=floats(huber, "--huber"),
+        counts=parse_ints(counts, "--N"),
+        huber=parse_floats(huber, "--huber"),
     )
 
 
@@ -198,7 +201,7 @@ def samplers(
         json_mode,
         quiet,
         data=data,
-        budgets=ints(nfe, "--nfe"),
+        budgets=parse_ints(nfe, "--nfe"),
         count=count,
         seeds=seeds,
         steps=steps,
@@ -225,7 +228,7 @@ def chain(
         json_mode,
         quiet,
         data=data,
-        counts=ints(counts, "--T"),
+        counts=parse_ints(counts, "--T"),
         count=count,
         walks=walks,
         schedule=schedule,

@@ -13,7 +13,8 @@ from cmtool.errors import DISTRIBUTION, OfflineError, UserError, install_extra
 from cmtool.files.atomic import atomic_text
 from cmtool.files.cache import offline
 from cmtool.interop.layout import plain_tensors
-from cmtool.models import Model, parameter_count
+from cmtool.models import Model
+from cmtool.networks import parameter_count
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 from cmtool.units import human_bytes

@@ -12,7 +12,7 @@ import pytest
 from cmtool import checkpoint
 from cmtool.errors import CheckpointError, UserError
 from cmtool.files import atomic
-from cmtool.training import lock, loop, numbers, state
+from cmtool.training import lock, loop, optimizers, state
 from tests.faults.commands import half_done
 from tests.faults.harness import broken_files, fsync_fails, kill_at, trial
 from tests.faults.test_damage import damage_one, newest_checkpoint
@@ -164,4 +164,4 @@ def test_without_minding_fsync_a_failing_disk_goes_unsaid(known, tmp_path, monke
 def test_the_protections_are_what_the_mutants_replace():
     """Names that the mutations patch: a rename must not turn them into tests of nothing."""
     assert callable(atomic.atomic_write) and callable(checkpoint.verify) and callable(lock._try_lock)
-    assert loop.all_finite is numbers.all_finite and issubclass(CheckpointError, UserError)
+    assert loop.all_finite is optimizers.all_finite and issubclass(CheckpointError, UserError)

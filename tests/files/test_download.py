@@ -193,6 +193,16 @@ def test_sizes_as_people_read_them(count, text):
     assert human_bytes(count) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (89.6, "90 s"), (700, "12 min"), (11_100, "3 h 05 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (40, "40 s"),
+        (89.6, "90 s"),
+        (700, "12 min"),
+        (11_100, "3 h 05 min"),
+        (3.5 * 86_400, "3.5 days"),
+        (35 * 86_400, "35 days"),
+    ],
+)
 def test_lengths_of_time_as_people_read_them(seconds, text):
     assert human_time(seconds) == text
