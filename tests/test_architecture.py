@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = [
+    "version",
     "errors",
     "units",
     "talk",
