@@ -187,7 +187,7 @@ class Trainer:
                 while self.state.step < until and not self._asked_to_stop(stop):
                     self.step()
             except DivergenceError as raised:
-                error = raised
+                error = raised.with_traceback(None)  # which would hold on to the tensors of the step
             self._tally.paused = time.perf_counter()
             bad = self.state.step
             yield Due(bad - began, self.stopped, error)
