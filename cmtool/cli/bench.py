@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the search, for each precision.")]
 Price = Annotated[float | None, typer.Option("--price", min=0, help="Price of an hour of this machine.")]
-BUILT_IN = ("digits", "shapes", "toy2d")
 
 
 def bench(
@@ -59,6 +58,7 @@ def bench(
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
     from cmtool.cli.loading import load_data
+    from cmtool.config.sources import SOURCES
     from cmtool.training.bench import (
         best_of,
         in_turns,
@@ -73,7 +73,8 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
 
     place = choose_device(device)
     set_up_torch(config.train)
-    data = load_data(config.data, output) if config.data.source in BUILT_IN else stand_in_data(config)
+    built_in = SOURCES[config.data.source].built_in
+    data = load_data(config.data, output) if built_in else stand_in_data(config)
     config = with_stand_ins(config, data, folder)
     trials: list[Trial] = []
     for found in search(config, data, place, seconds):

@@ -53,8 +53,8 @@ def is_zip(path: Path) -> bool:
         return False
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip archive for reading members in place.
+def open_zip(path: Path, form: str = "zip archive") -> zipfile.ZipFile:
+    """Open a zip archive, which messages call by its `form`, for reading members in place.
 
     Raises:
         DataError: it is damaged or encrypted, a member points outside, or it expands like a bomb.
@@ -64,7 +64,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path} is damaged or no zip archive ({error}).") from None
+        raise DataError(f"{path} is damaged or is no {form} ({error}).") from None
     try:
         _check_members(path, archive)
     except DataError:
@@ -115,7 +115,7 @@ class NpzReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._archive = open_zip(path)
+        self._archive = open_zip(path, "npz")
         self.arrays = {
             info.filename.removesuffix(".npy"): self._inspect(info)
             for info in self._archive.infolist()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.config.schema import DataConfig
+from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
@@ -125,9 +126,8 @@ def _limited(data: Dataset, size: int | None) -> Dataset:
 
 def _named(cfg: DataConfig) -> DataConfig:
     """Understand the name of a source where a path may stand, unless something of that name is there."""
-    if cfg.path in DATA_SOURCES and not Path(cfg.path).exists():
-        return cfg.model_copy(update={"source": cfg.path, "path": None})
-    return cfg
+    named = named_source(cfg.path)
+    return cfg.model_copy(update={"source": named, "path": None}) if named else cfg
 
 
 def load_dataset(cfg: DataConfig, progress: StageProgress | None = None) -> Dataset:

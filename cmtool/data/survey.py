@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.config.schema import DataConfig
+from cmtool.config.sources import SOURCES, named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import Bytes, SkippedImage, fit_image
@@ -95,25 +96,23 @@ def survey_source(source: Source, pictures: int) -> Survey:
 
 
 def _builtin(name: str, resolution: int | None) -> Dataset:
-    usual = {"digits": (8, 1), "shapes": (16, 3), "toy2d": (1, 2)}[name]
+    usual = SOURCES[name].usual
+    assert usual is not None
     table = DataConfig.model_validate(
         {"source": name, "resolution": resolution or usual[0], "channels": usual[1], "labels": True}
     )
     return BUILTIN[name](table)
 
 
-def _is_name(path: str) -> bool:
-    return path in DATA_SOURCES and not Path(path).exists()
-
-
 def resolve(path: str, kind: str | None = None, resolution: int | None = None) -> Source:
     """Open whatever a user may type as data: a path, `lsun:PATH`, or the name of a published or built-in set."""
-    if _is_name(path) and path in BUILTIN:
+    named = named_source(path)
+    if named in BUILTIN:
         data = _builtin(path, resolution)
         return dataset_source(data, Path(path), data.fingerprint)
     table = DataConfig.model_validate({"source": "folder", "path": path, "resolution": resolution or 64, "kind": kind})
-    if _is_name(path):
-        table = table.model_copy(update={"source": path, "path": None})
+    if named:
+        table = table.model_copy(update={"source": named, "path": None})
         return open_source(locate(table), table)
     return open_source(path, table)
 
@@ -129,7 +128,7 @@ def survey(path: str, kind: str | None = None, pictures: int = 64) -> Survey:
     Raises:
         DataError: see `open_source`.
     """
-    if _is_name(path) and path in BUILTIN:
+    if named_source(path) in BUILTIN:
         return survey_dataset(_builtin(path, None), None, pictures)
     place = Path(path).expanduser()
     if place.is_file() and is_packed(place):

@@ -22,7 +22,7 @@ from cmtool.data.archives import NpzReader
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
 from cmtool.evaluation.names import check_reference_name
-from cmtool.evaluation.samples import ImageSet, from_dataset, open_images
+from cmtool.evaluation.samples import ImageSet, from_dataset, open_images, open_npz_images
 from cmtool.evaluation.statistics import Array, Statistics
 from cmtool.evaluation.store import Remote, fetch, sha256
 
@@ -173,7 +173,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     reader = NpzReader(path)
     entries = reader.arrays.keys()
     if "mu" not in entries:
-        images = open_images(path)
+        images = open_npz_images(path, reader)
         return Reference(name, f"{images.count:,} images", images, named.features, images.count, mode)
     meta = _meta(reader) if "meta" in entries else {}
     count = int(meta.get("count", 0))
@@ -182,7 +182,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     return Reference(
         name,
         str(meta.get("source") or f"statistics from {path.name}"),
-        open_images(path) if "arr_0" in entries else None,
+        open_npz_images(path, reader) if "arr_0" in entries else None,
         str(meta.get("features", named.features)),
         int(meta.get("samples", named.count)),
         str(meta.get("mode", mode)),

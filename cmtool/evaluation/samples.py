@@ -11,14 +11,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cmtool.data import Dataset
-from cmtool.data.archives import is_zip
+from cmtool.data.archives import NpzReader
 from cmtool.data.array_images import open_array_images
 from cmtool.data.decode import SUFFIXES, SkippedImage
 from cmtool.data.packed import is_packed, read_packed
@@ -51,26 +51,35 @@ class ImageSet:
     points: bool = False
     groups: Array | None = None
     notes: tuple[str, ...] = ()
+    _known: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def batches(self, size: int = BATCH) -> Iterator[Array]:
         """Yield uint8 (b, H, W, C) batches (float32 for points), `count` images in all, in order."""
         left = self.count
-        for batch in self.read(size):
-            yield batch[:left]
-            left -= len(batch[:left])
+        digest = None if self._known else hashlib.blake2b(f"{self.shape} {self.points}".encode(), digest_size=16)
+        for whole in self.read(size):
+            batch = whole[:left]
+            left -= len(batch)
+            if digest is not None:
+                digest.update(np.ascontiguousarray(batch).data)
+                if left == 0:
+                    digest.update(str(self.count).encode())
+                    self._known.append(digest.hexdigest())
+            yield batch
             if left <= 0:
                 return
-        if left > 0:
-            raise DataError(f"{self.name} holds {self.count - left} images where {self.count} were announced.")
+        raise DataError(f"{self.name} holds {self.count - left} images where {self.count} were announced.")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of the pixels: the same images in another container have the same."""
-        digest = hashlib.blake2b(f"{self.shape} {self.points}".encode(), digest_size=16)
-        for batch in self.batches(256):
-            digest.update(np.ascontiguousarray(batch).tobytes())
-        digest.update(str(self.count).encode())
-        return digest.hexdigest()
+        """32 hexadecimal digits of the pixels: the same images in another container have the same.
+
+        Any pass over all images finds it, so that nothing is read for it alone where a pass was made before.
+        """
+        if not self._known:
+            for _ in self.batches(256):
+                pass
+        return self._known[0]
 
     def first(self, count: int) -> ImageSet:
         """Return the set of the first `count` images; raises `DataError` when there are fewer."""
@@ -179,7 +188,7 @@ def open_images(path: str | Path) -> ImageSet:
             f"there are no samples at {path}.", "name an .npz, a folder or a zip of images, or a run folder"
         )
     if path.is_file() and path.suffix == ".npz":
-        return _open_npz(path)
+        return open_npz_images(path)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path} is a single image, not a set of samples.", "write samples with --out samples.npz")
     if path.is_file() and is_packed(path):
@@ -190,10 +199,9 @@ def open_images(path: str | Path) -> ImageSet:
         raise DataError(f"{path} is no .npz, no folder and no zip of images, or it is damaged.") from None
 
 
-def _open_npz(path: Path) -> ImageSet:
-    if not is_zip(path):
-        raise DataError(f"{path} is damaged or is no npz.")
-    found = open_array_images(path)
+def open_npz_images(path: Path, reader: NpzReader | None = None) -> ImageSet:
+    """Open the images of an .npz, through `reader` where it is open already; see `open_images`."""
+    found = open_array_images(path, reader)
     return ImageSet(
         str(path), found.count, found.shape, found.blocks, found.labels, found.meta, found.points, notes=found.notes
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.config.schema import DataConfig
+from cmtool.config.sources import DATA_SOURCES
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import SUFFIXES
 from cmtool.data.listing import is_hidden, list_folder
