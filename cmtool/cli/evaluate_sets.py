@@ -225,12 +225,25 @@ def same_seeds(first: Judged, second: Judged) -> bool:
 
 
 def append_row(judged: Judged, row: dict[str, Any], output: Output) -> None:
-    """Append a row to `evaluations.jsonl` beside the model; a place that cannot be written is said and passed over."""
-    if judged.model_file is None:
+    """Append a row to `evaluations.jsonl` of the run whose model this is; a model that lies elsewhere keeps no rows.
+
+    A run folder that cannot be written is said and passed over.
+    """
+    if judged.model_file is None or not is_run(judged.model_file.parent):
         return
     path = judged.model_file.parent / "evaluations.jsonl"
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, default=str) + "\n")
     except OSError as error:
-        output.warn(f"{path} could not be written ({error.strerror}).")
+        output.warn(f"{path} could not be written ({error.strerror}); --out FILE keeps the results elsewhere.")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether training made this folder: it holds the settings of a run, and not some other program's config.toml."""
+    from cmtool.config.toml import read_toml
+
+    try:
+        return {"data", "network", "train", "recipe"} <= read_toml(folder / "config.toml").keys()
+    except (UserError, OSError):
+        return False

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cmtool.checkpoint import read_header
+from cmtool.checkpoint import atomic_text, read_header
+from cmtool.config.load import resolve, to_toml
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset, save_folder, save_npz
 from cmtool.evaluation.inception import WEIGHTS
@@ -32,7 +33,9 @@ def digits(count=None, noise=0.0, seed=0):
 
 
 def write_digits_model(folder, name="tiny", **more):
-    return write_model(folder, name, channels=1, source="digits", **more)
+    path = write_model(folder, name, channels=1, source="digits", **more)
+    atomic_text(path.parent / "config.toml", to_toml(resolve("digits").config))
+    return path
 
 
 def test_one_file_as_a_document(shell, workdir):
@@ -317,3 +320,25 @@ def test_argument_mistakes_do_not_import_torch(cmtool_process, workdir):
     done = cmtool_process("eval", "--ref", "digit", PYTHONPROFILEIMPORTTIME="1")
     assert done.code == 1 and "Did you mean digits" in done.err
     assert " torch\n" not in done.err and " numpy\n" not in done.err
+
+
+def test_a_set_against_itself_is_at_zero_in_table_document_and_interval(shell, workdir):
+    save_npz("a.npz", digits(300))
+    save_npz("again.npz", digits(300)[::-1].copy())
+    words = ("eval", "a.npz", "again.npz", "--ref", "a.npz", "--features", "digits", "--bootstrap", 20)
+    document = shell.json(*words, "--metrics", "fid,kid")
+    for row in document["results"]:
+        assert (row["metrics"]["fid"], row["metrics"]["kid"], row["metrics"]["kid_std"]) == (0, 0, None)
+        assert row["intervals"]["fid"][0] == 0 < row["intervals"]["fid"][1]
+    assert "-0.0" not in json.dumps(document["results"])
+    out = shell.out(*words[:2], *words[3:7], "--metrics", "fid,kid")
+    values = [line.split()[-1] for line in out.splitlines() if "FD (digits)" in line or "KD (digits)" in line]
+    assert values == ["0", "0"]
+
+
+def test_a_kernel_distance_of_few_images_has_no_error_and_says_so(shell, workdir):
+    save_npz("a.npz", digits(300, 0.2))
+    code, out, err = shell("eval", "a.npz", "--ref", "digits", "--metrics", "kid")
+    assert code == 0 and "±" not in out and "stands without an error" in " ".join(err.split())
+    metrics = shell.json("eval", "a.npz", "--ref", "digits", "--metrics", "kid")["results"][0]["metrics"]
+    assert metrics["kid"] > 0 and metrics["kid_std"] is None
