@@ -48,7 +48,7 @@ def make(
     quiet: Quiet = False,
 ) -> None:
     """Pack any data set into one memory-mapped file of equal squares."""
-    from cmtool.data.packing import Rules
+    from cmtool.data.packed import Rules
     from cmtool.data.survey import make as make_packed
     from cmtool.errors import UsageError
 

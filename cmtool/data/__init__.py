@@ -22,11 +22,11 @@ if TYPE_CHECKING:
         save_npz,
         save_png,
         save_points,
+        save_scatter,
         to_nhwc,
         to_uint8,
     )
     from cmtool.data.load import load_dataset
-    from cmtool.data.scatter import save_scatter
 
 __all__ = [
     "Dataset",
@@ -54,7 +54,6 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Dataset", "Summary", "describe", "fingerprint", "from_tensors"), "dataset"),
     "load_dataset": "load",
-    "save_scatter": "scatter",
     "split_indices": "builtin",
 }
 

@@ -151,6 +151,22 @@ def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
     return picture.convert("L" if channels == 1 else "RGB")
 
 
+def channels_of(image: Bytes, channels: int) -> Bytes:
+    """Bring an array (H, W, C) that needs no decoding to the wanted channels; as `read_image` does for files."""
+    if image.shape[-1] == channels:
+        return image
+    if channels == 4:
+        return np.concatenate([channels_of(image, 3), np.full_like(image[..., :1], 255)], axis=2)
+    if image.shape[-1] == 4:
+        return channels_of(on_white(image), channels)
+    if image.shape[-1] == 1 and channels == 3:
+        return np.repeat(image, 3, axis=2)
+    if image.shape[-1] == 3 and channels == 1:
+        gray = image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 0x8000
+        return (gray >> 16).astype(np.uint8)[..., None]
+    raise DataError(f"images with {image.shape[-1]} channels cannot become {channels}.", "set data.channels")
+
+
 def read_image(
     source: str | Path | bytes, channels: int | None = 3, name: str | None = None, animated: bool = False
 ) -> Bytes:

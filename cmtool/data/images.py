@@ -36,10 +36,12 @@ __all__ = [
     "read_image",
     "read_png_text",
     "save_folder",
+    "save_gif",
     "save_grid",
     "save_npz",
     "save_png",
     "save_points",
+    "save_scatter",
     "to_nhwc",
     "to_uint8",
 ]
@@ -50,6 +52,7 @@ SMALLEST_SIDE = 64  # a picture in a grid is enlarged by whole factors until its
 GUTTER = 2  # pixels between the pictures of a grid
 GROUND = 48  # gray level of the gutter: neither the black nor the white of the pictures
 LONGEST_SIDE = 32_000  # pixels of a grid
+SMALLEST_FRAME = 128  # frames of an animation are enlarged likewise, or a viewer shows a stamp
 
 
 def to_uint8(x: Tensor, mode: Literal["round", "truncate"] = "round") -> Tensor:
@@ -292,3 +295,56 @@ def save_points(
     with npz_writer(path, array.shape, "float32", given, meta) as writer:
         writer.append(array)
     return Path(path)
+
+
+def save_scatter(
+    points: Tensor,
+    path: str | Path,
+    labels: Tensor | None = None,
+    reference: Tensor | None = None,
+    text: Mapping[str, Any] | None = None,
+) -> Path:
+    """Draw 2-D samples (B, 2, 1, 1) or (B, 2) as a scatter picture, over `reference` points in gray when given."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=120, layout="tight")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if reference is not None:
+        ground = reference.detach().cpu().reshape(len(reference), 2).numpy()
+        axes.scatter(ground[:, 0], ground[:, 1], s=3, c="0.8", linewidths=0)
+    data = points.detach().cpu().reshape(len(points), 2).float().numpy()
+    colors = "tab:blue" if labels is None else labels.cpu().numpy()
+    axes.scatter(data[:, 0], data[:, 1], s=4, c=colors, cmap=None if labels is None else "tab10", linewidths=0)
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
+    target = Path(path)
+    with atomic_write(target) as temporary:
+        figure.savefig(temporary, format="png", pil_kwargs={"pnginfo": png_info(text)} if text else None)
+    return target
+
+
+def save_gif(frames: Tensor | Bytes, path: str | Path, seconds_per_frame: float = 1 / 12, loop: bool = True) -> Path:
+    """Write frames (B, C, H, W) in [-1, 1], or bytes (B, H, W, C), as a GIF.
+
+    Every frame has a palette of its own 256 colors; `loop` plays for ever.
+    """
+    array = to_nhwc(frames)
+    factor = max(1, -(-SMALLEST_FRAME // array.shape[1]))
+    pictures = []
+    for frame in array:
+        image = Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame)
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        pictures.append(image if image.mode == "L" else image.convert("RGB").quantize(256))
+    target = Path(path)
+    with atomic_write(target) as temporary:
+        pictures[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=round(1000 * seconds_per_frame),
+            disposal=2,
+            **({"loop": 0} if loop else {}),
+        )
+    return target

@@ -19,8 +19,7 @@ from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
-from cmtool.data.packed import is_packed, read_packed
-from cmtool.data.packing import Progress, Rules, pack
+from cmtool.data.packed import Progress, Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source

@@ -2,7 +2,7 @@
 
 Layout (little endian): 8 bytes magic, then two unsigned 64-bit numbers, offset and length of the header; from byte
 4096 the images, uint8 (N, C, H, W); then the labels, int64 (N,), if any; then the header, which is last so that a
-file can be written in one pass without knowing how many images will be left.
+file can be written in one pass without knowing how many images will be left. `pack` makes one from any source.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,13 +23,16 @@ import torch
 from numpy.typing import NDArray
 
 from cmtool.checkpoint import atomic_write
+from cmtool.data.cache import require_space
 from cmtool.data.dataset import Dataset, Fingerprint, Summary
-from cmtool.data.sources.base import check_classes
+from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
+from cmtool.data.sources.base import Record, Source, check_classes, decode, outcomes, refuse_empty
 from cmtool.errors import DataError
 
 MAGIC = b"CMDATA\x00\x01"
 START = 4096
 _LARGEST_HEADER = 64_000_000
+Progress = Callable[[int, int], None]
 
 
 class PackedWriter:
@@ -160,3 +166,83 @@ def _mapped(path: Path, header: dict[str, Any]) -> Dataset:
         str(path),
     )
     return Dataset(images, labels, str(header["fingerprint"]), info, tuple(names) if names else None, classes)
+
+
+# --- packing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How images of any kind become alike; the fields are those of the [data] table."""
+
+    resolution: int
+    channels: int = 3
+    fit: str = "crop"
+    filter: str = "adm"
+    small: str = "skip"
+
+
+def _prepare(record: Record, rules: Rules, faded: list[str]) -> Bytes:
+    """Decode and fit one record, and note in `faded` if it loses its colors.
+
+    Raises:
+        SkippedImage: it cannot be used.
+    """
+    image = decode(record, None if rules.channels == 1 else rules.channels)
+    if min(image.shape[:2]) < rules.resolution and rules.small == "skip":
+        size = f"{image.shape[1]} x {image.shape[0]} pixels is smaller than {rules.resolution}."
+        raise SkippedImage(record.name, "too small", size)
+    if image.shape[-1] != rules.channels:
+        if (image != image[..., :1]).any():
+            faded.append(record.name)
+        image = channels_of(image, rules.channels)
+    return fit_image(image, rules.resolution, rules.fit, rules.filter)
+
+
+def _facts(source: Source, rules: Rules, skipped: Counter[str], notes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "source": source.kind,
+        "path": str(source.path),
+        "found": source.found,
+        "skipped": dict(skipped),
+        "class_names": list(source.class_names) if source.class_names else None,
+        "classes": source.classes,
+        "rules": asdict(rules),
+        "notes": [*source.notes, *notes],
+    }
+
+
+def _fill(writer: PackedWriter, source: Source, rules: Rules, progress: Progress | None) -> dict[str, Any]:
+    skipped, first = Counter(source.skipped), None
+    faded: list[str] = []
+    decoded = outcomes(source.records(), partial(_prepare, rules=rules, faded=faded))
+    for done, outcome in enumerate(decoded, start=1):
+        if isinstance(outcome.image, SkippedImage):
+            skipped[outcome.image.reason] += 1
+            first = first or outcome.image
+        else:
+            writer.append(outcome.image, outcome.label)
+        if progress is not None:
+            progress(done, source.count)
+    if not writer.count:
+        refuse_empty(source, skipped, first)
+    notes = (f"{len(faded):,} of {writer.count:,} images lose their colors: one channel is gray",) if faded else ()
+    return writer.finish(_facts(source, rules, skipped, notes))
+
+
+def pack(source: Source, out: Path, rules: Rules, progress: Progress | None = None) -> dict[str, Any]:
+    """Write every usable image of `source` into the packed file `out` and return its header.
+
+    Args:
+        source: what to read.
+        out: the file; it appears only when it is whole.
+        rules: size, channels, fit, filter and what to do with small images.
+        progress: called with (images done, images in all).
+
+    Raises:
+        DataError: the disk is short, or no usable image is left.
+    """
+    needed = source.count * rules.channels * rules.resolution**2
+    require_space(out.parent, needed, f"a packed copy of {source.path}")
+    with packed_writer(out, rules.channels, rules.resolution) as writer:
+        return _fill(writer, source, rules, progress)

@@ -20,8 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from cmtool.checkpoint import atomic_text
-from cmtool.data.images import save_grid, save_png
-from cmtool.data.scatter import save_scatter
+from cmtool.data.images import save_grid, save_png, save_scatter
 from cmtool.data.shards import ShardStore, read_request
 from cmtool.errors import DataError, UserError
 

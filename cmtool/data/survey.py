@@ -15,10 +15,9 @@ from cmtool.config.schema import DataConfig
 from cmtool.config.sources import SOURCES, named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
-from cmtool.data.decode import Bytes, SkippedImage, fit_image
-from cmtool.data.packed import is_packed, read_packed
-from cmtool.data.packing import Progress, Rules, channels_of, decode, pack
-from cmtool.data.sources.base import Source
+from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
+from cmtool.data.packed import Progress, Rules, is_packed, pack, read_packed
+from cmtool.data.sources.base import Source, decode
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import dataset_source, open_source
 from cmtool.errors import DataError

@@ -20,10 +20,9 @@ import numpy as np
 from cmtool.data import Dataset
 from cmtool.data.archives import NpzReader
 from cmtool.data.array_images import open_array_images
-from cmtool.data.decode import SUFFIXES, SkippedImage
+from cmtool.data.decode import SUFFIXES, SkippedImage, channels_of
 from cmtool.data.packed import is_packed, read_packed
-from cmtool.data.packing import Outcome, channels_of, decode, outcomes, refuse_empty
-from cmtool.data.sources.base import Source
+from cmtool.data.sources.base import Outcome, Source, decode, outcomes, refuse_empty
 from cmtool.data.sources.sniff import UnknownForm, open_source
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
