@@ -1,8 +1,8 @@
-"""`.cmdata`: one file with images, labels and a JSON header, memory-mapped when read.
+"""`.cmdata`: one file of images, labels and a JSON header, which is memory-mapped for reading.
 
-Layout (little endian): 8 bytes magic, then two unsigned 64-bit numbers, offset and length of the header; from byte
-4096 the images, uint8 (N, C, H, W); then the labels, int64 (N,), if any; then the header, which is last so that a
-file can be written in one pass without knowing how many images will be left. `pack` makes one from any source.
+Layout (little endian): 8 magic bytes, then two unsigned 64-bit numbers, the offset and length of the header; from byte
+4096 the images, uint8 (N, C, H, W); then any labels, int64 (N,); then the header. It comes last so that a file can be
+written in one pass, before the number of usable images is known. `pack` turns any source into such a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 
 class PackedWriter:
-    """Appends images of one shape to an open file; duplicates are counted and the content is hashed on the way."""
+    """Appends images of one shape to an open file, counting duplicates and hashing the content as it goes."""
 
     def __init__(self, stream: IO[bytes], channels: int, resolution: int) -> None:
         self._stream, self.shape = stream, (channels, resolution, resolution)
@@ -46,7 +46,7 @@ class PackedWriter:
         self._fingerprint = Fingerprint()
 
     def append(self, image: NDArray[np.uint8], label: int | None) -> None:
-        """Append one (H, W, C) image; either all images have a label or none has."""
+        """Append one (H, W, C) image; either all images have a label or none do."""
         planar = np.ascontiguousarray(image.transpose(2, 0, 1))
         if planar.shape != self.shape or planar.dtype != np.uint8:
             raise ValueError(f"an image {planar.shape} does not fit {self.shape}")
@@ -60,7 +60,7 @@ class PackedWriter:
             self.labels.append(label)
 
     def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Write labels and header; `facts` are further header entries."""
+        """Write labels and header; `facts` are more entries for the header."""
         if self.labels and len(self.labels) != self.count:
             raise ValueError(f"{len(self.labels)} labels for {self.count} images")
         labels = np.array(self.labels, dtype=np.int64) if self.labels else None
@@ -79,20 +79,20 @@ class PackedWriter:
 
 @contextmanager
 def packed_writer(path: Path, channels: int, resolution: int) -> Iterator[PackedWriter]:
-    """Open a packed file for images; it appears under its name only when the block ends well after `finish`."""
+    """Open a packed file for writing; it appears under its name only if the block completes and called `finish`."""
     with atomic_write(path) as temporary, open(temporary, "wb") as stream:
         stream.write(b"\0" * START)
         yield PackedWriter(stream, channels, resolution)
 
 
 def is_packed(path: Path) -> bool:
-    """Return whether a file begins as a packed data set does."""
+    """Return whether a file starts like a packed data set."""
     with open(path, "rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC
 
 
 def _sizes(header: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], int]:
-    """The image shape that a header claims, checked, and the offset of the header that follows from it."""
+    """Return the shape of the images according to a header, and the offset of the header that this implies."""
     count, channels, height, width = (int(side) for side in header["shape"])
     if min(count, channels, height, width) < 1 or height != width or header["format"] != 1:
         raise ValueError
@@ -104,7 +104,7 @@ def read_packed_header(path: Path) -> dict[str, Any]:
     """Return the header of a packed data set.
 
     Raises:
-        DataError: the file is missing, no packed data set, damaged or truncated.
+        DataError: the file is missing, not a packed data set, damaged or truncated.
     """
     broken = DataError(f"{path} is damaged, truncated or no packed data set.", "make it again with cmtool data make")
     try:
@@ -128,10 +128,10 @@ def read_packed_header(path: Path) -> dict[str, Any]:
 
 
 def read_packed(path: Path) -> Dataset:
-    """Map a packed data set into memory: nothing is read before it is used, and nothing can be written back.
+    """Map a packed data set into memory: data are read when used, and nothing can be written back.
 
     Raises:
-        DataError: see `read_packed_header`, or its labels are outside its classes.
+        DataError: see `read_packed_header`; or a label lies outside the classes.
     """
     header = read_packed_header(path)
     try:
@@ -173,7 +173,7 @@ def _mapped(path: Path, header: dict[str, Any]) -> Dataset:
 
 @dataclass(frozen=True)
 class Rules:
-    """How images of any kind become alike; the fields are those of the [data] table."""
+    """How images of all shapes are made uniform; the fields are those of the [data] table."""
 
     resolution: int
     channels: int = 3
@@ -186,7 +186,7 @@ def _prepare(record: Record, rules: Rules, faded: list[str]) -> Bytes:
     """Decode and fit one record, and note in `faded` if it loses its colors.
 
     Raises:
-        SkippedImage: it cannot be used.
+        SkippedImage: the image cannot be used.
     """
     image = decode(record, None if rules.channels == 1 else rules.channels)
     if min(image.shape[:2]) < rules.resolution and rules.small == "skip":
@@ -235,12 +235,12 @@ def pack(source: Source, out: Path, rules: Rules, progress: Progress | None = No
 
     Args:
         source: what to read.
-        out: the file; it appears only when it is whole.
+        out: the file to write; it appears only when it is complete.
         rules: size, channels, fit, filter and what to do with small images.
         progress: called with (images done, images in all).
 
     Raises:
-        DataError: the disk is short, or no usable image is left.
+        DataError: there is not enough disk space, or no image can be used.
     """
     needed = source.count * rules.channels * rules.resolution**2
     require_space(out.parent, needed, f"a packed copy of {source.path}")

@@ -1,4 +1,4 @@
-"""What a data set holds, for a person to look at: counts, sizes, classes and a few pictures."""
+"""Describes a data set for people: counts, sizes, classes and a few pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import dataset_source, open_source
 from cmtool.errors import DataError
 
-PROBE = 256  # files of an unpacked source that are decoded to tell their sizes
+PROBE = 256  # files of an unpacked source that are decoded to learn their sizes
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Survey:
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of range(count), evenly spread, so that sorted classes all show up."""
+    """Return up to `wanted` of range(count), evenly spread so that all of the sorted classes appear."""
     return sorted({index * count // min(count, wanted) for index in range(min(count, wanted))})
 
 
@@ -48,7 +48,7 @@ def _class_counts(counts: Counter[int], names: tuple[str, ...] | None, classes: 
 
 
 def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
-    """Describe a loaded (packed or built-in) data set exactly."""
+    """Describe a packed or built-in data set exactly."""
     facts: dict[str, Any] = {**data.summary, "path": None if path is None else str(path), "images": len(data)}
     facts |= {"resolution": data.resolution, "channels": data.channels, "fingerprint": data.fingerprint}
     facts["bytes"] = None if path is None else path.stat().st_size
@@ -62,7 +62,7 @@ def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
 
 
 def _probe(source: Source, wanted: int) -> tuple[list[Bytes], Counter[str], Counter[int]]:
-    """Decode a few images of an unpacked source and count the labels of all."""
+    """Decode some images of an unpacked source and count the labels of all."""
     chosen = set(_spread(source.count, wanted))
     images: list[Bytes] = []
     problems: Counter[str] = Counter()
@@ -104,7 +104,7 @@ def _builtin(name: str, resolution: int | None) -> Dataset:
 
 
 def resolve(path: str, kind: str | None = None, resolution: int | None = None) -> Source:
-    """Open whatever a user may type as data: a path, `lsun:PATH`, or the name of a published or built-in set."""
+    """Open anything a user may name as data: a path, `lsun:PATH`, or the name of a published or built-in set."""
     named = named_source(path)
     if named in BUILTIN:
         data = _builtin(path, resolution)

@@ -36,9 +36,9 @@ class Record:
 class Source:
     """A readable collection of images.
 
-    `records` starts a new pass in the fixed order; `count` is how many it yields; `signature` changes when the
-    files do (names, sizes and times of change, not their content) and keys the packed copy; `skipped` counts files
-    that were left out while listing.
+    `records` starts a new pass in a fixed order and yields `count` records. `signature` is a hash of the files' names,
+    sizes and modification times (not their content) and identifies the packed copy. `skipped` counts by reason the
+    files that were passed over while listing.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Source:
 
 
 def check_classes(classes: int | None, place: Path) -> None:
-    """Refuse class numbers that can only be a mistake: every class costs a row of the network and of each table."""
+    """Refuse class numbers that must be a mistake; each class costs a row in the network and in every table."""
     if classes is not None and classes > MOST_CLASSES:
         raise DataError(
             f"{place} has class numbers up to {classes - 1:,}; at most {MOST_CLASSES:,} classes are taken.",
@@ -79,14 +79,14 @@ def sign(kind: str, rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def sign_file(kind: str, *paths: Path) -> str:
-    """Hash name, size and time of change of a few files."""
+    """Hash the name, size and modification time of a few files."""
     stats = [(path.resolve(), path.stat()) for path in paths]
     return sign(kind, [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One record after decoding: its name, its image or why it cannot be used, and its label."""
+    """A record after decoding: its name, its label, and its image or the reason it cannot be used."""
 
     name: str
     image: Bytes | SkippedImage
@@ -97,7 +97,7 @@ Prepare = Callable[[Record], Bytes]
 
 
 def decode(record: Record, channels: int | None) -> Bytes:
-    """Return the pixels of one record, (H, W, channels); with None, in gray (1) or color (3) as they are stored."""
+    """Return the pixels of a record, (H, W, channels); with None, in gray (1) or color (3) as they are stored."""
     if isinstance(record.data, np.ndarray):
         return record.data if channels is None else channels_of(record.data, channels)
     return read_image(record.data, channels, name=record.name)
@@ -118,11 +118,11 @@ def _task(records: list[Record], prepare: Prepare) -> list[Outcome]:
 
 
 def outcomes(records: Iterator[Record], prepare: Prepare) -> Iterator[Outcome]:
-    """Decode in threads (Pillow and zlib release the interpreter), in order, with a bounded number in flight.
+    """Decode records in threads (Pillow and zlib release the GIL), in order and with a bounded number in flight.
 
     Args:
-        records: what to decode.
-        prepare: makes the pixels of one; a `SkippedImage` that it raises becomes an outcome.
+        records: the records to decode.
+        prepare: returns the pixels of one record, or raises `SkippedImage`, which becomes its outcome.
     """
     waiting: deque[Future[list[Outcome]]] = deque()
     workers = _workers()
@@ -136,7 +136,7 @@ def outcomes(records: Iterator[Record], prepare: Prepare) -> Iterator[Outcome]:
 
 
 def refuse_empty(source: Source, skipped: Counter[str], first: SkippedImage | None) -> NoReturn:
-    """Raise the DataError of a source of which no image can be used; it gives the reasons and one example."""
+    """Raise DataError because no image of a source can be used, with the reasons and one example."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
     example = f" The first: {first.message}" if first else ""
     hint = "use --small upscale, or a smaller resolution" if skipped["too small"] else "give readable images"
