@@ -59,11 +59,11 @@ def bench(
 
 def _data(config: RunConfig, output: Output) -> Dataset:
     """The data where they are built in, else random bytes of their size."""
-    from cmtool.cli.loading import load_data
     from cmtool.config.sources import SOURCES
+    from cmtool.data.load import load_dataset
     from cmtool.training.bench import stand_in_data
 
-    return load_data(config.data, output) if SOURCES[config.data.source].built_in else stand_in_data(config)
+    return load_dataset(config.data, output) if SOURCES[config.data.source].built_in else stand_in_data(config)
 
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:

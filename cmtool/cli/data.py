@@ -64,14 +64,7 @@ def make(options: MakeOptions) -> None:
         raise UsageError(f"--channels is 1, 3 or 4, not {options.channels}.")
     output = Output(options.json, options.quiet)
     rules = Rules(options.resolution, options.channels, options.fit, options.filter, options.small)
-    with output.progress(None, "packing") as update:
-        header = make_packed(
-            options.source,
-            options.out,
-            rules,
-            options.labels,
-            lambda done, total: update(note=f"of {total:,}", completed=done),
-        )
+    header = make_packed(options.source, options.out, rules, options.labels, output)
     for line in _packed_lines(header):
         output.say(line)
     output.result(str(options.out))

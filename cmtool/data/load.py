@@ -6,10 +6,8 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,14 +17,14 @@ from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
-from cmtool.data.packed import Progress, Rules, is_packed, pack, read_packed
+from cmtool.data.packed import Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+from cmtool.talk import SILENCE, Talk
 
 _STALE = 24 * 3600  # seconds
-StageProgress = Callable[[str, int, int | None], None]
 
 
 def rules_of(cfg: DataConfig) -> Rules:
@@ -47,11 +45,11 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _pack_temporary(source: Source, rules: Rules, progress: Progress | None) -> Dataset:
+def _pack_temporary(source: Source, rules: Rules, talk: Talk) -> Dataset:
     """Pack into a temporary file that disappears with the process, for when the cache is not writable."""
     with tempfile.TemporaryDirectory(prefix="cmtool-") as folder:
         path = Path(folder) / "data.cmdata"
-        pack(source, path, rules, progress)
+        pack(source, path, rules, talk)
         data = read_packed(path)
         # Windows cannot delete a mapped file, so the pixels are copied first.
         return data if os.name == "posix" else replace(data, images=data.images.clone())
@@ -62,7 +60,7 @@ def _from(source: Source, data: Dataset) -> Dataset:
     return replace(data, info=replace(data.info, path=str(source.path)))
 
 
-def load_source(source: Source, rules: Rules, progress: Progress | None = None) -> Dataset:
+def load_source(source: Source, rules: Rules, talk: Talk = SILENCE) -> Dataset:
     """Load a source through its packed copy in the cache, which is made on first use and when files change.
 
     Raises:
@@ -74,15 +72,17 @@ def load_source(source: Source, rules: Rules, progress: Progress | None = None) 
             return _from(source, read_packed(path))
         except DataError:
             path.unlink()
+    images = "image" if source.count == 1 else "images"
+    talk.say(f"packing {source.count:,} {images} into the cache; the next start reads that copy")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writable = os.access(path.parent, os.W_OK)
     except OSError:
         writable = False
     if not writable:
-        return _from(source, _pack_temporary(source, rules, progress))
+        return _from(source, _pack_temporary(source, rules, talk))
     _sweep(path.parent)
-    pack(source, path, rules, progress)
+    pack(source, path, rules, talk)
     return _from(source, read_packed(path))
 
 
@@ -129,14 +129,14 @@ def _named(cfg: DataConfig) -> DataConfig:
     return cfg.model_copy(update={"source": named, "path": None}) if named else cfg
 
 
-def load_dataset(cfg: DataConfig, progress: StageProgress | None = None) -> Dataset:
+def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     """Load the data set of a run. A `path` takes precedence over the source's name; its format is detected.
 
     Labels are loaded only if `cfg.labels` is set.
 
     Args:
         cfg: the [data] table.
-        progress: called with ("packing", images, of images) or ("fetching", bytes, of bytes or None).
+        talk: told once about a download and about the first packing, and shows their progress.
 
     Raises:
         DataError: the source is missing, empty, unreadable or of another shape than the configuration says.
@@ -145,14 +145,12 @@ def load_dataset(cfg: DataConfig, progress: StageProgress | None = None) -> Data
     cfg = _named(cfg)
     if cfg.path is None and cfg.source in BUILTIN:
         return BUILTIN[cfg.source](cfg)
-    path = locate(cfg, partial(progress, "fetching") if progress else None)
+    path = locate(cfg, talk)
     try:
         if path.is_file() and is_packed(path):
             data = _matching(read_packed(path), cfg, path)
         else:
-            data = load_source(
-                open_source(path, cfg), rules_of(cfg), partial(progress, "packing") if progress else None
-            )
+            data = load_source(open_source(path, cfg), rules_of(cfg), talk)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     return _limited(_labeled(data, cfg), cfg.size)

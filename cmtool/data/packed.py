@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,11 +28,11 @@ from cmtool.data.dataset import Dataset, Fingerprint, Summary
 from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
 from cmtool.data.sources.base import Record, Source, check_classes, decode, outcomes, refuse_empty
 from cmtool.errors import DataError
+from cmtool.talk import SILENCE, Talk, Update
 
 MAGIC = b"CMDATA\x00\x01"
 START = 4096
 _LARGEST_HEADER = 64_000_000
-Progress = Callable[[int, int], None]
 
 
 class PackedWriter:
@@ -212,7 +212,7 @@ def _facts(source: Source, rules: Rules, skipped: Counter[str], notes: Sequence[
     }
 
 
-def _fill(writer: PackedWriter, source: Source, rules: Rules, progress: Progress | None) -> dict[str, Any]:
+def _fill(writer: PackedWriter, source: Source, rules: Rules, update: Update) -> dict[str, Any]:
     skipped, first = Counter(source.skipped), None
     faded: list[str] = []
     decoded = outcomes(source.records(), partial(_prepare, rules=rules, faded=faded))
@@ -222,27 +222,29 @@ def _fill(writer: PackedWriter, source: Source, rules: Rules, progress: Progress
             first = first or outcome.image
         else:
             writer.append(outcome.image, outcome.label)
-        if progress is not None:
-            progress(done, source.count)
+        update(completed=done)
     if not writer.count:
         refuse_empty(source, skipped, first)
     notes = (f"{len(faded):,} of {writer.count:,} images lose their colors: one channel is gray",) if faded else ()
     return writer.finish(_facts(source, rules, skipped, notes))
 
 
-def pack(source: Source, out: Path, rules: Rules, progress: Progress | None = None) -> dict[str, Any]:
+def pack(source: Source, out: Path, rules: Rules, talk: Talk = SILENCE) -> dict[str, Any]:
     """Write every usable image of `source` into the packed file `out` and return its header.
 
     Args:
         source: what to read.
         out: the file to write; it appears only when it is complete.
         rules: size, channels, fit, filter and what to do with small images.
-        progress: called with (images done, images in all).
+        talk: shows the progress.
 
     Raises:
         DataError: there is not enough disk space, or no image can be used.
     """
     needed = source.count * rules.channels * rules.resolution**2
     require_space(out.parent, needed, f"a packed copy of {source.path}")
-    with packed_writer(out, rules.channels, rules.resolution) as writer:
-        return _fill(writer, source, rules, progress)
+    with (
+        packed_writer(out, rules.channels, rules.resolution) as writer,
+        talk.progress(source.count, "packing") as update,
+    ):
+        return _fill(writer, source, rules, update)

@@ -16,11 +16,12 @@ from cmtool.config.sources import SOURCES, named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
-from cmtool.data.packed import Progress, Rules, is_packed, pack, read_packed
+from cmtool.data.packed import Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source, decode
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import dataset_source, open_source
 from cmtool.errors import DataError
+from cmtool.talk import SILENCE, Talk
 
 PROBE = 256  # files of an unpacked source that are decoded to learn their sizes
 
@@ -135,9 +136,7 @@ def survey(path: str, kind: str | None = None, pictures: int = 64) -> Survey:
     return survey_source(resolve(path, kind), pictures)
 
 
-def make(
-    path: str, out: Path, rules: Rules, kind: str | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def make(path: str, out: Path, rules: Rules, kind: str | None = None, talk: Talk = SILENCE) -> dict[str, Any]:
     """Pack any data set a user may name into `out` and return the header of the packed file.
 
     Raises:
@@ -150,4 +149,4 @@ def make(
         raise DataError(f"{out} is the source itself.", "choose another --out")
     if out.exists() and not is_packed(out):
         raise DataError(f"{out} exists and is no packed data set; it is left alone.", "choose another --out")
-    return pack(source, out, rules, progress)
+    return pack(source, out, rules, talk)
