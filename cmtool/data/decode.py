@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -118,13 +120,14 @@ def _note_scale(picture: Image.Image) -> None:
 def _deep(picture: Image.Image, name: str) -> Image.Image:
     """Convert 16-bit or float gray to L, or to LA if the file names a transparent value."""
     key = picture.info.get("transparency")
-    gray = _deep_to_bytes(picture, name)
+    made = _deep_to_bytes(picture, name)
     if picture.info.get("white_is_zero"):
-        gray = ImageOps.invert(gray)
-    if not isinstance(key, int):
-        return gray
-    alpha = Image.fromarray(np.where(np.asarray(picture) == key, 0, 255).astype(np.uint8))
-    return Image.merge("LA", (gray, alpha))
+        made = ImageOps.invert(made)
+    if isinstance(key, int):
+        alpha = Image.fromarray(np.where(np.asarray(picture) == key, 0, 255).astype(np.uint8))
+        made = Image.merge("LA", (made, alpha))
+    made.info["icc_profile"] = picture.info.get("icc_profile")
+    return made
 
 
 def _laid_on_white(rgba: Image.Image) -> Image.Image:
@@ -191,14 +194,40 @@ def read_image(
         raise DataError(f"images have 1, 3 or 4 channels, not {channels}.")
     source = Path(source) if isinstance(source, str) else source
     label = name or ("an image" if isinstance(source, bytes) else str(source))
-    with _open(source, label) as picture:
+    with _checked(source, label, animated) as picture:
+        return _decode(picture, channels, label)
+
+
+def upright(source: Path, name: str | None = None) -> Image.Image:
+    """Decode one image file, turned as its EXIF orientation says, and keep mode, transparency and profile.
+
+    `to_bytes` makes of it what `read_image` returns.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    label = name or str(source)
+    with _checked(source, label, animated=False) as picture:
+        return _loaded(picture, label)
+
+
+def to_bytes(picture: Image.Image, channels: int, name: str) -> Bytes:
+    """Return a decoded Pillow image of any mode as uint8 (H, W, channels), by the rules of `read_image`."""
+    array = np.asarray(_convert(picture, channels, name))
+    return array[..., None] if array.ndim == 2 else array
+
+
+@contextmanager
+def _checked(source: Path | bytes, name: str, animated: bool) -> Iterator[Image.Image]:
+    """Open a file without decoding it; refuse images that are too large, and animations."""
+    with _open(source, name) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels"
-            raise SkippedImage(label, "too large", f"{size}, which is 100 megapixels or more.")
+            raise SkippedImage(name, "too large", f"{size}, which is 100 megapixels or more.")
         # A phone's MPO and a scanner's TIFF hold further pages, not an animation.
-        if not animated and picture.format not in ("MPO", "TIFF") and _moves(picture, label):
-            raise SkippedImage(label, "animated", "an animation; only still images are used.")
-        return _decode(picture, channels, label)
+        if not animated and picture.format not in ("MPO", "TIFF") and _moves(picture, name):
+            raise SkippedImage(name, "animated", "an animation; only still images are used.")
+        yield picture
 
 
 def _moves(picture: Image.Image, name: str) -> bool:
@@ -209,19 +238,25 @@ def _moves(picture: Image.Image, name: str) -> bool:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
 
 
-def _decode(picture: Image.Image, channels: int | None, name: str) -> Bytes:
-    """Decode an opened picture; Pillow reports damage under several exception types."""
+def _loaded(picture: Image.Image, name: str) -> Image.Image:
+    """Decode an opened picture and turn it upright; Pillow reports damage under several exception types."""
     try:
-        channels = channels or (1 if _is_gray(picture) else 3)
         _note_scale(picture)
         picture.load()
-        upright = ImageOps.exif_transpose(picture)
-        array = np.asarray(_convert(upright, channels, name))
+        return ImageOps.exif_transpose(picture)
+    except _DAMAGE as error:
+        raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
+
+
+def _decode(picture: Image.Image, channels: int | None, name: str) -> Bytes:
+    channels = channels or (1 if _is_gray(picture) else 3)
+    turned = _loaded(picture, name)
+    try:
+        return to_bytes(turned, channels, name)
     except DataError:
         raise
     except _DAMAGE as error:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
-    return array[..., None] if array.ndim == 2 else array
 
 
 def _resize(picture: Image.Image, size: tuple[int, int], rule: str) -> Image.Image:
