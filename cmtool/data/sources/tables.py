@@ -16,6 +16,7 @@ from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.errors import DataError, install_extra
 
 _ROWS = 256
+_LABELS = ("label", "labels", "class", "fine_label", "y")  # usual names of the column of class numbers
 INSTALL = install_extra("data")
 
 
@@ -111,8 +112,11 @@ def _columns(schema: Any, types: Any, path: Path) -> _Columns:
         raise DataError(f"{path} has no column of images; its columns are {', '.join(schema.names)}.")
     image, notes = _chosen(images, ("image", "img", "jpg", "png", "webp", "pixels"), "images", path)
     whole = [field.name for field in schema if types.is_integer(field.type)]
-    labels = [name for name in ("label", "labels", "class", "fine_label", "y") if name in whole]
+    labels = [name for name in _LABELS if name in whole]
     label, more = _chosen(labels, tuple(labels), "labels", path) if labels else (None, ())
+    if label is None:
+        other = [f"{name} ({schema.field(name).type})" for name in _LABELS if name in schema.names]
+        more = (f"the column {other[0]} holds no class numbers and is not used",) if other else ()
     nested = types.is_struct(schema.field(image).type)
     return _Columns(image, nested, label, _class_names(schema, label), (*notes, *more))
 
