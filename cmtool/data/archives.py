@@ -66,6 +66,8 @@ def open_zip(path: Path, form: str = "zip archive") -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
+    except PermissionError:
+        raise DataError(f"no permission to read {path}.") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path} is damaged or is no {form} ({error}).") from None
     try:

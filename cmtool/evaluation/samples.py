@@ -189,10 +189,12 @@ def open_images(path: str | Path) -> ImageSet:
         return open_npz_images(path)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path} is a single image, not a set of samples.", "write samples with --out samples.npz")
-    if path.is_file() and is_packed(path):
-        return from_dataset(read_packed(path), str(path))
     try:
+        if path.is_file() and is_packed(path):
+            return from_dataset(read_packed(path), str(path))
         return _from_source(open_source(path), str(path))
+    except PermissionError:
+        raise DataError(f"no permission to read {path}.") from None
     except UnknownForm:
         raise DataError(f"{path} is no .npz, no folder and no zip of images, or it is damaged.") from None
 
