@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, resolve_file
 from cmtool.config.schema import NetworkConfig, ProcessConfig, RunConfig
+from cmtool.config.sources import SOURCES
 from cmtool.diffusion.parameterization import Coefficients, build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
@@ -171,7 +172,7 @@ def model_header(
     `source` is what was found at `config.data.path`, e.g. "folder of images".
     """
     data = config.data
-    edits = config.recipe.model_kind == "consistency" and data.source != "toy2d"
+    edits = config.recipe.model_kind == "consistency" and not SOURCES[data.source].points
     return {
         "kind": config.recipe.model_kind,
         "preset": config.preset,
@@ -190,7 +191,7 @@ def model_header(
             "num_classes": num_classes,
             "class_names": class_names,
             "fingerprint": fingerprint,
-            "float_samples": data.source == "toy2d",
+            "float_samples": SOURCES[data.source].points,
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},

@@ -13,23 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cmtool.config.combinations import check_combination
 from cmtool.config.parts import RecipeConfig
+from cmtool.config.sources import SourceName
 
 Family = Literal["edm", "ct", "cd"]
 FAMILIES: tuple[Family, ...] = ("edm", "ct", "cd")
 
-DATA_SOURCES = (
-    "digits",
-    "shapes",
-    "toy2d",
-    "folder",
-    "cifar10",
-    "imagenet32",
-    "imagenet64",
-    "lsun",
-    "celeba64",
-    "npz",
-    "packed",
-)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
 
 
@@ -50,19 +38,7 @@ class AboutConfig(Table):
 class DataConfig(Table):
     """Where images come from and what shape they take."""
 
-    source: Literal[
-        "digits",
-        "shapes",
-        "toy2d",
-        "folder",
-        "cifar10",
-        "imagenet32",
-        "imagenet64",
-        "lsun",
-        "celeba64",
-        "npz",
-        "packed",
-    ]
+    source: SourceName
     path: str | None = Field(None, description="file or folder; None for built-in sources")
     resolution: int = Field(ge=1, le=1024, description="image side in pixels")
     channels: int = Field(3, ge=1, le=4)

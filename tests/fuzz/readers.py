@@ -48,7 +48,7 @@ from tests.training.tiny import config_of
 def _packed(folder: Path) -> bytes:
     from cmtool.config.schema import DataConfig
     from cmtool.data.load import rules_of
-    from cmtool.data.packing import pack
+    from cmtool.data.packed import pack
 
     photos = folder / "photos"
     photos.mkdir(parents=True)
