@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cmtool.theory import chain, classes, edm, gap, gaussian, generator, population, typical
+from cmtool.theory import chain, classes, edm, gap, gaussian, population, typical
 from cmtool.theory.distances import folded, normal_nodes
 from cmtool.theory.laws import GMM_A, GMM_E, product
 from cmtool.theory.levels import Levels, geometric, karras, li, li_betas
@@ -135,15 +135,13 @@ def _gap() -> Iterator[Check]:
     yield digits("K13", "joint, equal angles, N = 1000", edm.joint_gain(np.linspace(0, np.pi / 2, 1000)), "0.398536579")
     yield digits("K13", "1/cosh(pi/2)", 1 / np.cosh(np.pi / 2), "0.398536815")
     yield digits("K13", "joint, Karras N = 1000", edm.joint_gain(karras(1000).angles(0.5)), "0.302294317")
-    yield digits("K14", "R_IC(1)", generator.residual_independent(0.5, 1), "0.2")
-    yield digits("K14", "R_GC(1)", generator.residual_generator(0.5, 1), "0.0233165015")
-    yield digits("K14", "R_GC(5)", generator.residual_generator(0.5, 5), "8.18947e-5")
-    yield digits("K15", "share 1, ideal, N = 18", generator.spread_ratio(karras(18).noise, 0.5, 1), "1.197392")
-    yield digits(
-        "K15", "share .5, own, N = 1280", generator.spread_ratio(karras(1280).noise, 0.5, 0.5, "own"), "1.127302"
-    )
-    yield digits("K15", "share 0, N = 18", generator.spread_ratio(karras(18).noise, 0.5, 0), "0.846070")
-    yield digits("K15", "limit", generator.spread_limit(), "1.25663937")
+    yield digits("K14", "R_IC(1)", gap.residual_independent(0.5, 1), "0.2")
+    yield digits("K14", "R_GC(1)", gap.residual_generator(0.5, 1), "0.0233165015")
+    yield digits("K14", "R_GC(5)", gap.residual_generator(0.5, 5), "8.18947e-5")
+    yield digits("K15", "share 1, ideal, N = 18", gap.spread_ratio(karras(18).noise, 0.5, 1), "1.197392")
+    yield digits("K15", "share .5, own, N = 1280", gap.spread_ratio(karras(1280).noise, 0.5, 0.5, "own"), "1.127302")
+    yield digits("K15", "share 0, N = 18", gap.spread_ratio(karras(18).noise, 0.5, 0), "0.846070")
+    yield digits("K15", "limit", gap.spread_limit(), "1.25663937")
     yield digits("K16", "l1 mass, limit", gap.minority_mass(0.7), "0.0964981291")
     yield digits("K16", "l1 mass, sigma_max = 80", gap.minority_mass(0.7, 80), "0.0986527")
     yield digits("K16", "W1 gap", 2 * (0.3 - gap.minority_mass(0.7)), "0.407003742")

@@ -10,8 +10,7 @@ from typing import Any
 
 from cmtool.theory.checks import Check
 from cmtool.theory.figures import render
-from cmtool.theory.fit import Fit
-from cmtool.theory.study import Study, Table, fits_table
+from cmtool.theory.study import Fit, Study, Table, fits_table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6875; --line: #d9dfe5; --card: #ffffff; --page: #f5f7f9;
