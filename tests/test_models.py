@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from cmtool.checkpoint import save_model
-from cmtool.config.schema import NetworkConfig, ProcessConfig
+from cmtool.config.networks import network_config
+from cmtool.config.schema import ProcessConfig
 from cmtool.errors import CheckpointError
 from cmtool.models import ConsistencyModel, Denoiser, build_model, load, parameter_count
 
 NETWORKS = {
-    "adm": NetworkConfig(kind="adm", channels=8, head_channels=8, attention=(4,)),
-    "mlp": NetworkConfig(kind="mlp", channels=16),
+    "adm": network_config(kind="adm", channels=8, head_channels=8, attention=(4,)),
+    "mlp": network_config(kind="mlp", channels=16),
 }
 
 

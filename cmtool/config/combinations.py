@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cmtool.config.parts import RecipeConfig
 
 if TYPE_CHECKING:
-    from cmtool.config.schema import NetworkConfig, RunConfig, TrainConfig
+    from cmtool.config.schema import RunConfig, TrainConfig
 
 # Neighbors of a grid of so many points lie 57 roundings of float32 apart at 80: beyond, the gap between them, by which
 # losses are divided, is off by more than a percent.
@@ -37,7 +37,7 @@ def check_combination(config: RunConfig) -> None:
     Raises:
         ValueError: one sentence that names the settings and what would be right.
     """
-    _check_network(config.network, config.data.resolution)
+    config.network.check(config.data.resolution)
     _check_curriculum(config.recipe, config.train)
     _check_times(config)
     _check_coupling(config)
@@ -45,28 +45,6 @@ def check_combination(config: RunConfig) -> None:
     _check_derivative(config)
     _check_measure(config)
     _check_shard(config)
-
-
-def _check_network(network: NetworkConfig, side: int) -> None:
-    if network.kind == "mlp":
-        return
-    levels = len(network.channel_mult)
-    for name in ("num_blocks", "dropout"):
-        value = getattr(network, name)
-        if isinstance(value, tuple) and len(value) != levels:
-            raise ValueError(f"network.{name} has {len(value)} values and network.channel_mult {levels}: one a level")
-    if side % 2 ** (levels - 1):
-        raise ValueError(
-            f"network.channel_mult has {levels} levels, each half the side of the one before: data.resolution = {side} "
-            f"must be a multiple of {2 ** (levels - 1)}"
-        )
-    for level, mult in enumerate(network.channel_mult):
-        channels, attends = network.channels * mult, side // 2**level in network.attention or level == levels - 1
-        if attends and channels // network.head_channels > 1 and channels % network.head_channels:
-            raise ValueError(
-                f"network.head_channels = {network.head_channels} does not divide the {channels} channels of an "
-                "attention layer"
-            )
 
 
 def _check_curriculum(recipe: RecipeConfig, train: TrainConfig) -> None:
@@ -185,7 +163,7 @@ def _check_derivative(config: RunConfig) -> None:
     if not target.differentiates:
         return
     forward = target.derivative == "forward"
-    if forward and network.kind != "mlp" and network.attention_kernel != "math":
+    if forward and not network.forward_mode:
         raise Unfit(
             "network.attention_kernel = 'auto' has no forward-mode derivative, which this recipe needs; use 'math'",
             "add --set network.attention_kernel=math, or --set recipe.target.derivative=difference",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from cmtool.errors import ConfigError, nearest
 
@@ -34,16 +35,30 @@ _KINDS = {
 
 
 def table_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """Return the table (pydantic model) that the field `key` of `model` holds, or None where it holds a value."""
-    return _tables(model.model_fields[key].annotation) if key in model.model_fields else None
+    """Return the table (pydantic model) that the field `key` of `model` holds, or None where it holds a value.
+
+    Where tables are told apart by their `kind`, it is one with the settings of all of them.
+    """
+    tables = _tables(model.model_fields[key].annotation) if key in model.model_fields else []
+    return _merged(tuple(tables)) if len(tables) > 1 else next(iter(tables), None)
 
 
-def _tables(annotation: Any) -> type[BaseModel] | None:
+def _tables(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for arg in get_args(annotation) if (found := _tables(arg))), None)
-    return None
+        return [found for arg in get_args(annotation) for found in _tables(arg)]
+    return []
+
+
+@functools.cache
+def _merged(tables: tuple[type[BaseModel], ...]) -> type[BaseModel]:
+    """Return one table with the settings of several, to name choices by; nothing is checked against it."""
+    fields = {name: field for table in tables for name, field in table.model_fields.items()}
+    order = [name for name in getattr(tables[0], "ORDER", ()) if name in fields]
+    kinds = tuple(table.model_fields["kind"].default for table in tables)
+    named: dict[str, Any] = {name: (fields[name].annotation, fields[name]) for name in (*order, *fields)}
+    return create_model("Tables", **named | {"kind": (Literal[kinds], kinds[0])})
 
 
 def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str, str], default: str) -> ConfigError:
@@ -57,7 +72,7 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
     """
     problems = error.errors(include_url=False)
     # A misspelt key is also a missing one: name the spelling.
-    problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
+    problem = _of_its_kind(next((found for found in problems if found["type"] == "extra_forbidden"), problems[0]))
     owner, keys = _resolve(model, problem["loc"])
     key = ".".join(keys)
     place = _place(key, origins, default)
@@ -73,6 +88,13 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
     if kind == "value_error":
         return ConfigError(f"{place}: {problem['ctx']['error']}")
     return ConfigError(f"{place} = {shown_value(problem['input'])} {_requirement(problem, owner, keys[-1])}")
+
+
+def _of_its_kind(problem: Any) -> Any:
+    """Return a complaint about the kind of a table as one about its key `kind`."""
+    if problem["type"] != "union_tag_invalid":
+        return problem
+    return {**problem, "type": "literal_error", "loc": (*problem["loc"], "kind"), "input": problem["input"]["kind"]}
 
 
 def _unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
@@ -99,15 +121,18 @@ def _suggestion(word: str, choices: Sequence[str]) -> str:
 
 def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
     """Follow pydantic's location down to the first value; what lies inside it no user wrote as a key."""
-    owner, keys = model, []
+    owner, keys, chosen = model, [], False
     for part in loc:
         if isinstance(part, int):
             break
+        if chosen and part in _choices(owner.model_fields["kind"].annotation):
+            chosen = False  # not a key: the kind by which pydantic chose among the tables
+            continue
         keys.append(part)
         inner = table_of(owner, part)
         if inner is None:
             break
-        owner = inner
+        owner, chosen = inner, len(_tables(owner.model_fields[part].annotation)) > 1
     return owner, keys
 
 

@@ -11,10 +11,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Part(BaseModel):
-    """A frozen part of an objective."""
+class Table(BaseModel):
+    """A frozen table that refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Part(Table):
+    """A part of an objective."""
 
 
 class TimesPart(Part):

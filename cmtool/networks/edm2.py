@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError, UserError
+from cmtool.config.networks import Edm2Config
+from cmtool.errors import UserError
 from cmtool.networks.blocks import RawNetwork, attention, exact, heads_of, number_of_heads, per_level
 from cmtool.networks.convolution import convolve_doubled
 from cmtool.networks.normalization import wide
@@ -100,7 +100,7 @@ class MpBlock(nn.Module):
         cin: int,
         cout: int,
         emb: int,
-        cfg: NetworkConfig,
+        cfg: Edm2Config,
         dropout: float,
         *,
         decodes: bool,
@@ -160,14 +160,10 @@ class MpLogVariance(nn.Module):
 class Edm2UNet(RawNetwork):
     """F(x, c_noise, label, r) for images of any side that is a multiple of `downsampling`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: Edm2Config, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
         levels = len(cfg.channel_mult)
         self.downsampling = 2 ** (levels - 1)
-        if resolution % self.downsampling:
-            raise ConfigError(
-                f"{levels} levels need a side that is a multiple of {self.downsampling}; {resolution} is not."
-            )
         self._widths = [cfg.channels * mult for mult in cfg.channel_mult]
         self._blocks = per_level(cfg.num_blocks, levels, "num_blocks")
         self._dropouts = per_level(cfg.dropout, levels, "dropout")
@@ -183,7 +179,7 @@ class Edm2UNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = MpLogVariance()
 
-    def _build(self, cfg: NetworkConfig, emb: int) -> None:
+    def _build(self, cfg: Edm2Config, emb: int) -> None:
         """Build encoder and decoder; every decoder block named `block` takes a skip connection."""
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         sides = [self.resolution // 2**level for level in range(len(self._widths))]
