@@ -35,12 +35,12 @@ from cmtool.cli.output import Output
 from cmtool.data import split_indices
 from cmtool.data.images import from_uint8
 from cmtool.data.shapes import HELD_OUT, shapes_images
+from cmtool.editing import loop as editing
+from cmtool.editing.levels import class_times, plan_edit, usual_help
 from cmtool.evaluation import domain
 from cmtool.evaluation.manifold import manifold
 from cmtool.models import Model
 from cmtool.rng import SampleStreams, derive
-from cmtool.samplers import editing
-from cmtool.samplers.edit_plan import class_times, plan_edit, usual_help
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 

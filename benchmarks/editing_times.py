@@ -23,8 +23,8 @@ from scipy.optimize import minimize
 from cmtool.cli.output import Output
 from cmtool.config.schema import EditConfig
 from cmtool.data.shapes import shapes_images
-from cmtool.samplers.edit_plan import tuned_times
-from cmtool.samplers.editing import LUMA
+from cmtool.editing.levels import tuned_times
+from cmtool.editing.loop import LUMA
 from cmtool.samplers.times import geometric_times, solver_times
 
 Array = NDArray[np.float64]

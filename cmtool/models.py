@@ -19,8 +19,11 @@ from cmtool.diffusion.parameterization import Coefficients, build_parameterizati
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
+from cmtool.networks.convolution import hold_in
 from cmtool.networks.truncated import TruncatedNetwork
 from cmtool.recorded import Recorded
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Model(nn.Module):
@@ -157,9 +160,17 @@ def ve_process(model: Model) -> VarianceExploding:
 
 
 def model_header(
-    config: RunConfig, *, num_classes: int | None, class_names: list[str] | None, fingerprint: str
+    config: RunConfig,
+    *,
+    num_classes: int | None,
+    class_names: list[str] | None,
+    fingerprint: str,
+    source: str | None = None,
 ) -> dict[str, Any]:
-    """Return the header that a model trained by `config` starts with: all that rebuilding it needs."""
+    """Return the header that a model trained by `config` starts with: all that rebuilding it needs.
+
+    `source` is what was found at `config.data.path`, e.g. "folder of images".
+    """
     data = config.data
     edits = config.recipe.model_kind == "consistency" and data.source != "toy2d"
     return {
@@ -172,7 +183,9 @@ def model_header(
         "network": config.network.model_dump(mode="json"),
         "process": config.process.model_dump(mode="json"),
         "data": {
-            "source": data.source,
+            "source": (source if data.path else None) or data.source,
+            **({"path": data.path} if data.path else {}),
+            **({"kind": data.kind} if data.kind else {}),
             "resolution": data.resolution,
             "channels": data.channels,
             "num_classes": num_classes,
@@ -183,6 +196,7 @@ def model_header(
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},
         **({"edit": config.edit.model_dump(mode="json")} if edits else {}),
+        "eval": {"reference": config.eval.reference, "features": config.eval.features},
         "label_dropout": config.train.label_dropout if config.data.labels else 0.0,
     }
 
@@ -233,6 +247,21 @@ def placed(model: Model, device: torch.device, compiled: bool = False) -> Model:
     """
     last = compiled or device.type == "cpu"
     return model.to(device).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def apply_precision(model: Model, precision: str) -> Model:
+    """Set how a model computes: fp64 in double, bf16 and fp16 by autocast around the network, else float32.
+
+    With half precision the scalings, the time embedding, the first and the last convolution stay in float32. For models
+    that are used, not trained: half precision rounds their weights for good.
+    """
+    if precision == "fp64":
+        return model.double()
+    half = HALF.get(precision)
+    model.autocast = half
+    if half is not None:
+        hold_in(model.network, half)
+    return model
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:

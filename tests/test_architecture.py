@@ -23,6 +23,7 @@ ROOMS = [
     "losses",
     "samplers",
     "data",
+    "editing",
     "training",
     "evaluation",
     "reporting",

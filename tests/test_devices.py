@@ -13,7 +13,18 @@ from tests.test_architecture import PACKAGE
 
 # Rooms whose tensors lie on the device. Whatever else is float64 is made on the CPU (grids, random numbers) and says here
 # why it never meets a device without float64.
-ROOMS = ("diffusion", "schedules", "networks", "losses", "samplers", "training", "models.py", "rng.py", "api")
+ROOMS = (
+    "diffusion",
+    "schedules",
+    "networks",
+    "losses",
+    "samplers",
+    "editing",
+    "training",
+    "models.py",
+    "rng.py",
+    "api",
+)
 ALLOWED = {
     "diffusion/process.py exact": "the one way from a device to float64",
     "schedules/times.py": "times are drawn on the CPU",
@@ -21,9 +32,10 @@ ALLOWED = {
     "losses/diagnose.py level_density": "a table of levels, on the CPU",
     "losses/objective.py uniforms": "random numbers, on the CPU",
     "losses/direction.py posterior_mean": "asks for the device",
-    "samplers/windows.py taper": "made on the CPU, then moved",
+    "editing/windows.py taper": "made on the CPU, then moved",
+    "editing/tasks.py": "pictures, on the CPU",
     "samplers/interpolation.py path": "shares of a path, on the CPU",
-    "samplers/editing.py luma_vector": "made on the CPU, then moved",
+    "editing/loop.py luma_vector": "made on the CPU, then moved",
     "samplers/generate.py streams_for": "float64 for a float64 model alone",
     "training/setup.py apply_precision": "float64 models are refused on mps",
     "training/precision.py": "float64 models are refused on mps",

@@ -13,7 +13,7 @@ import torch
 from cmtool.config.load import resolve
 from cmtool.data.load import load_dataset
 from cmtool.recorded import WARM_UP, Recorded, kind_of
-from cmtool.training.replay import Replay, replayable
+from cmtool.training.replay import replayable
 from cmtool.training.setup import prepare
 
 
@@ -211,8 +211,8 @@ def with_replay(trainer):
     """Give a trainer on the CPU what it has on a GPU."""
     before = []
 
-    pause, tell = lambda: before.append(trainer.state.step), trainer.remarks.append
-    trainer.replay = Replay(trainer._looked, trainer.state.parameters, pause, tell)
+    trainer.batches.settle = lambda: before.append(trainer.state.step)
+    trainer.replay = trainer.recorder()
     calls = trainer.replay.calls
     calls._work = recordable(calls._work)
     fix = calls._before

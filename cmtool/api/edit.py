@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.api.editor import Editor, Task
 from cmtool.api.model import BLOCK, Model, as_model
 from cmtool.api.pictures import Bytes, Picture, as_bytes, mask_of, stacked
-from cmtool.data import editing
+from cmtool.editing import tasks as editing
+from cmtool.editing.editor import Editor, Task
+from cmtool.editing.levels import plan_edit, usual_help
 from cmtool.errors import UserError
-from cmtool.samplers.edit_plan import plan_edit, usual_help
 from cmtool.samplers.plan import SamplePlan
 from cmtool.samplers.times import header_range
 

@@ -68,7 +68,7 @@ def evaluate(
         seeds = range(seed * BLOCK, seed * BLOCK + (num or against.count))
         images = make_images(model.module, model.plan(steps=steps, times=times), seeds)
     elif num is not None:
-        images = images.first(num)
+        images = images.some(num)
     rule = mode or against.mode
     network = build_features(features or against.features, images.shape, rule, str(choose_device(device)))
     side = measure_reference(against, network, batch_size)

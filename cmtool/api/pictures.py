@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmtool.data import read_image, save_folder, save_grid, save_npz, save_png, save_points, save_scatter, to_uint8
-from cmtool.data.placing import mask_from_bytes, on_black
+from cmtool.editing.regions import mask_from_bytes, on_black
 from cmtool.errors import DataError
 
 Bytes: TypeAlias = NDArray[np.uint8]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cmtool.cli.output import command_line
-from cmtool.data.editing import uncertainty_map
 from cmtool.data.images import save_grid, save_png
-from cmtool.data.placing import resize
 from cmtool.data.sample_files import check_place
+from cmtool.editing.regions import resize
+from cmtool.editing.tasks import uncertainty_map
 
 if TYPE_CHECKING:
     from cmtool.cli.edit_run import Request, Result

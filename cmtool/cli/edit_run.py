@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cmtool.cli.find_model import FoundModel
     from cmtool.cli.output import Output
-    from cmtool.data.editing import Subject
+    from cmtool.editing.tasks import Subject
     from cmtool.models import Model
     from cmtool.samplers.plan import SamplePlan
 
@@ -63,7 +63,7 @@ class Result:
 def decide(task: str, given: dict[str, Any], output: Output) -> Request:
     """Settle the model, the noise levels, seeds and label; every mistake in the arguments is found here."""
     from cmtool.cli.lists import choose_label, choose_seeds
-    from cmtool.samplers.edit_plan import usual_help
+    from cmtool.editing.levels import usual_help
 
     _check_pictures(given)
     made, kept = _counts(given)
@@ -152,7 +152,7 @@ def _refusal(header: Mapping[str, Any], channels: int | None) -> str | None:
 
 def _plan(task: str, header: dict[str, Any], given: dict[str, Any]) -> SamplePlan:
     from cmtool.cli.lists import parse_floats, parse_ints
-    from cmtool.samplers.edit_plan import plan_edit
+    from cmtool.editing.levels import plan_edit
     from cmtool.samplers.plan import SamplePlan
     from cmtool.samplers.times import header_range
 
@@ -196,8 +196,8 @@ def run_edit(task: str, given: dict[str, Any], output: Output) -> None:
 
 def prepare(request: Request, path: Path, output: Output) -> Subject:
     """Read one picture and make it ready; says what was done to it."""
-    from cmtool.data import editing
     from cmtool.data.images import read_image
+    from cmtool.editing import tasks as editing
 
     given, side, task = request.given, request.side, request.task
     options = editing.Options(given["fit"] or ("pad" if given["paste"] else "crop"), given["paste"])
@@ -226,7 +226,7 @@ def _has_colors(picture: NDArray[Any]) -> bool:
 
 def _mask(given: dict[str, Any], output: Output) -> NDArray[Any]:
     from cmtool.data.images import read_image
-    from cmtool.data.placing import check_mask, mask_from_bytes, on_black
+    from cmtool.editing.regions import check_mask, mask_from_bytes, on_black
 
     painted = on_black(read_image(given["mask"], 4))
     notice = check_mask(painted, str(given["mask"]))
@@ -239,7 +239,7 @@ def _result(request: Request, model: Model, path: Path, subject: Subject, output
     """Make all variations of one picture, in batches, and keep the wanted ones."""
     import torch
 
-    from cmtool.api.editor import Editor, Task
+    from cmtool.editing.editor import Editor, Task
 
     compares = request.given.get("metric", "l2") if request.given.get("best_of") else "l2"
     task = Task(request.task, request.plan, request.guidance, request.label, compares, request.candidates)

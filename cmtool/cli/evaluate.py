@@ -121,24 +121,30 @@ def _evaluate(request: dict[str, Any], given: dict[str, Any], output: Output) ->
 
 
 def usual_reference(wanted: Sequence[Any], output: Output) -> str:
-    """The reference of the model's preset, where --ref is left out."""
-    from cmtool.config.load import resolve
+    """The reference that the model's run was judged against, where --ref is left out.
+
+    Raises:
+        UsageError: it had none, or several models had different ones.
+    """
+    from cmtool.config.judgments import reference_of
     from cmtool.errors import UsageError
     from cmtool.evaluation.names import REFERENCES
 
-    presets = {str(one.found.header.get("preset")) for one in wanted if one.found is not None}
-    for preset in presets:
-        try:
-            ref = resolve(preset).config.eval.reference
-        except Exception:
-            ref = None
-        if ref is not None:
-            output.say(f"reference {ref}, that of preset {preset}")
-            return ref
-    raise UsageError(
-        "--ref is missing: what are the samples to be compared with?",
-        f"choose from {', '.join(REFERENCES)}, or name an .npz, a folder of images, or a preset",
-    )
+    choices = f"choose from {', '.join(REFERENCES)}, or name an .npz, a folder of images, or a preset"
+    models = [one.found for one in wanted if one.found is not None]
+    known = {reference_of(found.header) for found in models}
+    if len(known) > 1:
+        said = ", ".join(f"{found.name} {reference_of(found.header) or 'none'}" for found in models)
+        raise UsageError(f"--ref is missing, and the models' own references differ: {said}.", choices)
+    reference = next(iter(known), None)
+    if reference is not None:
+        output.say(f"reference {reference}, that of the model's training")
+        return reference
+    if models:
+        data = models[0].header.get("data") or {}
+        trained_on = f"it was trained on {data.get('path') or data.get('source')}"
+        raise UsageError(f"--ref is missing, and {models[0].name} has no reference of its own: {trained_on}.", choices)
+    raise UsageError("--ref is missing: what are the samples to be compared with?", choices)
 
 
 def _make_ref(
@@ -155,7 +161,9 @@ def _make_ref(
     source = resolve_reference(data, None, mode, output.say)
     if source.images is None:
         raise UsageError(f"{data} holds statistics only; a reference is made from images.", "name a folder or an .npz")
-    images = source.images if given["num"] is None else source.images.first(given["num"])
+    images = source.images if given["num"] is None else source.images.some(given["num"])
+    for note in images.notes:
+        output.say(f"{data}: {note}")
     name, rule = features or source.features, mode or source.mode
     network = build_features(name, images.shape, rule, str(choose_device(given["device"])), output.say)
     with output.progress(images.count, "features") as update:

@@ -122,7 +122,7 @@ class Evaluation:
             self._memorization(judged, measured, row)
         if self.metrics and "consistency" in self.metrics:
             self._consistency(judged, row)
-        row["notes"] = figures.notes
+        row["notes"] = [*judged.images.notes, *figures.notes]
         return row, figures, measured
 
     def _intervals(self, figures: Figures, measured: Measured) -> dict[str, list[float]]:
@@ -190,6 +190,7 @@ class Evaluation:
     def _consistency(self, judged: Judged, row: dict[str, Any]) -> None:
         from cmtool.cli.find_model import find_model
         from cmtool.cli.run_model import load_model
+        from cmtool.config.judgments import same_data
         from cmtool.evaluation.consistency import measure_consistency
 
         found = judged.wanted.found
@@ -197,11 +198,11 @@ class Evaluation:
             raise UsageError(
                 "--metrics consistency asks a consistency model, not samples.", "name a model with --model"
             )
-        preset = found.header.get("preset")
+        data = found.header["data"]
         teacher = find_model(
             self.given["teacher"],
             kinds=("diffusion",),
-            fits=lambda header: header.get("preset") == preset,
+            fits=lambda header: same_data(header["data"], data),
             wanted="teacher",
             option="--teacher",
         )

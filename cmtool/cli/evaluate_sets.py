@@ -56,9 +56,10 @@ class Judged:
 def model_for(given: str | None, ref: str | None, kinds: Sequence[str] = ("consistency", "diffusion")) -> FoundModel:
     """Return the model to judge: the one named, else the newest run on the reference's data, else the newest run."""
     from cmtool.cli.find_model import find_model
+    from cmtool.config.judgments import reference_of
 
     def same_data(header: Mapping[str, Any]) -> bool:
-        return ref in (header.get("preset"), header.get("data", {}).get("source"))
+        return ref in (reference_of(header), header.get("data", {}).get("source"))
 
     try:
         return find_model(given, kinds=kinds, fits=same_data if ref else None)
@@ -138,7 +139,10 @@ def open_set(
 
     if wanted.path is not None:
         images = open_images(wanted.path)
-        return _judged(wanted, images if num is None else images.first(num))
+        images = images if num is None else images.some(num)
+        for note in images.notes:
+            output.say(f"{wanted.name}: {note}")
+        return _judged(wanted, images)
     assert wanted.found is not None and wanted.plan is not None
     count = num or usual
     # Process 0 looks, for all: another might find what is being written.

@@ -144,11 +144,12 @@ def _kind(out: Path) -> Literal["grid", "gif", "frames"]:
 
 def _teacher(given: str | None, found: FoundModel) -> FoundModel:
     from cmtool.cli.find_model import find_model
+    from cmtool.config.judgments import same_data
 
     data = found.header["data"]
 
     def same(header: Any) -> bool:
-        return all(header["data"].get(key) == data.get(key) for key in ("source", "resolution", "channels"))
+        return same_data(header["data"], data)
 
     teacher = find_model(given, kinds=("diffusion",), fits=same, wanted="teacher for --images", option="--teacher")
     shape = [(header["data"]["channels"], header["data"]["resolution"]) for header in (teacher.header, found.header)]
@@ -209,8 +210,8 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     import torch
 
     from cmtool.cli.run_model import load_model
-    from cmtool.data.editing import tensor
     from cmtool.data.images import fit_image, read_image
+    from cmtool.editing.tasks import tensor
     from cmtool.samplers.interpolation import DITHER, decode, dithered, encode
     from cmtool.samplers.times import solver_times
 

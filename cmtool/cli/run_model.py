@@ -19,8 +19,8 @@ def load_model(found: FoundModel, device: str, precision: str) -> Model:
             autocast around the network.
     """
     from cmtool.memory import keep_freed_memory
-    from cmtool.models import load
-    from cmtool.training.setup import apply_precision, choose_device
+    from cmtool.models import apply_precision, load
+    from cmtool.training.setup import choose_device
 
     keep_freed_memory()
     # fp64 exists on no mps device, and apply_precision would only find out inside torch.

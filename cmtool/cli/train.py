@@ -195,6 +195,7 @@ def train_edm(
 def _train(family: str, given: dict[str, Any]) -> None:
     from cmtool.cli.output import Output
     from cmtool.cli.train_extras import check_trackers, run_folder
+    from cmtool.config.judgments import describe_judging
     from cmtool.training.stopping import parse_span
 
     output = Output.of_rank(given["json"], given["quiet"])
@@ -207,6 +208,9 @@ def _train(family: str, given: dict[str, Any]) -> None:
     if given["extend"] is not None:
         return _extend(family, given, deadline, output)
     resolved = _resolve(family, given)
+    said = describe_judging(resolved.config, resolved.other_data)
+    if said is not None:
+        output.say(said)
     config = _with_models(resolved.config, given, output)
     if given["dry_run"]:
         return _show(config, resolved, output)
@@ -217,9 +221,13 @@ def _train(family: str, given: dict[str, Any]) -> None:
 
 def _extend(family: str, given: dict[str, Any], deadline: float | None, output: Output) -> None:
     from cmtool.cli.train_extras import extension
+    from cmtool.config.judgments import describe_judging
     from cmtool.config.load import to_toml
 
     config, folder = extension(family, given, output)
+    said = describe_judging(config, decided=True)
+    if said is not None:
+        output.say(said)
     if given["dry_run"]:
         output.result(to_toml(config))
         return output.json({"config": config.model_dump(mode="json"), "origins": {}})
@@ -265,6 +273,7 @@ def _with_models(config: RunConfig, given: dict[str, Any], output: Output) -> Ru
     """Name the teacher or the model to start from, and take its network and scalings over."""
     from cmtool.checkpoint import read_header
     from cmtool.cli.find_model import find_model
+    from cmtool.config.judgments import is_teacher_of
     from cmtool.errors import UserError
     from cmtool.training.inherit import adopt, check_needs
 
@@ -274,7 +283,7 @@ def _with_models(config: RunConfig, given: dict[str, Any], output: Output) -> Ru
             found = find_model(
                 None,
                 kinds=("diffusion",),
-                fits=lambda h: h.get("preset") == config.preset and h.get("recipe", {}).get("family", "edm") == "edm",
+                fits=lambda header: is_teacher_of(config, header),
                 wanted="teacher",
                 option="--teacher",
             )

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from cmtool.config.schema import DataConfig, RunConfig
 
 TRACKERS = ("tensorboard", "wandb")
-# Sources that are a kind of file, not a data set.
-WITHOUT_A_PLACE = ("folder", "npz", "packed")
 # What the run that goes on has decided already.
 DECIDED = ("recipe", "data", "small", "fit", "batch_size", "micro_batch", "seed", "init", "teacher", "sets")
 
@@ -43,10 +41,11 @@ def check_data(data: DataConfig) -> None:
     Raises:
         DataError: with what to name.
     """
+    from cmtool.config.judgments import PLACELESS
     from cmtool.config.schema import DATA_SOURCES
 
     if data.path is None:
-        if data.source in WITHOUT_A_PLACE:
+        if data.source in PLACELESS:
             raise DataError(f"the data source '{data.source}' needs a path.", "name a folder or file with --data")
         return
     place = Path(data.path.removeprefix("lsun:")).expanduser()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.config.schema import RunConfig
     from cmtool.training.distributed import World
-    from cmtool.training.listener import Outcome
     from cmtool.training.loop import Trainer
+    from cmtool.training.report import Outcome
     from cmtool.training.run_folder import RunFolder
 
 
@@ -114,9 +114,25 @@ def _say_next(config: RunConfig, path: Path, given: dict[str, Any], output: Outp
     output.say(f"next: cmtool sample --model {run}")
     if config.family == "edm" and config.process.kind == "ve":
         preset = given["preset"] if given["extend"] is None else config.preset
-        output.say(f"then: cmtool train-cd --preset {shlex.quote(preset)} --teacher {run}")
+        words = ["train-cd", "--preset", preset, *_data_words(config, given), "--teacher", str(path)]
+        output.say(f"then: cmtool {shlex.join(words)}")
     else:
         output.say(f"then: cmtool report {run}")
+
+
+def _data_words(config: RunConfig, given: dict[str, Any]) -> list[str]:
+    """Return the options that name the data once more: a student of other pictures than its teacher's learns little."""
+    from cmtool.config.judgments import PICTURES
+
+    words = [*([] if given["data"] is None else ["--data", given["data"]])]
+    if given["extend"] is not None and config.data.path is not None:
+        words = ["--data", config.data.path]
+    for name in ("small", "fit"):
+        words += [f"--{name}", given[name]] if given[name] else []
+    kept = (*PICTURES, "labels", "num_classes")
+    for text in given["sets"] or ():
+        words += ["--set", text] if text.strip().partition("=")[0].removeprefix("data.") in kept else []
+    return words
 
 
 def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> Trainer:
@@ -124,7 +140,9 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
     from cmtool.cli.loading import load_data
     from cmtool.data.dataset import describe
     from cmtool.errors import UsageError
+    from cmtool.training.classes import settle_classes
     from cmtool.training.forecast import check_disk, forecast
+    from cmtool.training.run_folder import RunFolder
     from cmtool.training.setup import choose_device, prepare, set_up_torch
 
     device = choose_device(given["device"], world.local_rank)
@@ -134,6 +152,7 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
         output.say(line)
     if config.train.compile:
         output.say("compiling the networks: some seconds for small ones, minutes for large ones")
+    dataset = settle_classes(config, dataset, None if given["fresh"] else RunFolder(path), output)
     trainer = prepare(config, dataset, device, world)
     if given["diagnose"] and trainer.state.sharding is not None:
         raise UsageError("--diagnose asks networks that train.shard = true has split; leave one of them out.")
@@ -162,11 +181,14 @@ def _session(
     ):
         names = (given["track"] or ()) if trainer.world.main else ()
         view = tracking.enter_context(tracked(View(output, update), names, folder.path, config))
-        session = Session(config, trainer, folder, view, judge, closing)
+        session = Session(trainer, folder, view, judge, closing)
         session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
         if given["diagnose"]:
             session.chores.append((config.train.checkpoint_every, _diagnosis(trainer, folder, output)))
-        return session.run(stop, sys.argv)
+        session.begin(stop, sys.argv)
+        for due in trainer.run(stop, session.intervals()):
+            session.attend(due)
+        return session.end()
 
 
 def _diagnosis(trainer: Trainer, folder: RunFolder, output: Output) -> Callable[[], None]:

@@ -22,7 +22,11 @@ def judges(trainer: Trainer, output: Output) -> tuple[Judge | None, Closing | No
     was asked for. Only small feature networks are asked for a search: Inception would take longer than the training.
     """
     config = trainer.config
-    if config.eval.reference is None or not trainer.world.main:
+    if not trainer.world.main:
+        return None, None
+    if config.eval.reference is None:
+        if config.train.eval_every:
+            output.warn("no evaluation during training: the run has no reference (--set eval.reference=...).")
         return None, None
     from cmtool.evaluation.tuning import Judge, search_is_cheap, short_search
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from cmtool.cli.output import Output
 from cmtool.training.forecast import Forecast, duration
-from cmtool.training.listener import Listener
-from cmtool.training.report import Report
+from cmtool.training.report import Listener, Report
 
 
 class View(Listener):

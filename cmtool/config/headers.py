@@ -20,6 +20,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "figures": dict,
     "sample": dict,
     "edit": dict,
+    "eval": dict,
     "origin": dict,
     "versions": dict,
     "machine": dict,
@@ -31,6 +32,9 @@ _DATA: dict[str, type | tuple[type, ...]] = {
     "num_classes": int,
     "class_names": list,
     "fingerprint": str,
+    "source": str,
+    "path": str,
+    "kind": str,
 }
 _LONGEST = 1000  # noise levels for one number of evaluations
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cmtool.config.explain import explain, unknown_key
 from cmtool.config.find import find_preset, shown
+from cmtool.config.judgments import are_other_pictures, is_about_pictures, name_source
 from cmtool.config.methods import METHODS
 from cmtool.config.overrides import Override, flag_overrides, parse_sets, route
 from cmtool.config.schema import FAMILIES, PresetFile, RunConfig
@@ -24,10 +25,15 @@ from cmtool.errors import ConfigError, nearest, unknown
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration and, for each dotted key that is not a default, where its value was written."""
+    """A configuration and, for each dotted key that is not a default, where its value was written.
+
+    `other_data`: the command line changed which pictures are used, so that what the preset says about its own was left
+    out.
+    """
 
     config: RunConfig
     origins: dict[str, str]
+    other_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,16 +158,31 @@ def resolve(
     """
     loaded = read_preset(preset)
     name = choose_recipe(loaded, family, recipe)
-    overrides = [*_preset_layer(loaded), *_method_layer(loaded.method(name)), *_recipe_layer(loaded, name)]
-    overrides += [*flag_overrides(flags or {}), *parse_sets(sets, name)]
-    tables, origins = merge(overrides)
+    written = [*_preset_layer(loaded), *_method_layer(loaded.method(name)), *_recipe_layer(loaded, name)]
+    by_hand = [*flag_overrides(flags or {}), *parse_sets(sets, name)]
+    tables, origins, other_data = _lay(written, by_hand)
     tables = {"network": {}, "process": {}, "train": {}} | tables | {"preset": loaded.name, "recipe_name": name}
     tables["recipe"] = tables.get("recipe", {}) | _identity(loaded.method(name))
     _fit_micro_batch(tables["train"], origins)
     try:
-        return Resolved(RunConfig.model_validate(tables), origins)
+        return Resolved(RunConfig.model_validate(tables), origins, other_data)
     except ValidationError as error:
         raise explain(error, RunConfig, origins, loaded.label) from None
+
+
+def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, Any], dict[str, str], bool]:
+    """Lay the command line over the preset; return the tables, the origins, and whether the pictures are others.
+
+    If they are, what the preset says about its own is left out: for others it is worth nothing. What the command line
+    says stays.
+    """
+    before = merge(written)[0].get("data", {})
+    tables, origins = merge([*written, *by_hand])
+    data = name_source(tables.get("data", {}), [o.keys[1] for o in by_hand if o.keys[0] == "data"])
+    other = are_other_pictures(before, data)
+    if other:
+        tables, origins = merge([*(o for o in written if not is_about_pictures(o)), *by_hand])
+    return tables | {"data": data}, origins, other
 
 
 def _fit_micro_batch(train: dict[str, Any], origins: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cmtool.data.builtin import split_indices
     from cmtool.data.dataset import Dataset, Summary, describe, fingerprint, from_tensors
     from cmtool.data.images import (
         fit_image,
@@ -25,17 +26,14 @@ if TYPE_CHECKING:
         to_uint8,
     )
     from cmtool.data.load import load_dataset
-    from cmtool.data.order import batch_indices, flip_mask, split_indices
     from cmtool.data.scatter import save_scatter
 
 __all__ = [
     "Dataset",
     "Summary",
-    "batch_indices",
     "describe",
     "fingerprint",
     "fit_image",
-    "flip_mask",
     "from_tensors",
     "from_uint8",
     "load_dataset",
@@ -55,9 +53,9 @@ __all__ = [
 # Where the names are from; those that are not listed are of cmtool.data.images.
 _HOMES = {
     **dict.fromkeys(("Dataset", "Summary", "describe", "fingerprint", "from_tensors"), "dataset"),
-    **dict.fromkeys(("batch_indices", "flip_mask", "split_indices"), "order"),
     "load_dataset": "load",
     "save_scatter": "scatter",
+    "split_indices": "builtin",
 }
 
 

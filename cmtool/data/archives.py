@@ -89,12 +89,13 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int = LARGEST_IMAGE_
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """Shape and type of one array of an .npz, known before its data are read."""
+    """Shape and type of one array of an .npz, known before its data are read; `start` is where they begin, in bytes."""
 
     member: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     by_columns: bool
+    start: int
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -107,7 +108,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 class NpzReader:
-    """The arrays of an .npz: names, shapes and types first, data in blocks of rows on demand."""
+    """The arrays of an .npz: names, shapes and types first, data in blocks of rows on demand; opened once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,10 +131,13 @@ class NpzReader:
         except Exception as error:  # header parsing, zlib and zipfile each have their own kinds
             raise DataError(f"{self.path}: {info.filename} is damaged ({error}).") from None
         if dtype.hasobject:
-            raise DataError(f"{self.path} is refused: {info.filename} holds Python objects, which can run code.")
+            raise DataError(
+                f"{self.path} is refused: {info.filename} holds Python objects, which are never loaded: "
+                "they can run code."
+            )
         if start + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise DataError(f"{self.path}: {info.filename} is shorter or longer than its header says.")
-        return ArrayInfo(info.filename, tuple(shape), dtype, by_columns)
+            raise DataError(f"{self.path}: {info.filename} is damaged: shorter or longer than its header says.")
+        return ArrayInfo(info.filename, tuple(shape), dtype, by_columns and len(shape) > 1, start)
 
     def read(self, name: str) -> NDArray[Any]:
         """Return one whole array."""
@@ -148,17 +152,20 @@ class NpzReader:
             raise DataError(f"{self.path}: '{name}' is damaged ({error}).") from None
         return data.reshape(info.shape, order="F" if info.by_columns else "C")
 
-    def rows(self, name: str) -> Iterator[NDArray[Any]]:
-        """Yield the array in blocks of rows without holding it whole; C order only."""
+    def rows(self, name: str, size: int = _ROWS) -> Iterator[NDArray[Any]]:
+        """Yield the array in writable blocks of `size` rows without holding it whole; C order only."""
         info = self.arrays[name]
         if info.by_columns:
-            raise DataError(f"{self.path}: '{name}' is stored by columns; save it in C order.")
+            raise DataError(
+                f"{self.path}: '{name}' is stored by columns (Fortran order), which cannot be read in batches.",
+                "save it in C order",
+            )
         row = math.prod(info.shape[1:]) * info.dtype.itemsize
         with self._archive.open(info.member) as stream:
-            _header(stream)
-            for start in range(0, info.shape[0], _ROWS):
-                count = min(_ROWS, info.shape[0] - start)
-                blob = self._exactly(stream, count * row, name)
+            self._exactly(stream, info.start, name)
+            for start in range(0, info.shape[0], size):
+                count = min(size, info.shape[0] - start)
+                blob = bytearray(self._exactly(stream, count * row, name))
                 yield np.frombuffer(blob, info.dtype).reshape(count, *info.shape[1:])
 
     def _exactly(self, stream: IO[bytes], size: int, name: str) -> bytes:
@@ -167,5 +174,5 @@ class NpzReader:
         except Exception as error:  # zlib and zipfile each have their own kinds
             raise DataError(f"{self.path}: '{name}' is damaged ({error}).") from None
         if len(blob) != size:
-            raise DataError(f"{self.path}: '{name}' is truncated.")
+            raise DataError(f"{self.path} is damaged: '{name}' is truncated.")
         return blob

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cmtool.config.schema import DataConfig
 from cmtool.data.dataset import Dataset, from_tensors
-from cmtool.data.order import split_indices
 from cmtool.data.shapes import HELD_OUT, SHAPES, shapes_images
 from cmtool.data.toy import toy2d_classes, toy2d_points
 from cmtool.errors import DataError, unknown
+from cmtool.rng import derive
 
 PARTS = ("train", "heldout")
 SHAPES_SIZE = 5000
@@ -57,6 +57,16 @@ def _finish(
 ) -> Dataset:
     kept = labels if cfg.labels else None
     return from_tensors(images, kept, cfg.source, names if cfg.labels else None, classes if cfg.labels else None)
+
+
+def split_indices(size: int, fraction: float = 0.8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Split range(size) at random into two sorted, disjoint parts, the first with `fraction` of it.
+
+    Used to train on one part and to ask whether samples are nearer to it than to the other (copying).
+    """
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "split", size)))
+    cut = round(size * fraction)
+    return order[:cut].sort().values, order[cut:].sort().values
 
 
 def load_digits(cfg: DataConfig) -> Dataset:

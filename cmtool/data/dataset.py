@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +98,13 @@ class Dataset:
         images, labels = self.images[indices], None if self.labels is None else self.labels[indices]
         info = replace(self.info, used=len(images), duplicates=count_duplicates(images))
         return replace(self, images=images, labels=labels, info=info, fingerprint=fingerprint(images, labels))
+
+    def renumbered(self, places: Sequence[int], names: Sequence[str]) -> Dataset:
+        """Return the data set with its class i called number `places[i]`; `names` are all classes in the new order."""
+        if self.labels is None:
+            return self
+        labels = torch.tensor(places, dtype=self.labels.dtype)[self.labels]
+        return replace(self, labels=labels, class_names=tuple(names))
 
 
 class Fingerprint:

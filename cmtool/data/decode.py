@@ -25,6 +25,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # a phon
 SUFFIXES: tuple[str, ...] = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib")
 SUFFIXES += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
 FOREIGN: tuple[str, ...] = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd")
+FOREIGN += (".jp2", ".j2k", ".tga", ".exr", ".ico", ".xcf", ".eps")
+# A PNG's transparent value is given in steps of the file's own depth; Pillow compares it with what it scaled to bytes.
+_KEY_STEPS = {"L;2": 85, "L;4": 17}
 MAX_PIXELS = 99_999_999  # larger than most cameras' single frames, small enough to decode in 0.5 GB
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -83,26 +86,71 @@ def _deep_to_bytes(picture: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     if values.min() < 0 or values.max() > 65535:
         raise SkippedImage(name, "unreadable", "an integer image of more than 16 bits.")
+    if picture.info.get("words") and 0 < values.max() <= 255:
+        raise SkippedImage(name, "unreadable", "32-bit integers that end at 255: 8 bits, or nearly black?")
     return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
+
+
+def _is_gray(picture: Image.Image) -> bool:
+    """Whether an opened, not yet loaded picture is stored as gray values (with or without alpha)."""
+    raw = picture.tile[0][3] if getattr(picture, "tile", None) else ""  # type: ignore[attr-defined]
+    deep = isinstance(raw, str) and raw.startswith("LA")  # gray and alpha of 16 bits, which Pillow opens as RGBA
+    return deep or picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
+
+
+def _note_scale(picture: Image.Image) -> None:
+    """Put into `info` what the pixels alone do not say; called before they are loaded.
+
+    A PNG's transparent value is brought to the scale of the pixels, and a TIFF says whether 0 is its white.
+    """
+    key = picture.info.get("transparency")
+    raw = picture.tile[0][3] if picture.format == "PNG" and picture.tile else ""  # type: ignore[attr-defined]
+    if isinstance(key, int) and raw in _KEY_STEPS:
+        picture.info["transparency"] = key * _KEY_STEPS[raw]
+    elif isinstance(key, tuple) and raw == "RGB;16B":
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
+    if picture.format == "TIFF":
+        # Pillow itself inverts such files of 1 and 8 bits, and not those of 16.
+        picture.info["white_is_zero"] = picture.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+        picture.info["words"] = picture.mode == "I"
+
+
+def _deep(picture: Image.Image, name: str) -> Image.Image:
+    """Bring gray of 16 bits or floats to L, or to LA where the file names a transparent value."""
+    key = picture.info.get("transparency")
+    gray = _deep_to_bytes(picture, name)
+    if picture.info.get("white_is_zero"):
+        gray = ImageOps.invert(gray)
+    if not isinstance(key, int):
+        return gray
+    alpha = Image.fromarray(np.where(np.asarray(picture) == key, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (gray, alpha))
+
+
+def on_white(image: Bytes) -> Bytes:
+    """Lay (H, W, 4) bytes with alpha on white; returns (H, W, 3)."""
+    rgba = Image.fromarray(image, "RGBA")
+    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(ground, rgba).convert("RGB"))
 
 
 def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
     """Bring any Pillow mode to L, RGB or RGBA; transparency is laid on white unless four channels are asked for."""
     if picture.mode == "F" or picture.mode.startswith("I"):
-        picture = _deep_to_bytes(picture, name)
+        picture = _deep(picture, name)
     transparent = picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
     if channels == 4:
         return picture.convert("RGBA")
     if transparent:
-        rgba = picture.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(ground, rgba).convert("RGB")
+        picture = Image.fromarray(on_white(np.asarray(picture.convert("RGBA"))))
     elif picture.mode == "P":
         picture = picture.convert("RGB")
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def read_image(source: str | Path | bytes, channels: int = 3, name: str | None = None, animated: bool = False) -> Bytes:
+def read_image(
+    source: str | Path | bytes, channels: int | None = 3, name: str | None = None, animated: bool = False
+) -> Bytes:
     """Decode one image file into bytes, upright as the EXIF orientation says.
 
     CMYK, palette, gray, 16-bit and float images are converted; transparent ones are laid on white (with `channels=4`
@@ -110,7 +158,7 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
 
     Args:
         source: a path, or the bytes of a file.
-        channels: 1 (gray), 3 (RGB) or 4 (RGBA).
+        channels: 1 (gray), 3 (RGB), 4 (RGBA), or None: 1 where the file holds gray values, else 3.
         name: what messages call the image; None: its path.
         animated: take the first frame of an animation instead of refusing it.
 
@@ -120,7 +168,7 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
     Raises:
         DataError: the file is missing, no image, damaged, animated or above `MAX_PIXELS`; the sentence names it.
     """
-    if channels not in (1, 3, 4):
+    if channels not in (None, 1, 3, 4):
         raise DataError(f"images have 1, 3 or 4 channels, not {channels}.")
     source = Path(source) if isinstance(source, str) else source
     label = name or ("an image" if isinstance(source, bytes) else str(source))
@@ -134,15 +182,6 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
         return _decode(picture, channels, label)
 
 
-def is_gray(data: bytes) -> bool:
-    """Whether an image file holds gray values alone; False for what is no image, which `read_image` says in words."""
-    try:
-        with _open(data, "") as picture:
-            return picture.mode in ("1", "L", "I", "I;16", "F")
-    except DataError:
-        return False
-
-
 def _moves(picture: Image.Image, name: str) -> bool:
     """Whether there is a second frame; Pillow looks for one in the file, and may find damage."""
     try:
@@ -151,9 +190,11 @@ def _moves(picture: Image.Image, name: str) -> bool:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
 
 
-def _decode(picture: Image.Image, channels: int, name: str) -> Bytes:
+def _decode(picture: Image.Image, channels: int | None, name: str) -> Bytes:
     """Decode an opened picture; Pillow reports damage under several exception types."""
     try:
+        channels = channels or (1 if _is_gray(picture) else 3)
+        _note_scale(picture)
         picture.load()
         upright = ImageOps.exif_transpose(picture)
         array = np.asarray(_convert(upright, channels, name))

@@ -35,7 +35,7 @@ def rules_of(cfg: DataConfig) -> Rules:
 
 
 def _cached(source: Source, rules: Rules) -> Path:
-    key = hashlib.blake2b(f"1 {source.signature} {rules}".encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(f"2 {source.signature} {rules}".encode(), digest_size=8).hexdigest()
     return cache_dir() / "packed" / f"{source.path.stem[:40]}-{rules.resolution}px-{key}.cmdata"
 
 

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from cmtool.data.cache import require_space
-from cmtool.data.decode import Bytes, SkippedImage, fit_image, read_image
+from cmtool.data.decode import Bytes, SkippedImage, fit_image, on_white, read_image
 from cmtool.data.packed import PackedWriter, packed_writer
 from cmtool.data.sources.base import Record, Source
 from cmtool.errors import DataError
 
 _CHUNK = 16  # records per task
 Progress = Callable[[int, int], None]
-Outcome = tuple[Bytes | SkippedImage, int | None]
+Prepare = Callable[[Record], Bytes]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One record after decoding: its name, its image or why it cannot be used, and its label."""
+
+    name: str
+    image: Bytes | SkippedImage
+    label: int | None
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,13 @@ class Rules:
 
 
 def channels_of(image: Bytes, channels: int) -> Bytes:
-    """Bring an array (H, W, C) that needs no decoding to the wanted channels; gray is ITU-R 601, as Pillow's."""
+    """Bring an array (H, W, C) that needs no decoding to the wanted channels; as `read_image` does for files."""
     if image.shape[-1] == channels:
         return image
+    if channels == 4:
+        return np.concatenate([channels_of(image, 3), np.full_like(image[..., :1], 255)], axis=2)
+    if image.shape[-1] == 4:
+        return channels_of(on_white(image), channels)
     if image.shape[-1] == 1 and channels == 3:
         return np.repeat(image, 3, axis=2)
     if image.shape[-1] == 3 and channels == 1:
@@ -47,49 +61,69 @@ def channels_of(image: Bytes, channels: int) -> Bytes:
     raise DataError(f"images with {image.shape[-1]} channels cannot become {channels}.", "set data.channels")
 
 
-def _prepare(record: Record, rules: Rules) -> Bytes:
-    """Decode and fit one record; raises `SkippedImage` when it cannot be used."""
+def decode(record: Record, channels: int | None) -> Bytes:
+    """Return the pixels of one record, (H, W, channels); with None, in gray (1) or color (3) as they are stored."""
     if isinstance(record.data, np.ndarray):
-        image = channels_of(record.data, rules.channels)
-    else:
-        image = read_image(record.data, rules.channels, name=record.name)
+        return record.data if channels is None else channels_of(record.data, channels)
+    return read_image(record.data, channels, name=record.name)
+
+
+def _prepare(record: Record, rules: Rules, faded: list[str]) -> Bytes:
+    """Decode and fit one record, and note in `faded` if it loses its colors.
+
+    Raises:
+        SkippedImage: it cannot be used.
+    """
+    image = decode(record, None if rules.channels == 1 else rules.channels)
     if min(image.shape[:2]) < rules.resolution and rules.small == "skip":
         size = f"{image.shape[1]} x {image.shape[0]} pixels is smaller than {rules.resolution}."
         raise SkippedImage(record.name, "too small", size)
+    if image.shape[-1] != rules.channels:
+        if (image != image[..., :1]).any():
+            faded.append(record.name)
+        image = channels_of(image, rules.channels)
     return fit_image(image, rules.resolution, rules.fit, rules.filter)
 
 
-def _task(records: list[Record], rules: Rules) -> list[Outcome]:
+def _task(records: list[Record], prepare: Prepare) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for record in records:
         try:
-            outcomes.append((_prepare(record, rules), record.label))
+            outcomes.append(Outcome(record.name, prepare(record), record.label))
         except SkippedImage as skip:
-            outcomes.append((skip, None))
+            outcomes.append(Outcome(record.name, skip, None))
     return outcomes
 
 
-def _outcomes(source: Source, rules: Rules, workers: int) -> Iterator[Outcome]:
-    """Decode in threads (Pillow and zlib release the interpreter), in order, with a bounded number in flight."""
-    records = source.records()
+def outcomes(records: Iterator[Record], prepare: Prepare) -> Iterator[Outcome]:
+    """Decode in threads (Pillow and zlib release the interpreter), in order, with a bounded number in flight.
+
+    Args:
+        records: what to decode.
+        prepare: makes the pixels of one; a `SkippedImage` that it raises becomes an outcome.
+    """
     waiting: deque[Future[list[Outcome]]] = deque()
+    workers = _workers()
     with ThreadPoolExecutor(workers) as pool:
         while True:
             while len(waiting) < 3 * workers and (chunk := list(islice(records, _CHUNK))):
-                waiting.append(pool.submit(_task, chunk, rules))
+                waiting.append(pool.submit(_task, chunk, prepare))
             if not waiting:
                 return
             yield from waiting.popleft().result()
 
 
-def _refuse_empty(source: Source, skipped: Counter[str], first: SkippedImage | None, rules: Rules) -> None:
+def refuse_empty(source: Source, skipped: Counter[str], first: SkippedImage | None) -> NoReturn:
+    """Raise the DataError of a source of which no image can be used; it gives the reasons and one example."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
     example = f" The first: {first.message}" if first else ""
-    hint = "use --small upscale, or a smaller resolution" if skipped["too small"] else "point --data at readable images"
+    hint = (
+        "use --small upscale, or a smaller resolution" if skipped["too small"] else "name a place with readable images"
+    )
     raise DataError(f"no usable image is left of {source.found:,} files in {source.path} ({reasons}).{example}", hint)
 
 
-def _facts(source: Source, rules: Rules, skipped: Counter[str]) -> dict[str, Any]:
+def _facts(source: Source, rules: Rules, skipped: Counter[str], notes: Sequence[str]) -> dict[str, Any]:
     return {
         "source": source.kind,
         "path": str(source.path),
@@ -98,23 +132,26 @@ def _facts(source: Source, rules: Rules, skipped: Counter[str]) -> dict[str, Any
         "class_names": list(source.class_names) if source.class_names else None,
         "classes": source.classes,
         "rules": asdict(rules),
-        "notes": list(source.notes),
+        "notes": [*source.notes, *notes],
     }
 
 
 def _fill(writer: PackedWriter, source: Source, rules: Rules, progress: Progress | None) -> dict[str, Any]:
     skipped, first = Counter(source.skipped), None
-    for done, (outcome, label) in enumerate(_outcomes(source, rules, _workers()), start=1):
-        if isinstance(outcome, SkippedImage):
-            skipped[outcome.reason] += 1
-            first = first or outcome
+    faded: list[str] = []
+    decoded = outcomes(source.records(), partial(_prepare, rules=rules, faded=faded))
+    for done, outcome in enumerate(decoded, start=1):
+        if isinstance(outcome.image, SkippedImage):
+            skipped[outcome.image.reason] += 1
+            first = first or outcome.image
         else:
-            writer.append(outcome, label)
+            writer.append(outcome.image, outcome.label)
         if progress is not None:
             progress(done, source.count)
     if not writer.count:
-        _refuse_empty(source, skipped, first, rules)
-    return writer.finish(_facts(source, rules, skipped))
+        refuse_empty(source, skipped, first)
+    notes = (f"{len(faded):,} of {writer.count:,} images lose their colors: one channel is gray",) if faded else ()
+    return writer.finish(_facts(source, rules, skipped, notes))
 
 
 def _workers() -> int:

@@ -14,10 +14,10 @@ from torch import Tensor
 from cmtool.config.schema import DATA_SOURCES, DataConfig
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
-from cmtool.data.decode import Bytes, SkippedImage, fit_image, read_image
+from cmtool.data.decode import Bytes, SkippedImage, fit_image
 from cmtool.data.packed import is_packed, read_packed
-from cmtool.data.packing import Progress, Rules, channels_of, pack
-from cmtool.data.sources.base import Record, Source
+from cmtool.data.packing import Progress, Rules, channels_of, decode, pack
+from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import dataset_source, open_source
 from cmtool.errors import DataError
@@ -61,10 +61,6 @@ def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
     return Survey(facts, data.images[chosen].permute(0, 2, 3, 1).numpy())
 
 
-def _decoded(record: Record) -> Bytes:
-    return record.data if isinstance(record.data, np.ndarray) else read_image(record.data, 3, record.name)
-
-
 def _probe(source: Source, wanted: int) -> tuple[list[Bytes], Counter[str], Counter[int]]:
     """Decode a few images of an unpacked source and count the labels of all."""
     chosen = set(_spread(source.count, wanted))
@@ -76,7 +72,7 @@ def _probe(source: Source, wanted: int) -> tuple[list[Bytes], Counter[str], Coun
             labels[record.label] += 1
         if index in chosen:
             try:
-                images.append(_decoded(record))
+                images.append(decode(record, None))
             except SkippedImage as skip:
                 problems[skip.reason] += 1
     return images, problems, labels

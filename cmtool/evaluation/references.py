@@ -134,7 +134,7 @@ def resolve_reference(
     if named and named.data:
         return _builtin(text, named, shape)
     if Path(text).exists():
-        return _from_path(Path(text))
+        return _from_path(Path(text), say)
     return _from_preset(text)
 
 
@@ -154,13 +154,15 @@ def _from_preset(name: str) -> Reference:
     return Reference(name, f"the data of preset {name}", images, features, config.eval.count)
 
 
-def _from_path(path: Path) -> Reference:
+def _from_path(path: Path, say: Say) -> Reference:
     if path.suffix == ".npz" and path.is_file():
         return _from_file(str(path), path, Named("inception", 50_000), "legacy_tensorflow")
     if path.is_file() and is_packed(path):
         images = from_dataset(read_packed(path), str(path))
     else:
         images = open_images(path)
+    for note in images.notes:
+        say(f"{path}: {note}")
     return Reference(str(path), f"{images.count:,} images", images, "inception", images.count)
 
 

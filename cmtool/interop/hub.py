@@ -101,7 +101,8 @@ def _facts(model: Model) -> Iterator[str]:
 def card(model: Model, nfe: int) -> str:
     """Return the model card in Markdown: what it is, its recipe, its figures with their protocol, an example."""
     what = "consistency model" if model.kind == "consistency" else "diffusion model (a teacher)"
-    title = model.header.get("preset") or "images"
+    own = model.header["data"].get("path")  # not the preset's pictures
+    title = Path(own).name if own else model.header.get("preset") or "images"
     lines = [
         *_front_matter(model),
         "",

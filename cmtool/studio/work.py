@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmtool.api import Model, edit
 from cmtool.data import to_nhwc
-from cmtool.data.editing import tensor
+from cmtool.editing.tasks import tensor
 from cmtool.errors import UserError, unknown
 from cmtool.rng import generator
 from cmtool.samplers.generate import streams_for

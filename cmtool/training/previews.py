@@ -1,4 +1,4 @@
-"""Pictures of a run on the way: a grid of the sampling average's samples, always of the same seeds."""
+"""Pictures of a run in progress: a grid of the sampling average's samples, always from the same seeds."""
 
 from __future__ import annotations
 

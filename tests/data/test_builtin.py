@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
 from cmtool.config.schema import DataConfig
-from cmtool.data import describe, load_dataset
+from cmtool.data import describe, load_dataset, split_indices
 from cmtool.data.shapes import (
     COLORS,
     GROUNDS,
@@ -151,3 +151,11 @@ def test_toy_data_stay_floats():
     data = load_dataset(config("toy2d", resolution=1, channels=2, kind="rings", size=50))
     assert data.float_samples and torch.equal(data.batch(torch.arange(50))[0], data.images)
     assert describe(data)[0] == "toy2d: 50 points in the plane"
+
+
+def test_split_is_disjoint_complete_and_stable():
+    train, held = split_indices(1797)
+    assert len(train) == 1438 and sorted([*train.tolist(), *held.tolist()]) == list(range(1797))
+    again, _ = split_indices(1797)
+    assert torch.equal(train, again)
+    assert len(split_indices(10, 0.5)[0]) == 5

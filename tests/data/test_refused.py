@@ -155,7 +155,8 @@ def test_a_flipped_byte_in_an_archive_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "only bytes"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, r"read in \[0, 1\] and in \[-1, 1\]"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.int32)}, "images are uint8, or floats"),
         ({"arr_0": np.zeros((2, 100), np.uint8)}, "no square RGB"),
         ({"arr_0": np.zeros((2, 8, 8, 7), np.uint8)}, "no batch of images"),
         ({"weights": np.zeros(3)}, "has no images: its arrays are weights"),

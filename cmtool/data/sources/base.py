@@ -51,7 +51,7 @@ class Source:
         if not self.count:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()))
             detail = f" ({reasons})" if reasons else ""
-            raise DataError(f"{self.path} ({self.kind}) holds no image{detail}.", "point --data at a folder of images")
+            raise DataError(f"{self.path} ({self.kind}) holds no images{detail}.", "name a folder of images")
         check_classes(self.classes, self.path)
 
 
@@ -76,10 +76,3 @@ def sign_file(kind: str, *paths: Path) -> str:
     """Hash name, size and time of change of a few files."""
     stats = [(path.resolve(), path.stat()) for path in paths]
     return sign(kind, [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats])
-
-
-def index_labels(names: list[str]) -> tuple[tuple[str, ...], list[int]]:
-    """Return the sorted distinct class names and the rank of each entry."""
-    classes = tuple(sorted(set(names)))
-    rank = {name: index for index, name in enumerate(classes)}
-    return classes, [rank[name] for name in names]

@@ -51,7 +51,7 @@ def open_downsampled_imagenet(folder: Path) -> Source:
         DataError: a batch is refused or damaged, or the class map is.
     """
     files = batch_files(folder)
-    parts = [npz_part(path, 1) if path.suffix == ".npz" else pickle_part(path, 1) for path in files]
+    parts = [npz_part(path)[0] if path.suffix == ".npz" else pickle_part(path) for path in files]
     class_map = folder / "map_clsloc.txt"
     if class_map.is_file():
         ranks, names = read_class_map(class_map)

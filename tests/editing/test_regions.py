@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cmtool.data import placing
-from cmtool.data.placing import (
+from cmtool.editing import regions as placing
+from cmtool.editing.regions import (
     Region,
     blend,
     mask_from_bytes,

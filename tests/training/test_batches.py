@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmtool.data import batch_indices, flip_mask, split_indices
 from cmtool.errors import DataError
+from cmtool.training.batches import batch_indices, flip_mask
 
 
 @settings(max_examples=40, deadline=None)
@@ -36,11 +36,3 @@ def test_flips_are_fair_and_a_function_of_the_step():
     flips = torch.stack([flip_mask(0, step, 64) for step in range(100)])
     assert flips.dtype == torch.bool and abs(flips.float().mean() - 0.5) < 0.02
     assert torch.equal(flips[7], flip_mask(0, 7, 64)) and not torch.equal(flips[7], flip_mask(1, 7, 64))
-
-
-def test_split_is_disjoint_complete_and_stable():
-    train, held = split_indices(1797)
-    assert len(train) == 1438 and sorted([*train.tolist(), *held.tolist()]) == list(range(1797))
-    again, _ = split_indices(1797)
-    assert torch.equal(train, again)
-    assert len(split_indices(10, 0.5)[0]) == 5

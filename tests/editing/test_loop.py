@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cmtool.diffusion.grid import karras_grid
+from cmtool.editing import loop as ed
 from cmtool.rng import SampleStreams
-from cmtool.samplers import editing as ed
 from tests.samplers.oracle import GaussianConsistency, streams
 
 TIMES = {1: (80.0,), 2: (80.0, 0.8), 5: (80.0, 10.0, 2.0, 0.5, 0.1)}

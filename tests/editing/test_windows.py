@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmtool.samplers.editing import edit, known_patch_means
-from cmtool.samplers.windows import Windowed, positions, taper
+from cmtool.editing.loop import edit, known_patch_means
+from cmtool.editing.windows import Windowed, positions, taper
 from tests.samplers.oracle import GaussianConsistency, streams
 
 

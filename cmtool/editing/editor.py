@@ -1,4 +1,4 @@
-"""One picture's edits: the loop of `samplers.editing` on the model, or on windows of it, with a class that fits."""
+"""One picture's edits: the loop of `editing.loop` on the model, or on windows of it, with a class that fits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmtool.data.editing import Subject, operator_of
+from cmtool.editing.levels import class_times
+from cmtool.editing.loop import Edited, denoise, edit_best
+from cmtool.editing.tasks import Subject, operator_of
+from cmtool.editing.windows import Windowed
 from cmtool.errors import UserError
 from cmtool.models import Model
-from cmtool.samplers.edit_plan import class_times
-from cmtool.samplers.editing import Edited, denoise, edit_best
 from cmtool.samplers.generate import streams_for
 from cmtool.samplers.plan import SamplePlan
-from cmtool.samplers.windows import Windowed
 
 # A class is chosen by this many edits with each; with more classes than MOST_CLASSES the null class is taken.
 TRIALS, MOST_CLASSES = 4, 100
@@ -105,6 +105,6 @@ def _lpips() -> Callable[[Tensor, Tensor], Tensor]:
     from cmtool.losses.perceptual import build_lpips
 
     try:
-        return build_lpips(DistancePart(kind="lpips"))
+        return build_lpips(DistancePart(kind="lpips")).between
     except UserError as error:
         raise type(error)(error.message, "--metric l2 compares without it") from None

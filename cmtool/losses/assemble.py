@@ -1,21 +1,48 @@
-"""From a recipe's settings to an objective: every method is this one expression with other parts."""
+"""From the settings of a recipe to its objective: every method is one composition with different parts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from cmtool.config.parts import DistancePart, TargetPart
 from cmtool.config.schema import RunConfig
 from cmtool.diffusion.process import VarianceExploding
 from cmtool.diffusion.solvers import build_solver
 from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction
-from cmtool.losses.distance import build_distance
-from cmtool.losses.objective import Objective
-from cmtool.losses.target import build_target
+from cmtool.losses.distance import BUILDERS, Distance
+from cmtool.losses.objective import Objective, TargetRule
+from cmtool.losses.perceptual import build_lpips
+from cmtool.losses.tangent import build_average, build_limit, build_trig
+from cmtool.losses.target import data, leap, pair
 from cmtool.losses.weighting import build_weighting
 from cmtool.models import Model
 from cmtool.schedules.density import LevelDensity
+
+RULES: dict[str, Callable[[TargetPart], TargetRule]] = {
+    "pair": lambda part: pair,
+    "data": lambda part: data,
+    "leap": lambda part: leap,
+    "tangent": build_limit,
+    "trig_tangent": build_trig,
+    "average_velocity": build_average,
+}
+DISTANCES: dict[str, Callable[[DistancePart, int], Distance]] = {
+    **BUILDERS,
+    "lpips": lambda part, values: build_lpips(part),
+}
+
+
+def build_target(part: TargetPart) -> TargetRule:
+    """Return the target rule that `part` names."""
+    return RULES[part.rule](part)
+
+
+def build_distance(part: DistancePart, values: int) -> Distance:
+    """Return the distance that `part` names, for images of `values` = C * H * W numbers."""
+    return DISTANCES[part.kind](part, values)
 
 
 def has_dropout(config: RunConfig) -> bool:
@@ -43,7 +70,7 @@ def build_objective(
 ) -> Objective:
     """Put the parts of `config.recipe` together.
 
-    `teacher` and `reference`, or all of `supplies`, are needed where a part asks for them.
+    A part that needs a teacher or reference images takes them from the arguments of that name, or from `supplies`.
 
     Raises:
         ConfigError: if a part needs something that is not there.

@@ -6,10 +6,10 @@ from pydantic import ValidationError
 
 from benchmarks.editing_times import TWO_PIXEL_GUIDANCE, TWO_PIXEL_TIMES, problems, two_pixels
 from cmtool.config.schema import EditConfig, EditLevels
+from cmtool.editing.levels import TASKS, TUNED, class_times, edit_settings, plan_edit, tuned_times, usual_help
 from cmtool.errors import UserError
-from cmtool.samplers.edit_plan import TASKS, TUNED, class_times, edit_settings, plan_edit, tuned_times, usual_help
 from cmtool.samplers.times import solver_times, validate_times
-from tests.samplers.test_editing import two_pixels as simulated
+from tests.editing.test_loop import two_pixels as simulated
 
 PAPER = solver_times(40)[:-1]
 HEADER = {"kind": "consistency", "preset": "shapes", "process": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}}

@@ -1,7 +1,7 @@
 """From a person's picture to an edit and back: what each task knows, how its result is made legal, where it goes.
 
 A task prepares one picture as a `Subject`: the measurement at the model's size (or larger, for windows), and how the
-edited tensor becomes bytes again. The loop itself is `samplers.editing`.
+edited tensor becomes bytes again. The loop itself is `editing.loop`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmtool.data.images import MAX_PIXELS, from_uint8, to_nhwc, to_uint8
-from cmtool.data.placing import (
+from cmtool.editing.loop import (
+    Operator,
+    by_patch,
+    by_pixel,
+    into_range,
+    known_luma,
+    known_patch_means,
+    known_pixels,
+    luma_image,
+    nothing_known,
+    repeat_patches,
+)
+from cmtool.editing.regions import (
     Mask,
     Region,
     blend,
@@ -28,20 +40,8 @@ from cmtool.data.placing import (
     resize_mask,
     take_resized,
 )
+from cmtool.editing.windows import positions
 from cmtool.errors import DataError, UserError
-from cmtool.samplers.editing import (
-    Operator,
-    by_patch,
-    by_pixel,
-    into_range,
-    known_luma,
-    known_patch_means,
-    known_pixels,
-    luma_image,
-    nothing_known,
-    repeat_patches,
-)
-from cmtool.samplers.windows import positions
 
 Bytes = NDArray[np.uint8]
 Legal = Callable[[Tensor], Tensor]
