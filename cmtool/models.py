@@ -146,10 +146,6 @@ class Denoiser(Model):
 
     kind = "diffusion"
 
-    def velocity(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """dx/dt = (x - D(x, t)) / t along the probability-flow ODE; x (B, C, H, W), t (B,)."""
-        return (x - self(x, t, label)) / expand(t, x)
-
 
 KINDS: dict[str, type[Model]] = {"consistency": ConsistencyModel, "diffusion": Denoiser}
 

@@ -5,7 +5,6 @@ The boundary f(x, sigma_min) = x lives here and nowhere else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import ProcessConfig
-from cmtool.diffusion.process import RectifiedFlow, TrigFlow, expand
+from cmtool.diffusion.process import RectifiedFlow, TrigFlow
 
 
 class Coefficients(NamedTuple):
@@ -38,11 +37,6 @@ class Edm:
         total = t**2 + data**2
         c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
         return Coefficients(data**2 / total, t * data / total.sqrt(), total.rsqrt(), c_noise)
-
-    def combine(self, x: Tensor, raw: Tensor, t: Tensor) -> Tensor:
-        """Return c_skip x + c_out F for x and F of shape (B, C, H, W)."""
-        c = self.coefficients(t)
-        return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw
 
 
 @dataclass(frozen=True)
@@ -118,16 +112,3 @@ PARAMETERIZATIONS: dict[str, Callable[[ProcessConfig], Edm]] = {
 def build_parameterization(process: ProcessConfig) -> Edm:
     """Return the parameterization that `process.parameterization` names."""
     return PARAMETERIZATIONS[process.parameterization](process)
-
-
-def gaussian_consistency(x: Tensor, t: Tensor, std: float, sigma_min: float) -> Tensor:
-    """The exact consistency function of data N(0, std^2): x sqrt((std^2 + sigma_min^2) / (std^2 + t^2)).
-
-    Used as an oracle; `x` (B, ...), `t` (B,).
-    """
-    return x * expand(((std**2 + sigma_min**2) / (std**2 + t**2)).sqrt(), x)
-
-
-def log_time(t: float) -> float:
-    """Natural logarithm of a noise level, as the networks' conditioning sees it."""
-    return math.log(max(t, 1e-20))

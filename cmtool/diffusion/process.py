@@ -34,10 +34,6 @@ class VarianceExploding:
         """Return x_t (B, C, H, W) of x0 and unit noise z at t (B,)."""
         return x0 + expand(t, x0) * z
 
-    def velocity(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """dx/dt = (x_t - x0) / t: the slope of the line through x0, or of the ODE if x0 is a denoiser's answer."""
-        return (x_t - x0) / expand(t, x_t)
-
     def renoise(self, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Bring f's answer, which sits at sigma_min, back to t: x0 + sqrt(t^2 - sigma_min^2) z (Algorithm 1)."""
         spread = torch.sqrt((exact(t) ** 2 - self.sigma_min**2).clamp_min(0.0)).to(x0)
