@@ -83,8 +83,6 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
         return ConfigError(f"{default}: {key} is missing")
     if kind == "extra_forbidden":
         return ConfigError(unknown_key(place, keys[-1], list(owner.model_fields)))
-    if kind == "value_error" and not keys:
-        return _unfit(problem["ctx"]["error"], origins, default)
     if kind == "value_error":
         return ConfigError(f"{place}: {problem['ctx']['error']}")
     return ConfigError(f"{place} = {shown_value(problem['input'])} {_requirement(problem, owner, keys[-1])}")
@@ -97,7 +95,7 @@ def _of_its_kind(problem: Any) -> Any:
     return {**problem, "type": "literal_error", "loc": (*problem["loc"], "kind"), "input": problem["input"]["kind"]}
 
 
-def _unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
+def unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
     """Settings that do not go together: blame the file unless one of those named was typed; say what to type next."""
     named = re.findall(r"\b(?:recipe|train|network|data|process)(?:\.[a-z]\w*)+", str(error))
     typed = any(

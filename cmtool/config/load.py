@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cmtool.config.explain import explain, unknown_key
+from cmtool.config.combinations import check_combination
+from cmtool.config.explain import explain, unfit, unknown_key
 from cmtool.config.find import find_preset, shown
 from cmtool.config.judgments import are_other_pictures, is_about_pictures, name_source
 from cmtool.config.methods import METHODS
@@ -164,10 +165,20 @@ def resolve(
     tables = {"network": {}, "process": {}, "train": {}} | tables | {"preset": loaded.name, "recipe_name": name}
     tables["recipe"] = tables.get("recipe", {}) | _identity(loaded.method(name))
     _fit_micro_batch(tables["train"], origins)
+    return Resolved(_checked(tables, origins, loaded.label), origins, other_data)
+
+
+def _checked(tables: dict[str, Any], origins: dict[str, str], default: str) -> RunConfig:
+    """Return the configuration that these tables are; `default` is the place of what has no origin."""
     try:
-        return Resolved(RunConfig.model_validate(tables), origins, other_data)
+        config = RunConfig.model_validate(tables)
     except ValidationError as error:
-        raise explain(error, RunConfig, origins, loaded.label) from None
+        raise explain(error, RunConfig, origins, default) from None
+    try:
+        check_combination(config)
+    except ValueError as error:
+        raise unfit(error, origins, default) from None
+    return config
 
 
 def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, Any], dict[str, str], bool]:
@@ -258,8 +269,4 @@ def from_toml(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: unreadable, not TOML, or refused by the schema.
     """
-    tables = read_toml(Path(path))
-    try:
-        return RunConfig.model_validate(tables)
-    except ValidationError as error:
-        raise explain(error, RunConfig, {}, str(path)) from None
+    return _checked(read_toml(Path(path)), {}, str(path))

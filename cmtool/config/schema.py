@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cmtool.config.combinations import check_combination
 from cmtool.config.networks import Network
 from cmtool.config.parts import RecipeConfig, Table
 
@@ -243,7 +242,10 @@ class PresetFile(Table):
 
 
 class RunConfig(Table):
-    """One recipe of one preset, fully resolved: all that a run needs to know."""
+    """One recipe of one preset, fully resolved: all that a run needs to know.
+
+    Whether its tables go together is for `combinations.check_combination` to say, which `load` asks.
+    """
 
     preset: str
     recipe_name: str
@@ -258,11 +260,6 @@ class RunConfig(Table):
     recipe: RecipeConfig
     teacher: str | None = None
     init: str | None = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> RunConfig:
-        check_combination(self)
-        return self
 
     @property
     def family(self) -> str:
