@@ -1,15 +1,15 @@
-"""Which parts go together: what a resolved run is refused for, one sentence each. Raises plain ValueErrors."""
+"""Which settings go together: every reason to refuse a resolved run, in one sentence each, as plain ValueErrors."""
 
 from __future__ import annotations
 
 from cmtool.config.parts import RecipeConfig
 from cmtool.config.schema import RunConfig, TrainConfig
 
-# Neighbors of a grid of so many points lie 57 roundings of float32 apart at 80: beyond, the gap between them, by which
-# losses are divided, is off by more than a percent.
+# On a grid of this many points, neighbors near 80 are 57 float32 roundings apart. On a finer grid the gap between them,
+# by which losses are divided, would be off by more than a percent.
 MOST_POINTS = 1_000_000
 
-# Networks of one group mean the same by F and by their conditioning: weights can be passed on within it.
+# Within a group, F and its conditioning mean the same, so weights can be passed on.
 MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"})
 TRIG = ("edm", "trig")
 
@@ -28,7 +28,7 @@ def same_meaning(one: str, other: str) -> bool:
 
 
 def check_combination(config: RunConfig) -> None:
-    """Refuse parts that do not go together.
+    """Refuse settings that do not go together.
 
     Raises:
         ValueError: one sentence that names the settings and what would be right.
@@ -102,7 +102,7 @@ def _check_times(config: RunConfig) -> None:
 
 
 def leaves_one_alone(images: int, micro: int) -> bool:
-    """Whether so many images in passes of `micro` have a pass with a single one, whose noise nobody can exchange."""
+    """Whether passes of `micro` images leave one with a single image, whose noise cannot be exchanged."""
     return min(images, micro) < 2 or images % micro == 1
 
 
@@ -200,7 +200,7 @@ def _check_measure(config: RunConfig) -> None:
 
 
 def _check_shard(config: RunConfig) -> None:
-    """Refuse what would let one of several processes wait for another, or what the gathering of weights forbids."""
+    """Refuse what would make one of several processes wait for another, or what gathering the weights forbids."""
     train, target = config.train, config.recipe.target
     if not train.shard:
         return

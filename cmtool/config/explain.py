@@ -1,4 +1,4 @@
-"""What the schema refuses, as one sentence: where it stands, what was given, what would be right."""
+"""What the schema refuses, in one sentence: where it was written, what was given, what would be right."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _of_its_kind(problem: Any) -> Any:
 
 
 def unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
-    """Settings that do not go together: blame the file unless one of those named was typed; say what to type next."""
+    """Return the error for settings that do not go together; it blames the file unless one of them was typed."""
     named = re.findall(r"\b(?:recipe|train|network|data|process)(?:\.[a-z]\w*)+", str(error))
     typed = any(
         origin.startswith("--") and (key in named or any(key.startswith(table + ".") for table in named))
@@ -118,7 +118,7 @@ def _suggestion(word: str, choices: Sequence[str]) -> str:
 
 
 def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
-    """Follow pydantic's location down to the first value; what lies inside it no user wrote as a key."""
+    """Follow pydantic's location down to the first value; nobody wrote what is inside that as a key."""
     owner, keys, chosen = model, [], False
     for part in loc:
         if isinstance(part, int):
@@ -135,7 +135,7 @@ def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[B
 
 
 def _place(key: str, origins: Mapping[str, str], default: str) -> str:
-    """Return where `key` was written; a table complains where its last written key stands."""
+    """Return where `key` was written; for a table, the place of the key in it that was written last."""
     if key in origins:
         return origins[key]
     inside = [place for dotted, place in origins.items() if dotted.startswith(key + ".")]
@@ -151,14 +151,14 @@ def _place(key: str, origins: Mapping[str, str], default: str) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as messages show it: as Python writes it, but true and false as TOML does."""
+    """Return a value as messages show it: in Python's notation, but with TOML's true and false."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value)
 
 
 def requirement(problem: Any) -> str:
-    """Return what a value must be ("must be at least 1") by one of pydantic's complaints."""
+    """Return what a value must be ("must be at least 1") according to one of pydantic's complaints."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in _MUST:
         return "must be " + _MUST[kind].format(**context)

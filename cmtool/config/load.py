@@ -1,7 +1,7 @@
-"""A preset, one of its recipes and what the command line changes become one frozen `RunConfig`.
+"""Turn a preset, one of its recipes and the changes of the command line into one frozen `RunConfig`.
 
-Order, the later wins: defaults of the schema, the tables of the preset, the row of the method, the recipe, flags,
-`--set`. Every value remembers where it was written, and every mistake is answered with that place.
+In this order, the later overriding the earlier: defaults of the schema, the tables of the preset, the row of the
+method, the recipe, flags, `--set`. Every value remembers where it was written, and every error names that place.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset file as read: its tables unchecked but for their names."""
+    """A preset file as read; of its tables only the names have been checked."""
 
     name: str
     label: str
@@ -169,7 +169,7 @@ def resolve(
 
 
 def _checked(tables: dict[str, Any], origins: dict[str, str], default: str) -> RunConfig:
-    """Return the configuration that these tables are; `default` is the place of what has no origin."""
+    """Return the configuration in these tables; `default` is the place of a key without an origin."""
     try:
         config = RunConfig.model_validate(tables)
     except ValidationError as error:
@@ -197,7 +197,7 @@ def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, An
 
 
 def _fit_micro_batch(train: dict[str, Any], origins: dict[str, str]) -> None:
-    """Let a preset's micro-batch shrink with a smaller batch; one asked for by hand stays and is checked."""
+    """Let a preset's micro-batch shrink with a smaller batch; one given by hand stays and is checked."""
     micro, batch = train.get("micro_batch"), train.get("batch_size")
     by_hand = origins.get("train.micro_batch", "").startswith("--")
     if isinstance(micro, int) and isinstance(batch, int) and not by_hand and 0 < batch < micro:
@@ -239,7 +239,7 @@ def leaves(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def merge(overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Lay values over one another, the later over the earlier; return the nested tables and where each came from."""
+    """Overlay values, the later over the earlier; return the nested tables and where each value came from."""
     tables: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for override in overrides:

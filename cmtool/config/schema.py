@@ -1,7 +1,7 @@
 """The schema of a preset: every setting with its default, unit and bounds.
 
-A preset file holds the tables below; `RunConfig` is one of its recipes fully resolved, which is what a run
-folder keeps as `config.toml` and what every other room is given. All tables are frozen and refuse unknown keys.
+A preset file holds the tables below. `RunConfig` is one of its recipes fully resolved; a run folder keeps it as
+`config.toml`, and every other room works from it. All tables are frozen and refuse unknown keys.
 """
 
 from __future__ import annotations
@@ -179,10 +179,10 @@ class SampleConfig(Table):
 
 
 class EditLevels(Table):
-    """Noise levels of an editing task: `steps` geometric ones from `first` to `last`, and what was found with them.
+    """Noise levels of an editing task: `steps` geometric ones from `first` to `last`, and the settings found with them.
 
-    For another number K of evaluations the last level is last * (steps / K)^.55: more of them can go on to finer
-    levels, and the first, which must drown what the start got wrong, stays.
+    For another number K of evaluations the last level is last * (steps / K)^.55: more evaluations can reach finer
+    levels. The first stays, since it must drown what the start got wrong.
     """
 
     steps: int = Field(20, ge=1, description="evaluations")

@@ -13,7 +13,7 @@ from cmtool.config.schema import RunConfig
 
 
 def preset_document(name: str) -> dict[str, Any]:
-    """Return a preset fully resolved, as nested tables that are again a valid preset file.
+    """Return a preset fully resolved, as nested tables that form a valid preset file again.
 
     Every recipe holds its method, all of its parts, and in sub-tables the settings in which it differs from the
     shared ones; resolving any recipe of the document gives the same configuration as resolving it in the original.

@@ -32,7 +32,7 @@ class Edm:
     process: ProcessConfig
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """Return the scalings at t (B,), positive. At t = 0 they are those of the identity and c_noise stays finite."""
+        """Return the scalings at t (B,) >= 0. At t = 0 they are those of the identity, and c_noise stays finite."""
         data = self.process.sigma_data
         total = t**2 + data**2
         c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
@@ -43,15 +43,16 @@ class Edm:
 class Consistency(Edm):
     """The consistency model's scalings (Song et al. 2023, Appendix C).
 
-    Only the numerator of c_out and the denominator of c_skip see t - sigma_min; c_in and the root keep t. At
-    t <= sigma_min c_skip is 1 and c_out is 0 to the bit, also in float32, where a grid may end a rounding below.
+    Only the numerator of c_out and the denominator of c_skip contain t - sigma_min; c_in and the root keep t. At t =
+    sigma_min and below, c_skip is exactly 1 and c_out exactly 0, also in float32, where a grid may end slightly below
+    sigma_min.
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Return the scalings at t (B,)."""
         data = self.process.sigma_data
         root = (t**2 + data**2).sqrt()
-        # The identity must hold for the float32 neighbor of sigma_min as well, hence a gap of zero, never negative.
+        # The identity must also hold at the float32 neighbor of sigma_min, so the gap is clamped at zero.
         gap = (t - self.process.sigma_min).clamp_min(0.0)
         gap = torch.where(t <= self.process.sigma_min * (1 + 1e-6), torch.zeros_like(gap), gap)
         c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
@@ -60,7 +61,7 @@ class Consistency(Edm):
 
 @dataclass(frozen=True)
 class HardSwitch(Edm):
-    """f = x at sigma_min and F elsewhere (Song et al. 2023, Eq. 4): published, never used there."""
+    """f = x at sigma_min and F elsewhere (Song et al. 2023, Eq. 4); the paper defines it without using it."""
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Return the scalings at t (B,): 1 and 0 at the boundary, 0 and 1 above it."""
@@ -89,8 +90,8 @@ class Trig(Edm):
 class Flow(Edm):
     """Scalings of a network that gives the velocity of rectified flow: f = x_own - tau F(x_own, tau).
 
-    With a second time r, F is the average velocity from t to r (MeanFlow) and f the clean image at which one Euler
-    step to r aims.
+    With a second time r, F is the average velocity from t to r (MeanFlow), and f the clean image that one Euler step to
+    r aims at.
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:

@@ -1,9 +1,9 @@
 """The ADM U-Net (Dhariwal and Nichol 2021), as the published consistency models use it.
 
-Parameters carry the names of the published files, so that a state dict of theirs loads without a map: `time_embed`,
-`label_emb`, `input_blocks.i.j`, `middle_block.j`, `output_blocks.i.j`, `out`; in a residual block `in_layers`,
-`emb_layers`, `out_layers`, `skip_connection`; in an attention layer `norm`, `qkv`, `proj_out`. The numbers within count
-the layers of the original sequence; those without weights (activations, dropout) leave gaps.
+Parameters have the names of the published files, so that those load without a map: `time_embed`, `label_emb`,
+`input_blocks.i.j`, `middle_block.j`, `output_blocks.i.j`, `out`; in a residual block `in_layers`, `emb_layers`,
+`out_layers`, `skip_connection`; in an attention layer `norm`, `qkv`, `proj_out`. The numbers count the layers of the
+original sequence, where layers without weights (activations, dropout) leave gaps.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         q, k, v = heads_of(self.qkv(self.norm(x)), self.heads)
         mixed = attention(q, k, v, self.attention_kernel).transpose(1, 2)
-        # Channels last, as the kernel leaves them: no copy.
+        # The kernel leaves channels last, so this copies nothing.
         return joined(self.proj_out(mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)), x)
 
 
@@ -130,7 +130,7 @@ class AdmUNet(RawNetwork):
             self.map_noise = FourierFeatures(self.width, cfg.fourier_scale)
         self.time_embed = nn.ModuleDict({"0": nn.Linear(self.width, emb), "2": nn.Linear(emb, emb)})
         if cfg.two_time:
-            # Zero at the start: weights of a one-time network stay what they are until r has been learned.
+            # Starts at zero, so that the weights of a one-time network mean the same until r has been learned.
             self.time_embed_r = nn.ModuleDict({"0": nn.Linear(self.width, emb), "2": zeroed(nn.Linear(emb, emb))})
         if self.num_classes is not None:
             self.label_emb = nn.Embedding(self.num_classes, emb)

@@ -1,9 +1,9 @@
 """EDM2's magnitude-preserving U-Net (Karras et al. 2024, section 2 and Appendix B, configuration G).
 
 Every layer keeps the magnitude of its input: weights are normalized where they are used (Eq. 47), sums and
-concatenations are weighted (Eqs. 88, 103), and no layer has a bias or a normalization of its own. Parameters carry the
-names of NVlabs' files. `normalize_weights` is the forced normalization of Eq. 66, to be called after a step of the
-optimizer: inside the forward pass it would write to weights under a derivative.
+concatenations are weighted (Eqs. 88, 103), and no layer has a bias or a normalization of its own. Parameters have the
+names of NVlabs' files. `normalize_weights` is the forced normalization of Eq. 66. It is called after a step of the
+optimizer, because within the forward pass it would modify weights that are being differentiated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOGVAR_FEATURES = 128
 
 
 def normalize(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """Return x scaled to unit mean square over `dims` (all but the first by default), computed in float32 at least."""
+    """Return x scaled to unit mean square over `dims` (all but the first by default), computed in at least float32."""
     dims = dims or tuple(range(1, x.ndim))
     whole = wide(x)
     count = math.prod(x.shape[dim] for dim in dims)

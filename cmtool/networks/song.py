@@ -1,8 +1,8 @@
 """The DDPM++ and NCSN++ U-Nets (Song et al. 2021) in the form of EDM (Karras et al. 2022, Appendix F).
 
 DDPM++: positional embedding, box filter. NCSN++: Fourier embedding, FIR filter [1, 3, 3, 1], a residual pyramid that
-feeds the shrunken image to each level. Both rescale every residual sum by sqrt(1/2). Parameters carry the names of
-EDM's pickles (`map_layer0`, `enc.32x32_block0.conv0`, `dec.32x32_aux_conv`), so that those load without a map.
+feeds the shrunken image to each level. Both rescale every residual sum by sqrt(1/2). Parameters have the names of EDM's
+pickles (`map_layer0`, `enc.32x32_block0.conv0`, `dec.32x32_aux_conv`), so that those load without a map.
 """
 
 from __future__ import annotations

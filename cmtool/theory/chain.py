@@ -82,7 +82,7 @@ def read_points(path: Path, limit: int = 20000) -> Array:
     """Rows of a .npy, .npz (its first array), .csv or .txt file as (n, d) float64.
 
     Raises:
-        DataError: when it is missing, of another kind, holds no numbers, or too many.
+        DataError: when it is missing, of another kind, holds no numbers, or holds too many points.
     """
     if not path.is_file():
         raise DataError(f"there is no data file {path}", "give a .npy, .npz, .csv or .txt file with one point per row")
@@ -91,11 +91,11 @@ def read_points(path: Path, limit: int = 20000) -> Array:
             reader = NpzReader(path)
             points = reader.read(next(iter(reader.arrays)))
         elif path.suffix == ".npy":
-            points = np.lib.format.open_memmap(path, mode="r")  # takes no memory that a header claims
+            points = np.lib.format.open_memmap(path, mode="r")  # allocates nothing that a header merely claims
         else:
             points = np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=2)
         points = np.asarray(points, float)
-    except Exception as error:  # NumPy evaluates headers as Python text, and that fails in a dozen ways
+    except Exception as error:  # NumPy evaluates headers as Python text, which fails in a dozen ways
         if isinstance(error, (DataError, MemoryError)):
             raise
         why = next(iter(str(error).splitlines()), type(error).__name__)

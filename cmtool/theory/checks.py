@@ -1,11 +1,11 @@
-"""The known answers K01 to K28: what the formulas must give, to the digits, and where two routes must agree.
+"""The known answers K01 to K28: what the formulas must give, digit by digit, and where two routes must agree.
 
 An expected value is text, and its digits are the tolerance: one unit of the last. Kinds: A is a closed form
 independent of the code, B two numerical routes, R a number that only this recursion has given so far.
 
-W1 of the mixture recursions (K17, K18, K20) was first found with the plain trapezoid rule on 8001 nodes, which is
-off in the sixth digit where |gap| has a corner; the checks repeat that rule to its digits, and hold the converged
-values (marked "converged") beside it.
+W1 of the mixture recursions (K17, K18, K20) was first computed with the plain trapezoid rule on 8001 nodes, which is
+off in the sixth digit where |gap| has a corner. The checks repeat that rule to its digits and also hold the converged
+values (marked "converged").
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cmtool.theory.laws import GMM_A, GMM_E, product
 from cmtool.theory.levels import Levels, geometric, karras, li, li_betas
 from cmtool.theory.line import LineMixture
 
-# What numpy hands back: floats, its own scalars, and arrays of one element.
+# What numpy returns: floats, its own scalars, and arrays of one element.
 Number = Any
 
 
@@ -165,7 +165,7 @@ def _mixtures() -> Iterator[Check]:
         yield digits("K17", f"GMM-A CT W1, T = {count}", _plain_w1(GMM_A, levels, f, "normal", 9.0), ct[count], "B")
         converged = population.errors(GMM_A, levels, f, count=20001)[0]
         yield digits("K17", f"converged, T = {count}", converged, ct_converged[count], "B")
-        # The first finder interpolated the composed map too: its last three digits hold that error.
+        # The first computation also interpolated the composed map, and its last three digits contain that error.
         yield near(
             "K18", f"GMM-A CD W1, T = {count}", _plain_w1(GMM_A, levels, g, "normal", 9.0), float(cd[count]), 1e-7
         )

@@ -112,7 +112,7 @@ def run_class(
 def _fit_on_pairs(
     law: LineMixture, levels: Levels, index: int, f: Map, level: _Level, samples: int, rng: np.random.Generator
 ) -> Array:
-    """Least squares on pairs (x_t, f_{t-1}(x_{t-1})) that share X_0 and Z, as the training of the paper has it."""
+    """Least squares on pairs (x_t, f_{t-1}(x_{t-1})) that share X_0 and Z, as in the paper's training."""
     clean, noise = law.sample(samples, rng), rng.standard_normal(samples)
     (a, b), (a_now, b_now) = at(levels, index - 1), at(levels, index)
     return _least_squares(level.design(a_now * clean + b_now * noise), f(a * clean + b * noise))
@@ -124,14 +124,14 @@ def _output_w1(law: LineMixture, levels: Levels, f: Map, z: Array, weight: Array
 
 
 def affine_floor(law: LineMixture) -> float:
-    """W1 of the law and the normal with its mean and variance: what no affine class can go below as T grows."""
+    """W1 of the law and the normal with its mean and variance: no affine class gets below it as T grows."""
     z, weight = normal_nodes(8.0, 40001)
     normal = law.mean + np.sqrt(law.variance) * z
     return absolute_mean(law.quantile(z, 1.0, 0.0) - normal, z, weight)
 
 
 def population_w1(law: LineMixture, levels: Levels, f: Callable[[Array], Array], start: str = "exact") -> float:
-    """W1 of an unrestricted f on the nodes of `run_class`, so that both errors are cut in the same way."""
+    """W1 of an unrestricted f on the nodes of `run_class`, so that both errors are discretized in the same way."""
     z, weight = normal_nodes(7.0, 4001)
     return _output_w1(law, levels, f, z, weight / weight.sum(), start)
 
@@ -150,7 +150,7 @@ def _exact_rows(
 
 
 def _trained_rows(law: LineMixture, levels: Levels, widths: list[int], steps: int, seed: int) -> list[list[Any]]:
-    """Networks of these widths on two copies of the law; eps_F and eps cannot be told apart and stand together."""
+    """Networks of these widths on two copies of the law; eps_F and eps cannot be told apart and are given as one."""
     from cmtool.theory.trained import Budget, Member, coupled_errors, train_sequentially
 
     rows: list[list[Any]] = []
@@ -206,7 +206,7 @@ def run(
     steps: int = 200,
     seed: int = 0,
 ) -> Study:
-    """W1 and eps_F by class size: exact projections (poly, relu), or networks really trained (mlp, on two axes).
+    """W1 and eps_F by class size: exact projections (poly, relu), or trained networks (mlp, on two axes).
 
     `samples` fits poly and relu on that many pairs per level; `steps` trains each level of an mlp.
 

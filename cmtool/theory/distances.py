@@ -1,4 +1,4 @@
-"""Wasserstein distances: exact where a formula exists, otherwise with bounds, sampled only where that is honest."""
+"""Wasserstein distances: exact where a formula exists, otherwise with bounds, and sampled only where that is honest."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def normal_nodes(limit: float = 9.0, count: int = 40001) -> tuple[Array, Array]:
 
 
 def absolute_mean(gap: Array, z: Array, weight: Array) -> float:
-    """E|gap(Z)| from values at the nodes of `normal_nodes`, with the kinks put right.
+    """E|gap(Z)| from values at the nodes of `normal_nodes`, corrected at the kinks.
 
-    Where the gap changes sign, |gap| has a corner, and there alone the trapezoid rule is not exact to all digits: at
-    8001 nodes the sixth digit of W1 is wrong. The first two terms replace the step by the integral of the |straight
+    Where the gap changes sign, |gap| has a corner, the only place where the trapezoid rule is not exact to all digits:
+    at 8001 nodes the sixth digit of W1 is wrong. The first two terms replace the step by the integral of the |straight
     line| through both values; the third is the Euler-Maclaurin end term h^2/12 of the smooth pieces on either side.
     """
     left, right = np.abs(gap[:-1]), np.abs(gap[1:])

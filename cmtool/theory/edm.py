@@ -17,7 +17,7 @@ GMM = "gmm:0.3,0.7;-0.5,0.5;0.2"
 
 
 def euler_factors(times: Array, std: float) -> Array:
-    """Factor of one Euler step t_{n+1} -> t_n on N(0, s^2), (N-1,); consistency training has the very same one."""
+    """Factor of one Euler step t_{n+1} -> t_n on N(0, s^2), (N-1,); consistency training has the same one."""
     r, t = times[:-1], times[1:]
     return (std**2 + r * t) / (std**2 + t**2)
 

@@ -1,4 +1,4 @@
-"""What a study leaves on disk: plots, drawn without any global state of matplotlib, tables and a JSON document."""
+"""What a study leaves on disk: tables, a JSON document, and plots drawn without any of matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cmtool.checkpoint import atomic_bytes
 from cmtool.errors import UserError
 from cmtool.theory.study import Curve, Panel, Study, document, fits_table, slug, table_csv
 
-# Okabe and Ito's colors: apart from each other for every kind of color vision.
+# Okabe and Ito's colors, which every kind of color vision can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKS = "osD^vPX*"
 SETTINGS: Any = {

@@ -50,7 +50,7 @@ def exact_losses(std: float, count: int, low: float = SIGMA_MIN, high: float = S
 
 
 def scaled_map(std: float, power: float, times: Array) -> tuple[Array, Array]:
-    """A wrong f on purpose: a(t) = (v_min / v_t)^(power/2) (1 is exact), and its derivative in `power`."""
+    """A deliberately wrong f: a(t) = (v_min / v_t)^(power/2) (1 is exact), and its derivative in `power`."""
     ratio = (std**2 + SIGMA_MIN**2) / (std**2 + times**2)
     a = ratio ** (power / 2)
     return a, 0.5 * np.log(ratio) * a
@@ -96,7 +96,7 @@ def heavier_share(x: Array, t: float, majority: float) -> Array:
 
 
 def l1_chain_mass(times: Array, majority: float, count: int = 201) -> float:
-    """The same mass by walking the levels: the weighted median of two values is the likelier one's, at every step.
+    """The same mass by walking the levels: at every step the weighted median of two values is the likelier one.
 
     The walk keeps the order, so the mass is ndtr of the start that ends between the modes, found by three rounds of
     `count` starts each.
@@ -140,7 +140,7 @@ def huber_recursion(times: Array, majority: float, c: float, size: int = 4001) -
 
 
 def _monotone(x: Array, y: Array, smooth: bool) -> Callable[[Array], Array]:
-    """A spline; where the minimizer jumps (l1-like losses) one that keeps the order, since a cubic would overshoot."""
+    """A spline; where the minimizer jumps (l1-like losses) a monotone one, since a cubic would overshoot."""
     if smooth:
         return Spline(x, y)
     from scipy.interpolate import PchipInterpolator

@@ -97,7 +97,7 @@ def measure(law: LineMixture | Gaussian, dims: list[int], levels_list: list[Leve
 
 
 def _fits(points: list[Point], dims: list[int], counts: list[int]) -> list[Fit]:
-    """Exponents in T for each d, and in d at the largest T; an upper bound is called one, and not fitted in d."""
+    """Exponents in T for each d, and in d at the largest T; an upper bound is named as such and not fitted in d."""
     fits = []
     for dim in dims:
         chosen = [point for point in points if point.dim == dim]

@@ -32,14 +32,14 @@ METHODS = ("ODE (DDIM)", "ODE 2nd order", "SDE", "CT", "CD", "progressive")
 
 
 class BinnedLaw:
-    """A law on the line as mass (n,) in equal bins between `edges` (n+1,); noise is added without any draw."""
+    """A law on the line as mass (n,) in equal bins between `edges` (n+1,); noise is added without drawing samples."""
 
     def __init__(self, edges: Array, mass: Array) -> None:
         self.edges, self.mass = edges, mass
 
     @classmethod
     def from_cdf(cls, cdf: Callable[[Array], Array], reach: float = 6.0, size: int = 1000) -> BinnedLaw:
-        """The law with this distribution function, what lies beyond `reach` put into the end bins."""
+        """The law with this distribution function; what lies beyond `reach` goes into the end bins."""
         edges = np.linspace(-reach, reach, size + 1)
         values = cdf(edges)
         values[0], values[-1] = 0.0, 1.0

@@ -22,7 +22,7 @@ STUDIES = {
     "samplers": "solvers",
     "chain": "chain",
 }
-# The longest first, so that the other process takes all the short ones meanwhile.
+# The longest first, so that the other process can take all the short ones meanwhile.
 ORDER = ("samplers", *[name for name in STUDIES if name != "samplers"])
 
 

@@ -1,4 +1,4 @@
-"""What an experiment hands back: tables, exponents with their standard errors, curves, findings in plain language."""
+"""What an experiment returns: tables, exponents with their standard errors, curves, findings in plain language."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Study:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: numpy scalars as numbers, what is not finite as null."""
+    """A value in JSON's terms: numpy scalars become numbers, and what is not finite becomes null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -144,6 +144,6 @@ def fits_table(fits: Sequence[Fit]) -> Table:
     """Measured exponents with their standard errors beside the theorem's."""
     rows = []
     for fit in fits:
-        # Two points leave no residual: the exponent stands without an error.
+        # Two points leave no residual, so the exponent has no error.
         rows.append([fit.name, fit.exponent, None if fit.points < 3 else fit.error, fit.theorem, fit.points])
     return Table("Exponents", ["law", "measured", "std. error", "theorem", "points"], rows)

@@ -1,8 +1,8 @@
-"""Sequential consistency training done for real: one network per level, each fitted to the frozen one before it.
+"""Sequential consistency training with real networks: one per level, each fitted to the frozen one before it.
 
 Many independent runs (methods, learning-rate rules, seeds) are trained at once as one batched network, which on a CPU
-costs hardly more than one. The data are a mixture, so that the exact conditional mean each level should have learned
-is known and eps is measured, not guessed.
+costs hardly more than one. The data are a mixture, so the exact conditional mean that each level should learn is known,
+and eps is measured rather than guessed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class TorchMixture:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a sequential training left: the functions of the last level and each level's measured error, (T-1, E)."""
+    """The result of sequential training: the functions of the last level, and each level's measured error, (T-1, E)."""
 
     ensemble: Ensemble
     theta: Tensor
@@ -244,7 +244,7 @@ def train_sequentially(
 class CoupledErrors:
     """E||f(X_T) - Phi(X_T)|| from X_T ~ p_T: `runs` (E,), `population` by method, `error` its standard error.
 
-    This coupled distance is what the proof bounds, an upper bound of W1, and needs no transport solver.
+    The proof bounds this coupled distance. It is an upper bound of W1 and needs no transport solver.
     """
 
     runs: Array
@@ -265,7 +265,7 @@ def coupled_errors(law: LineMixture, levels: Levels, trained: Trained, seed: int
         means[method] = float(exact.mean())
         rows = [i for i, member in enumerate(trained.members) if member.method == method]
         if rows:
-            # Both parts of the doubt: the test points, common to all, and the seeds of the runs.
+            # Both sources of uncertainty: the test points, which all runs share, and the seeds of the runs.
             inside = runs[rows].mean(axis=0).std(ddof=1) / np.sqrt(count)
             between = runs[rows].mean(axis=1).std(ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else 0.0
             errors[method] = float(np.hypot(inside, between))

@@ -1,6 +1,6 @@
 """The typical set: how much of X_t lies where -log p_t(x) <= c3 d log T, and how well that constant is known.
 
-The paper's own definition was not available to us; this is the reading of the preceding paper (arXiv 2306.09251).
+The paper's own definition was not available; this one follows the preceding paper (arXiv 2306.09251).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def score_moment(law: LineMixture, levels: Levels, index: int) -> tuple[float, f
 
 @dataclass(frozen=True)
 class Constants:
-    """What `count` draws say of one level: quantiles of -log p / (d log T) and of the step in its own unit.
+    """What `count` draws say about one level: quantiles of -log p / (d log T) and of the step in its own unit.
 
     c3_density and c3_step hold the median and the largest value; nothing rarer than 1/count can be seen, so
     `c4_resolved`, log(count) / (d log T), is the largest c4 that the draws could show.
