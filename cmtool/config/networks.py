@@ -219,8 +219,9 @@ def network_config(**values: Any) -> Any:
         ValidationError: for unknown settings, or values out of bounds.
     """
     own = own_settings(values)
-    if own["kind"] not in NETWORKS:
-        close = nearest(str(own["kind"]), NETWORKS)
+    kind = own["kind"]
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        close = nearest(str(kind), NETWORKS)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"network.kind = {own['kind']!r} is unknown; choose {', '.join(NETWORKS)}.{hint}")
-    return NETWORKS[own["kind"]].model_validate(own)
+        raise ConfigError(f"network.kind = {kind!r} is unknown; choose {', '.join(NETWORKS)}.{hint}")
+    return NETWORKS[kind].model_validate(own)
