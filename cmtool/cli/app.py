@@ -155,7 +155,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from cmtool import __version__
+        from cmtool.version import __version__
 
         print(f"cmtool {__version__}")
         raise typer.Exit()

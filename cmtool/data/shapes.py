@@ -142,8 +142,3 @@ def shapes_images(start: int, count: int, resolution: int) -> tuple[NDArray[np.u
         size = min(_BLOCK, count - first)
         images[first : first + size], labels[first : first + size] = _draw(start + first, size, resolution)
     return images, labels
-
-
-def shapes_image(index: int, resolution: int) -> NDArray[np.uint8]:
-    """Draw picture `index`: uint8 (3, resolution, resolution)."""
-    return shapes_images(index, 1, resolution)[0][0]

@@ -34,7 +34,7 @@ from cmtool.models import load
 from cmtool.reporting.page import Gallery, render
 from cmtool.reporting.runs import read_run
 from cmtool.studio.work import TASKS, Workshop
-from cmtool.theory.studies.chain import read_points
+from cmtool.theory.chain import read_points
 from cmtool.training.lock import check_free
 from cmtool.training.run_folder import RunFolder
 from tests.cli.tiny import write_model
