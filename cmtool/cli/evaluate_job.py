@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmtool.checkpoint import atomic_text
 from cmtool.cli.evaluate_sets import Judged, Wanted, append_row, open_set, same_seeds
 from cmtool.cli.evaluate_view import distance_name, protocol, show_comparisons, show_notes, show_results
 from cmtool.errors import DataError, UsageError
@@ -21,6 +20,7 @@ from cmtool.evaluation.measure import Measured, measure, measure_reference
 from cmtool.evaluation.memorization import copies
 from cmtool.evaluation.plots import draw_pairs, plot_quality
 from cmtool.evaluation.references import resolve_reference
+from cmtool.files.atomic import atomic_text
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output

@@ -45,7 +45,7 @@ def check_own(path: Path) -> None:
     Raises:
         UserError: it is such a file, or its folder cannot be written.
     """
-    from cmtool.data.cache import cache_dir
+    from cmtool.files.cache import cache_dir
 
     file = path.resolve()
     strange = {

@@ -24,7 +24,8 @@ from cmtool.errors import DataError
 from cmtool.evaluation.names import check_reference_name
 from cmtool.evaluation.samples import ImageSet, from_dataset, open_images, open_npz_images
 from cmtool.evaluation.statistics import Array, Statistics
-from cmtool.evaluation.store import Remote, fetch, sha256
+from cmtool.files.cache import sha256
+from cmtool.files.download import Remote, fetch
 
 Say = Callable[[str], None]
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"

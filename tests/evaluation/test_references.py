@@ -15,7 +15,7 @@ from cmtool.evaluation.names import REFERENCES
 from cmtool.evaluation.references import NAMED, check_reference, resolve_reference
 from cmtool.evaluation.samples import from_array, open_images
 from cmtool.evaluation.statistics import statistics
-from cmtool.evaluation.store import cache_dir
+from cmtool.files.cache import cache_dir
 from tests.evaluation.stand_in import write_stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
