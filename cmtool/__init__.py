@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cmtool.version import __version__
+from cmtool.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from cmtool.api import Model as Model

@@ -1,3 +1,3 @@
-"""The version of this package, in a file of its own so that every room can name it."""
+"""The version of the package, in a file that imports nothing."""
 
 __version__ = "0.1.0"

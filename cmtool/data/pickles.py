@@ -1,6 +1,6 @@
 """Pickles of plain arrays (CIFAR batches, downsampled ImageNet), read without running any code from the file.
 
-Only the names that rebuild a NumPy array are answered, and by the harmless stand-ins below.
+Only the names that rebuild a NumPy array are resolved, and to the harmless stand-ins below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cmtool.errors import DataError
 from cmtool.files.inert import Refused, read_inert
 
 _KINDS = "buifSU"  # booleans, integers, floats, fixed-width text: never objects
-_LONGEST_ITEM = 4096  # bytes of one element of an array
+_LONGEST_ITEM = 4096  # bytes; limit on one element of an array
 
 
 def _text(value: str | bytes) -> str:
@@ -25,7 +25,7 @@ def _text(value: str | bytes) -> str:
 
 
 class _Type:
-    """Stands in for numpy.dtype: a name, then (by BUILD) the byte order."""
+    """Stands in for numpy.dtype: a name, and then the byte order from BUILD."""
 
     def __init__(self, name: str | bytes, *_flags: object) -> None:
         self.dtype = np.dtype(_text(name))
@@ -78,7 +78,7 @@ def _encode(text: str, codec: str | bytes = "latin1") -> bytes:
 
 
 class _Marker:
-    """Stands in for the name numpy.ndarray itself, which is only ever an argument."""
+    """Stands in for the name numpy.ndarray itself, which only ever appears as an argument."""
 
 
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
@@ -99,13 +99,13 @@ def read_array_pickle(source: bytes | IO[bytes], name: str) -> dict[str, Any]:
 
     Args:
         source: the bytes or an open binary file.
-        name: what messages call it.
+        name: the file's name in messages.
 
     Returns:
         The dictionary with text keys; arrays are read-only.
 
     Raises:
-        DataError: it asks for anything else, is damaged, or holds no dictionary.
+        DataError: the pickle asks for anything else, is damaged, or holds no dictionary.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     start = stream.tell()
@@ -115,7 +115,7 @@ def read_array_pickle(source: bytes | IO[bytes], name: str) -> dict[str, Any]:
         made = read_inert(stream, size, _NAMES, encoding="bytes")
     except Refused as error:
         raise DataError(f"{name} is refused: {error}, and a data pickle holds plain arrays alone.") from None
-    except Exception as error:  # a damaged pickle can fail in any way; none of it is our code's state
+    except Exception as error:  # a damaged pickle can fail in any way, and none of it touches our state
         raise DataError(f"{name} is damaged or no pickle ({type(error).__name__}).") from None
     if not isinstance(made, dict):
         raise DataError(f"{name} holds a {type(made).__name__} where a dictionary of arrays is expected.")

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cmtool import models
 from cmtool.checkpoint import read_header
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.errors import CheckpointError, UserError
 from cmtool.interop.reading import ImportOptions, import_model, read_foreign
 from cmtool.interop.weights import reach_of, says_average
@@ -21,7 +21,7 @@ from cmtool.networks import build_network
 from tests.interop import foreign
 from tests.networks.network_helpers import redraw
 
-TABLE = NetworkConfig(kind="adm", channels=16, channel_mult=(1,), num_blocks=1, attention=(), head_channels=32)
+TABLE = network_config(kind="adm", channels=16, channel_mult=(1,), num_blocks=1, attention=(), head_channels=32)
 GIVEN = {"resolution": 16, "head_channels": 32, "form": "consistency"}
 
 
