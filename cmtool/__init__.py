@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmtool.api import Model as Model
     from cmtool.api import edit as edit
-    from cmtool.api import evaluate as evaluate
     from cmtool.api import load as load
     from cmtool.api import sample as sample
     from cmtool.api import save as save
+    from cmtool.api.evaluate import evaluate as evaluate
+    from cmtool.api.evaluate import search_times as search_times
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save"]
+__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save", "search_times"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,9 @@ read: a set says how many, and why.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from cmtool.evaluation.statistics import Array
 
 BATCH = 64
 HELD = 512_000_000  # bytes of decoded files that are kept for the next pass
+# A file that changed less than this ago could change again without its times showing it.
+SETTLED_NS = 50_000_000
 Batches = Callable[[int], Iterator[Array]]
 
 
@@ -39,7 +42,8 @@ class ImageSet:
 
     `shape` is (H, W, C); `read(size)` yields batches; `labels` (N,) int64 or None; `meta` what the maker wrote into the
     file (model, nfe, times, seeds); `groups` (N,) the class folders' ranks, where they are not labels that a network
-    knows; `notes` what has to be said about the set.
+    knows; `notes` what has to be said about the set. `stamp` names the state of the file that every pass reads
+    (path, size, times), "" where that is not known; None where the pixels are in memory and a pass costs nothing.
     """
 
     name: str
@@ -51,6 +55,7 @@ class ImageSet:
     points: bool = False
     groups: Array | None = None
     notes: tuple[str, ...] = ()
+    stamp: str | None = None
 
     def batches(self, size: int = BATCH) -> Iterator[Array]:
         """Yield uint8 (b, H, W, C) batches (float32 for points), `count` images in all, in order."""
@@ -66,18 +71,18 @@ class ImageSet:
     @cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits of the pixels: the same images in another container have the same."""
-        digest = hashlib.blake2b(f"{self.shape} {self.points}".encode(), digest_size=16)
+        digest = PixelDigest(self)
         for batch in self.batches(256):
-            digest.update(np.ascontiguousarray(batch).tobytes())
-        digest.update(str(self.count).encode())
-        return digest.hexdigest()
+            digest.add(batch)
+        return digest.finish()
 
     def first(self, count: int) -> ImageSet:
         """Return the set of the first `count` images; raises `DataError` when there are fewer."""
         if count > self.count:
             raise DataError(f"{self.name} holds {self.count} images; {count} are asked for.")
         labels = None if self.labels is None else self.labels[:count]
-        return replace(self, count=count, labels=labels) if count < self.count else self
+        stamp = f"{self.stamp} first {count}" if self.stamp else self.stamp
+        return replace(self, count=count, labels=labels, stamp=stamp) if count < self.count else self
 
     def some(self, count: int) -> ImageSet:
         """Return `count` of the images and say which.
@@ -97,11 +102,44 @@ class ImageSet:
         note = f"{count:,} of {self.count:,} images, spread evenly over {over}"
         labels, groups = (None if known is None else known[rows] for known in (self.labels, self.groups))
         read = partial(_chosen_batches, self, rows)
-        return replace(self, count=count, read=read, labels=labels, groups=groups, notes=(*self.notes, note))
+        stamp = f"{self.stamp} some {count}" if self.stamp else self.stamp
+        notes = (*self.notes, note)
+        return replace(self, count=count, read=read, labels=labels, groups=groups, notes=notes, stamp=stamp)
+
+    def in_memory(self) -> ImageSet:
+        """Return the set with its pixels in memory, so that further passes read no file."""
+        if self.stamp is None:
+            return self
+        held = from_array(self.all(), self.name)
+        return replace(self, read=held.read, stamp=None)
 
     def all(self) -> Array:
         """Return every image at once (N, H, W, C)."""
         return np.concatenate(list(self.batches(1024)))
+
+
+class PixelDigest:
+    """The fingerprint of a set, taken while its batches are read for something else."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.count = images.count
+        self.digest = hashlib.blake2b(f"{images.shape} {images.points}".encode(), digest_size=16)
+
+    def add(self, batch: Array) -> None:
+        """Take in the next batch, of any size."""
+        self.digest.update(np.ascontiguousarray(batch).tobytes())
+
+    def finish(self) -> str:
+        """Return `ImageSet.fingerprint` once every batch was added."""
+        self.digest.update(str(self.count).encode())
+        return self.digest.hexdigest()
+
+
+def image_shape(header: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (H, W, C) of the samples of a model, from its header; points are (D, 1, 1)."""
+    data = header["data"]
+    side, channels = data["resolution"], data["channels"]
+    return (channels, 1, 1) if data.get("float_samples") else (side, side, channels)
 
 
 def from_array(images: Array, name: str, labels: Array | None = None, meta: dict[str, Any] | None = None) -> ImageSet:
@@ -193,10 +231,26 @@ def open_images(path: str | Path) -> ImageSet:
 def _open_npz(path: Path) -> ImageSet:
     if not is_zip(path):
         raise DataError(f"{path} is damaged or is no npz.")
+    stamp = _stamp(path)
     found = open_array_images(path)
     return ImageSet(
-        str(path), found.count, found.shape, found.blocks, found.labels, found.meta, found.points, notes=found.notes
+        str(path),
+        found.count,
+        found.shape,
+        found.blocks,
+        found.labels,
+        found.meta,
+        found.points,
+        notes=found.notes,
+        stamp=stamp,
     )
+
+
+def _stamp(path: Path) -> str:
+    state = path.stat()
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < SETTLED_NS:
+        return ""
+    return f"{path.resolve()} {state.st_ino} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
 
 
 # --- image files -----------------------------------------------------------------------------------------------------
@@ -260,6 +314,7 @@ def _from_source(source: Source, name: str) -> ImageSet:
         None if named else labels,
         groups=labels if named else None,
         notes=(*_scan_notes(scan, source), *source.notes),
+        stamp=None if scan.images is not None else "",
     )
 
 
