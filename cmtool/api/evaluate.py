@@ -1,15 +1,11 @@
-"""Judging as one call: samples of a model, files, or images in memory against a reference.
-
-`evaluate` is for Python programs. The command line judges several sets at once, with `judge_sets`, which `evaluate`
-calls too.
-"""
+"""Judging as one call: samples of a model, files, or images in memory against a reference; and searching for times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,24 +16,24 @@ from cmtool.api.model import Model, as_model, load
 from cmtool.checkpoint import load_tensors, save_model
 from cmtool.config.judgments import reference_of
 from cmtool.data import to_uint8
-from cmtool.errors import UserError
-from cmtool.evaluation.bootstrap import Comparison
+from cmtool.errors import UsageError, UserError
 from cmtool.evaluation.closing_search import descending_grid
 from cmtool.evaluation.consistency import measure_consistency
 from cmtool.evaluation.judge import Judge, Shape
-from cmtool.evaluation.metrics import Metrics, check_metrics
+from cmtool.evaluation.make_reference import check_place
+from cmtool.evaluation.make_reference import make_reference as write_reference
+from cmtool.evaluation.metrics import check_metrics
 from cmtool.evaluation.models import BATCH, TimesScore, make_images
+from cmtool.evaluation.references import resolve_reference
 from cmtool.evaluation.samples import ImageSet, from_array, image_shape, open_images
+from cmtool.evaluation.verdict import Candidate, Judging, Opened, judge_sets
 from cmtool.samplers.plan import SEED_BLOCK
 from cmtool.samplers.time_search import Memo
 from cmtool.samplers.time_search import search_times as find_times
 from cmtool.talk import SILENCE, Talk
-from cmtool.training.distributed import World
 from cmtool.training.setup import choose_device
 
 Samples: TypeAlias = "Model | str | Path | Tensor | NDArray[np.uint8]"
-# Comparing two sets takes two covariances a resample: nobody has to ask for it where that costs nothing.
-CHEAP_DIM, ROUNDS = 512, 200
 TRAJECTORIES = 256  # at most, for the consistency of a model
 
 
@@ -120,44 +116,7 @@ def _bytes(images: Tensor | NDArray[np.uint8]) -> NDArray[Any]:
     return np.ascontiguousarray(to_uint8(images.to(torch.float32)).permute(0, 2, 3, 1).cpu().numpy())
 
 
-# --- several sets at once --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judging:
-    """How sets are judged.
-
-    `bootstrap` is the number of resamples behind intervals and comparisons; None: no intervals, and comparisons only
-    where they cost nothing.
-    """
-
-    metrics: tuple[str, ...] | None = None
-    features: str | None = None
-    mode: str | None = None
-    bootstrap: int | None = None
-    batch_size: int = 64
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A set of images with a name, what its makers say about it, and how to measure their model's consistency."""
-
-    name: str
-    images: ImageSet
-    about: dict[str, Any] = field(default_factory=dict)
-    trajectories: Callable[[], dict[str, float]] | None = None
-
-
-class Candidate(Protocol):
-    """A set that is to be judged. Its size (H, W, C) is known at once; its images are opened or made later."""
-
-    @property
-    def shape(self) -> Shape:
-        """Return (H, W, C)."""
-
-    def open(self, usual: int) -> Opened:
-        """Return the images; `usual` is the number of samples that the reference is usually compared with."""
+# --- what is judged ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -204,108 +163,6 @@ def trajectories(model: Model, teacher: Model, num: int | None) -> dict[str, flo
     """Return the consistency of a model along trajectories of a teacher, `num` of them and 256 at most."""
     count = min(TRAJECTORIES, num or TRAJECTORIES)
     return measure_consistency(model.module, teacher.module, count).figures()
-
-
-@dataclass(frozen=True)
-class JudgedSet:
-    """One set and what was found: its metrics and, where they were asked for, their 95 % intervals by key."""
-
-    opened: Opened
-    found: Metrics
-    intervals: dict[str, list[float]]
-
-    def row(self) -> dict[str, Any]:
-        """Return all of it as one row of a document."""
-        assert self.found.measured is not None
-        row: dict[str, Any] = {"samples": self.opened.name, "count": self.opened.images.count, **self.opened.about}
-        row |= {"fingerprint": self.found.measured.fingerprint, "metrics": self.found.values}
-        if self.found.per_class:
-            row["per_class"] = self.found.per_class
-        if self.intervals:
-            row["intervals"] = self.intervals
-        row["notes"] = [*self.opened.images.notes, *self.found.notes]
-        return row
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The first set and another one by name, and how far they differ in one metric."""
-
-    first: str
-    second: str
-    paired: bool
-    result: Comparison
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came out: the judge, its protocol, every set in order, and comparisons of the first with the others.
-
-    `sets` is empty in all but the first of several processes. `undecided`: sets could have been compared, but nobody
-    asked, and it takes minutes.
-    """
-
-    judge: Judge
-    sets: list[JudgedSet]
-    protocol: dict[str, Any] = field(default_factory=dict)
-    comparisons: list[Compared] = field(default_factory=list)
-    undecided: bool = False
-
-
-def judge_sets(
-    candidates: Sequence[Candidate], reference: str, how: Judging, talk: Talk = SILENCE, world: World | None = None
-) -> Verdict:
-    """Judge sets of images of one size against a reference, one after another.
-
-    Args:
-        candidates: what to judge, at least one.
-        reference: as in `evaluate`.
-        how: metrics, features and the rest.
-        talk: told what is done and how far it is.
-        world: processes that share the work; all must call this.
-
-    Raises:
-        UserError: as `evaluate`.
-    """
-    world = world or World()
-    device = str(choose_device(how.device, world.local_rank))
-    judge = Judge.of(
-        reference, candidates[0].shape, how.features, how.mode, device, talk, world, batch_size=how.batch_size
-    )
-    sets = [_judged(candidate, judge, how) for candidate in candidates]
-    if not world.main:
-        return Verdict(judge, [])
-    assert judge.side is not None
-    rounds = how.bootstrap
-    if rounds is None:
-        rounds = ROUNDS if judge.side.fit.dim <= CHEAP_DIM else 0
-    comparisons = _compared(judge, sets, rounds) if rounds else []
-    return Verdict(judge, sets, judge.protocol(how.metrics), comparisons, len(sets) > 1 and not rounds)
-
-
-def _judged(candidate: Candidate, judge: Judge, how: Judging) -> JudgedSet:
-    opened = candidate.open(judge.reference.count)
-    if how.metrics and "memorization" in how.metrics:
-        opened = replace(opened, images=opened.images.in_memory())  # its pixels are looked at more than once
-    found = judge(opened.images, how.metrics, opened.trajectories)
-    return JudgedSet(opened, found, judge.intervals(found, how.bootstrap) if how.bootstrap and judge.side else {})
-
-
-def _compared(judge: Judge, sets: Sequence[JudgedSet], rounds: int) -> list[Compared]:
-    found = []
-    for second in sets[1:]:
-        paired = same_seeds(sets[0].opened, second.opened)
-        for result in judge.compare(sets[0].found, second.found, paired, rounds):
-            found.append(Compared(sets[0].opened.name, second.opened.name, paired, result))
-    return found
-
-
-def same_seeds(first: Opened, second: Opened) -> bool:
-    """Whether sample i of both sets was made from the same seed."""
-    seeds = first.about.get("seeds")
-    if first.images.count != second.images.count or not seeds:
-        return False
-    return str(seeds).split("-")[0] == str(second.about.get("seeds", "")).split("-")[0]
 
 
 # --- the best times --------------------------------------------------------------------------------------------------
@@ -398,3 +255,54 @@ def write_times(path: Path, times: Sequence[float]) -> None:
     tensors, header = load_tensors(path)
     header["times"] = dict(header.get("times") or {}) | {str(len(times)): list(times)}
     save_model(path, tensors, header)
+
+
+# --- references of your own ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MadeReference:
+    """A reference that was written: the file, the number of images that it describes, and the feature network."""
+
+    path: Path
+    count: int
+    features: str
+
+
+def make_reference(
+    path: str | Path,
+    data: str,
+    *,
+    features: str | None = None,
+    mode: str | None = None,
+    num: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    talk: Talk = SILENCE,
+) -> MadeReference:
+    """Describe images in an .npz that `evaluate` takes as a reference: statistics, and images for precision and KID.
+
+    Args:
+        path: the .npz to write.
+        data: the images: a folder, .npz, zip, preset or name.
+        features: the feature network; None: the usual one for the data.
+        mode: Inception's resizing rule; None: the usual one.
+        num: how many images; None: all.
+        batch_size: images at once.
+        device: "auto", "cpu", "cuda" or "mps".
+        talk: told what is done and how far it is.
+
+    Raises:
+        UserError: another ending than .npz, unknown names, or data that hold no images.
+    """
+    check_place(Path(path))
+    source = resolve_reference(data, None, mode, talk.say)
+    if source.images is None:
+        raise UsageError(f"{data} holds statistics only; a reference is made from images.", "name a folder or an .npz")
+    source = source.own(num, mode)
+    assert source.images is not None
+    for note in source.images.notes if num is not None else ():
+        talk.say(f"{data}: {note}")
+    judge = Judge.of(source, None, features, None, str(choose_device(device)), talk, batch_size=batch_size)
+    made = write_reference(Path(path), judge, features or source.features)
+    return MadeReference(made, source.images.count, judge.network.name)

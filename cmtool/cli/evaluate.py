@@ -18,10 +18,10 @@ from cmtool.cli.app import command
 from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed
 
 if TYPE_CHECKING:
-    from cmtool.api.evaluate import Verdict
     from cmtool.cli.evaluate_sets import Making, Wanted
     from cmtool.cli.find_model import FoundModel
     from cmtool.cli.output import Output
+    from cmtool.evaluation.verdict import Verdict
     from cmtool.training.distributed import World
 
 Samples = Annotated[
@@ -141,9 +141,9 @@ def evaluate(options: EvalOptions) -> None:
 
 
 def _judge(options: EvalOptions, output: Output, world: World) -> None:
-    from cmtool.api.evaluate import Judging, judge_sets
     from cmtool.cli.evaluate_sets import list_wanted
     from cmtool.evaluation.references import check_reference
+    from cmtool.evaluation.verdict import Judging, judge_sets
 
     ref = options.ref
     if ref is not None:
@@ -232,23 +232,18 @@ def usual_reference(models: Sequence[FoundModel], output: Output) -> str:
 
 
 def _make_ref(path: Path, data: str, options: EvalOptions, output: Output) -> None:
-    from cmtool.errors import UsageError
-    from cmtool.evaluation.judge import Judge
-    from cmtool.evaluation.make_reference import check_place, make_reference
-    from cmtool.evaluation.references import resolve_reference
-    from cmtool.training.setup import choose_device
+    from cmtool.api.evaluate import make_reference
 
-    check_place(path)
-    source = resolve_reference(data, None, options.mode, output.say)
-    if source.images is None:
-        raise UsageError(f"{data} holds statistics only; a reference is made from images.", "name a folder or an .npz")
-    source = source.own(options.num, options.mode)
-    assert source.images is not None
-    for note in source.images.notes:
-        output.say(f"{data}: {note}")
-    device = str(choose_device(options.device))
-    judge = Judge.of(source, None, options.features, None, device, output, batch_size=options.batch_size or 64)
-    made = make_reference(path, judge, options.features or source.features)
-    output.say(f"{source.images.count:,} images of {data}, features {judge.network.name}")
-    output.result(str(made))
-    output.json({"reference": str(made), "count": source.images.count, "features": judge.network.name, "data": data})
+    made = make_reference(
+        path,
+        data,
+        features=options.features,
+        mode=options.mode,
+        num=options.num,
+        batch_size=options.batch_size or 64,
+        device=options.device,
+        talk=output,
+    )
+    output.say(f"{made.count:,} images of {data}, features {made.features}")
+    output.result(str(made.path))
+    output.json({"reference": str(made.path), "count": made.count, "features": made.features, "data": data})

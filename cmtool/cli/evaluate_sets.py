@@ -14,10 +14,10 @@ from cmtool.cli.lists import BLOCK
 from cmtool.errors import CheckpointError, DataError, UserError
 
 if TYPE_CHECKING:
-    from cmtool.api.evaluate import Opened
     from cmtool.cli.find_model import FoundModel
     from cmtool.cli.output import Output
     from cmtool.evaluation.samples import ImageSet
+    from cmtool.evaluation.verdict import Opened
     from cmtool.samplers.plan import SamplePlan
     from cmtool.training.distributed import World
 
@@ -181,7 +181,7 @@ def opened(
     name: str, images: ImageSet, about: Mapping[str, Any] | None = None, model: ModelSet | None = None
 ) -> Opened:
     """Put together what is known of a set; what its file says wins over `about`."""
-    from cmtool.api.evaluate import Opened
+    from cmtool.evaluation.verdict import Opened
 
     said = {key: images.meta[key] for key in ABOUT if key in images.meta}
     consistent = model is not None and model.found.header.get("kind") == "consistency"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cmtool.evaluation.metrics import HEADINGS
 
 if TYPE_CHECKING:
-    from cmtool.api.evaluate import Verdict
     from cmtool.cli.output import Output
     from cmtool.evaluation.features import Features
+    from cmtool.evaluation.verdict import Verdict
 
 BESIDE = 3  # sets that fit side by side
 

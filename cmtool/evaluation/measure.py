@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,13 +13,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from cmtool.errors import DataError
+from cmtool.checkpoint import atomic_write
+from cmtool.data.cache import cache_dir
+from cmtool.errors import DataError, UserError
 from cmtool.evaluation.features import Features
 from cmtool.evaluation.frechet import covariance_factor, feature_factor
 from cmtool.evaluation.references import Reference
 from cmtool.evaluation.samples import ImageSet, PixelDigest
 from cmtool.evaluation.statistics import Array, Moments, Statistics, require_finite, statistics
-from cmtool.evaluation.store import cached, keep
 from cmtool.training.distributed import World
 
 Progress = Callable[[int], None]
@@ -248,3 +251,23 @@ def _check_given(reference: Reference, network: Features) -> None:
             + (f" --mode {reference.mode}" if reference.features == "inception" else "")
             + ", or make one of your own with cmtool eval --make-ref",
         )
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def cached(key: str, kind: str) -> dict[str, Array] | None:
+    """Return the arrays kept under a content key, or None; a damaged file counts as absent."""
+    path = cache_dir() / kind / f"{key}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive.items())
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def keep(key: str, kind: str, arrays: dict[str, Array]) -> None:
+    """Keep arrays under a content key. A cache that cannot be written is no reason to lose a result."""
+    path = cache_dir() / kind / f"{key}.npz"
+    with contextlib.suppress(OSError, UserError), atomic_write(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]

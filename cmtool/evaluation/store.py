@@ -1,4 +1,4 @@
-"""Files that come from elsewhere (feature weights, reference statistics) and results worth keeping.
+"""Files that come from elsewhere: feature weights and reference statistics.
 
 Everything lies under one folder (`cmtool.data.cache.cache_dir`). A file that is put there by hand is as good as a
 downloaded one.
@@ -6,21 +6,16 @@ downloaded one.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cmtool.checkpoint import atomic_write
 from cmtool.data.cache import cache_dir, file_digest, offline
-from cmtool.errors import DataError, OfflineError, UserError
-from cmtool.evaluation.statistics import Array
+from cmtool.errors import DataError, OfflineError
 
 TIMEOUT = 30.0
 
@@ -81,20 +76,3 @@ def _check_download(remote: Remote, path: Path, length: str | None) -> None:
 def sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     return file_digest(path, "sha256")
-
-
-def cached(key: str, kind: str) -> dict[str, Array] | None:
-    """Return the arrays kept under a content key, or None; a damaged file counts as absent."""
-    path = cache_dir() / kind / f"{key}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive.items())
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None
-
-
-def keep(key: str, kind: str, arrays: dict[str, Array]) -> None:
-    """Keep arrays under a content key. A cache that cannot be written is no reason to lose a result."""
-    path = cache_dir() / kind / f"{key}.npz"
-    with contextlib.suppress(OSError, UserError), atomic_write(path) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]

@@ -106,6 +106,13 @@ def test_a_sample_file_is_opened_and_read_once_and_not_read_when_it_is_known(she
     assert again == first and first[0]["fingerprint"] == open_images("a.npz").fingerprint
 
 
+def test_pixels_that_several_metrics_look_at_are_still_read_once(shell, workdir, seen):
+    save_npz("a.npz", digits(50, 0.02))
+    row = shell.json("eval", "a.npz", "--ref", "digits", "--metrics", "fid,memorization")["results"][0]
+    assert row["metrics"]["copies_pixels"] > 0.9 and (workdir / row["closest"]).is_file()
+    assert (seen["opened"], seen["read"]) == (["a.npz"], {"a.npz": 50})
+
+
 def test_a_file_that_changed_is_read_again_and_its_figures_are_its_own(shell, seen):
     save_npz("a.npz", digits(200, 0.2))
     settle("a.npz")
@@ -163,6 +170,19 @@ def test_python_and_the_command_line_find_the_same(shell, workdir):
     typed = shell.json(*words, "--device", "cpu")
     found = cmtool.search_times(cmtool.load(model, "cpu"), "digits", num=30, grid=6, seed=2)
     assert list(found.times) == typed["times"] and found.value == typed["value"] and found.method == typed["method"]
+
+
+def test_a_reference_made_in_python_is_the_one_made_by_the_command(shell, workdir):
+    from cmtool.api.evaluate import make_reference
+
+    save_npz("real.npz", digits(90))
+    made = make_reference("python.npz", "real.npz", features="digits", num=60, device="cpu")
+    words = ("--features", "digits", "--num", 60, "--device", "cpu")
+    typed = shell.json("eval", "--make-ref", "typed.npz", "--data", "real.npz", *words)
+    assert (typed["count"], typed["features"]) == (made.count, made.features) == (60, "digits")
+    with np.load("python.npz") as one, np.load("typed.npz") as other:
+        assert sorted(one) == sorted(other) and all(np.array_equal(one[key], other[key]) for key in one)
+    assert "must end in .npz" in shell.fails("eval", "--make-ref", "ref.json", "--data", "real.npz")
 
 
 def test_a_judge_says_what_does_not_fit(workdir):
