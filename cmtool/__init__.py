@@ -22,12 +22,13 @@ from cmtool.version import __version__ as __version__
 if TYPE_CHECKING:
     from cmtool.api import Model as Model
     from cmtool.api import edit as edit
-    from cmtool.api import evaluate as evaluate
     from cmtool.api import load as load
     from cmtool.api import sample as sample
     from cmtool.api import save as save
+    from cmtool.api.evaluate import evaluate as evaluate
+    from cmtool.api.evaluate import search_times as search_times
 
-__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save"]
+__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save", "search_times"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,7 @@ def run_folders(incomplete: str) -> list[str]:
 def references(incomplete: str) -> list[str]:
     """Return the references and presets that begin so."""
     from cmtool.config.find import list_presets
-    from cmtool.evaluation.names import REFERENCES
+    from cmtool.evaluation.choices import REFERENCES
 
     return _begin(incomplete, dict.fromkeys([*REFERENCES, *list_presets()]))
 

@@ -28,10 +28,10 @@ def judges(trainer: Trainer, output: Output) -> tuple[Judge | None, Closing | No
         if config.train.eval_every:
             output.warn("no evaluation during training: the run has no reference (--set eval.reference=...).")
         return None, None
-    from cmtool.evaluation.tuning import Judge, search_is_cheap, short_search
+    from cmtool.evaluation.closing_search import RunJudge, short_search
 
     try:
-        judge = Judge.of(config.eval, trainer.state.ema)
+        judge = RunJudge.of(config.eval, trainer.state.ema)
     except UserError as error:
         if config.train.eval_every:
             output.warn(f"no evaluation during training: {error.message}")
@@ -39,6 +39,6 @@ def judges(trainer: Trainer, output: Output) -> tuple[Judge | None, Closing | No
 
     def closing(model: Any, late: Callable[[], bool]) -> dict[str, Any]:
         output.say("searching sampling times for 2 to 4 steps")
-        return short_search(model, judge, late=late)
+        return short_search(model, judge.judge, late=late)
 
-    return judge, closing if config.family != "edm" and search_is_cheap(judge) else None
+    return judge, closing if config.family != "edm" and judge.is_cheap else None
