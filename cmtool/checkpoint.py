@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtool.config.headers import wrong_in_header
-from cmtool.errors import CheckpointError, UserError
+from cmtool.errors import DISTRIBUTION, CheckpointError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +166,10 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its header cannot be read.") from error
     if number > FORMAT:
-        raise CheckpointError(f"{path} has format {number}; this cmtool reads up to {FORMAT}.", "pip install -U cmtool")
+        raise CheckpointError(
+            f"{path} has format {number}; this cmtool reads up to {FORMAT}.",
+            f"install a newer one: git pull && pip install . in a checkout, or pip install -U {DISTRIBUTION}",
+        )
     if wrong:
         raise CheckpointError(f"{path} is damaged or no cmtool model: {wrong} in its header.")
     return header

@@ -99,6 +99,12 @@ def _bytes(images: Tensor | NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise UserError(f"a tensor {tuple(images.shape)} of {images.dtype} is no batch (N, C, H, W) in [-1, 1].")
     if images.shape[2:] == (1, 1):
         return images.float().cpu().numpy()  # points stay floats
+    low, high = float(images.min()), float(images.max())
+    if 0 <= low < high <= 1:
+        raise UserError(
+            f"the images lie in [{low:.3g}, {high:.3g}], which can be read in [0, 1] and in [-1, 1].",
+            "give uint8 (N, H, W, C), or scale by 2 x - 1 what lies in [0, 1]",
+        )
     return np.ascontiguousarray(to_uint8(images.to(torch.float32)).permute(0, 2, 3, 1).cpu().numpy())
 
 

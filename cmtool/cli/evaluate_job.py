@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from cmtool.evaluation.measure import Measured, measure, measure_reference
 from cmtool.evaluation.memorization import copies
 from cmtool.evaluation.plots import draw_pairs, plot_quality
 from cmtool.evaluation.references import resolve_reference
-from cmtool.evaluation.samples import open_images
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output
@@ -128,11 +128,10 @@ class Evaluation:
     def _intervals(self, figures: Figures, measured: Measured) -> dict[str, list[float]]:
         rounds, count, found = self.given["bootstrap"], len(measured.features), {}
         if figures.values["fid"] is not None:
-            found["fid"] = interval(
-                frechet_statistic(measured.features, self.side.fit, self.side.factor), count, rounds
-            )
+            distance = frechet_statistic(measured.features, self.side.fit, self.side.factor)
+            found["fid"] = interval(distance, count, rounds, possible=(0, math.inf))
         if figures.manifold is not None and figures.values["precision"] is not None:
-            found["precision"] = interval(share_statistic(figures.manifold.inside), count, rounds)
+            found["precision"] = interval(share_statistic(figures.manifold.inside), count, rounds, possible=(0, 1))
         return {name: [ends.low, ends.high] for name, ends in found.items()}
 
     def _compare(self, sets: Sequence[tuple[Judged, Figures, Measured]]) -> list[dict[str, Any]]:
@@ -249,7 +248,7 @@ def _counts(first: Any, second: Any) -> tuple[int, int]:
 def _shape(wanted: Wanted) -> tuple[int, int, int]:
     """(H, W, C) of a set, from its file or its model's header."""
     if wanted.path is not None:
-        return open_images(wanted.path).shape
+        return wanted.images.shape
     assert wanted.found is not None
     data = wanted.found.header["data"]
     side = data["resolution"]

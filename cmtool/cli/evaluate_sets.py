@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,14 @@ class Wanted:
     found: FoundModel | None = None
     plan: SamplePlan | None = None
     any_times: bool = False  # no times were asked for: the samples made last will do
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images of the file, opened once."""
+        from cmtool.evaluation.samples import open_images
+
+        assert self.path is not None
+        return open_images(self.path)
 
 
 @dataclass
@@ -138,8 +147,7 @@ def open_set(
     from cmtool.evaluation.samples import open_images
 
     if wanted.path is not None:
-        images = open_images(wanted.path)
-        images = images if num is None else images.some(num)
+        images = wanted.images if num is None else wanted.images.some(num)
         for note in images.notes:
             output.say(f"{wanted.name}: {note}")
         return _judged(wanted, images)
@@ -217,12 +225,25 @@ def same_seeds(first: Judged, second: Judged) -> bool:
 
 
 def append_row(judged: Judged, row: dict[str, Any], output: Output) -> None:
-    """Append a row to `evaluations.jsonl` beside the model; a place that cannot be written is said and passed over."""
-    if judged.model_file is None:
+    """Append a row to `evaluations.jsonl` of the run whose model this is; a model that lies elsewhere keeps no rows.
+
+    A run folder that cannot be written is said and passed over.
+    """
+    if judged.model_file is None or not is_run(judged.model_file.parent):
         return
     path = judged.model_file.parent / "evaluations.jsonl"
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, default=str) + "\n")
     except OSError as error:
-        output.warn(f"{path} could not be written ({error.strerror}).")
+        output.warn(f"{path} could not be written ({error.strerror}); --out FILE keeps the results elsewhere.")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether training made this folder: it holds the settings of a run, and not some other program's config.toml."""
+    from cmtool.config.toml import read_toml
+
+    try:
+        return {"data", "network", "train", "recipe"} <= read_toml(folder / "config.toml").keys()
+    except (UserError, OSError):
+        return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtool.cli.evaluate_view import distance_name
 from cmtool.cli.lists import BLOCK
+from cmtool.errors import UserError
 
 if TYPE_CHECKING:
     from cmtool.cli.find_model import FoundModel
@@ -28,11 +30,38 @@ def run_search(given: dict[str, Any], output: Output) -> None:
 
     found = model_for(given["model"], given["ref"], ("consistency",))
     output.say(found.describe())
+    if given["write"]:
+        check_own(found.path)
     ref = given["ref"] or _usual(found)
     model, network, side, usual = _set_up(found, ref, given, output, load_model)
     count = given["num"] or usual
     result, trace_value = _search(model, network, side, count, given, output)
     _show(result, trace_value, found, network, ref, count, given, output)
+
+
+def check_own(path: Path) -> None:
+    """Refuse to change a model that is not the user's: one that came along, or one that was fetched by its name.
+
+    Raises:
+        UserError: it is such a file, or its folder cannot be written.
+    """
+    import cmtool
+    from cmtool.data.cache import cache_dir
+
+    file = path.resolve()
+    strange = {
+        Path(cmtool.__file__).parent: "came along with cmtool",
+        cache_dir(): "was fetched and is kept as published",
+    }
+    for folder, how in strange.items():
+        if file.is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--write would change {path}, which {how}.", f"copy it and name the copy: cp {path} {path.name}"
+            )
+    if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+        raise UserError(
+            f"--write would change {path}, and there is no permission to write it.", "copy it and name the copy"
+        )
 
 
 def _usual(found: FoundModel) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmtool.errors import DataError, UsageError, UserError, nearest, unknown
+from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output
@@ -66,7 +66,7 @@ def check_trackers(names: Sequence[str] | None) -> None:
         if name not in TRACKERS:
             raise UsageError(unknown("tracker", name, TRACKERS))
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"--track {name} needs the package {name}.", "pip install 'cmtool[track]'")
+            raise UserError(f"--track {name} needs the package {name}.", install_extra("track"))
 
 
 def extension(family: str, given: dict[str, Any], output: Output) -> tuple[RunConfig, Path]:

@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -25,8 +25,11 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     for info in archive.infolist():
         if not info.filename or info.compress_size > size:
             raise DataError(f"{path} is damaged: a member without a name, or larger than the archive.")
-        parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-        if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename.split("/")[0]:
+        if (
+            ".." in info.filename.replace("\\", "/").split("/")
+            or info.filename.startswith(("/", "\\"))
+            or ":" in info.filename.split("/")[0]
+        ):
             raise DataError(f"{path} is refused: its member '{info.filename}' points outside the archive.")
         if info.flag_bits & 1:
             raise DataError(f"{path} is encrypted; only open archives are read.")

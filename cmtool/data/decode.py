@@ -127,11 +127,14 @@ def _deep(picture: Image.Image, name: str) -> Image.Image:
     return Image.merge("LA", (gray, alpha))
 
 
+def _laid_on_white(rgba: Image.Image) -> Image.Image:
+    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, rgba).convert("RGB")
+
+
 def on_white(image: Bytes) -> Bytes:
     """Lay (H, W, 4) bytes with alpha on white; returns (H, W, 3)."""
-    rgba = Image.fromarray(image, "RGBA")
-    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(ground, rgba).convert("RGB"))
+    return np.asarray(_laid_on_white(Image.fromarray(image, "RGBA")))
 
 
 def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
@@ -142,7 +145,7 @@ def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
     if channels == 4:
         return picture.convert("RGBA")
     if transparent:
-        picture = Image.fromarray(on_white(np.asarray(picture.convert("RGBA"))))
+        picture = _laid_on_white(picture.convert("RGBA"))
     elif picture.mode == "P":
         picture = picture.convert("RGB")
     return picture.convert("L" if channels == 1 else "RGB")

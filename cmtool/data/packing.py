@@ -117,9 +117,7 @@ def refuse_empty(source: Source, skipped: Counter[str], first: SkippedImage | No
     """Raise the DataError of a source of which no image can be used; it gives the reasons and one example."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
     example = f" The first: {first.message}" if first else ""
-    hint = (
-        "use --small upscale, or a smaller resolution" if skipped["too small"] else "name a place with readable images"
-    )
+    hint = "use --small upscale, or a smaller resolution" if skipped["too small"] else "give readable images"
     raise DataError(f"no usable image is left of {source.found:,} files in {source.path} ({reasons}).{example}", hint)
 
 

@@ -6,6 +6,7 @@ of a comparison. The spread of the resampled values around their mean is therefo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,8 +42,15 @@ class Comparison(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def interval(statistic: Statistic, count: int, rounds: int, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Interval of `statistic` over resamples of `count` rows with replacement.
+def interval(
+    statistic: Statistic,
+    count: int,
+    rounds: int,
+    seed: int = 0,
+    level: float = LEVEL,
+    possible: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
+    """Interval of `statistic` over resamples of `count` rows with replacement, within the values that are `possible`.
 
     Raises:
         UsageError: for fewer than 20 rounds, too few for the ends of an interval.
@@ -52,7 +60,7 @@ def interval(statistic: Statistic, count: int, rounds: int, seed: int = 0, level
     value = statistic(np.arange(count))
     draws = np.array([statistic(rows) for rows in resamples(count, rounds, seed)])
     low, high = np.quantile(draws - draws.mean(), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, value + float(low), value + float(high))
+    return Interval(value, max(value + float(low), possible[0]), min(value + float(high), possible[1]))
 
 
 def resamples(count: int, rounds: int, seed: int) -> list[Array]:

@@ -11,7 +11,7 @@ from cmtool.errors import DataError
 from cmtool.evaluation.features import Features
 from cmtool.evaluation.frechet import frechet_distance, frechet_to_fit
 from cmtool.evaluation.inception_score import inception_score
-from cmtool.evaluation.kid import kernel_distance
+from cmtool.evaluation.kid import SUBSET_SIZE, KernelDistance, kernel_distance
 from cmtool.evaluation.manifold import Manifold, manifold
 from cmtool.evaluation.measure import Measured, Side
 from cmtool.evaluation.names import KEYS, METRICS
@@ -94,6 +94,7 @@ def _neighbors(figures: Figures, samples: Measured, real: Measured, wanted: Sequ
     if "kid" in wanted:
         kid = kernel_distance(samples.features, real.features)
         figures.values |= {"kid": kid.mean, "kid_std": kid.std}
+        figures.notes += kid_notes(kid, len(samples.features), len(real.features))
     if not {"pr", "dc"} & set(wanted):
         return
     if not asked and min(len(samples.features), len(real.features)) <= K_DENSITY:
@@ -102,6 +103,24 @@ def _neighbors(figures: Figures, samples: Measured, real: Measured, wanted: Sequ
     figures.manifold = manifold(real.features, samples.features, K, K_DENSITY)
     chosen = [name for group, names in _GROUPS.items() if group in wanted for name in names]
     figures.values |= {name: value for name, value in figures.manifold.figures().items() if name in chosen}
+
+
+def kid_notes(kid: KernelDistance, samples: int, reference: int) -> list[str]:
+    """Say what the spread over subsets stands for, where it is less than the error of the kernel distance."""
+    smaller = min(samples, reference)
+    if kid.mean == 0 and kid.std is None and samples == reference:
+        return ["samples and reference have the same features: the kernel distance is 0 and no estimate."]
+    if kid.std is None:
+        return [
+            f"every subset of the kernel distance holds all {smaller:,} images of a side, so it stands without an "
+            f"error; more than {SUBSET_SIZE:,} images on both sides give one."
+        ]
+    if smaller < 2 * kid.subset:
+        return [
+            f"the subsets of the kernel distance share most of {smaller:,} images: the spread beside it is less than "
+            "its error."
+        ]
+    return []
 
 
 _GROUPS = {"pr": ("precision", "recall"), "dc": ("density", "coverage")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from cmtool.evaluation.frechet import frechet_to_fit
 from cmtool.evaluation.measure import Side, measure
 from cmtool.evaluation.samples import ImageSet, from_array
 from cmtool.models import Model, ve_process
-from cmtool.samplers.generate import generate, labels_for, streams_for
-from cmtool.samplers.multistep import to_range, unchanged, walk
+from cmtool.samplers.generate import bind, generate, labels_for, streams_for
+from cmtool.samplers.multistep import multistep
 from cmtool.samplers.plan import SamplePlan
 
 BATCH = 256
@@ -119,4 +120,6 @@ class TimesScore:
         else:
             level = torch.full((len(x0),), times[done], dtype=x0.dtype, device=x0.device)
             x = ve_process(model).renoise(x0, draws[-1], level)
-        return walk(model, x, streams, times[done:], label, unchanged if model.float_samples else to_range)
+        denoise = bind(model, label, clamp=not model.float_samples)
+        noise = partial(streams.normal, model.image_shape)
+        return multistep(denoise, x, (*times[done:], model.sigma_min), noise)

@@ -112,6 +112,10 @@ def from_array(images: Array, name: str, labels: Array | None = None, meta: dict
 
     if not len(images):
         raise DataError(f"{name} holds no images.")
+    if images.ndim != 4 or (images.dtype == np.uint8 and images.shape[3] not in (1, 3, 4)):
+        raise DataError(
+            f"{name}: an array {images.dtype} {images.shape} is no batch of images.", "give uint8 (N, H, W, C)"
+        )
     shape = (images.shape[1], images.shape[2], images.shape[3])
     points = images.dtype != np.uint8
     return ImageSet(name, len(images), shape, read, labels, meta or {}, points)

@@ -10,7 +10,7 @@ from typing import Any
 from cmtool.checkpoint import atomic_text, save_model
 from cmtool.data.cache import human_bytes, offline
 from cmtool.data.images import save_grid
-from cmtool.errors import OfflineError, UserError
+from cmtool.errors import DISTRIBUTION, OfflineError, UserError, install_extra
 from cmtool.interop.layout import plain_tensors
 from cmtool.models import Model, parameter_count
 from cmtool.samplers.generate import generate
@@ -121,7 +121,7 @@ def card(model: Model, nfe: int) -> str:
         "## Use",
         "",
         "```bash",
-        "pip install cmtool",
+        f"pip install {DISTRIBUTION}",
         "cmtool sample --model model.safetensors",
         "```",
         "",
@@ -160,7 +160,7 @@ def _upload(folder: Path, repository: str) -> None:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError("--push needs the package huggingface_hub.", "pip install 'cmtool[hub]'") from None
+        raise UserError("--push needs the package huggingface_hub.", install_extra("hub")) from None
     api = HfApi()
     try:
         api.create_repo(repository, exist_ok=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from cmtool.diffusion.process import exact, expand
 from cmtool.diffusion.solvers import heun_step
 from cmtool.errors import UserError
 from cmtool.rng import SampleStreams, derive
-from cmtool.samplers.multistep import ConsistencyFunction, to_range, unchanged, walk
-from cmtool.samplers.ode import Denoiser
+from cmtool.samplers.generate import bind
+from cmtool.samplers.multistep import ConsistencyFunction, multistep
+from cmtool.samplers.solvers import levels
 
 # Noise that pictures get before they are encoded: about one byte.
 DITHER = 0.01
@@ -80,11 +82,12 @@ def decode(
     Later evaluations add the same noise (a function of `seed`) to every picture, so that a path stays smooth.
     """
     shared = SampleStreams([derive(seed, "interpolation")] * len(noise), noise.device, noise.dtype)
-    return walk(model, times[0] * noise, shared, times, label, to_range if clamp else unchanged)
+    draw = partial(shared.normal, noise.shape[1:])
+    return multistep(bind(model, label, clamp), times[0] * noise, (*times, model.sigma_min), draw)
 
 
 @torch.no_grad()
-def encode(denoise: Denoiser, x0: Tensor, times: Sequence[float], label: Tensor | None = None) -> Tensor:
+def encode(denoise: Callable[..., Tensor], x0: Tensor, times: Sequence[float], label: Tensor | None = None) -> Tensor:
     """Return the unit-variance noise (B, C, H, W) of images: the probability-flow ODE from clean to noisy, by Heun.
 
     Args:
@@ -94,15 +97,11 @@ def encode(denoise: Denoiser, x0: Tensor, times: Sequence[float], label: Tensor 
             the level of `dithered`.
         label: classes (B,).
     """
-
-    def bound(x: Tensor, t: Tensor) -> Tensor:
-        return denoise(x, t, label)
-
+    bound = bind(denoise, label, clamp=False)
     upward = list(reversed(times))
     x = x0
     for t, r in itertools.pairwise(upward):
-        levels = [torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (t, r)]
-        x = heun_step(bound, x, *levels)
+        x = heun_step(bound, x, levels(x, t), levels(x, r))
     return x / upward[-1]
 
 

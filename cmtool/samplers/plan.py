@@ -14,14 +14,15 @@ from cmtool.samplers.times import default_times, header_range, solver_times, tim
 class SamplerInfo:
     """What is known of a sampler before it runs.
 
-    `kind` is the kind of model it fits, `steps` its usual number of noise levels, `evaluations` gives the network
-    evaluations an image for a number of noise levels. `to_zero`: the sampler goes on from its last level to 0 instead
-    of ending at sigma_min; `two_time`: it needs a model of two times.
+    `kind` is the kind of model it fits, `run` its "module:function" below `cmtool.samplers`, `steps` its usual number
+    of noise levels, and `evaluations` gives the network evaluations an image for a number of noise levels. `to_zero`:
+    it goes on from its last level to 0 instead of ending at sigma_min; `two_time`: it needs a model of two times.
     """
 
     name: str
     title: str
     kind: str
+    run: str
     steps: int
     evaluations: Callable[[int], int]
     to_zero: bool = True
@@ -36,20 +37,30 @@ def _twice(levels: int) -> int:
     return 2 * levels - 1
 
 
+def _diffusion(
+    name: str, title: str, run: str, steps: int, evaluations: Callable[[int], int] = _once, **more: bool
+) -> SamplerInfo:
+    return SamplerInfo(name, title, "diffusion", run, steps, evaluations, **more)
+
+
+def _consistency(name: str, title: str, run: str, **more: bool) -> SamplerInfo:
+    return SamplerInfo(name, title, "consistency", run, 1, _once, **more)
+
+
 SAMPLERS: dict[str, SamplerInfo] = {
     info.name: info
     for info in (
-        SamplerInfo("multistep", "Algorithm 1: evaluate, renoise, repeat", "consistency", 1, _once),
-        SamplerInfo("heun", "probability-flow ODE, order 2 (Karras et al. 2022)", "diffusion", 18, _twice),
-        SamplerInfo("euler", "probability-flow ODE, order 1 (DDIM)", "diffusion", 40, _once),
-        SamplerInfo("ancestral", "stochastic, Euler to below and noise up again", "diffusion", 100, _once),
-        SamplerInfo("dpm", "probability-flow ODE, midpoint of order 2 (OpenAI's dpm)", "diffusion", 18, _twice),
-        SamplerInfo("ddim", "probability-flow ODE, order 1 (Song et al. 2021)", "diffusion", 40, _once),
-        SamplerInfo("dpm-solver-2", "probability-flow ODE, order 2, midpoint in ln t", "diffusion", 18, _twice),
-        SamplerInfo("dpm-solver++-2m", "probability-flow ODE, order 2, remembers one step", "diffusion", 20, _once),
-        SamplerInfo("deis-3", "probability-flow ODE, order 3 once it remembers two steps", "diffusion", 20, _once),
-        SamplerInfo("progressive", "Euler steps of progressive distillation", "diffusion", 1, _once, to_zero=False),
-        SamplerInfo("jumps", "MeanFlow: straight jumps, no noise in between", "consistency", 1, _once, two_time=True),
+        _consistency("multistep", "Algorithm 1: evaluate, renoise, repeat", "multistep:multistep", to_zero=False),
+        _diffusion("heun", "probability-flow ODE, order 2 (Karras et al. 2022)", "solvers:heun", 18, _twice),
+        _diffusion("euler", "probability-flow ODE, order 1 (DDIM)", "solvers:euler", 40),
+        _diffusion("ancestral", "stochastic, Euler to below and noise up again", "solvers:ancestral", 100),
+        _diffusion("dpm", "probability-flow ODE, midpoint of order 2 (OpenAI's dpm)", "solvers:midpoint", 18, _twice),
+        _diffusion("ddim", "probability-flow ODE, order 1 (Song et al. 2021)", "solvers:euler", 40),
+        _diffusion("dpm-solver-2", "probability-flow ODE, order 2, midpoint in ln t", "solvers:dpm2", 18, _twice),
+        _diffusion("dpm-solver++-2m", "probability-flow ODE, order 2, remembers one step", "solvers:dpmpp_2m", 20),
+        _diffusion("deis-3", "probability-flow ODE, order 3 once it remembers two steps", "solvers:deis", 20),
+        _diffusion("progressive", "Euler steps of progressive distillation", "solvers:progressive", 1, to_zero=False),
+        _consistency("jumps", "MeanFlow: straight jumps, no noise in between", "solvers:jumps", two_time=True),
     )
 }
 # The sampler that a kind of model gets when none is named.

@@ -25,7 +25,8 @@ from cmtool.memory import keep_freed_memory
 from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.rng import batch_normal, generator
-from cmtool.samplers.ode import sample_heun
+from cmtool.samplers.generate import bind
+from cmtool.samplers.solvers import heun, no_noise
 from cmtool.samplers.times import solver_times
 from cmtool.schedules.density import LevelDensity
 from cmtool.training.batches import some_images
@@ -226,7 +227,8 @@ def make_pairs(part: CouplingPart, config: RunConfig, teacher: Model) -> dict[st
     for first in range(0, count, CHUNK):
         x = noisy[first : first + CHUNK].to(teacher.device, teacher.dtype)
         label = None if labels is None else labels[first : first + CHUNK].to(teacher.device)
-        clean.append(sample_heun(teacher, x, times, label=label, clamp=not teacher.float_samples).float().cpu())
+        denoise = bind(teacher, label, clamp=not teacher.float_samples)
+        clean.append(heun(denoise, x, (*times, 0.0), no_noise).float().cpu())
     found = {"noisy": noisy, "clean": torch.cat(clean)}
     return found if labels is None else {**found, "labels": labels}
 

@@ -250,4 +250,4 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="needs the package pyarrow") as caught:
         load(tmp_path / "x.parquet")
-    assert caught.value.hint == "pip install 'cmtool[data]'"
+    assert caught.value.hint == "pip install 'cmtool-consistency[data]'"

@@ -195,3 +195,13 @@ def test_a_short_search_stops_where_no_level_is_left_below():
     extra = short_search(model, found, steps=(2, 3, 4), count=60, points=3)
     assert set(extra["times"]) >= {"1", "2"}
     assert "4" not in extra["figures"]
+
+
+def test_an_interval_stays_among_possible_values_and_holds_its_value():
+    inside = np.ones(50, dtype=bool)
+    inside[:2] = False
+    found = interval(share_statistic(inside), 50, 60, possible=(0, 1))
+    assert found.low <= found.value <= found.high == 1
+    rows = np.random.default_rng(0).standard_normal((40, 4))
+    found = interval(frechet_statistic(rows, statistics(rows)), 40, 60, possible=(0, np.inf))
+    assert (found.low, found.value) == (0, 0) and found.high > 0

@@ -151,7 +151,7 @@ def test_onnx_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UserError, match="needs the package 'onnx'") as caught:
         export_model(own_model(tmp_path / "m.safetensors"), "onnx", tmp_path / "m.onnx")
-    assert caught.value.hint == "pip install 'cmtool[onnx]'"
+    assert caught.value.hint == "pip install 'cmtool-consistency[onnx]'"
 
 
 def test_a_hub_folder_is_whole_and_loads(tmp_path):

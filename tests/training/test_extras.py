@@ -136,4 +136,4 @@ def test_a_missing_tracker_is_said_before_training(train, monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else found(name, *rest)
     )
     said = train("--track", "wandb", "--name", "other")
-    assert said.code == 1 and "cmtool[track]" in said.err
+    assert said.code == 1 and "cmtool-consistency[track]" in said.err

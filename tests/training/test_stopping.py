@@ -114,7 +114,7 @@ def closed(path, closing, stop=None, steps=4):
     if stop is not None:
         return run(session, stop), heard
     with stoppable() as real:
-        return session.run(real), heard
+        return run(session, real), heard
 
 
 def finds(model, late):

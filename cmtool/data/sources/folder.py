@@ -111,14 +111,16 @@ def open_folder(root: Path, rule: str | None = None) -> Source:
     )
 
 
-def open_image_zip(path: Path, rule: str | None = None) -> Source:
-    """Open a zip of images, in place: labels as in a folder.
+def open_image_zip(path: Path, rule: str | None = None) -> Source | None:
+    """Open a zip of images, in place: labels as in a folder; None where it holds arrays and no images, as an .npz.
 
     Raises:
         DataError: the archive is refused or damaged, or its labels are not class indices.
     """
     with open_zip(path) as archive:
         found, members = list_archive(archive)
+        if not found.images and any(name.endswith(".npy") for name in members):
+            return None
         texts = {name: read_member(archive, members[name], _LARGEST_JSON) for name in found.tables}
 
     def fetch() -> Callable[[str], Payload]:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmtool.config.schema import DATA_SOURCES, DataConfig
-from cmtool.data.archives import open_zip
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import SUFFIXES
-from cmtool.data.listing import is_hidden, list_archive, list_folder
+from cmtool.data.listing import is_hidden, list_folder
 from cmtool.data.packed import MAGIC, read_packed
 from cmtool.data.sources.arrays import CIFAR_FOLDER, open_cifar_archive, open_cifar_folder, open_npz, open_pickle
 from cmtool.data.sources.base import Record, Source, sign_file
@@ -68,21 +67,13 @@ def _open_folder(path: Path, kind: str | None) -> Source:
     return source
 
 
-def _open_zip(path: Path, kind: str | None) -> Source:
-    """Open a zip by all of its members: arrays where there are arrays and no images, as in an .npz."""
-    with open_zip(path) as archive:
-        found, members = list_archive(archive)
-    arrays = any(name.endswith(".npy") for name in members)
-    return open_npz(path) if arrays and not found.images else open_image_zip(path, kind)
-
-
 def _open_file(path: Path, kind: str | None) -> Source:
     with open(path, "rb") as stream:
         start = stream.read(8)
     if start == MAGIC:
         return dataset_source(read_packed(path), path, sign_file("packed", path))
     if start[:2] == b"PK":
-        return _open_zip(path, kind)
+        return open_image_zip(path, kind) or open_npz(path)
     if start[:4] == b"PAR1":
         return open_parquet(path)
     if start[:2] == b"\x1f\x8b":

@@ -13,10 +13,10 @@ from typing import Any
 
 from cmtool.data.listing import is_hidden, list_folder
 from cmtool.data.sources.base import Record, Source, sign_file
-from cmtool.errors import DataError
+from cmtool.errors import DataError, install_extra
 
 _ROWS = 256
-INSTALL = "pip install 'cmtool[data]'"
+INSTALL = install_extra("data")
 
 
 def _package(name: str, place: Path) -> ModuleType:
