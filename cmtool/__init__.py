@@ -10,6 +10,8 @@ In five lines:
     filled = cmtool.edit.inpaint(model, "photo.png", "mask.png")
     print(cmtool.evaluate(model, "shapes")["fid"])
 
+And `cmtool.train("photos/", preset="folder64")` makes a model of your own pictures.
+
 Each name is imported when it is first used.
 """
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from cmtool.api.model import load as load
     from cmtool.api.model import sample as sample
     from cmtool.api.pictures import save as save
+    from cmtool.api.train import train as train
 
 __version__ = "0.1.0"
 # Where each name lies: a module below cmtool.api, or something in one.
@@ -35,8 +38,9 @@ _PLACES = {
     "load": "model",
     "sample": "model",
     "save": "pictures",
+    "train": "train",
 }
-__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save"]
+__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:

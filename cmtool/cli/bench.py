@@ -58,7 +58,7 @@ def bench(
 
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
-    from cmtool.cli.loading import load_data
+    from cmtool.data.load import load_and_tell
     from cmtool.training.bench import (
         best_of,
         in_turns,
@@ -73,7 +73,7 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
 
     place = choose_device(device)
     set_up_torch(config.train)
-    data = load_data(config.data, output) if config.data.source in BUILT_IN else stand_in_data(config)
+    data = load_and_tell(config.data, output) if config.data.source in BUILT_IN else stand_in_data(config)
     config = with_stand_ins(config, data, folder)
     trials: list[Trial] = []
     for found in search(config, data, place, seconds):

@@ -6,7 +6,7 @@ Order, the later wins: defaults of the schema, the tables of the preset, the row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from cmtool.config.explain import explain, unknown_key
 from cmtool.config.find import find_preset, shown
 from cmtool.config.judgments import are_other_pictures, is_about_pictures, name_source
 from cmtool.config.methods import METHODS
-from cmtool.config.overrides import Override, flag_overrides, parse_sets, route
+from cmtool.config.overrides import BY_PROGRAM, Override, flag_overrides, parse_sets, route
 from cmtool.config.schema import FAMILIES, PresetFile, RunConfig
 from cmtool.config.toml import read_toml, write_toml
 from cmtool.errors import ConfigError, nearest, unknown
@@ -141,7 +141,7 @@ def resolve(
     *,
     family: str | None = None,
     recipe: str | None = None,
-    sets: Sequence[str] = (),
+    sets: Sequence[str] | Mapping[str, Any] = (),
     flags: dict[str, Any] | None = None,
 ) -> Resolved:
     """Resolve one recipe of a preset.
@@ -150,7 +150,7 @@ def resolve(
         preset: a preset's name, or the path of a file.
         family: "edm", "ct" or "cd": which command asks; None takes any.
         recipe: a recipe of the preset or the name of any method; None: the preset's default.
-        sets: the values of `--set`, each "a.b=c"; `recipe.` means the chosen recipe.
+        sets: the values of `--set`, each "a.b=c", or {"a.b": c}; `recipe.` means the chosen recipe.
         flags: dotted key -> value; None leaves the key alone. "teacher" and "init" are keys too.
 
     Raises:
@@ -188,7 +188,7 @@ def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, An
 def _fit_micro_batch(train: dict[str, Any], origins: dict[str, str]) -> None:
     """Let a preset's micro-batch shrink with a smaller batch; one asked for by hand stays and is checked."""
     micro, batch = train.get("micro_batch"), train.get("batch_size")
-    by_hand = origins.get("train.micro_batch", "").startswith("--")
+    by_hand = origins.get("train.micro_batch", "").startswith(("--", BY_PROGRAM))
     if isinstance(micro, int) and isinstance(batch, int) and not by_hand and 0 < batch < micro:
         train["micro_batch"] = batch
 

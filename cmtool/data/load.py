@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+from cmtool.talk import Talk, Update
 
 _STALE = 24 * 3600  # seconds
 StageProgress = Callable[[str, int, int | None], None]
@@ -157,3 +158,28 @@ def load_dataset(cfg: DataConfig, progress: StageProgress | None = None) -> Data
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     return _limited(_labeled(data, cfg), cfg.size)
+
+
+_SAID = {
+    "packing": "packing {total:,} image{s} into the cache; the next start reads that copy",
+    "fetching": "fetching the data set, {total:,} bytes; an interrupted download is resumed",
+}
+
+
+def load_and_tell(cfg: DataConfig, talk: Talk) -> Dataset:
+    """Load the data set of a run; a first-time packing or download is said once and shown as progress.
+
+    Raises:
+        UserError: see `load_dataset`.
+    """
+    with ExitStack() as stack:
+        bars: dict[str, Update] = {}
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in bars:
+                stack.close()  # a terminal shows one bar at a time
+                talk.say(_SAID[stage].format(total=total or 0, s="s" * (total != 1)))
+                bars[stage] = stack.enter_context(talk.progress(total, stage))
+            bars[stage](completed=done)
+
+        return load_dataset(cfg, progress)
