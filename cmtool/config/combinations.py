@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cmtool.config.parts import RecipeConfig
-
-if TYPE_CHECKING:
-    from cmtool.config.schema import NetworkConfig, RunConfig, TrainConfig
+from cmtool.config.schema import NetworkConfig, RunConfig, TrainConfig
 
 # Neighbors of a grid of so many points lie 57 roundings of float32 apart at 80: beyond, the gap between them, by which
 # losses are divided, is off by more than a percent.

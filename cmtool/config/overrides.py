@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmtool.config.explain import table_of, unknown_key
+from cmtool.config.explain import BY_PROGRAM, table_of, unknown_key
 from cmtool.config.parts import RecipeConfig
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.config.toml import parse_value
@@ -23,8 +23,6 @@ EXAMPLES = {
     "eval": "eval.count",
     "recipe": "recipe.curriculum.s1",
 }
-# How the origin of a value begins that a Python program gave.
-BY_PROGRAM = "settings"
 RECIPE_KEYS = tuple(key for key in RecipeConfig.model_fields if key not in ("method", "family"))
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cmtool.config.combinations import check_combination
 from cmtool.config.parts import RecipeConfig
 
 Family = Literal["edm", "ct", "cd"]
@@ -273,7 +272,7 @@ class PresetFile(Table):
 
 
 class RunConfig(Table):
-    """One recipe of one preset, fully resolved: all that a run needs to know."""
+    """One recipe of one preset, fully resolved: all that a run needs to know. `load` checks that its parts fit."""
 
     preset: str
     recipe_name: str
@@ -288,11 +287,6 @@ class RunConfig(Table):
     recipe: RecipeConfig
     teacher: str | None = None
     init: str | None = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> RunConfig:
-        check_combination(self)
-        return self
 
     @property
     def family(self) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmtool.checkpoint import atomic_text, read_header, verify, writing
-from cmtool.config.compare import differing_keys
-from cmtool.config.load import from_toml, to_toml
+from cmtool.config.load import differing_keys, from_toml, to_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, DivergenceError, UserError
 from cmtool.training.lock import NAME as LOCK
