@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, resolve_file
-from cmtool.config.schema import NetworkConfig, ProcessConfig, RunConfig
+from cmtool.config.networks import network_config
+from cmtool.config.schema import ProcessConfig, RunConfig
+from cmtool.config.sources import SOURCES
 from cmtool.diffusion.parameterization import Coefficients, build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
@@ -145,10 +147,6 @@ class Denoiser(Model):
 
     kind = "diffusion"
 
-    def velocity(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """dx/dt = (x - D(x, t)) / t along the probability-flow ODE; x (B, C, H, W), t (B,)."""
-        return (x - self(x, t, label)) / expand(t, x)
-
 
 KINDS: dict[str, type[Model]] = {"consistency": ConsistencyModel, "diffusion": Denoiser}
 
@@ -171,7 +169,7 @@ def model_header(
     `source` is what was found at `config.data.path`, e.g. "folder of images".
     """
     data = config.data
-    edits = config.recipe.model_kind == "consistency" and data.source != "toy2d"
+    edits = config.recipe.model_kind == "consistency" and not SOURCES[data.source].points
     return {
         "kind": config.recipe.model_kind,
         "preset": config.preset,
@@ -190,7 +188,7 @@ def model_header(
             "num_classes": num_classes,
             "class_names": class_names,
             "fingerprint": fingerprint,
-            "float_samples": data.source == "toy2d",
+            "float_samples": SOURCES[data.source].points,
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},
@@ -213,16 +211,16 @@ def build_model(header: dict[str, Any]) -> Model:
         CheckpointError: if the header names something that this version does not know.
     """
     try:
-        network_config = NetworkConfig(**header["network"])
+        table = network_config(**header["network"])
         process = ProcessConfig(**header["process"])
         data = header["data"]
         shape = {"channels": data["channels"], "resolution": data["resolution"], "num_classes": data.get("num_classes")}
         kind, seed = KINDS[header["kind"]], int(header.get("seed") or 0)
-        late = build_network(network_config, **shape, seed=seed)
+        late = build_network(table, **shape, seed=seed)
         network: nn.Module = late
         if process.truncated_at is not None:
             level = build_parameterization(process).coefficients(torch.tensor([process.truncated_at], device="cpu"))
-            early = build_network(network_config, **shape, seed=seed)
+            early = build_network(table, **shape, seed=seed)
             network = TruncatedNetwork(early, late, float(level.c_noise))
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, UserError) as error:
         raise CheckpointError(f"the model's header cannot be understood: {_in_one_line(error)}") from error

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from cmtool.cli.output import Output
     from cmtool.config.schema import RunConfig
+    from cmtool.data.dataset import Dataset
     from cmtool.training.bench import Trial
 
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the search, for each precision.")]
 Price = Annotated[float | None, typer.Option("--price", min=0, help="Price of an hour of this machine.")]
-BUILT_IN = ("digits", "shapes", "toy2d")
 
 
 def bench(
@@ -57,15 +57,22 @@ def bench(
     output.json(document)
 
 
+def _data(config: RunConfig, output: Output) -> Dataset:
+    """The data where they are built in, else random bytes of their size."""
+    from cmtool.config.sources import SOURCES
+    from cmtool.data.load import load_dataset
+    from cmtool.training.bench import stand_in_data
+
+    return load_dataset(config.data, output) if SOURCES[config.data.source].built_in else stand_in_data(config)
+
+
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
-    from cmtool.cli.loading import load_data
     from cmtool.training.bench import (
         best_of,
         in_turns,
         overhead,
         profile,
         search,
-        stand_in_data,
         whole_step,
         with_stand_ins,
     )
@@ -73,7 +80,7 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
 
     place = choose_device(device)
     set_up_torch(config.train)
-    data = load_data(config.data, output) if config.data.source in BUILT_IN else stand_in_data(config)
+    data = _data(config, output)
     config = with_stand_ins(config, data, folder)
     trials: list[Trial] = []
     for found in search(config, data, place, seconds):

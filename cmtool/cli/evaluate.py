@@ -162,7 +162,7 @@ def _make_ref(
     if source.images is None:
         raise UsageError(f"{data} holds statistics only; a reference is made from images.", "name a folder or an .npz")
     images = source.images if given["num"] is None else source.images.some(given["num"])
-    for note in images.notes:
+    for note in images.notes[len(source.images.notes) :]:
         output.say(f"{data}: {note}")
     name, rule = features or source.features, mode or source.mode
     network = build_features(name, images.shape, rule, str(choose_device(given["device"])), output.say)

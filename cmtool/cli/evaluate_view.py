@@ -32,10 +32,10 @@ COLUMNS = (
 
 def protocol(reference: Reference, side: Side, network: Features, metrics: Sequence[str] | None) -> dict[str, Any]:
     """Return everything that has to be said beside a figure for it to mean something."""
-    from cmtool import __version__
     from cmtool.evaluation.figures import K_DENSITY, K
     from cmtool.evaluation.inception_score import BLOCK
     from cmtool.evaluation.kid import SEED, SUBSET_SIZE, SUBSETS
+    from cmtool.version import __version__
 
     return {
         "reference": reference.name,

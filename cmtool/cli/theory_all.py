@@ -85,12 +85,11 @@ def check(
 
 def _run_all(out: Output, folder: Path | None) -> list[Study]:
     """Run every study on two processes; write the files of each when there is a folder."""
-    from cmtool.theory.batch import in_order, run_all
-    from cmtool.theory.studies import NAMES
-    from cmtool.theory.study import write
+    from cmtool.theory.figures import write
+    from cmtool.theory.studies import STUDIES, in_order, run_all
 
     studies = []
-    with out.progress(len(NAMES), "theory") as update:
+    with out.progress(len(STUDIES), "theory") as update:
         for study in run_all():
             studies.append(study)
             if folder is not None:

@@ -32,7 +32,7 @@ def offline() -> bool:
 
 
 def human_bytes(count: float) -> str:
-    """Return a size as people read it: 1.5 GB, 12 MB, 640 bytes."""
+    """Format a size for people: 1.5 GB, 12 MB, 640 bytes."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
@@ -59,11 +59,11 @@ def file_digest(path: Path, algorithm: str = "md5") -> str:
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> None:
-    """Fetch `url` into `part`, going on where an earlier attempt stopped."""
+    """Fetch `url` into `part`, continuing where an earlier attempt stopped."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-        if have and answer.status != 206:  # the server ignored the range and starts over
+        if have and answer.status != 206:  # the server ignored the range and sends the whole file
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -80,7 +80,7 @@ def _receive(url: str, part: Path, progress: Progress | None) -> None:
 
 
 def download(url: str, target: Path, md5: str, size: int, progress: Progress | None = None) -> Path:
-    """Fetch a file once: resumed after an interruption, verified by its MD5, and never in place before it is whole.
+    """Fetch a file once: interrupted downloads resume, and the file appears only when its MD5 is right.
 
     Raises:
         OfflineError: `CMTOOL_OFFLINE` is set, or the network does not answer; the sentence says where to put the file.
@@ -95,7 +95,7 @@ def download(url: str, target: Path, md5: str, size: int, progress: Progress | N
     try:
         _receive(url, part, progress)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: the part was already whole, the digest below decides
+        if error.code != 416:  # 416: the part was already complete; the digest below decides
             raise OfflineError(f"{url} answered {error.code} {error.reason}.", by_hand) from None
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)

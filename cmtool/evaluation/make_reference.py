@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cmtool import __version__
 from cmtool.checkpoint import atomic_write
 from cmtool.errors import DataError
 from cmtool.evaluation.features import Features
 from cmtool.evaluation.measure import measure
 from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array, statistics
+from cmtool.version import __version__
 
 KEPT = 10_000  # images kept beside the statistics, as in ADM's batches
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cmtool.checkpoint import atomic_text, atomic_write
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.errors import CheckpointError
 from cmtool.interop.layout import Foreign, compare_names, shapes_of
 from cmtool.interop.openai import NOISE_SCALE
@@ -92,7 +92,7 @@ def write(model: Model, tensors: dict[str, Tensor], folder: Path, num_scales: in
     from safetensors.torch import save_file
 
     channels, side, _ = model.image_shape
-    table = NetworkConfig(**model.header["network"])
+    table = network_config(**model.header["network"])
     config = unet_config(table, channels, side, model.num_classes)
     translated = to_diffusers(tensors, table, side)
     compare_names(shapes_of(from_diffusers(dict(translated), table, side)), shapes_of(tensors), "the exported network")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import SongConfig, network_config
 from cmtool.errors import CheckpointError
 from cmtool.interop.edm import EDM_QKV, NOISE_SCALE, ONE_HEAD
 from cmtool.interop.layout import Foreign, named, reorder_qkv
@@ -66,7 +66,7 @@ def _count(leaves: Leaves, kind: str) -> int:
     return len({found[0] for name in leaves if (found := re.match(rf"{kind}_\d+(?=/)", name))})
 
 
-def detect(leaves: Leaves) -> NetworkConfig:
+def detect(leaves: Leaves) -> SongConfig:
     """Return the network table of a flax NCSN++.
 
     Raises:
@@ -86,7 +86,7 @@ def detect(leaves: Leaves) -> NetworkConfig:
         raise CheckpointError(f"the flax weights are no NCSN++: they lack {error}.") from None
     if rest or count < 1:
         raise CheckpointError(f"the flax weights are no known NCSN++: {total} blocks do not fit {levels} levels.")
-    return NetworkConfig(
+    return network_config(
         kind="song",
         channels=base,
         channel_mult=tuple(width // base for width in widths),
@@ -101,7 +101,7 @@ def detect(leaves: Leaves) -> NetworkConfig:
     )
 
 
-def _order(config: NetworkConfig) -> Iterator[tuple[str, str | None]]:
+def _order(config: SongConfig) -> Iterator[tuple[str, str | None]]:
     """Yield (EDM block, "attention" if it has one) in the order in which flax numbers its blocks."""
     levels = len(config.channel_mult)
     count = config.num_blocks if isinstance(config.num_blocks, int) else config.num_blocks[0]
@@ -122,7 +122,7 @@ def _order(config: NetworkConfig) -> Iterator[tuple[str, str | None]]:
             yield f"dec.{side}x{side}_block{j}", "attention" if j == count and side in config.attention else None
 
 
-def _plan(config: NetworkConfig) -> Iterator[tuple[str, str, str]]:
+def _plan(config: SongConfig) -> Iterator[tuple[str, str, str]]:
     """Yield (flax layer, our layer, kind) with kind "conv", "dense", "norm" or "attention"."""
     yield from (("Dense_0", "map_layer0", "dense"), ("Dense_1", "map_layer1", "dense"))
     yield from (("Conv_0", f"enc.{SIDE}x{SIDE}_conv", "conv"), ("GroupNorm_0", f"dec.{SIDE}x{SIDE}_aux_norm", "norm"))
@@ -160,7 +160,7 @@ def _attention(leaves: Leaves, theirs: str) -> dict[str, Tensor]:
     }
 
 
-def translate(leaves: Leaves, config: NetworkConfig) -> dict[str, Tensor]:
+def translate(leaves: Leaves, config: SongConfig) -> dict[str, Tensor]:
     """Return our tensors; `leaves` is used up.
 
     Raises:

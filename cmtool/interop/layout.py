@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import UNetConfig
 from cmtool.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,7 +34,7 @@ class Foreign:
     """
 
     layout: str
-    network: NetworkConfig
+    network: UNetConfig
     channels: int
     resolution: int
     num_classes: int | None

@@ -1,9 +1,9 @@
 """EDM2's magnitude-preserving U-Net (Karras et al. 2024, section 2 and Appendix B, configuration G).
 
 Every layer keeps the magnitude of its input: weights are normalized where they are used (Eq. 47), sums and
-concatenations are weighted (Eqs. 88, 103), and no layer has a bias or a normalization of its own. Parameters carry the
-names of NVlabs' files. `normalize_weights` is the forced normalization of Eq. 66, to be called after a step of the
-optimizer: inside the forward pass it would write to weights under a derivative.
+concatenations are weighted (Eqs. 88, 103), and no layer has a bias or a normalization of its own. Parameters have the
+names of NVlabs' files. `normalize_weights` is the forced normalization of Eq. 66. It is called after a step of the
+optimizer, because within the forward pass it would modify weights that are being differentiated.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError, UserError
+from cmtool.config.networks import Edm2Config
+from cmtool.errors import UserError
 from cmtool.networks.blocks import RawNetwork, attention, exact, heads_of, number_of_heads, per_level
 from cmtool.networks.convolution import convolve_doubled
 from cmtool.networks.normalization import wide
@@ -30,7 +30,7 @@ LOGVAR_FEATURES = 128
 
 
 def normalize(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """Return x scaled to unit mean square over `dims` (all but the first by default), computed in float32 at least."""
+    """Return x scaled to unit mean square over `dims` (all but the first by default), computed in at least float32."""
     dims = dims or tuple(range(1, x.ndim))
     whole = wide(x)
     count = math.prod(x.shape[dim] for dim in dims)
@@ -100,7 +100,7 @@ class MpBlock(nn.Module):
         cin: int,
         cout: int,
         emb: int,
-        cfg: NetworkConfig,
+        cfg: Edm2Config,
         dropout: float,
         *,
         decodes: bool,
@@ -160,14 +160,10 @@ class MpLogVariance(nn.Module):
 class Edm2UNet(RawNetwork):
     """F(x, c_noise, label, r) for images of any side that is a multiple of `downsampling`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: Edm2Config, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
         levels = len(cfg.channel_mult)
         self.downsampling = 2 ** (levels - 1)
-        if resolution % self.downsampling:
-            raise ConfigError(
-                f"{levels} levels need a side that is a multiple of {self.downsampling}; {resolution} is not."
-            )
         self._widths = [cfg.channels * mult for mult in cfg.channel_mult]
         self._blocks = per_level(cfg.num_blocks, levels, "num_blocks")
         self._dropouts = per_level(cfg.dropout, levels, "dropout")
@@ -183,7 +179,7 @@ class Edm2UNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = MpLogVariance()
 
-    def _build(self, cfg: NetworkConfig, emb: int) -> None:
+    def _build(self, cfg: Edm2Config, emb: int) -> None:
         """Build encoder and decoder; every decoder block named `block` takes a skip connection."""
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         sides = [self.resolution // 2**level for level in range(len(self._widths))]

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError, UserError
+from cmtool.config.networks import MlpConfig
+from cmtool.errors import UserError
 from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
     RawNetwork,
     add_label,
     exact,
+    per_level,
     positional_features,
     zeroed,
 )
@@ -23,12 +24,10 @@ from cmtool.networks.normalization import wide
 class ResidualLayer(nn.Module):
     """LayerNorm, SiLU, linear, embedding (scale and shift, or added), SiLU, linear, plus the input."""
 
-    def __init__(self, width: int, cfg: NetworkConfig) -> None:
+    def __init__(self, width: int, cfg: MlpConfig) -> None:
         super().__init__()
-        self.dropout, self.scale_shift = (
-            float(cfg.dropout if isinstance(cfg.dropout, float | int) else 0),
-            cfg.scale_shift,
-        )
+        (self.dropout,) = per_level(cfg.dropout, 1, "dropout")
+        self.scale_shift = cfg.scale_shift
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         self.condition = nn.Linear(width, width * (2 if cfg.scale_shift else 1))
@@ -51,10 +50,8 @@ class ResidualLayer(nn.Module):
 class Mlp(RawNetwork):
     """F(x, c_noise, label, r) for images of exactly `channels` x `resolution` x `resolution`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: MlpConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
-        if not isinstance(cfg.num_blocks, int) or not isinstance(cfg.dropout, float | int):
-            raise ConfigError("an mlp has no levels: network.num_blocks and network.dropout are one number each.")
         self.downsampling, self.width = resolution, cfg.channels
         flat = channels * resolution**2
         if cfg.embedding == "fourier":
@@ -65,7 +62,8 @@ class Mlp(RawNetwork):
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, self.width)
         self.first = nn.Linear(flat, self.width)
-        self.layers = nn.ModuleList([ResidualLayer(self.width, cfg) for _ in range(cfg.num_blocks)])
+        (layers,) = per_level(cfg.num_blocks, 1, "num_blocks")
+        self.layers = nn.ModuleList([ResidualLayer(self.width, cfg) for _ in range(layers)])
         self.norm = nn.LayerNorm(self.width)
         self.last = zeroed(nn.Linear(self.width, flat))
         if cfg.log_variance:

@@ -1,8 +1,8 @@
 """The DDPM++ and NCSN++ U-Nets (Song et al. 2021) in the form of EDM (Karras et al. 2022, Appendix F).
 
 DDPM++: positional embedding, box filter. NCSN++: Fourier embedding, FIR filter [1, 3, 3, 1], a residual pyramid that
-feeds the shrunken image to each level. Both rescale every residual sum by sqrt(1/2). Parameters carry the names of
-EDM's pickles (`map_layer0`, `enc.32x32_block0.conv0`, `dec.32x32_aux_conv`), so that those load without a map.
+feeds the shrunken image to each level. Both rescale every residual sum by sqrt(1/2). Parameters have the names of EDM's
+pickles (`map_layer0`, `enc.32x32_block0.conv0`, `dec.32x32_aux_conv`), so that those load without a map.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError, UserError
+from cmtool.config.networks import SongConfig
+from cmtool.errors import UserError
 from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
@@ -107,7 +107,7 @@ class SongBlock(nn.Module):
         self,
         cin: int,
         cout: int,
-        cfg: NetworkConfig,
+        cfg: SongConfig,
         dropout: float,
         *,
         resample: str = "",
@@ -150,16 +150,10 @@ class SongBlock(nn.Module):
 class SongUNet(RawNetwork):
     """F(x, c_noise, label, r) for images of any side that is a multiple of `downsampling`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: SongConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
         levels = len(cfg.channel_mult)
         self.downsampling = 2 ** (levels - 1)
-        if resolution % self.downsampling:
-            raise ConfigError(
-                f"{levels} levels need a side that is a multiple of {self.downsampling}; {resolution} is not."
-            )
-        if len(cfg.resample_filter) % 2:
-            raise ConfigError(f"network.resample_filter needs an even number of taps, not {len(cfg.resample_filter)}.")
         self._widths = [cfg.channels * mult for mult in cfg.channel_mult]
         self._blocks = per_level(cfg.num_blocks, levels, "num_blocks")
         self._dropouts = per_level(cfg.dropout, levels, "dropout")
@@ -168,7 +162,7 @@ class SongUNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
 
-    def _embeddings(self, cfg: NetworkConfig) -> None:
+    def _embeddings(self, cfg: SongConfig) -> None:
         fourier, emb = cfg.embedding == "fourier", 4 * cfg.channels
         self.features = cfg.channels * (2 if fourier else 1)
         if fourier:
@@ -179,10 +173,10 @@ class SongUNet(RawNetwork):
         if cfg.two_time:
             self.map_layer0_r, self.map_layer1_r = linear(self.features, emb), zeroed(nn.Linear(emb, emb))
 
-    def _attends(self, cfg: NetworkConfig, level: int) -> bool:
+    def _attends(self, cfg: SongConfig, level: int) -> bool:
         return self.resolution // 2**level in cfg.attention
 
-    def _encoder(self, cfg: NetworkConfig) -> list[int]:
+    def _encoder(self, cfg: SongConfig) -> list[int]:
         """Build the encoder and return the widths of its skip connections."""
         self.enc = nn.ModuleDict()
         current, image, skips = cfg.channels, self.channels, [cfg.channels]
@@ -204,7 +198,7 @@ class SongUNet(RawNetwork):
                 skips.append(current)
         return skips
 
-    def _decoder(self, cfg: NetworkConfig, skips: list[int]) -> None:
+    def _decoder(self, cfg: SongConfig, skips: list[int]) -> None:
         self.dec = nn.ModuleDict()
         current, last = self._widths[-1], len(self._widths) - 1
         for level in range(last, -1, -1):

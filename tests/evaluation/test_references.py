@@ -139,7 +139,7 @@ def test_builtin_references():
         ({"mu": np.zeros(3), "sigma": np.zeros((4, 4))}, "do not fit together"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
         ({"mu": np.array([None] * 3, dtype=object), "sigma": np.eye(3)}, "holds Python objects"),
-        ({"a": np.zeros(3)}, "no entry arr_0"),
+        ({"a": np.zeros(3)}, "has no images: its arrays are a"),
     ],
 )
 def test_reference_files_that_are_none(arrays, words):

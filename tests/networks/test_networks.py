@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.errors import ConfigError, UserError
 from cmtool.networks import build_network, set_attention_kernel
 from cmtool.networks.blocks import attention, positional_features
@@ -12,10 +12,12 @@ from cmtool.networks.convolution import Conv2d, hold_in
 from cmtool.networks.normalization import GroupNorm
 from tests.networks.network_helpers import inputs, redraw
 
-ADM = NetworkConfig(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
-SONG = NetworkConfig(kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4)
+ADM = network_config(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+SONG = network_config(
+    kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4
+)
 NCSNPP = {"embedding": "fourier", "fourier_scale": 1.0, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
-EDM2 = NetworkConfig(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+EDM2 = network_config(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
 CASES = {
     "adm": (ADM, 1, 8, 10),
     "adm-additive": (
@@ -39,9 +41,9 @@ CASES = {
         8,
         None,
     ),
-    "mlp": (NetworkConfig(kind="mlp", channels=32, num_blocks=2), 2, 1, 4),
+    "mlp": (network_config(kind="mlp", channels=32, num_blocks=2), 2, 1, 4),
     "mlp-two-time": (
-        NetworkConfig(kind="mlp", channels=32, num_blocks=1, two_time=True, scale_shift=False),
+        network_config(kind="mlp", channels=32, num_blocks=1, two_time=True, scale_shift=False),
         1,
         4,
         None,
@@ -250,7 +252,7 @@ def test_labels_for_an_unconditional_network_and_a_missing_second_time_are_refus
 )
 def test_settings_that_do_not_fit_are_named(change, resolution, words):
     with pytest.raises(ConfigError, match=words):
-        build_network(ADM.model_copy(update=change), channels=1, resolution=resolution)
+        build_network(network_config(**(ADM.model_dump() | change)), channels=1, resolution=resolution)
 
 
 def test_an_mlp_takes_its_own_side_only():
@@ -296,7 +298,7 @@ def test_a_convolution_after_doubling_rounds_its_gradients_alone() -> None:
 
 def test_weights_held_in_a_half_change_no_bit_of_an_autocast_pass() -> None:
     """Every convolution but those after doubling, whose sums of weights are rounded once more."""
-    config = NetworkConfig(kind="adm", channels=32, channel_mult=[1], num_blocks=1, attention=[8], head_channels=32)
+    config = network_config(kind="adm", channels=32, channel_mult=[1], num_blocks=1, attention=[8], head_channels=32)
     network = build_network(config, channels=3, resolution=8, num_classes=None, seed=0).requires_grad_(False)
     for parameter in network.parameters():
         parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(5))
@@ -320,7 +322,7 @@ def test_normalization_of_halves_is_that_of_float32_rounded_once(side: int) -> N
 
 def test_a_network_without_memory_draws_nothing_and_keeps_its_shapes():
     """On the meta device there is nothing to fill; elsewhere weights are drawn as ever."""
-    cfg = NetworkConfig(kind="adm", channels=16, channel_mult=[1, 2], num_blocks=1, attention=[4], head_channels=16)
+    cfg = network_config(kind="adm", channels=16, channel_mult=[1, 2], num_blocks=1, attention=[4], head_channels=16)
     with torch.device("meta"):
         shell = build_network(cfg, channels=3, resolution=8)
     full = build_network(cfg, channels=3, resolution=8)
