@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
 from cmtool.networks.convolution import hold_in
+from cmtool.networks.normalization import wide
 from cmtool.networks.truncated import TruncatedNetwork
 from cmtool.recorded import Recorded
 
@@ -96,21 +96,23 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return c_skip x + c_out F(c_in x, c_noise, label, r), the scalings in at least x's precision."""
-        c = self.parameterization.coefficients(t)
+        c = self.parameterization.coefficients(wide(t))
         raw = self._raw(x, c, label, r)
         return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw
 
     def raw(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F itself at the scaled input, (B, C, H, W) in x's dtype; arguments as in a call of the model."""
-        return self._raw(x, self.parameterization.coefficients(t), label, r)
+        return self._raw(x, self.parameterization.coefficients(wide(t)), label, r)
 
     def _raw(self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None) -> Tensor:
         inner = expand(c.c_in.to(x.dtype), x) * x
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
-        to = None if r is None else self.parameterization.coefficients(r).c_noise.to(x.dtype)
+        # A half holds 250 ln t to one or two units only: what conditions the network is never narrower than float32.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            return (self._replayed or self.network)(inner, c.c_noise.to(x.dtype), label, to).to(x.dtype)
+            return (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to).to(x.dtype)
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
@@ -133,7 +135,7 @@ class Model(nn.Module):
     def log_variance(self, t: Tensor) -> Tensor:
         """Return the head w (B,) of a network with `log_variance` at the noise levels t (B,)."""
         network: Any = self.network
-        return network.log_variance(self.parameterization.coefficients(t).c_noise)
+        return network.log_variance(self.parameterization.coefficients(wide(t)).c_noise)
 
 
 class ConsistencyModel(Model):
@@ -291,8 +293,3 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
     """Return an uninitialized tensor on the CPU of the size, layout and dtype of one without memory."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of weights."""
-    return sum(math.prod(parameter.shape) for parameter in model.parameters())

@@ -13,7 +13,9 @@ from tests.import_graph import PACKAGE, circles, import_graph, named_imports
 ROOMS = [
     "version",
     "errors",
+    "units",
     "talk",
+    "files",
     "launch",
     "config",
     "memory",

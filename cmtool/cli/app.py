@@ -43,7 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "edit": Entry("edit", "app", "Inpaint, colorize, enlarge, denoise images without retraining."),
     "interpolate": Entry("interpolate", "interpolate", "Walk between two samples."),
     "eval": Entry("evaluate", "evaluate", "Judge samples: FID, KID, precision, recall."),
-    "search-times": Entry("evaluate", "search_times", "Find the best noise levels for several steps."),
+    "search-times": Entry("search", "search_times", "Find the best noise levels for several steps."),
     "presets": Entry("presets", "presets", "List the presets, or show one in full."),
     "models": Entry("models", "models", "List trained, imported and published models."),
     "info": Entry("info", "info", "Say what a model file or a run is."),

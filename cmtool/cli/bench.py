@@ -130,7 +130,7 @@ def _estimate(config: RunConfig, step: float, price: float | None) -> dict[str, 
 
 
 def _show(config: RunConfig, document: dict[str, Any], output: Output) -> None:
-    from cmtool.training.forecast import duration, size
+    from cmtool.units import human_bytes, human_time
 
     best, estimate, parts = document["best"], document["estimate"], document["parts_ms"]
     whole = sum(parts.values())
@@ -144,9 +144,9 @@ def _show(config: RunConfig, document: dict[str, Any], output: Output) -> None:
         ["images a second", best["images_per_s"]],
         ["best precision", best["precision"]],
         ["best micro-batch", batch],
-        ["peak memory", size(document["memory"])],
+        ["peak memory", human_bytes(document["memory"])],
         ["overhead beside the networks", f"{100 * document['overhead']:.1f}%"],
-        [f"full run, {estimate['steps']:,} steps of {estimate['batch_size']:,}", duration(estimate["seconds"])],
+        [f"full run, {estimate['steps']:,} steps of {estimate['batch_size']:,}", human_time(estimate["seconds"])],
     ]
     if estimate["cost"] is not None:
         facts.append(["cost of the full run", f"{estimate['cost']:.2f}"])

@@ -46,14 +46,14 @@ def run_folders(incomplete: str) -> list[str]:
 def references(incomplete: str) -> list[str]:
     """Return the references and presets that begin so."""
     from cmtool.config.find import list_presets
-    from cmtool.evaluation.names import REFERENCES
+    from cmtool.evaluation.choices import REFERENCES
 
     return _begin(incomplete, dict.fromkeys([*REFERENCES, *list_presets()]))
 
 
 def trackers(incomplete: str) -> list[str]:
     """Return the trackers that begin so."""
-    from cmtool.cli.train_extras import TRACKERS
+    from cmtool.api.run_settings import TRACKERS
 
     return _begin(incomplete, TRACKERS)
 

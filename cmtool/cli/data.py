@@ -123,7 +123,7 @@ def _save_grid(found: Survey, grid: Path, source: str) -> None:
 
 
 def _tables(output: Output, facts: dict[str, Any]) -> None:
-    from cmtool.data.cache import human_bytes
+    from cmtool.units import human_bytes
 
     names = ("source", "path", "images", "found", "duplicates", "resolution", "channels", "classes", "fingerprint")
     rows = [[name, _number(facts[name])] for name in names if facts.get(name) is not None]

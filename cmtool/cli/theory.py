@@ -10,9 +10,10 @@ import typer
 
 from cmtool.cli import theory_all
 from cmtool.cli.app import command
+from cmtool.cli.lists import parse_floats, parse_ints
 from cmtool.cli.options import Json, Quiet, Seed, sub_app
 from cmtool.cli.output import Output
-from cmtool.cli.theory_all import FOLDER, OutDir, floats, ints, prepare, show
+from cmtool.cli.theory_all import FOLDER, OutDir, prepare, show
 
 app = sub_app(
     "The convergence theory of consistency training, checked by exact answers.\n\n"
@@ -94,13 +95,13 @@ def scaling(options: Scaling) -> None:
         "scaling",
         options,
         data=options.data,
-        dims=ints(options.d, "--d"),
-        counts=ints(options.counts, "--T"),
+        dims=parse_ints(options.d, "--d"),
+        counts=parse_ints(options.counts, "--T"),
         schedule=options.schedule,
         c0=options.c0,
         c1=options.c1,
         start=options.start,
-        eps=floats(options.eps_inject, "--eps-inject"),
+        eps=parse_floats(options.eps_inject, "--eps-inject"),
         samples=options.samples,
         seed=options.seed,
         covariance=options.covariance,
@@ -132,7 +133,7 @@ def classes(options: Classes) -> None:
         options,
         law=options.data,
         family=options.family,
-        sizes=ints(options.size, "--size"),
+        sizes=parse_ints(options.size, "--size"),
         data=options.data,
         count=options.count,
         samples=options.samples,
@@ -158,7 +159,9 @@ class Schedules:
 @command
 def schedules(options: Schedules) -> None:
     """Noise schedules compared.  Example: cmtool theory schedules --T 200."""
-    _study("schedules", options, count=options.count, c0=options.c0, c1=options.c1, stds=floats(options.stds, "--s"))
+    _study(
+        "schedules", options, count=options.count, c0=options.c0, c1=options.c1, stds=parse_floats(options.stds, "--s")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,7 @@ def typical(options: Typical) -> None:
         law=options.data,
         data=options.data,
         count=options.count,
-        c3=floats(options.c3, "--c3"),
+        c3=parse_floats(options.c3, "--c3"),
         draws=options.draws,
         seed=options.seed,
     )
@@ -207,7 +210,9 @@ class Edm:
 @command
 def edm(options: Edm) -> None:
     """Training and distillation on the grid of practice.  Example: cmtool theory edm --N 18,36,72."""
-    _study("edm", options, law=options.data, counts=ints(options.counts, "--N"), data=options.data, std=options.std)
+    _study(
+        "edm", options, law=options.data, counts=parse_ints(options.counts, "--N"), data=options.data, std=options.std
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +237,8 @@ def gap(options: Gap) -> None:
         options,
         std=options.std,
         majority=options.majority,
-        counts=ints(options.counts, "--N"),
-        huber=floats(options.huber, "--huber"),
+        counts=parse_ints(options.counts, "--N"),
+        huber=parse_floats(options.huber, "--huber"),
     )
 
 
@@ -261,7 +266,7 @@ def samplers(options: Samplers) -> None:
         options,
         law=options.data,
         data=options.data,
-        budgets=ints(options.nfe, "--nfe"),
+        budgets=parse_ints(options.nfe, "--nfe"),
         count=options.count,
         seeds=options.seeds,
         steps=options.steps,
@@ -292,7 +297,7 @@ def chain(options: Chain) -> None:
         "chain",
         options,
         data=options.data,
-        counts=ints(options.counts, "--T"),
+        counts=parse_ints(options.counts, "--T"),
         count=options.count,
         walks=options.walks,
         schedule=options.schedule,

@@ -26,22 +26,6 @@ def prepare() -> None:
         os.environ.setdefault(name, "1")
 
 
-def ints(text: str, option: str) -> tuple[int, ...]:
-    """Read `1,2,8`; `option` is named when it cannot be read."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"cannot read '{text}' as whole numbers", f"write them as {option} 16,32,64") from None
-
-
-def floats(text: str, option: str) -> tuple[float, ...]:
-    """Read `0.5,1,2`; `option` is named when it cannot be read."""
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"cannot read '{text}' as numbers", f"write them as {option} 0.5,1,2") from None
-
-
 def draw(out: Output, table: Table) -> None:
     """Put a table on stdout."""
     out.table(table.title, table.columns, table.rows)
@@ -123,7 +107,7 @@ def report(
 ) -> None:
     """One page with all figures and findings.  Example: cmtool theory report --out report.html."""
     prepare()
-    from cmtool.checkpoint import atomic_text
+    from cmtool.files.atomic import atomic_text
     from cmtool.theory.checks import run_checks
     from cmtool.theory.report import build_page, headlines
 

@@ -21,9 +21,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data.decode import MAX_PIXELS, fit_image, read_image
 from cmtool.errors import DataError
+from cmtool.files.atomic import atomic_write
 
 __all__ = [
     "MAX_PIXELS",

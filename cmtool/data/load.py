@@ -15,13 +15,13 @@ import torch
 from cmtool.config.schema import DataConfig
 from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
-from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
 from cmtool.data.packed import Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+from cmtool.files.cache import cache_dir
 from cmtool.talk import SILENCE, Talk
 
 _STALE = 24 * 3600  # seconds

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.checkpoint import atomic_write
-from cmtool.data.cache import require_space
 from cmtool.data.dataset import Dataset, Fingerprint, Summary
 from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
 from cmtool.data.sources.base import Record, Source, check_classes, decode, outcomes, refuse_empty
 from cmtool.errors import DataError
+from cmtool.files.atomic import atomic_write
+from cmtool.files.cache import require_space
 from cmtool.talk import SILENCE, Talk, Update
 
 MAGIC = b"CMDATA\x00\x01"

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.checkpoint import atomic_text
 from cmtool.data.images import save_grid, save_png, save_scatter
 from cmtool.data.shards import ShardStore, read_request
 from cmtool.errors import DataError, UserError
+from cmtool.files.atomic import atomic_text
 
 Array = NDArray[Any]
 FOLDER_REQUEST = "samples.json"

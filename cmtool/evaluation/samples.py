@@ -7,8 +7,9 @@ stay floats. Files are listed and decoded exactly as for training; the notes of 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from cmtool.evaluation.statistics import Array
 
 BATCH = 64
 HELD = 512_000_000  # bytes; decoded images up to this size are kept for the next pass
+# A file that changed less than this ago could change again without its times showing it.
+SETTLED_NS = 50_000_000
 Batches = Callable[[int], Iterator[Array]]
 
 
@@ -38,6 +41,8 @@ class ImageSet:
     `shape` is (H, W, C); `read(size)` yields batches; `labels` are (N,) int64 or None; `meta` is what cmtool wrote into
     a sample file (model, nfe, times, seeds); `groups` are (N,) classes known only by the names of their folders, which
     need not be numbered as a network's classes are; `notes` are sentences for the user.
+    `stamp` names the state of the file that every pass reads (path, size, times), "" where that is not known; None
+    where the pixels are in memory and a pass costs nothing.
     """
 
     name: str
@@ -49,6 +54,7 @@ class ImageSet:
     points: bool = False
     groups: Array | None = None
     notes: tuple[str, ...] = ()
+    stamp: str | None = None
     _known: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def batches(self, size: int = BATCH) -> Iterator[Array]:
@@ -84,7 +90,8 @@ class ImageSet:
         if count > self.count:
             raise DataError(f"{self.name} holds {self.count} images; {count} are asked for.")
         labels = None if self.labels is None else self.labels[:count]
-        return replace(self, count=count, labels=labels) if count < self.count else self
+        stamp = f"{self.stamp} first {count}" if self.stamp else self.stamp
+        return replace(self, count=count, labels=labels, stamp=stamp) if count < self.count else self
 
     def some(self, count: int) -> ImageSet:
         """Return `count` of the images; a note says how they were chosen.
@@ -103,11 +110,27 @@ class ImageSet:
         note = f"{count:,} of {self.count:,} images, spread evenly over {over}"
         labels, groups = (None if known is None else known[rows] for known in (self.labels, self.groups))
         read = partial(_chosen_batches, self, rows)
-        return replace(self, count=count, read=read, labels=labels, groups=groups, notes=(*self.notes, note))
+        stamp = f"{self.stamp} some {count}" if self.stamp else self.stamp
+        notes = (*self.notes, note)
+        return replace(self, count=count, read=read, labels=labels, groups=groups, notes=notes, stamp=stamp)
+
+    def in_memory(self) -> ImageSet:
+        """Return the set with its pixels in memory, so that further passes read no file."""
+        if self.stamp is None:
+            return self
+        held = from_array(self.all(), self.name)
+        return replace(self, read=held.read, stamp=None)
 
     def all(self) -> Array:
         """Return every image at once (N, H, W, C)."""
         return np.concatenate(list(self.batches(1024)))
+
+
+def image_shape(header: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (H, W, C) of the samples of a model, from its header; points are (D, 1, 1)."""
+    data = header["data"]
+    side, channels = data["resolution"], data["channels"]
+    return (channels, 1, 1) if data.get("float_samples") else (side, side, channels)
 
 
 def from_array(images: Array, name: str, labels: Array | None = None, meta: dict[str, Any] | None = None) -> ImageSet:
@@ -201,10 +224,26 @@ def open_images(path: str | Path) -> ImageSet:
 
 def open_npz_images(path: Path, reader: NpzReader | None = None) -> ImageSet:
     """Open the images in an .npz, through `reader` if it is already open; see `open_images`."""
+    stamp = _stamp(path)
     found = open_array_images(path, reader)
     return ImageSet(
-        str(path), found.count, found.shape, found.blocks, found.labels, found.meta, found.points, notes=found.notes
+        str(path),
+        found.count,
+        found.shape,
+        found.blocks,
+        found.labels,
+        found.meta,
+        found.points,
+        notes=found.notes,
+        stamp=stamp,
     )
+
+
+def _stamp(path: Path) -> str:
+    state = path.stat()
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < SETTLED_NS:
+        return ""
+    return f"{path.resolve()} {state.st_ino} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
 
 
 # --- image files -----------------------------------------------------------------------------------------------------
@@ -268,6 +307,7 @@ def _from_source(source: Source, name: str) -> ImageSet:
         None if named else labels,
         groups=labels if named else None,
         notes=(*_scan_notes(scan, source), *source.notes),
+        stamp=None if scan.images is not None else "",
     )
 
 

@@ -17,10 +17,13 @@ from cmtool.errors import CheckpointError
 from cmtool.interop.edm import EDM_QKV, NOISE_SCALE, ONE_HEAD
 from cmtool.interop.layout import Foreign, named, reorder_qkv
 from cmtool.interop.msgpack import Decoder
+from cmtool.interop.weights import choose, judged, settled
 
 SIDE = 32
 ATTENTION = 16
 Leaves = dict[str, np.ndarray]
+# In every set of weights, whole or not; an optimizer's moments lie a level deeper.
+_ANCHOR = re.compile(r"^(Conv_0/kernel|ResnetBlockBigGANpp_0/.*)$")
 
 
 def recognizes(path: Path) -> bool:
@@ -41,11 +44,12 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
         yield prefix[:-1], tree
 
 
-def read_leaves(path: Path) -> Leaves:
-    """Return the averaged weights of a flax checkpoint by their slash-separated names.
+def read_leaves(path: Path, wanted: str | None = None) -> tuple[Leaves, str, str | None]:
+    """Return the weights of a flax checkpoint by slash-separated names, what it calls them, and a sentence about them.
 
     Raises:
         CheckpointError: if it is damaged or holds none.
+        UserError: if the weights that are wanted are not there.
     """
     try:
         document = Decoder(path.read_bytes()).document()
@@ -55,11 +59,12 @@ def read_leaves(path: Path) -> Leaves:
         raise CheckpointError(f"{path} is damaged or no flax checkpoint ({type(error).__name__}).") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} is no flax checkpoint.")
-    for key in ("params_ema", "params"):
-        leaves = dict(_leaves(document.get(key)))
-        if leaves:
-            return leaves
-    return dict(_leaves(document))
+    sets = {key: dict(_leaves(tree)) for key, tree in document.items()}
+    found = [judged((str(key),), leaves) for key, leaves in sets.items() if any(map(_ANCHOR.search, leaves))]
+    if not found:
+        found = [judged((), dict(_leaves(document)))]
+    taken, said = choose(settled(found), wanted, path)
+    return taken.contents, taken.name, said
 
 
 def _count(leaves: Leaves, kind: str) -> int:
@@ -193,14 +198,17 @@ def translate(leaves: Leaves, config: SongConfig) -> dict[str, Tensor]:
     return result
 
 
-def read(path: Path) -> Foreign:
-    """Read a JAX CIFAR-10 checkpoint.
+def read(path: Path, wanted: str | None = None) -> Foreign:
+    """Read a JAX CIFAR-10 checkpoint; `wanted`: "ema", "raw" or a name, None an average where there is one.
 
     Raises:
         CheckpointError: if it is damaged or of another network.
+        UserError: if the weights that are wanted are not there.
     """
-    leaves = read_leaves(path)
+    leaves, name, said = read_leaves(path, wanted)
     config = detect(leaves)
     channels = leaves["Conv_0/kernel"].shape[2]
     notes = ["flax weights do not name the image side; 32 with attention at 16 px, as published, was assumed."]
-    return Foreign("jax", config, channels, SIDE, None, NOISE_SCALE, translate(leaves, config), notes=notes)
+    notes += [said] if said else []
+    translated = translate(leaves, config)
+    return Foreign("jax", config, channels, SIDE, None, NOISE_SCALE, translated, weights=name, notes=notes)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmtool.checkpoint import atomic_write
 from cmtool.config.networks import AdmConfig, SongConfig, network_config
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError, unknown
+from cmtool.files.atomic import atomic_write
 from cmtool.interop import diffusers, edm, openai
 from cmtool.interop.layout import plain_tensors
 from cmtool.models import Model, load

@@ -26,13 +26,14 @@ from cmtool.networks.blocks import (
     exact,
     heads_of,
     joined,
+    linear_wide,
     number_of_heads,
     per_level,
     positional_features,
     zeroed,
 )
 from cmtool.networks.convolution import Conv2d
-from cmtool.networks.normalization import GroupNorm, wide
+from cmtool.networks.normalization import GroupNorm
 
 
 def conv3x3(channels_in: int, channels_out: int) -> Conv2d:
@@ -178,9 +179,8 @@ class AdmUNet(RawNetwork):
             yield Attention(cout, cfg)
 
     def _embed(self, c: Tensor, mlp: nn.ModuleDict) -> Tensor:
-        c = wide(c)
         features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
-        return mlp["2"](F.silu(mlp["0"](features.to(self.dtype))))
+        return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], features)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x.
@@ -195,7 +195,7 @@ class AdmUNet(RawNetwork):
                 emb = emb + self._embed(r, self.time_embed_r)
             if label is not None:
                 emb = add_label(emb, self.label_emb.weight, label)
-            emb = F.silu(emb)
+            emb = F.silu(emb).to(self.dtype)
         return self._u(x.to(self.dtype), emb).to(x.dtype)
 
     def _u(self, h: Tensor, emb: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks.normalization import HALF
+from cmtool.networks.normalization import HALF, wide
 
 Number = TypeVar("Number", int, float)
 EXPLICIT_TOKENS, SAVED_TOKENS = 1024, 256
@@ -31,6 +31,12 @@ def per_level(value: Number | Sequence[Number], levels: int, name: str) -> tuple
             f"network.{name} has {len(value)} values and channel_mult has {levels}; give one number or {levels}."
         )
     return tuple(value)
+
+
+def linear_wide(layer: Any, x: Tensor) -> Tensor:
+    """Return what the `nn.Linear` of an embedding answers to x (B, C): in float32, if its weights are halves."""
+    weight = wide(layer.weight)
+    return F.linear(x.to(weight.dtype), weight, wide(layer.bias))
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -116,14 +122,31 @@ def positional_features(c: Tensor, size: int, endpoint: bool = False) -> Tensor:
     `endpoint`: the last frequency is exactly 1/10000 (DDPM++), otherwise one ratio above it (ADM). Computed in at least
     float32, because half precision cannot hold the phase of c = 250 ln t.
     """
-    half = size // 2
+    c, half = wide(c), size // 2
     steps = torch.arange(half, device=c.device, dtype=c.dtype)
     phase = c[:, None] * torch.exp(steps * (-math.log(10000.0) / (half - endpoint)))
     features = torch.cat([phase.cos(), phase.sin()], dim=1)
     return F.pad(features, (0, 1)) if size % 2 else features
 
 
-class FourierFeatures(nn.Module):
+class WideBuffers(nn.Module):
+    """A module whose buffers stay in float32 when a network is turned into a half.
+
+    A frequency rounded to bfloat16 is off by up to 1/256 of itself, and so is the phase that it is multiplied into: the
+    features of a noise level would be those of another.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideBuffers:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype in HALF and buffer.dtype not in HALF:
+                self._buffers[name] = buffer.to(after.device, torch.float32)
+        return self
+
+
+class FourierFeatures(WideBuffers):
     """[cos, sin] of 2 pi f c with frozen random frequencies f ~ N(0, scale^2) (Tancik et al. 2020; NCSN++)."""
 
     freqs: Tensor
@@ -133,7 +156,8 @@ class FourierFeatures(nn.Module):
         self.register_buffer("freqs", torch.randn(size // 2) * scale)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Return (B, size) features of c (B,)."""
+        """Return (B, size) features of c (B,), in float32 at least."""
+        c = wide(c)
         phase = c[:, None] * (2 * math.pi * self.freqs.to(c.dtype))
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
@@ -149,7 +173,7 @@ class LogVariance(nn.Linear):
 
     def forward(self, c: Tensor) -> Tensor:
         """Return (B,) for c (B,)."""
-        return super().forward(positional_features(c, self.FEATURES).to(self.weight.dtype)).squeeze(1).to(c.dtype)
+        return linear_wide(self, positional_features(c, self.FEATURES)).squeeze(1).to(c.dtype)
 
 
 def add_label(embedding: Tensor, table: Tensor, label: Tensor | None) -> Tensor:
@@ -160,7 +184,7 @@ def add_label(embedding: Tensor, table: Tensor, label: Tensor | None) -> Tensor:
         rows = F.embedding(label.clamp_min(0), table)
     except IndexError:
         raise UserError(f"label {int(label.max())} is outside 0..{len(table) - 1}; -1 is the null class.") from None
-    return embedding + rows * (label >= 0).unsqueeze(1)
+    return embedding + wide(rows) * (label >= 0).unsqueeze(1)
 
 
 class RawNetwork(nn.Module):
@@ -220,6 +244,7 @@ def exact(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
     This is how embeddings of the noise level and the first and last convolution are computed. Training compares two
     outputs by their small difference, which half precision would round away, and together these layers cost little.
+    Embeddings stay in float32 even where the weights themselves are halves (`linear_wide`).
     """
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):

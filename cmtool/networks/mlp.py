@@ -14,11 +14,11 @@ from cmtool.networks.blocks import (
     RawNetwork,
     add_label,
     exact,
+    linear_wide,
     per_level,
     positional_features,
     zeroed,
 )
-from cmtool.networks.normalization import wide
 
 
 class ResidualLayer(nn.Module):
@@ -70,9 +70,7 @@ class Mlp(RawNetwork):
             self.log_variance_head = LogVariance()
 
     def _features(self, c: Tensor) -> Tensor:
-        c = wide(c)
-        features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
-        return features.to(self.dtype)
+        return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
@@ -80,12 +78,12 @@ class Mlp(RawNetwork):
         if x.shape[2:] != (self.resolution, self.resolution):
             raise UserError(f"an mlp takes {self.resolution}x{self.resolution} images, not {x.shape[2]}x{x.shape[3]}.")
         with exact(x):
-            emb = self.time_embed(self._features(c_noise))
+            emb = linear_wide(self.time_embed, self._features(c_noise))
             if r is not None:
-                emb = emb + self.time_embed_r(self._features(r))
+                emb = emb + linear_wide(self.time_embed_r, self._features(r))
             if label is not None:
                 emb = add_label(emb, self.label_emb.weight, label)
-            emb = F.silu(emb)
+            emb = F.silu(emb).to(self.dtype)
             h = self.first(x.flatten(1).to(self.dtype))
         for layer in self.layers:
             h = self.run(layer, h, emb)

@@ -25,6 +25,7 @@ from cmtool.networks.blocks import (
     exact,
     heads_of,
     joined,
+    linear_wide,
     number_of_heads,
     per_level,
     positional_features,
@@ -219,16 +220,15 @@ class SongUNet(RawNetwork):
         self.dec[f"{side}x{side}_aux_conv"] = Conv(current, self.channels, 3, gain=ALMOST_ZERO)
 
     def _features(self, c: Tensor) -> Tensor:
-        c = wide(c)
         features = (
             self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.features, endpoint=True)
         )
         # These networks read the sine half first.
-        return features.roll(features.shape[1] // 2, dims=1).to(self.dtype)
+        return features.roll(features.shape[1] // 2, dims=1)
 
     def _label(self, label: Tensor | None) -> Tensor:
         """Return the embedding (1 or B, features) of labels; the null class is the bias alone."""
-        weight, bias = self.map_label.weight, self.map_label.bias
+        weight, bias = self.map_label.weight, wide(self.map_label.bias)
         if label is None:
             return bias[None]
         try:
@@ -237,16 +237,17 @@ class SongUNet(RawNetwork):
             raise UserError(
                 f"label {int(label.max())} is outside 0..{weight.shape[1] - 1}; -1 is the null class."
             ) from None
-        return rows * (label >= 0).unsqueeze(1) * math.sqrt(weight.shape[1]) + bias
+        return wide(rows) * (label >= 0).unsqueeze(1) * math.sqrt(weight.shape[1]) + bias
 
     def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> Tensor:
         features = self._features(c_noise)
         if self.num_classes is not None:
             features = features + self._label(label)
-        emb = self.map_layer1(F.silu(self.map_layer0(features)))
+        emb = linear_wide(self.map_layer1, F.silu(linear_wide(self.map_layer0, features)))
         if r is not None:
-            emb = emb + self.map_layer1_r(F.silu(self.map_layer0_r(self._features(r))))
-        return F.silu(emb)
+            hidden = F.silu(linear_wide(self.map_layer0_r, self._features(r)))
+            emb = emb + linear_wide(self.map_layer1_r, hidden)
+        return F.silu(emb).to(self.dtype)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""

@@ -9,6 +9,9 @@ from typing import Any
 from cmtool.errors import UsageError, UserError, unknown
 from cmtool.samplers.times import default_times, header_range, solver_times, times_from_indices, validate_times
 
+# `seed=N` and --seed N mean the sample seeds N * SEED_BLOCK and up, so that two of them never share a sample.
+SEED_BLOCK = 1_000_000
+
 
 @dataclass(frozen=True)
 class SamplerInfo:

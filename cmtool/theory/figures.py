@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_bytes
 from cmtool.errors import UserError
+from cmtool.files.atomic import atomic_bytes
 from cmtool.theory.study import Curve, Panel, Study, document, fits_table, slug, table_csv
 
 # Okabe and Ito's colors, which every kind of color vision can tell apart.

@@ -1,14 +1,16 @@
 """What every network must do: derivatives, labels, independence of images in a batch, and clear refusals."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
 from cmtool.config.networks import network_config
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks import build_network, set_attention_kernel
-from cmtool.networks.blocks import attention, positional_features
-from cmtool.networks.convolution import Conv2d, hold_in
+from cmtool.networks import adm, build_network, edm2, mlp, set_attention_kernel, song
+from cmtool.networks.blocks import FourierFeatures, attention, positional_features
+from cmtool.networks.convolution import Conv2d, Tape, hold_in, set_backward_dtype
 from cmtool.networks.normalization import GroupNorm
 from tests.networks.network_helpers import inputs, redraw
 
@@ -16,6 +18,7 @@ ADM = network_config(channels=16, channel_mult=(1, 2), attention=(4,), head_chan
 SONG = network_config(
     kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4
 )
+BLOCKS = (adm.ResBlock, song.SongBlock, edm2.MpBlock, mlp.ResidualLayer)
 NCSNPP = {"embedding": "fourier", "fourier_scale": 1.0, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
 EDM2 = network_config(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
 CASES = {
@@ -329,3 +332,66 @@ def test_a_network_without_memory_draws_nothing_and_keeps_its_shapes():
     assert all(tensor.is_meta for tensor in shell.state_dict().values())
     assert {k: v.shape for k, v in shell.state_dict().items()} == {k: v.shape for k, v in full.state_dict().items()}
     assert full.time_embed["0"].weight.std() > 0 and full.time_embed["0"].bias.std() > 0
+
+
+def embeddings_of(network, *given, grad=False):
+    """What the network's blocks are told about the noise level, in one pass."""
+    seen = []
+    first = next(module for module in network.modules() if isinstance(module, BLOCKS))
+    hook = first.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    with torch.set_grad_enabled(grad):
+        network(*given)
+    hook.remove()
+    return seen[0].detach()
+
+
+def noise_levels(network):
+    """x, c_noise = 250 ln t and r at levels whose difference a half cannot hold, and labels."""
+    x, _, label, r = inputs(network, batch=4, dtype=torch.float32)
+    c = 250 * torch.tensor([80.0, 79.99, 1.5, 0.002]).log()
+    return x, c, label, None if r is None else c - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_time_embedding_in_float32_to_the_bit(network, dtype):
+    given = noise_levels(network.float())
+    exact = embeddings_of(network, *given)
+    hold_in(network, dtype)
+    with torch.autocast("cpu", dtype):
+        half = embeddings_of(network, *given)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, exact)
+
+
+def test_a_pair_of_passes_in_halves_embeds_the_time_in_float32_to_the_bit(network):
+    """Consistency training in bfloat16: convolutions are rounded in both passes, what they are told is not."""
+    given = noise_levels(network.float())
+    exact = embeddings_of(network, *given)
+    set_backward_dtype(network, torch.bfloat16)
+    tape = Tape()
+    for passing in (tape.writing, tape.reading):
+        with passing():
+            half = embeddings_of(network, *given, grad=True)
+        assert half.dtype == torch.float32
+        assert torch.equal(half, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_weights_embeds_the_time_in_float32(network, dtype):
+    """The embedding is to the bit that of the rounded weights in float32, but for the one rounding at its end."""
+    given = noise_levels(network.float().to(dtype))
+    assert all(buffer.dtype == torch.float32 for name, buffer in network.named_buffers() if "resample" not in name)
+    half = embeddings_of(network, *given)
+    assert half.dtype == dtype
+    exact = embeddings_of(network.float(), *given)
+    assert torch.equal(half, exact.to(dtype))
+    assert not torch.equal(exact[0], exact[1]), "two levels that a half cannot tell apart"
+
+
+def test_features_are_never_narrower_than_float32():
+    """Given 250 ln t as a half they take it as it is; their frequencies are never rounded."""
+    c = torch.tensor([250 * math.log(80), 3.0])
+    for features in (FourierFeatures(32), edm2.MpFourier(32), lambda c: positional_features(c, 32)):
+        exact = features(c.bfloat16().float())
+        rounded = features.bfloat16() if isinstance(features, torch.nn.Module) else features
+        assert torch.equal(rounded(c.bfloat16()), exact)

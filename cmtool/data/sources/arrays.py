@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmtool.data.array_images import class_numbers, layout, open_array_images, to_nhwc
-from cmtool.data.cache import file_digest
 from cmtool.data.pickles import read_array_pickle
 from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.data.sources.known import CIFAR10_MD5
 from cmtool.errors import DataError, unknown
+from cmtool.files.cache import file_digest
 
 CIFAR_FOLDER = "cifar-10-batches-py"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

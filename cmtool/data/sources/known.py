@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmtool.config.schema import DataConfig
-from cmtool.data.cache import cache_dir, download
 from cmtool.errors import DataError
+from cmtool.files.cache import cache_dir
+from cmtool.files.download import Download, download
 from cmtool.talk import SILENCE, Talk
 
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -44,19 +45,19 @@ def data_dir() -> Path:
     return Path(given).expanduser() if given else cache_dir() / "data"
 
 
-def _fetch(known: Known, target: Path, md5: str, talk: Talk) -> Path:
+def _fetch(file: Download, talk: Talk) -> Path:
     """Download a data set; `talk` hears of it once the first bytes are there."""
-    with talk.progress(known.size, "fetching") as update:
+    with talk.progress(file.size, "fetching") as update:
         said = False
 
         def progress(done: int, total: int | None) -> None:
             nonlocal said
             if not said:
-                talk.say(f"fetching the data set, {known.size:,} bytes; an interrupted download is resumed")
+                talk.say(f"fetching the data set, {file.size:,} bytes; an interrupted download is resumed")
             said = True
             update(completed=done)
 
-        return download(known.url, target, md5, known.size, progress)
+        return download(file, progress)
 
 
 def locate(cfg: DataConfig, talk: Talk = SILENCE) -> Path:
@@ -75,7 +76,8 @@ def locate(cfg: DataConfig, talk: Talk = SILENCE) -> Path:
         if (data_dir() / name).exists():
             return data_dir() / name
     if known.md5:
-        return _fetch(known, data_dir() / known.names[-1], known.md5, talk)
+        file = Download(known.url, data_dir() / known.names[-1], size=known.size, digest=f"md5:{known.md5}")
+        return _fetch(file, talk)
     raise DataError(
         f"{cfg.source} is not at {data_dir() / known.names[0]}; it comes from {known.url} and cannot be fetched here.",
         f"put it there, or name its place with --data PATH (CMTOOL_DATA moves {data_dir()})",

@@ -1,4 +1,4 @@
-"""What training asks of evaluation: figures at intervals, and the best sampling times at the end."""
+"""What training asks of evaluation: metrics at intervals, and the best sampling times at the end."""
 
 from __future__ import annotations
 
@@ -11,36 +11,28 @@ from typing import Any
 from cmtool.config.schema import EvalConfig
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError
-from cmtool.evaluation.features import Features, build_features
-from cmtool.evaluation.measure import Side, measure_reference
-from cmtool.evaluation.models import TimesScore, evaluate_model
-from cmtool.evaluation.references import resolve_reference
+from cmtool.evaluation.judge import Judge
+from cmtool.evaluation.models import TimesScore, judge_model
+from cmtool.evaluation.samples import image_shape
 from cmtool.models import Model
-from cmtool.samplers.plan import plan_sampling
+from cmtool.samplers.plan import SEED_BLOCK, plan_sampling
 from cmtool.samplers.time_search import Memo, Times, greedy_search
 
-Say = Callable[[str], None]
-# Seeds of evaluation during training and of searches: blocks that `cmtool sample --seed N` does not reach soon.
-BLOCK = 1_000_000
-SEARCH_SEED, FRESH_SEED = 1001 * BLOCK, 1002 * BLOCK
+# Evaluation during training and searches have seeds of their own, far from those of `cmtool sample --seed N`.
+SEARCH_SEED, FRESH_SEED = 1001 * SEED_BLOCK, 1002 * SEED_BLOCK
 SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1500, 18, (2, 3, 4)
 
 
-@dataclass
-class Judge:
-    """A reference and a feature network, ready to judge one kind of model again and again.
+@dataclass(frozen=True)
+class RunJudge:
+    """Judges the model of a run again and again: `judge(model)` returns its metrics, from the same seeds every time."""
 
-    `Judge.of(config.eval, model)` sets it up; `judge(model)` returns figures of one-step samples (a teacher's usual
-    sampler), the same seeds every time.
-    """
-
-    network: Features
-    side: Side
+    judge: Judge
     count: int
-    metrics: tuple[str, ...] | None = ("fid", "pr")
+    metrics: tuple[str, ...]
 
     @classmethod
-    def of(cls, config: EvalConfig, model: Model, say: Say = lambda text: None) -> Judge:
+    def of(cls, config: EvalConfig, model: Model) -> RunJudge:
         """Set up from the [eval] table of a preset, for models like this one.
 
         Raises:
@@ -48,19 +40,22 @@ class Judge:
         """
         if config.reference is None:
             raise UserError("the preset names no reference to compare with.", "set eval.reference, e.g. to digits")
-        channels, height, width = model.image_shape
-        shape = (channels, 1, 1) if model.float_samples else (height, width, channels)
-        reference = resolve_reference(config.reference, shape, None, say)
-        network = build_features(config.features or reference.features, shape, reference.mode, str(model.device), say)
-        side = measure_reference(reference, network)
-        return cls(network, side, config.count, config.metrics or ("fid", "pr"))
+        judge = Judge.of(config.reference, image_shape(model.header), config.features, device=str(model.device))
+        return cls(judge, config.count, config.metrics or ("fid", "pr"))
 
     def __call__(self, model: Model, steps: int | None = None, count: int | None = None) -> dict[str, float]:
-        """Return the figures that apply, by key, of `count` samples (the preset's number unless told)."""
+        """Return the metrics that apply, by key, of one-step samples (of a teacher's usual sampler).
+
+        `steps` asks for more evaluations an image, `count` for another number of samples than the preset's.
+        """
         plan = plan_sampling(model.header, steps=steps)
         seeds = range(SEARCH_SEED, SEARCH_SEED + (count or self.count))
-        figures = evaluate_model(model, plan, seeds, self.network, self.side, self.metrics)
-        return {key: value for key, value in figures.values.items() if value is not None}
+        return judge_model(self.judge, model, plan, seeds, self.metrics).known
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether a search can end a run: small networks can be asked dozens of times, Inception cannot."""
+        return self.judge.network.domain or self.judge.network.name == "points"
 
 
 def descending_grid(model: Model, points: int) -> tuple[float, ...]:
@@ -74,7 +69,7 @@ class _Late(Exception):
 
 def _score(model: Model, judge: Judge, seeds: range, late: Callable[[], bool]) -> Memo:
     """Return the distance of times on these seeds; it raises `_Late` instead of looking at another candidate."""
-    score = TimesScore(model, judge.network, judge.side, seeds)
+    score = TimesScore(model, judge, seeds)
 
     def in_time(times: Times) -> float:
         if late():
@@ -101,15 +96,15 @@ def short_search(
         steps: numbers of evaluations to find times for.
         count: samples for each candidate.
         points: points of the grid.
-        seconds: no new number of steps is begun after this long.
-        late: asked before every candidate; once it says so the search ends with what it has.
+        seconds: after this long no new number of steps is begun.
+        late: asked before every candidate; once it says yes, the search ends with what it has.
 
     Returns:
         {"times": {"1": [...], "2": [...], ...}, "figures": {"2": distance, ...}} for the model's header.
     """
     began = time.monotonic()
     memo = _score(model, judge, range(SEARCH_SEED, SEARCH_SEED + count), late)
-    # The last word has twice the samples: a distance of a thousand moves by more than good times differ.
+    # The final comparison has twice the samples: a distance of a thousand varies more than good times differ.
     fresh = _score(model, judge, range(FRESH_SEED, FRESH_SEED + 2 * count), late)
     levels = descending_grid(model, points)
     chain: Times = (levels[0],)
@@ -126,8 +121,3 @@ def short_search(
             best = min(options, key=fresh)
             times[str(number)], figures[str(number)] = list(best), fresh(best)
     return {"times": times, "figures": {key: round(value, 4) for key, value in figures.items()}}
-
-
-def search_is_cheap(judge: Judge) -> bool:
-    """Whether a search can end a training run: the small networks can be asked dozens of times, Inception cannot."""
-    return judge.network.domain or judge.network.name == "points"

@@ -1,30 +1,12 @@
-"""Names that a command line may hold, checked without importing anything heavy."""
+"""The names that a command line can hold, checked without importing anything heavy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from cmtool.config.find import list_presets
 from cmtool.errors import DataError, UsageError, unknown
 
-# The metrics of a plain run, and those that are asked for by name.
-METRICS = ("fid", "sfid", "is", "kid", "pr", "dc", "classes")
-EXTRA = ("memorization", "consistency")
-# The keys of a result, null where one does not apply.
-KEYS = (
-    "fid",
-    "sfid",
-    "is",
-    "is_std",
-    "kid",
-    "kid_std",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "class_agreement",
-)
 FEATURES = ("inception", "digits", "shapes", "points")
 MODES = ("legacy_tensorflow", "clean", "legacy_pytorch")
 REFERENCES = (
@@ -37,16 +19,6 @@ REFERENCES = (
     "lsun_bedroom256",
     "lsun_cat256",
 )
-
-
-def check_metrics(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the metrics asked for, None for all that apply; raises `UsageError` for an unknown one."""
-    if not names:
-        return None
-    for name in names:
-        if name not in (*METRICS, *EXTRA):
-            raise UsageError(unknown("metric", name, (*METRICS, *EXTRA)))
-    return tuple(dict.fromkeys(names))
 
 
 def check_features(name: str | None) -> None:
