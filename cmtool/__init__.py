@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cmtool.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from cmtool.api import Model as Model
     from cmtool.api import edit as edit
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from cmtool.api.evaluate import evaluate as evaluate
     from cmtool.api.evaluate import search_times as search_times
 
-__version__ = "0.1.0"
 __all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save", "search_times"]
 
 

@@ -49,7 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "info": Entry("info", "info", "Say what a model file or a run is."),
     "import": Entry("transfer", "import_model", "Turn other people's weights into a model file."),
     "export": Entry("transfer", "export_model", "Write a model for other software."),
-    "data": Entry("datacmd", "app", "Make data sets and look at them."),
+    "data": Entry("data", "app", "Make data sets and look at them."),
     "theory": Entry("theory", "app", "Experiments whose answers are known exactly."),
     "ema": Entry("ema", "ema", "Make a moving average of another width after training."),
     "bench": Entry("bench", "bench", "Measure speed and memory."),
@@ -155,7 +155,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from cmtool import __version__
+        from cmtool.version import __version__
 
         print(f"cmtool {__version__}")
         raise typer.Exit()

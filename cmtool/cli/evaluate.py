@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmtool.checkpoint import atomic_text
 from cmtool.cli import complete
 from cmtool.cli.app import command
 from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed
+from cmtool.files.atomic import atomic_text
 
 if TYPE_CHECKING:
     from cmtool.cli.evaluate_sets import Making, Wanted

@@ -234,8 +234,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
 
 def _write(walk: Walk, frames: Tensor) -> None:
     from cmtool.cli.output import command_line
-    from cmtool.data.animation import save_gif
-    from cmtool.data.images import save_folder, save_grid
+    from cmtool.data.images import save_folder, save_gif, save_grid
 
     text = {"model": str(walk.found.path), "model_hash": walk.found.digest, "command": command_line()}
     if walk.kind == "gif":

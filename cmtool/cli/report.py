@@ -41,9 +41,9 @@ def report(
 
     Examples: cmtool report | cmtool report runs/* --out report.html
     """
-    from cmtool.checkpoint import atomic_text
     from cmtool.cli.output import Output
     from cmtool.errors import UsageError
+    from cmtool.files.atomic import atomic_text
     from cmtool.reporting.runs import read_runs
 
     output = Output(json, quiet)

@@ -73,8 +73,8 @@ class Job:
 
     def meta(self) -> dict[str, Any]:
         """What a sample file says of itself."""
-        from cmtool import __version__
         from cmtool.cli.output import command_line
+        from cmtool.version import __version__
 
         return {
             **self.request(),

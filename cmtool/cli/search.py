@@ -139,12 +139,11 @@ def check_own(path: Path) -> None:
     Raises:
         UserError: it is such a file, or its folder cannot be written.
     """
-    import cmtool
-    from cmtool.data.cache import cache_dir
+    from cmtool.files.cache import cache_dir
 
     file = path.resolve()
     strange = {
-        Path(cmtool.__file__).parent: "came along with cmtool",
+        Path(__file__).resolve().parents[1]: "came along with cmtool",
         cache_dir(): "was fetched and is kept as published",
     }
     for folder, how in strange.items():

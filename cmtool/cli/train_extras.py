@@ -41,11 +41,10 @@ def check_data(data: DataConfig) -> None:
     Raises:
         DataError: with what to name.
     """
-    from cmtool.config.judgments import PLACELESS
-    from cmtool.config.schema import DATA_SOURCES
+    from cmtool.config.sources import DATA_SOURCES, SOURCES
 
     if data.path is None:
-        if data.source in PLACELESS:
+        if SOURCES[data.source].needs_path:
             raise DataError(f"the data source '{data.source}' needs a path.", "name a folder or file with --data")
         return
     place = Path(data.path.removeprefix("lsun:")).expanduser()

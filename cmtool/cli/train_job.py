@@ -137,8 +137,8 @@ def _data_words(config: RunConfig, given: dict[str, Any]) -> list[str]:
 
 def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any], output: Output) -> Trainer:
     """Load the data and build everything, so that what can be refused is refused before the run folder is touched."""
-    from cmtool.cli.loading import load_data
     from cmtool.data.dataset import describe
+    from cmtool.data.load import load_dataset
     from cmtool.errors import UsageError
     from cmtool.training.classes import settle_classes
     from cmtool.training.forecast import check_disk, forecast
@@ -147,7 +147,7 @@ def _prepare(world: World, config: RunConfig, path: Path, given: dict[str, Any],
 
     device = choose_device(given["device"], world.local_rank)
     set_up_torch(config.train)
-    dataset = load_data(config.data, output)
+    dataset = load_dataset(config.data, output)
     for line in describe(dataset):
         output.say(line)
     if config.train.compile:

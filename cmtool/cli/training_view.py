@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmtool.cli.output import Output
-from cmtool.training.forecast import Forecast, duration
+from cmtool.training.forecast import Forecast
 from cmtool.training.report import Listener, Report
+from cmtool.units import human_time
 
 
 class View(Listener):
@@ -33,7 +34,7 @@ class View(Listener):
         self.update(completed=report.step, note=note)
         if self._forecast and report.step < report.steps:
             left = (report.steps - report.step) * report.images_seen / report.step / max(report.images_per_s, 1e-9)
-            self.output.say(f"about {duration(left)} to go at {report.images_per_s:,.0f} images/s")
+            self.output.say(f"about {human_time(left)} to go at {report.images_per_s:,.0f} images/s")
         self._forecast = False
 
     def saved(self, path: Path) -> None:

@@ -36,6 +36,10 @@ def import_model(
         Literal["heads", "three"] | None,
         typer.Option("--qkv", help="Order of guided-diffusion attention; usually heads."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="ema|raw|NAME", help="Which weights of several; usually the average."),
+    ] = None,
     json_mode: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,11 +55,13 @@ def import_model(
     from cmtool.interop.reading import ImportOptions, summary
     from cmtool.interop.reading import import_model as translate
 
-    options = ImportOptions(form, resolution, head_channels, sigma_min, sigma_max, sigma_data, noise_scale, qkv)
+    options = ImportOptions(
+        form, resolution, head_channels, sigma_min, sigma_max, sigma_data, noise_scale, qkv, weights
+    )
     if not Path(source).exists() and _is_name(source):
-        if options != ImportOptions():
+        if options != ImportOptions(weights=weights):
             raise UsageError(f"{source} is translated by its name; options such as --form go with files and folders.")
-        header = _copy_known(source, out, output)
+        header = _copy_known(source, out, output, weights)
     else:
         header = translate(Path(source), out, options, say=output.say)
     output.json({"path": str(out), "header": header})
@@ -71,14 +77,15 @@ def _is_name(source: str) -> bool:
     return source.startswith(("hf:", "openai/")) or source in PUBLISHED
 
 
-def _copy_known(name: str, out: Path, output: Output) -> dict[str, object]:
+def _copy_known(name: str, out: Path, output: Output, weights: str | None) -> dict[str, object]:
     """Put a named model, fetched and translated, at `out`."""
     import shutil
 
-    from cmtool.checkpoint import atomic_write, read_header
+    from cmtool.checkpoint import read_header
+    from cmtool.files.atomic import atomic_write
     from cmtool.interop.names import resolve_model
 
-    found = resolve_model(name, output)
+    found = resolve_model(name, output, weights)
     with atomic_write(out) as temporary:
         shutil.copyfile(found, temporary)
     return read_header(out)

@@ -7,8 +7,8 @@ from typing import Any
 from cmtool.config.schema import RunConfig
 
 INTERVALS = ("log_every", "checkpoint_every", "sample_every", "eval_every", "keep_every", "snapshot_every")
-# What may differ between two starts of one run: words, rhythm, how the machine is used, what a bad step leads to, and
-# what is done with the finished model.
+# What may differ between two starts of one run: descriptions, intervals, the use of the machine, the reaction to a bad
+# step, and what happens to the finished model.
 MACHINE = ("threads", "micro_batch", "bad_step", "compile", "cuda_graphs", "shard")
 FREE = {f"train.{key}" for key in (*INTERVALS, *MACHINE)} | {"recipe.title"}
 FREE_TABLES = ("about.", "edit.", "recipe.expected.")
@@ -17,7 +17,8 @@ FREE_TABLES = ("about.", "edit.", "recipe.expected.")
 def differing_keys(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, value in `a`, value in `b`) for every setting that makes two runs different.
 
-    Intervals, threads and micro-batches do not, nor does a precision that one of them leaves to the machine ("auto").
+    Intervals, threads and micro-batches do not, nor does a precision that one of the two leaves to the machine
+    ("auto").
     """
     left, right = _flat(a), _flat(b)
     keys = [key for key in left | right if left.get(key) != right.get(key) and not _free(key)]

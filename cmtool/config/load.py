@@ -1,7 +1,7 @@
-"""A preset, one of its recipes and what the command line changes become one frozen `RunConfig`.
+"""Turn a preset, one of its recipes and the changes of the command line into one frozen `RunConfig`.
 
-Order, the later wins: defaults of the schema, the tables of the preset, the row of the method, the recipe, flags,
-`--set`. Every value remembers where it was written, and every mistake is answered with that place.
+In this order, the later overriding the earlier: defaults of the schema, the tables of the preset, the row of the
+method, the recipe, flags, `--set`. Every value remembers where it was written, and every error names that place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cmtool.config.explain import explain, unknown_key
+from cmtool.config.combinations import check_combination
+from cmtool.config.explain import explain, unfit, unknown_key
 from cmtool.config.find import find_preset, shown
 from cmtool.config.judgments import are_other_pictures, is_about_pictures, name_source
 from cmtool.config.methods import METHODS
@@ -38,7 +39,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset file as read: its tables unchecked but for their names."""
+    """A preset file as read; of its tables only the names have been checked."""
 
     name: str
     label: str
@@ -164,10 +165,20 @@ def resolve(
     tables = {"network": {}, "process": {}, "train": {}} | tables | {"preset": loaded.name, "recipe_name": name}
     tables["recipe"] = tables.get("recipe", {}) | _identity(loaded.method(name))
     _fit_micro_batch(tables["train"], origins)
+    return Resolved(_checked(tables, origins, loaded.label), origins, other_data)
+
+
+def _checked(tables: dict[str, Any], origins: dict[str, str], default: str) -> RunConfig:
+    """Return the configuration in these tables; `default` is the place of a key without an origin."""
     try:
-        return Resolved(RunConfig.model_validate(tables), origins, other_data)
+        config = RunConfig.model_validate(tables)
     except ValidationError as error:
-        raise explain(error, RunConfig, origins, loaded.label) from None
+        raise explain(error, RunConfig, origins, default) from None
+    try:
+        check_combination(config)
+    except ValueError as error:
+        raise unfit(error, origins, default) from None
+    return config
 
 
 def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, Any], dict[str, str], bool]:
@@ -186,7 +197,7 @@ def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, An
 
 
 def _fit_micro_batch(train: dict[str, Any], origins: dict[str, str]) -> None:
-    """Let a preset's micro-batch shrink with a smaller batch; one asked for by hand stays and is checked."""
+    """Let a preset's micro-batch shrink with a smaller batch; one given by hand stays and is checked."""
     micro, batch = train.get("micro_batch"), train.get("batch_size")
     by_hand = origins.get("train.micro_batch", "").startswith("--")
     if isinstance(micro, int) and isinstance(batch, int) and not by_hand and 0 < batch < micro:
@@ -228,7 +239,7 @@ def leaves(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def merge(overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Lay values over one another, the later over the earlier; return the nested tables and where each came from."""
+    """Overlay values, the later over the earlier; return the nested tables and where each value came from."""
     tables: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for override in overrides:
@@ -258,8 +269,4 @@ def from_toml(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: unreadable, not TOML, or refused by the schema.
     """
-    tables = read_toml(Path(path))
-    try:
-        return RunConfig.model_validate(tables)
-    except ValidationError as error:
-        raise explain(error, RunConfig, {}, str(path)) from None
+    return _checked(read_toml(Path(path)), {}, str(path))

@@ -1,8 +1,7 @@
 """A reader for pickles of plain arrays (CIFAR batches, downsampled ImageNet) that runs no code from the file.
 
-Of all names a pickle may ask for, only those are answered that rebuild a NumPy array, and they are answered by the
-harmless stand-ins below. The pure Python unpickler is used on purpose: the C one can be made to allocate gigabytes by
-a single memo index.
+It resolves only the names that rebuild a NumPy array, and resolves them to the harmless stand-ins below. It uses the
+pure Python unpickler on purpose: a single memo index can make the C unpickler allocate gigabytes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from cmtool.errors import DataError
 
 _KINDS = "buifSU"  # booleans, integers, floats, fixed-width text: never objects
-_LONGEST_ITEM = 4096  # bytes of one element of an array
+_LONGEST_ITEM = 4096  # bytes; limit on one element of an array
 
 
 def _text(value: str | bytes) -> str:
@@ -27,7 +26,7 @@ def _text(value: str | bytes) -> str:
 
 
 class _Type:
-    """Stands in for numpy.dtype: a name, then (by BUILD) the byte order."""
+    """Stands in for numpy.dtype: a name, and then the byte order from BUILD."""
 
     def __init__(self, name: str | bytes, *_flags: object) -> None:
         self.dtype = np.dtype(_text(name))
@@ -80,7 +79,7 @@ def _encode(text: str, codec: str | bytes = "latin1") -> bytes:
 
 
 class _Marker:
-    """Stands in for the name numpy.ndarray itself, which is only ever an argument."""
+    """Stands in for the name numpy.ndarray, which only ever appears as an argument."""
 
 
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
@@ -96,7 +95,7 @@ for _room in ("numpy.core", "numpy._core"):
 
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Answer the few harmless names and refuse every other."""
+        """Resolve the few harmless names and refuse all others."""
         if (module, name) not in _NAMES:
             raise pickle.UnpicklingError(f"the name {module}.{name}")
         return _NAMES[module, name]
@@ -113,13 +112,13 @@ def read_array_pickle(source: bytes | IO[bytes], name: str) -> dict[str, Any]:
 
     Args:
         source: the bytes or an open binary file.
-        name: what messages call it.
+        name: the file's name in messages.
 
     Returns:
         The dictionary with text keys; arrays are read-only.
 
     Raises:
-        DataError: it asks for anything else, is damaged, or holds no dictionary.
+        DataError: the pickle asks for anything else, is damaged, or holds no dictionary.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -128,7 +127,7 @@ def read_array_pickle(source: bytes | IO[bytes], name: str) -> dict[str, Any]:
         raise DataError(
             f"{name} is refused: a data pickle must hold plain arrays, and this one asks for {error}."
         ) from None
-    except Exception as error:  # a damaged pickle can fail in any way; none of it is our code's state
+    except Exception as error:  # a damaged pickle can fail in any way, and none of it touches our state
         raise DataError(f"{name} is damaged or no pickle ({type(error).__name__}).") from None
     if not isinstance(made, dict):
         raise DataError(f"{name} holds a {type(made).__name__} where a dictionary of arrays is expected.")

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmtool.checkpoint import atomic_write
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
+from cmtool.files.atomic import atomic_write
 
 FEATURES = 64
 

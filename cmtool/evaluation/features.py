@@ -15,7 +15,7 @@ from cmtool.evaluation import domain
 from cmtool.evaluation.choices import check_features, check_mode
 from cmtool.evaluation.inception import load_inception, load_script, tile_channels
 from cmtool.evaluation.statistics import Array
-from cmtool.evaluation.store import sha256
+from cmtool.files.cache import sha256
 
 
 @dataclass(frozen=True)

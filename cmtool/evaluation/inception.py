@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
-from cmtool.evaluation.store import Remote, fetch, sha256
+from cmtool.files.cache import sha256
+from cmtool.files.download import Remote, fetch
 
 SIDE = 299
 WEIGHTS = Remote(

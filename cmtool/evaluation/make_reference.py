@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cmtool import __version__
-from cmtool.checkpoint import atomic_write
 from cmtool.errors import DataError
 from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array
+from cmtool.files.atomic import atomic_write
+from cmtool.version import __version__
 
 KEPT = 10_000  # images kept beside the statistics, as in ADM's batches
 

@@ -13,14 +13,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from cmtool.checkpoint import atomic_write
-from cmtool.data.cache import cache_dir
 from cmtool.errors import DataError, UserError
 from cmtool.evaluation.features import Features
 from cmtool.evaluation.frechet import covariance_factor, feature_factor
 from cmtool.evaluation.references import Reference
-from cmtool.evaluation.samples import ImageSet, PixelDigest
+from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array, Moments, Statistics, require_finite, statistics
+from cmtool.files.atomic import atomic_write
+from cmtool.files.cache import cache_dir
 from cmtool.training.distributed import World
 
 Progress = Callable[[int], None]
@@ -86,8 +86,8 @@ def measure(
 ) -> Measured:
     """Return the features of every image, from the cache if the same network has seen the same images before.
 
-    A file is read once. Its fingerprint is computed from the batches on their way to the network; only a file that has
-    not changed since it was last read is recognized before. Several processes share the work by whole batches, so that
+    A file is read once. Its fingerprint comes from the same pass; only a file that has not changed since it was last
+    read is recognized before. Several processes share the work by whole batches, so that
     every batch is the one that a single process would make.
 
     Args:
@@ -112,12 +112,10 @@ def measure(
     if world.any(known, CPU) and found is not None:
         advance(images.count)
         return replace(found, fingerprint=fingerprint)
-    digest = PixelDigest(images) if use_cache and not fingerprint else None
-    result = _together(world.gather_first(_run(images, network, batch_size, advance, world, digest)))
-    if digest is not None:
-        fingerprint = digest.finish()
-        _remember(images, fingerprint)
+    result = _together(world.gather_first(_run(images, network, batch_size, advance, world)))
     if use_cache:
+        fingerprint = images.fingerprint
+        _remember(images)
         keep(_key(network, fingerprint), "features", _pack(result))
     return replace(result, fingerprint=fingerprint)
 
@@ -128,16 +126,16 @@ def _key(network: Features, fingerprint: str) -> str:
 
 def _known_fingerprint(images: ImageSet, alone: bool) -> str:
     """Return the fingerprint if no file must be read for it: of pixels in memory, or of an unchanged file; else ""."""
-    if images.stamp is None or not alone:
+    if images.stamp is None or images.seen or not alone:
         return images.fingerprint
     kept = cached(_stamp_key(images.stamp), "fingerprints") if images.stamp else None
     return str(kept["fingerprint"]) if kept is not None and "fingerprint" in kept else ""
 
 
-def _remember(images: ImageSet, fingerprint: str) -> None:
+def _remember(images: ImageSet) -> None:
     """Store the fingerprint under the file's size and times."""
     if images.stamp:
-        keep(_stamp_key(images.stamp), "fingerprints", {"fingerprint": np.array(fingerprint)})
+        keep(_stamp_key(images.stamp), "fingerprints", {"fingerprint": np.array(images.fingerprint)})
 
 
 def _stamp_key(stamp: str) -> str:
@@ -147,7 +145,7 @@ def _stamp_key(stamp: str) -> str:
 def _help(images: ImageSet, network: Features, batch_size: int, world: World) -> Measured:
     """Compute this process's share for process 0, unless process 0 has found the features in the cache."""
     if not world.any(False, CPU):
-        world.gather_first(_run(images, network, batch_size, lambda count: None, world, None))
+        world.gather_first(_run(images, network, batch_size, lambda count: None, world))
     return Measured(np.empty((0, 0)))
 
 
@@ -160,19 +158,10 @@ class _Share:
     moments: Moments | None = None
 
 
-def _run(
-    images: ImageSet,
-    network: Features,
-    batch_size: int,
-    advance: Progress,
-    world: World,
-    digest: PixelDigest | None = None,
-) -> _Share:
+def _run(images: ImageSet, network: Features, batch_size: int, advance: Progress, world: World) -> _Share:
     found = _Share()
     first, count = world.rows(-(-images.count // batch_size))
     for pixels in itertools.islice(images.batches(batch_size), first, first + count):
-        if digest is not None:
-            digest.add(pixels)
         batch = network.call(pixels)
         require_finite(batch.features)
         found.features.append(batch.features)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data import save_grid
 from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array
+from cmtool.files.atomic import atomic_write
 
 WIDEST_PAIRS = 4  # pairs in a row of the picture of closest pairs
 

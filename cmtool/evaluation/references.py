@@ -22,9 +22,10 @@ from cmtool.data.archives import NpzReader
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
 from cmtool.evaluation.choices import check_reference_name
-from cmtool.evaluation.samples import ImageSet, from_dataset, open_images
+from cmtool.evaluation.samples import ImageSet, from_dataset, open_images, open_npz_images
 from cmtool.evaluation.statistics import Array, Statistics
-from cmtool.evaluation.store import Remote, fetch, sha256
+from cmtool.files.cache import sha256
+from cmtool.files.download import Remote, fetch
 
 Say = Callable[[str], None]
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
@@ -137,7 +138,10 @@ def resolve_reference(
     if named and named.data:
         return _builtin(text, named, shape)
     if Path(text).exists():
-        return _from_path(Path(text), say)
+        found = _from_path(Path(text))
+        for note in found.images.notes if found.images else ():
+            say(f"{text}: {note}")
+        return found
     return _from_preset(text)
 
 
@@ -157,15 +161,13 @@ def _from_preset(name: str) -> Reference:
     return Reference(name, f"the data of preset {name}", images, features, config.eval.count)
 
 
-def _from_path(path: Path, say: Say) -> Reference:
+def _from_path(path: Path) -> Reference:
     if path.suffix == ".npz" and path.is_file():
         return _from_file(str(path), path, Named("inception", 50_000), "legacy_tensorflow")
     if path.is_file() and is_packed(path):
         images = from_dataset(read_packed(path), str(path))
     else:
         images = open_images(path)
-    for note in images.notes:
-        say(f"{path}: {note}")
     return Reference(str(path), f"{images.count:,} images", images, "inception", images.count)
 
 
@@ -176,7 +178,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     reader = NpzReader(path)
     entries = reader.arrays.keys()
     if "mu" not in entries:
-        images = open_images(path)
+        images = open_npz_images(path, reader)
         return Reference(name, f"{images.count:,} images", images, named.features, images.count, mode)
     meta = _meta(reader) if "meta" in entries else {}
     count = int(meta.get("count", 0))
@@ -185,7 +187,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     return Reference(
         name,
         str(meta.get("source") or f"statistics from {path.name}"),
-        open_images(path) if "arr_0" in entries else None,
+        open_npz_images(path, reader) if "arr_0" in entries else None,
         str(meta.get("features", named.features)),
         int(meta.get("samples", named.count)),
         str(meta.get("mode", mode)),

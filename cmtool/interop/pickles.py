@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cmtool.errors import CheckpointError
+from cmtool.interop.weights import Found, judged, settled
 
 
 class Inert:
@@ -254,19 +255,20 @@ def flatten(module: Any, prefix: str = "", cache: dict[int, Tensor] | None = Non
     return result
 
 
-def network_record(content: Any, path: Path) -> Record:
-    """Return the network inside a snapshot: its average (`ema`) first.
+def network_records(content: Any, path: Path) -> list[Found[Record]]:
+    """Return the networks inside a snapshot.
 
     Raises:
         CheckpointError: if there is none, naming what was found.
     """
     if isinstance(content, Record):
-        return content
-    if isinstance(content, dict):
-        for key in ("ema", "net", "model"):
-            if isinstance(content.get(key), Record):
-                return content[key]
+        return [judged((), content)]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a network snapshot.")
+    found = [judged((str(key),), value) for key, value in content.items() if isinstance(value, Record)]
+    networks = [one for one in found if _submodules(one.contents).keys() & {"_modules", "_parameters"}]
+    if not networks:
         raise CheckpointError(
             f"{path} holds no network under 'ema' or 'net'; it holds: {', '.join(map(str, list(content)[:10]))}."
         )
-    raise CheckpointError(f"{path} holds a {type(content).__name__}, not a network snapshot.")
+    return settled(networks)

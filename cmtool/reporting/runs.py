@@ -97,14 +97,6 @@ class RunRecord:
         return dict(self.judged[-1]["eval"]) if self.judged else {}
 
 
-def span(seconds: float) -> str:
-    """Return a length of time shortly: 40 s, 12 min, 3 h 05 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def read_run(path: Path) -> RunRecord:
     """Read a run folder, finished or not.
 

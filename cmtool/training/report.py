@@ -12,6 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from cmtool.training.distributed import World
 from cmtool.training.forecast import Forecast
 
 # Edges of the noise-level bands that reports break the distance down by.
@@ -73,6 +74,14 @@ class Tally:
         kept, self.images = mark
         for numbers in (self.losses, self.distances, self.times):
             del numbers[kept:]
+
+    def gathered(self, world: World) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses, distances (float64) and times of all processes, on the CPU."""
+        mine = [torch.cat(kept).cpu() for kept in (self.losses, self.distances, self.times)]
+        mine[1] = mine[1].double()
+        if world.size > 1:
+            mine = [torch.cat(columns) for columns in zip(*world.gather(mine), strict=True)]
+        return mine[0], mine[1], mine[2]
 
     def finite(self) -> bool:
         """Whether every loss and gradient norm so far is a finite number (reads them: waits for the device)."""

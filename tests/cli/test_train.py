@@ -305,7 +305,7 @@ def test_a_disk_that_fills_during_the_run_keeps_the_last_good_checkpoint(cmtool,
     def full_later(path, tensors, header):
         if header["step"] == 6:
             raise_full = OSError(errno.ENOSPC, "No space left on device")
-            from cmtool.checkpoint import writing
+            from cmtool.files.atomic import writing
 
             with writing(Path(path)):
                 raise raise_full

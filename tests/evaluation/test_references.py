@@ -15,7 +15,7 @@ from cmtool.evaluation.measure import measure, measure_reference
 from cmtool.evaluation.references import NAMED, check_reference, resolve_reference
 from cmtool.evaluation.samples import from_array
 from cmtool.evaluation.statistics import statistics
-from cmtool.evaluation.store import cache_dir
+from cmtool.files.cache import cache_dir
 from tests.evaluation.stand_in import write_stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
@@ -133,7 +133,7 @@ def test_builtin_references():
         ({"mu": np.zeros(3), "sigma": np.zeros((4, 4))}, "do not fit together"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
         ({"mu": np.array([None] * 3, dtype=object), "sigma": np.eye(3)}, "holds Python objects"),
-        ({"a": np.zeros(3)}, "none of arr_0"),
+        ({"a": np.zeros(3)}, "has no images: its arrays are a"),
     ],
 )
 def test_reference_files_that_are_none(arrays, words):

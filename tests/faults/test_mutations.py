@@ -11,7 +11,8 @@ import pytest
 
 from cmtool import checkpoint
 from cmtool.errors import CheckpointError, UserError
-from cmtool.training import lock, loop, numbers, state
+from cmtool.files import atomic
+from cmtool.training import lock, loop, optimizers, state
 from tests.faults.commands import half_done
 from tests.faults.harness import broken_files, fsync_fails, kill_at, trial
 from tests.faults.test_damage import damage_one, newest_checkpoint
@@ -22,8 +23,8 @@ from tests.training.tiny import config_of, session_of
 @contextlib.contextmanager
 def written_in_place(path):
     """What `atomic_write` would be without its temporary file: the final name at once."""
-    checkpoint.make_folder(Path(path).parent)
-    with checkpoint.writing(Path(path)):
+    atomic.make_folder(Path(path).parent)
+    with atomic.writing(Path(path)):
         yield Path(path)
         with open(path, "rb+") as stream:
             os.fsync(stream.fileno())
@@ -155,12 +156,12 @@ def test_without_minding_fsync_a_failing_disk_goes_unsaid(known, tmp_path, monke
 
     folder = known["train"].folder(tmp_path / "good")
     assert trial("mutant", known["train"].words, folder, arm=fsync_fails(4)).code == 1
-    monkeypatch.setattr(checkpoint, "writing", careless)
+    monkeypatch.setattr(atomic, "writing", careless)
     folder = known["train"].folder(tmp_path / "mutant")
     assert "could not be written" not in trial("mutant", known["train"].words, folder, arm=fsync_fails(4)).err
 
 
 def test_the_protections_are_what_the_mutants_replace():
     """Names that the mutations patch: a rename must not turn them into tests of nothing."""
-    assert callable(checkpoint.atomic_write) and callable(checkpoint.verify) and callable(lock._try_lock)
-    assert loop.all_finite is numbers.all_finite and issubclass(CheckpointError, UserError)
+    assert callable(atomic.atomic_write) and callable(checkpoint.verify) and callable(lock._try_lock)
+    assert loop.all_finite is optimizers.all_finite and issubclass(CheckpointError, UserError)

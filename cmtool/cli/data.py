@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cmtool.cli.app import command
 from cmtool.cli.options import Json, Quiet, sub_app
 from cmtool.cli.output import Output
 
@@ -27,43 +29,46 @@ Kind = Annotated[
 ]
 
 
-@app.command(epilog="Example: cmtool data make photos/ --resolution 64 --out photos.cmdata")
-def make(
-    source: Source,
-    resolution: Annotated[int, typer.Option("--resolution", min=1, max=1024, help="Side of the squares in pixels.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The packed file.")],
-    channels: Annotated[int, typer.Option("--channels", help="1 gray, 3 RGB, 4 RGB with alpha.")] = 3,
-    fit: Annotated[
-        Literal["crop", "pad", "stretch"], typer.Option("--fit", help="How other shapes become square.")
-    ] = "crop",
+@dataclass(frozen=True, kw_only=True)
+class MakeOptions:
+    """Options of `cmtool data make`."""
+
+    source: Source
+    resolution: Annotated[int, typer.Option("--resolution", min=1, max=1024, help="Side of the squares in pixels.")]
+    out: Annotated[Path, typer.Option("--out", "-o", help="The packed file.")]
+    channels: Annotated[int, typer.Option("--channels", help="1 gray, 3 RGB, 4 RGB with alpha.")] = 3
+    fit: Annotated[Literal["crop", "pad", "stretch"], typer.Option("--fit", help="How other shapes become square.")] = (
+        "crop"
+    )
     filter: Annotated[
         Literal["adm", "edm", "bicubic", "box", "lanczos"],
         typer.Option("--filter", help="adm: OpenAI's pixels (box halving, bicubic); edm: NVlabs' (Lanczos)."),
-    ] = "adm",
+    ] = "adm"
     small: Annotated[
         Literal["skip", "upscale"], typer.Option("--small", help="Images smaller than the resolution.")
-    ] = "skip",
-    labels: Kind = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    ] = "skip"
+    labels: Kind = None
+    json: Json = False
+    quiet: Quiet = False
+
+
+@app.command(epilog="Example: cmtool data make photos/ --resolution 64 --out photos.cmdata")
+@command
+def make(options: MakeOptions) -> None:
     """Pack any data set into one memory-mapped file of equal squares."""
-    from cmtool.data.packing import Rules
+    from cmtool.data.packed import Rules
     from cmtool.data.survey import make as make_packed
     from cmtool.errors import UsageError
 
-    if channels not in (1, 3, 4):
-        raise UsageError(f"--channels is 1, 3 or 4, not {channels}.")
-    output = Output(json, quiet)
-    with output.progress(None, "packing") as update:
-        rules = Rules(resolution, channels, fit, filter, small)
-        header = make_packed(
-            source, out, rules, labels, lambda done, total: update(note=f"of {total:,}", completed=done)
-        )
+    if options.channels not in (1, 3, 4):
+        raise UsageError(f"--channels is 1, 3 or 4, not {options.channels}.")
+    output = Output(options.json, options.quiet)
+    rules = Rules(options.resolution, options.channels, options.fit, options.filter, options.small)
+    header = make_packed(options.source, options.out, rules, options.labels, output)
     for line in _packed_lines(header):
         output.say(line)
-    output.result(str(out))
-    output.json({"out": str(out), **header})
+    output.result(str(options.out))
+    output.json({"out": str(options.out), **header})
 
 
 def _packed_lines(header: dict[str, Any]) -> list[str]:
@@ -77,22 +82,28 @@ def _packed_lines(header: dict[str, Any]) -> list[str]:
     return lines + header["notes"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Options of `cmtool data show`."""
+
+    source: Source
+    grid: Annotated[Path | None, typer.Option("--grid", help="Write a picture of images spread over the set.")] = None
+    num: Annotated[int, typer.Option("--num", min=1, max=4096, help="Images in the grid.")] = 64
+    labels: Kind = None
+    json: Json = False
+    quiet: Quiet = False
+
+
 @app.command(epilog="Example: cmtool data show photos.cmdata --grid photos.png")
-def show(
-    source: Source,
-    grid: Annotated[Path | None, typer.Option("--grid", help="Write a picture of images spread over the set.")] = None,
-    num: Annotated[int, typer.Option("--num", min=1, max=4096, help="Images in the grid.")] = 64,
-    labels: Kind = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def show(options: ShowOptions) -> None:
     """Show what a data set holds: counts, sizes, classes, and a grid of images."""
     from cmtool.data.survey import survey
 
-    output = Output(json, quiet)
-    found = survey(source, labels, num if grid else 0)
+    output, grid = Output(options.json, options.quiet), options.grid
+    found = survey(options.source, options.labels, options.num if grid else 0)
     if grid is not None:
-        _save_grid(found, grid, source)
+        _save_grid(found, grid, options.source)
     _tables(output, found.facts)
     if grid is not None:
         output.say(f"grid: {grid}")
@@ -112,7 +123,7 @@ def _save_grid(found: Survey, grid: Path, source: str) -> None:
 
 
 def _tables(output: Output, facts: dict[str, Any]) -> None:
-    from cmtool.data.cache import human_bytes
+    from cmtool.units import human_bytes
 
     names = ("source", "path", "images", "found", "duplicates", "resolution", "channels", "classes", "fingerprint")
     rows = [[name, _number(facts[name])] for name in names if facts.get(name) is not None]

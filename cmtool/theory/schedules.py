@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from cmtool.theory import gaussian, population
-from cmtool.theory.fit import Fit, power_law
 from cmtool.theory.laws import GMM_A
 from cmtool.theory.levels import SCHEDULES, Levels, build_levels, li
-from cmtool.theory.study import Curve, Panel, Study, Table
+from cmtool.theory.study import Curve, Fit, Panel, Study, Table, power_law
 
 
 def _levels(count: int, c0: float, c1: float) -> dict[str, Levels]:

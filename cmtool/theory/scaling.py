@@ -9,14 +9,13 @@ import numpy as np
 
 from cmtool.errors import UserError, unknown
 from cmtool.theory import gaussian, population
+from cmtool.theory.chain import read_points
 from cmtool.theory.distances import absolute_mean, product_bounds
-from cmtool.theory.fit import Fit, log_ratio, power_law
 from cmtool.theory.laws import Gaussian, parse_law
 from cmtool.theory.levels import Levels, build_levels
 from cmtool.theory.line import LineMixture
 from cmtool.theory.plan import bound_value, levels_needed
-from cmtool.theory.studies.chain import read_points
-from cmtool.theory.study import Curve, Panel, Study, Table
+from cmtool.theory.study import Curve, Fit, Panel, Study, Table, log_ratio, power_law
 
 COLUMNS = ["d", "T", "W1 from", "W1 to", "found by", "W2", "CD W1", "L_f", "C1 implied"]
 
@@ -98,7 +97,7 @@ def measure(law: LineMixture | Gaussian, dims: list[int], levels_list: list[Leve
 
 
 def _fits(points: list[Point], dims: list[int], counts: list[int]) -> list[Fit]:
-    """Exponents in T for each d, and in d at the largest T; an upper bound is called one, and not fitted in d."""
+    """Exponents in T for each d, and in d at the largest T; an upper bound is named as such and not fitted in d."""
     fits = []
     for dim in dims:
         chosen = [point for point in points if point.dim == dim]
