@@ -53,7 +53,7 @@ def references(incomplete: str) -> list[str]:
 
 def trackers(incomplete: str) -> list[str]:
     """Return the trackers that begin so."""
-    from cmtool.cli.train_extras import TRACKERS
+    from cmtool.api.run_settings import TRACKERS
 
     return _begin(incomplete, TRACKERS)
 

@@ -98,11 +98,12 @@ def _search(options: SearchOptions, output: Output) -> None:
 
 
 def _find(found: FoundModel, ref: str, options: SearchOptions, output: Output) -> FoundTimes:
-    from cmtool import api
+    from cmtool.api.evaluate import search_times
+    from cmtool.api.model import Model
     from cmtool.cli.run_model import load_model
 
-    return api.search_times(
-        api.Model(load_model(found, options.device, options.precision), found.path),
+    return search_times(
+        Model(load_model(found, options.device, options.precision), found.path),
         ref,
         steps=options.steps,
         num=options.num,

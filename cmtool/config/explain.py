@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from cmtool.errors import ConfigError, nearest
 
+# How the origin of a value begins that a Python program gave; that of a typed one is its option.
+BY_PROGRAM = "settings"
 _MUST = {
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
@@ -95,11 +97,19 @@ def _of_its_kind(problem: Any) -> Any:
     return {**problem, "type": "literal_error", "loc": (*problem["loc"], "kind"), "input": problem["input"]["kind"]}
 
 
-def unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
-    """Return the error for settings that do not go together; it blames the file unless one of them was typed."""
+def is_given(origin: str) -> bool:
+    """Whether a value was typed or given by a program, and not written in a file."""
+    return origin.startswith(("--", BY_PROGRAM))
+
+
+def explain_unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
+    """Turn the complaint about settings that do not go together into a `ConfigError`; arguments as for `explain`.
+
+    The file is blamed unless one of the settings named was given; the hint says what to type next.
+    """
     named = re.findall(r"\b(?:recipe|train|network|data|process)(?:\.[a-z]\w*)+", str(error))
     typed = any(
-        origin.startswith("--") and (key in named or any(key.startswith(table + ".") for table in named))
+        is_given(origin) and (key in named or any(key.startswith(table + ".") for table in named))
         for key, origin in origins.items()
     )
     shown = Path(default).stem if default.startswith("presets/") else default
@@ -139,7 +149,7 @@ def _place(key: str, origins: Mapping[str, str], default: str) -> str:
     if key in origins:
         return origins[key]
     inside = [place for dotted, place in origins.items() if dotted.startswith(key + ".")]
-    given = [place for place in inside if place.startswith("--")]
+    given = [place for place in inside if is_given(place)]
     if given:
         return given[-1]
     parent = key.rpartition(".")[0]

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmtool.checkpoint import read_header
-from cmtool.config.compare import differing_keys
-from cmtool.config.load import from_toml
+from cmtool.config.load import differing_keys, from_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, ConfigError, DataError, nearest
 from cmtool.reporting.rows import json_rows, sound
