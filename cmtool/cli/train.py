@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from dataclasses import dataclass
 from functools import partial
@@ -194,7 +195,6 @@ def _images(text: str | None, option: str) -> int | Literal["auto"] | None:
 
 def _show(run: TrainedRun, options: TrainOptions, output: Output) -> None:
     """Say how a training ended, and exit with the code that belongs to it."""
-    from cmtool.cli.train_view import next_commands
     from cmtool.config.load import to_toml
 
     if options.dry_run:
@@ -215,3 +215,28 @@ def _show(run: TrainedRun, options: TrainOptions, output: Output) -> None:
             output.say(line)
     output.result(str(run.model))
     return output.json(document)
+
+
+def next_commands(run: TrainedRun, options: TrainOptions) -> list[str]:
+    """Return what to type next: look at samples, and distil a teacher, or read how the run went."""
+    folder = shlex.quote(str(run.folder))
+    lines = [f"next: cmtool sample --model {folder}"]
+    if run.config.family == "edm" and run.config.process.kind == "ve":
+        preset = options.preset if options.extend is None else run.config.preset
+        words = ["train-cd", "--preset", preset, *_data_words(run, options), "--teacher", str(run.folder)]
+        return [*lines, f"then: cmtool {shlex.join(words)}"]
+    return [*lines, f"then: cmtool report {folder}"]
+
+
+def _data_words(run: TrainedRun, options: TrainOptions) -> list[str]:
+    """Return the options that name the data once more: a student of other pictures than its teacher's learns little."""
+    from cmtool.config.judgments import PICTURES
+
+    path = options.data if options.extend is None else run.config.data.path
+    words = [] if path is None else ["--data", path]
+    for name, value in (("small", options.small), ("fit", options.fit)):
+        words += [f"--{name}", value] if value else []
+    kept = (*PICTURES, "labels", "num_classes")
+    for text in options.sets or ():
+        words += ["--set", text] if text.strip().partition("=")[0].removeprefix("data.") in kept else []
+    return words

@@ -1,15 +1,12 @@
-"""What the train commands show: the recipes with their parts and published figures, tables, what to type next."""
+"""What the train commands show: the recipes with their parts and published figures, and tables."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cmtool.api.train import TrainedRun
     from cmtool.cli.output import Output
-    from cmtool.cli.train import TrainOptions
     from cmtool.config.parts import RecipeConfig
     from cmtool.losses.diagnose import Discrepancy
 
@@ -68,31 +65,6 @@ def list_recipes(family: str, preset: str, output: Output) -> None:
     if lines:
         output.table("Published per data set", ["data set", "recipe", "1 step", "2 steps", "metric", "source"], lines)
     output.json({"preset": preset, "family": family, "recipes": documents, "published": known})
-
-
-def next_commands(run: TrainedRun, options: TrainOptions) -> list[str]:
-    """Return what to type next: look at samples, and distil a teacher, or read how the run went."""
-    folder = shlex.quote(str(run.folder))
-    lines = [f"next: cmtool sample --model {folder}"]
-    if run.config.family == "edm" and run.config.process.kind == "ve":
-        preset = options.preset if options.extend is None else run.config.preset
-        words = ["train-cd", "--preset", preset, *_data_words(run, options), "--teacher", str(run.folder)]
-        return [*lines, f"then: cmtool {shlex.join(words)}"]
-    return [*lines, f"then: cmtool report {folder}"]
-
-
-def _data_words(run: TrainedRun, options: TrainOptions) -> list[str]:
-    """Return the options that name the data once more: a student of other pictures than its teacher's learns little."""
-    from cmtool.config.judgments import PICTURES
-
-    path = options.data if options.extend is None else run.config.data.path
-    words = [] if path is None else ["--data", path]
-    for name, value in (("small", options.small), ("fit", options.fit)):
-        words += [f"--{name}", value] if value else []
-    kept = (*PICTURES, "labels", "num_classes")
-    for text in options.sets or ():
-        words += ["--set", text] if text.strip().partition("=")[0].removeprefix("data.") in kept else []
-    return words
 
 
 def discrepancy_table(output: Output, step: int, levels: Sequence[Discrepancy]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmtool import __version__
 from cmtool.errors import DataError
 from cmtool.evaluation import inception_score, kid
 from cmtool.evaluation.bootstrap import Comparison, Statistic, compare, frechet_statistic, interval, share_statistic
@@ -22,6 +21,7 @@ from cmtool.evaluation.references import Reference, resolve_reference
 from cmtool.evaluation.samples import ImageSet
 from cmtool.talk import SILENCE, Talk
 from cmtool.training.distributed import World
+from cmtool.version import __version__
 
 Shape = tuple[int, int, int]
 ALONE = World()

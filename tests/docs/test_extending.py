@@ -51,10 +51,8 @@ def test_what_a_section_adds_runs(title, tmp_path):
     commands = follow(SECTIONS[title], tmp_path)
     assert commands
     for words in commands:
-        assert words[0] == "cmtool"
-        done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        program = [sys.executable, *(words[1:] if words[0] == "python" else ["-m", *words])]
+        done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -63,13 +61,6 @@ def test_every_file_that_the_page_names_is_there():
     for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", PAGE):
         places = [ROOT / name, ROOT / "cmtool" / name]
         assert any(place.exists() for place in places) or name in added, f"docs/extending.md names {name}"
-
-
-def test_the_rooms_that_the_page_lists_are_those_of_the_house():
-    from tests.test_architecture import ROOMS
-
-    listed = re.search(r"\(a test enforces the order\):(.*?)\.", PAGE, re.DOTALL)
-    assert [word.strip() for word in listed[1].replace("\n", " ").split(",")] == ROOMS
 
 
 def test_the_rows_that_the_page_shows_parse():

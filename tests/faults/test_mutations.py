@@ -17,7 +17,7 @@ from tests.faults.commands import half_done
 from tests.faults.harness import broken_files, fsync_fails, kill_at, trial
 from tests.faults.test_damage import damage_one, newest_checkpoint
 from tests.training.test_session import breaks
-from tests.training.tiny import config_of, session_of
+from tests.training.tiny import config_of, run, session_of
 
 
 @contextlib.contextmanager
@@ -100,13 +100,13 @@ def test_without_the_lock_two_processes_train_in_one_folder(tmp_path, monkeypatc
 
 
 def test_without_the_checks_nan_reaches_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.math, "isfinite", lambda value: True)
+    monkeypatch.setattr(optimizers.math, "isfinite", lambda value: True)
     monkeypatch.setattr(loop, "all_finite", lambda modules: True)
     monkeypatch.setattr("cmtool.training.report.Tally.finite", lambda self: True)
     session, _ = session_of(config_of("edm", "train.checkpoint_every=4", steps=9), tmp_path / "run")
     breaks(session, {2}, "always")
     with contextlib.suppress(UserError):
-        session.run(checkpoint_free_stop())
+        run(session, checkpoint_free_stop())
     tensors, _ = checkpoint.load_tensors(session.folder.checkpoints()[0][1])
     assert any(bool(tensor.isnan().any()) for tensor in tensors.values() if tensor.is_floating_point())
 
