@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, resolve_file
-from cmtool.config.schema import NetworkConfig, ProcessConfig, RunConfig
+from cmtool.config.networks import network_config
+from cmtool.config.schema import ProcessConfig, RunConfig
+from cmtool.config.sources import SOURCES
 from cmtool.diffusion.parameterization import Coefficients, build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
 from cmtool.networks.convolution import hold_in
+from cmtool.networks.normalization import wide
 from cmtool.networks.truncated import TruncatedNetwork
 from cmtool.recorded import Recorded
 
@@ -42,7 +44,7 @@ class Model(nn.Module):
         self.header = header
         self.parameterization = build_parameterization(process)
         self.autocast: torch.dtype | None = None
-        # Whether consistency training asks it for a pair of passes that share the errors of a half.
+        # Whether consistency training runs it in pairs of passes that share their half-precision errors.
         self.paired = False
         self._replayed: Callable[..., Tensor] | None = None
 
@@ -94,21 +96,23 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return c_skip x + c_out F(c_in x, c_noise, label, r), the scalings in at least x's precision."""
-        c = self.parameterization.coefficients(t)
+        c = self.parameterization.coefficients(wide(t))
         raw = self._raw(x, c, label, r)
         return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw
 
     def raw(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F itself at the scaled input, (B, C, H, W) in x's dtype; arguments as in a call of the model."""
-        return self._raw(x, self.parameterization.coefficients(t), label, r)
+        return self._raw(x, self.parameterization.coefficients(wide(t)), label, r)
 
     def _raw(self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None) -> Tensor:
         inner = expand(c.c_in.to(x.dtype), x) * x
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
-        to = None if r is None else self.parameterization.coefficients(r).c_noise.to(x.dtype)
+        # A half holds 250 ln t to one or two units only: what conditions the network is never narrower than float32.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            return (self._replayed or self.network)(inner, c.c_noise.to(x.dtype), label, to).to(x.dtype)
+            return (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to).to(x.dtype)
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
@@ -131,7 +135,7 @@ class Model(nn.Module):
     def log_variance(self, t: Tensor) -> Tensor:
         """Return the head w (B,) of a network with `log_variance` at the noise levels t (B,)."""
         network: Any = self.network
-        return network.log_variance(self.parameterization.coefficients(t).c_noise)
+        return network.log_variance(self.parameterization.coefficients(wide(t)).c_noise)
 
 
 class ConsistencyModel(Model):
@@ -144,10 +148,6 @@ class Denoiser(Model):
     """D(x, t) = E[x0 | x_t = x]: a diffusion model, the teacher of a distillation."""
 
     kind = "diffusion"
-
-    def velocity(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """dx/dt = (x - D(x, t)) / t along the probability-flow ODE; x (B, C, H, W), t (B,)."""
-        return (x - self(x, t, label)) / expand(t, x)
 
 
 KINDS: dict[str, type[Model]] = {"consistency": ConsistencyModel, "diffusion": Denoiser}
@@ -171,7 +171,7 @@ def model_header(
     `source` is what was found at `config.data.path`, e.g. "folder of images".
     """
     data = config.data
-    edits = config.recipe.model_kind == "consistency" and data.source != "toy2d"
+    edits = config.recipe.model_kind == "consistency" and not SOURCES[data.source].points
     return {
         "kind": config.recipe.model_kind,
         "preset": config.preset,
@@ -190,7 +190,7 @@ def model_header(
             "num_classes": num_classes,
             "class_names": class_names,
             "fingerprint": fingerprint,
-            "float_samples": data.source == "toy2d",
+            "float_samples": SOURCES[data.source].points,
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},
@@ -213,16 +213,16 @@ def build_model(header: dict[str, Any]) -> Model:
         CheckpointError: if the header names something that this version does not know.
     """
     try:
-        network_config = NetworkConfig(**header["network"])
+        table = network_config(**header["network"])
         process = ProcessConfig(**header["process"])
         data = header["data"]
         shape = {"channels": data["channels"], "resolution": data["resolution"], "num_classes": data.get("num_classes")}
         kind, seed = KINDS[header["kind"]], int(header.get("seed") or 0)
-        late = build_network(network_config, **shape, seed=seed)
+        late = build_network(table, **shape, seed=seed)
         network: nn.Module = late
         if process.truncated_at is not None:
             level = build_parameterization(process).coefficients(torch.tensor([process.truncated_at], device="cpu"))
-            early = build_network(network_config, **shape, seed=seed)
+            early = build_network(table, **shape, seed=seed)
             network = TruncatedNetwork(early, late, float(level.c_noise))
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, UserError) as error:
         raise CheckpointError(f"the model's header cannot be understood: {_in_one_line(error)}") from error
@@ -293,8 +293,3 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
     """Return an uninitialized tensor on the CPU of the size, layout and dtype of one without memory."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of weights."""
-    return sum(math.prod(parameter.shape) for parameter in model.parameters())

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from cmtool import models
 from cmtool.errors import UserError, unknown
-from cmtool.interop.names import resolve_model
+from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 from cmtool.samplers.plan import SamplePlan, plan_sampling
 from cmtool.training.setup import choose_device
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
-# The seeds that `seed=N` means: N * BLOCK and up, as on the command line.
-BLOCK = 1_000_000
 
 
 class Model:

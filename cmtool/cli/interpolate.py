@@ -14,7 +14,7 @@ from cmtool.errors import UsageError, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.models import Model as LoadedModel
     from cmtool.samplers.plan import SamplePlan
@@ -88,7 +88,7 @@ def interpolate(
 
 
 def _decide(given: dict[str, Any], output: Output) -> Walk:
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.cli.lists import choose_label, parse_floats, parse_ints
     from cmtool.samplers.plan import plan_sampling
 
@@ -143,7 +143,7 @@ def _kind(out: Path) -> Literal["grid", "gif", "frames"]:
 
 
 def _teacher(given: str | None, found: FoundModel) -> FoundModel:
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.config.judgments import same_data
 
     data = found.header["data"]
@@ -161,7 +161,7 @@ def _teacher(given: str | None, found: FoundModel) -> FoundModel:
 def _make(walk: Walk, output: Output) -> None:
     import torch
 
-    from cmtool.cli.run_model import load_model
+    from cmtool.api.find import load_model
     from cmtool.data.sample_files import check_place
     from cmtool.samplers.interpolation import decode, key_noise, path
 
@@ -209,7 +209,8 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     """Take the pictures to their noise by the teacher's ODE, and say how well the model brings them back."""
     import torch
 
-    from cmtool.cli.run_model import load_model
+    from cmtool.api.find import load_model
+    from cmtool.config.classes import class_map
     from cmtool.data.images import fit_image, read_image
     from cmtool.editing.tasks import tensor
     from cmtool.samplers.interpolation import DITHER, decode, dithered, encode
@@ -224,7 +225,9 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     lowest = max(teacher.sigma_min, DITHER)
     levels = solver_times(walk.given["inversion_steps"], lowest, teacher.sigma_max, teacher.rho)
     labels = None if label is None else torch.full((len(x0),), label, device=x0.device)
-    noise = encode(teacher, dithered(x0, lowest), levels, labels if teacher.num_classes is not None else None)
+    places = class_map(model.header["data"], teacher.header["data"], f"the teacher {walk.teacher.path}")
+    known = labels if places is None or labels is None or label is None else torch.full_like(labels, places[label])
+    noise = encode(teacher, dithered(x0, lowest), levels, known if teacher.num_classes is not None else None)
     back = decode(model, noise, walk.plan.times[:1], labels)
     errors = (back - x0).square().flatten(1).mean(1).sqrt().tolist()
     for file, error in zip(walk.pictures, errors, strict=True):
@@ -234,8 +237,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
 
 def _write(walk: Walk, frames: Tensor) -> None:
     from cmtool.cli.output import command_line
-    from cmtool.data.animation import save_gif
-    from cmtool.data.images import save_folder, save_grid
+    from cmtool.data.images import save_folder, save_gif, save_grid
 
     text = {"model": str(walk.found.path), "model_hash": walk.found.digest, "command": command_line()}
     if walk.kind == "gif":

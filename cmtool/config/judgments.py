@@ -6,14 +6,14 @@ Needs no torch: commands look here for the reference, the sampling times and the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from cmtool.config.find import PACKAGE
 from cmtool.config.overrides import Override
-from cmtool.config.schema import DATA_SOURCES, DataConfig, PresetFile, RunConfig
+from cmtool.config.schema import DataConfig, PresetFile, RunConfig
+from cmtool.config.sources import SOURCES, named_source, source_of_path
 from cmtool.config.toml import read_toml
 from cmtool.errors import ConfigError
 
@@ -31,9 +31,6 @@ ABOUT_PICTURES = (
     ("eval", "features"),
     ("recipe", "expected"),
 )
-# Sources that are a kind of file, not a data set: they need a path.
-PLACELESS = ("folder", "npz", "packed")
-_ENDINGS = {".cmdata": "packed", ".npz": "npz"}
 
 
 def name_source(data: Mapping[str, Any], by_hand: Sequence[str]) -> dict[str, Any]:
@@ -49,11 +46,12 @@ def name_source(data: Mapping[str, Any], by_hand: Sequence[str]) -> dict[str, An
     path = data.get("path")
     if "path" not in by_hand or not isinstance(path, str):
         return dict(data)
-    if path in DATA_SOURCES and not Path(path).exists():
-        return {**data, "source": path, "path": None}
+    named = named_source(path)
+    if named:
+        return {**data, "source": named, "path": None}
     if "source" in by_hand:
         return dict(data)
-    return {**data, "source": "lsun" if path.startswith("lsun:") else _ENDINGS.get(Path(path).suffix, "folder")}
+    return {**data, "source": source_of_path(path)}
 
 
 def are_other_pictures(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -62,9 +60,13 @@ def are_other_pictures(before: Mapping[str, Any], after: Mapping[str, Any]) -> b
     A preset for any folder has no pictures of its own, so that naming some changes none.
     """
     usual = {key: DataConfig.model_fields[key].get_default() for key in PICTURES}
-    placeless = before.get("path") is None and before.get("source") in PLACELESS
+    placeless = before.get("path") is None and _needs_path(before.get("source"))
     keys = [key for key in PICTURES if not (placeless and key in ("source", "path"))]
     return any(before.get(key, usual[key]) != after.get(key, usual[key]) for key in keys)
+
+
+def _needs_path(source: Any) -> bool:
+    return source in SOURCES and SOURCES[source].needs_path
 
 
 def is_about_pictures(override: Override) -> bool:

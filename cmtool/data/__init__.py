@@ -1,6 +1,6 @@
-"""Data: index -> (image in [-1, 1], label), every reader of data files, image files in and out.
+"""Data sets as index -> (image in [-1, 1], label), every reader of data files, and reading and writing of images.
 
-Each name is imported when it is first used: what needs the cache's place alone does not wait for torch.
+Each name is imported on first use, so that code which only needs the cache folder does not wait for torch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
         save_npz,
         save_png,
         save_points,
+        save_scatter,
         to_nhwc,
         to_uint8,
     )
     from cmtool.data.load import load_dataset
-    from cmtool.data.scatter import save_scatter
 
 __all__ = [
     "Dataset",
@@ -50,11 +50,10 @@ __all__ = [
     "to_nhwc",
     "to_uint8",
 ]
-# Where the names are from; those that are not listed are of cmtool.data.images.
+# The module each name comes from; names that are not listed live in cmtool.data.images.
 _HOMES = {
     **dict.fromkeys(("Dataset", "Summary", "describe", "fingerprint", "from_tensors"), "dataset"),
     "load_dataset": "load",
-    "save_scatter": "scatter",
     "split_indices": "builtin",
 }
 

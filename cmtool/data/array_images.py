@@ -1,6 +1,6 @@
-"""Images in an .npz, whoever wrote it: which array they are, how its axes and values are to be read, their labels.
+"""Images in an .npz from any source: which array holds them, the order of its axes, the range of its values, labels.
 
-Nothing is guessed where an array can be read in two ways: it is refused, and the sentence says how to name the way.
+An array that can be read in two ways is refused rather than guessed at, and the message says how to resolve it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from cmtool.errors import DataError
 
 IMAGE_KEYS = ("arr_0", "images", "data", "x", "samples")
 LABEL_KEYS = ("arr_1", "labels", "label", "y")
-RANGE = "range"  # an array of two numbers: which values are black and white
-_MARGIN = 1e-3  # of the range, by which rounding may leave it
+RANGE = "range"  # names an array of two numbers, the values of black and white
+_MARGIN = 1e-3  # values may leave the range by this share of it, through rounding
 FLAT_NOTE = "each row is read as a plane of red, one of green and one of blue, as CIFAR-10 has them"
 
 
 def layout(shape: tuple[int, ...], place: Path) -> tuple[str, tuple[int, int, int]]:
-    """Tell how the axes of an array of images are to be read.
+    """Return the order of the axes in an array of images.
 
     Args:
-        shape: of the array, with the images first.
-        place: what messages call the file.
+        shape: the shape of the array; the first axis counts images.
+        place: the file, for messages.
 
     Returns:
         "NHWC", "NCHW", "NHW" or "flat" (rows of square RGB planes), and the shape (H, W, C) of one image.
 
     Raises:
-        DataError: it is no batch of images, or could be one in two ways.
+        DataError: the array is not a batch of images, or could be one in two ways.
     """
     if len(shape) == 2:
         side = math.isqrt(shape[1] // 3)
@@ -54,7 +54,7 @@ def layout(shape: tuple[int, ...], place: Path) -> tuple[str, tuple[int, int, in
         return "NHW", (shape[1], shape[2], 1)
     last = len(shape) == 4 and shape[3] in (1, 3, 4)
     first = len(shape) == 4 and shape[1] in (1, 3, 4)
-    if last and first:  # tiny images: the reading under which they are square is meant
+    if last and first:  # tiny images: take the reading that makes them square
         last, first = shape[1] == shape[2], shape[2] == shape[3]
         if last == first:
             raise DataError(
@@ -71,7 +71,7 @@ def layout(shape: tuple[int, ...], place: Path) -> tuple[str, tuple[int, int, in
 
 
 def to_nhwc(block: NDArray[Any], kind: str) -> NDArray[Any]:
-    """Bring rows of an array in one of the layouts to (B, H, W, C)."""
+    """Rearrange rows of an array in any of the layouts to (B, H, W, C)."""
     if kind == "flat":
         side = math.isqrt(block.shape[1] // 3)
         return block.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
@@ -81,7 +81,7 @@ def to_nhwc(block: NDArray[Any], kind: str) -> NDArray[Any]:
 
 
 def class_numbers(values: Any, count: int, place: Path) -> NDArray[np.int64]:
-    """Return labels as int64 (count,); raises DataError when they are no class numbers of so many images."""
+    """Return labels as int64 (count,); raises DataError unless there is one class number for each image."""
     array = np.asarray(values)
     whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
     if array.shape != (count,) or not whole or (count and array.min() < 0):
@@ -97,10 +97,10 @@ def _named(reader: NpzReader, keys: tuple[str, ...]) -> list[str]:
 
 
 def _image_key(reader: NpzReader) -> str:
-    """Name the array of images.
+    """Return the name of the array that holds the images.
 
     Raises:
-        DataError: there is none, or several of as many axes.
+        DataError: there is none, or more than one.
     """
     found = _named(reader, IMAGE_KEYS)
     held = ", ".join(reader.arrays)
@@ -132,10 +132,10 @@ class ArrayImages:
     _range: tuple[float, float] | None
 
     def blocks(self, size: int = 256) -> Iterator[NDArray[Any]]:
-        """Yield the images in order, `size` at once: uint8 (B, H, W, C), or float32 points.
+        """Yield the images in order, `size` at a time: uint8 (B, H, W, C), or float32 points.
 
         Raises:
-            DataError: the file is damaged, or values are not finite or outside their range.
+            DataError: the file is damaged, or holds values that are not finite or lie outside the range.
         """
         for block in self._reader.rows(self.key, size):
             if self.points:
@@ -152,7 +152,7 @@ def _finite(values: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _scaled(block: NDArray[Any], limits: tuple[float, float], path: Path) -> NDArray[np.uint8]:
-    """Bring values of a range to bytes by rounding."""
+    """Map values from their range to bytes by rounding."""
     low, high = limits
     values = _finite(block.astype(np.float32), path)
     least, most = float(values.min()), float(values.max())
@@ -168,10 +168,10 @@ def _scaled(block: NDArray[Any], limits: tuple[float, float], path: Path) -> NDA
 
 
 def _limits(reader: NpzReader, key: str) -> tuple[float, float] | None:
-    """Which values are black and white; None where bytes are taken as they are.
+    """Return the values of black and white, or None for bytes that need no scaling.
 
     Raises:
-        DataError: the array does not say, and its values fit two ranges.
+        DataError: the file does not name them and the values fit two ranges.
     """
     info = reader.arrays[key]
     if RANGE in reader.arrays:
@@ -207,7 +207,7 @@ def _said_range(reader: NpzReader) -> tuple[float, float] | None:
 
 
 def _signed(reader: NpzReader, key: str) -> tuple[float, float]:
-    """Make sure that floats are meant to lie in [-1, 1]: some reach well below 0."""
+    """Return [-1, 1] after checking that some values lie well below 0, so that [0, 1] cannot be meant."""
     low, high = math.inf, -math.inf
     for block in reader.rows(key):
         values = _finite(block.astype(np.float32), reader.path)
@@ -221,7 +221,7 @@ def _signed(reader: NpzReader, key: str) -> tuple[float, float]:
 
 
 def _meta(reader: NpzReader) -> dict[str, Any]:
-    """What the maker wrote into the file, {} where there is nothing."""
+    """Return the JSON that cmtool writes into its sample files, {} if there is none."""
     if "meta" not in reader.arrays:
         return {}
     text = reader.read("meta")
@@ -243,10 +243,10 @@ def open_array_images(path: Path, reader: NpzReader | None = None) -> ArrayImage
 
     Args:
         path: the file.
-        reader: where it is open already.
+        reader: the file if it is already open.
 
     Raises:
-        DataError: it is damaged or refused, has no images, or they can be read in two ways.
+        DataError: the file is damaged or refused, has no images, or has some that can be read in two ways.
     """
     reader = reader or NpzReader(path)
     key = _image_key(reader)

@@ -1,7 +1,7 @@
-"""Which files of a folder or an archive are images, and what class each has: one rule for every reader.
+"""Which files in a folder or archive are images, and which class each belongs to: one set of rules for every reader.
 
-Hidden files and those that operating systems and tools leave behind never count. Links are followed, but not back
-into a folder that holds them. Whatever else cannot be used is counted under the reason that a user is told.
+Hidden files and the litter of operating systems and tools never count. Links are followed, except back into a folder
+that contains them. Everything else that cannot be used is counted by reason, for the user to see.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CONVERT = "in a format to be converted first (HEIC, raw, ...)"
 
 @dataclass
 class Listing:
-    """What a folder or an archive holds.
+    """What a folder or archive holds.
 
-    `images` are relative names with "/", sorted; `stamps` their sizes and times of change in the same order; `tables`
-    the names of files called dataset.json; `skipped` counts every other visible file by reason.
+    `images` are relative names with "/", sorted; `stamps` are their sizes and modification times in the same order;
+    `tables` are the names of all files called dataset.json; `skipped` counts every other visible file by reason.
     """
 
     images: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Listing:
     skipped: Counter[str] = field(default_factory=Counter)
 
     def add(self, name: str, *stamp: object) -> None:
-        """Sort one visible file into its place."""
+        """Add one visible file to the list it belongs to."""
         last = name.rsplit("/", 1)[-1].lower()
         if last.endswith(SUFFIXES):
             self.images.append(name)
@@ -50,7 +50,7 @@ class Listing:
             self.skipped[CONVERT if last.endswith(FOREIGN) else "not an image"] += 1
 
     def sorted(self) -> Listing:
-        """Return the same listing with its images in the order of their names."""
+        """Return this listing with its images sorted by name."""
         order = sorted(range(len(self.images)), key=lambda row: self.images[row])
         self.images = [self.images[row] for row in order]
         self.stamps = [self.stamps[row] for row in order]
@@ -58,21 +58,21 @@ class Listing:
 
 
 def is_hidden(part: str) -> bool:
-    """Whether a file or folder of this name never counts."""
+    """Whether files and folders of this name are ignored."""
     return part.startswith(".") or part.lower() in SYSTEM
 
 
 def _entries(folder: str) -> list[tuple[str, str, bool]]:
-    """Return (name, path, is a link) of the visible entries of a folder."""
+    """Return (name, path, whether it is a link) for each visible entry of a folder."""
     with os.scandir(folder) as found:
         return [(entry.name, entry.path, entry.is_symlink()) for entry in found if not is_hidden(entry.name)]
 
 
 def list_folder(root: Path) -> Listing:
-    """List a folder with all its subfolders.
+    """List a folder and everything below it.
 
-    Links to files and folders are followed. A link to a folder that holds it, a broken link, a folder that may not be
-    read and whatever is no plain file are counted as skipped.
+    Links to files and folders are followed. Links back to a folder around them, broken links, folders that cannot be
+    read, pipes and devices are counted as skipped.
     """
     found = Listing()
     top = os.stat(root)
@@ -93,7 +93,7 @@ def list_folder(root: Path) -> Listing:
             here = (stat.st_dev, stat.st_ino)
             if S_ISREG(stat.st_mode):
                 found.add(prefix + name, stat.st_size, stat.st_mtime_ns)
-            elif not S_ISDIR(stat.st_mode):  # opening a pipe waits for ever, a device has no end
+            elif not S_ISDIR(stat.st_mode):  # opening a pipe can block forever, and a device may never end
                 found.skipped["no plain file"] += 1
             elif here in above:
                 found.skipped["a link to a folder around it"] += 1
@@ -103,7 +103,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_archive(archive: zipfile.ZipFile) -> tuple[Listing, dict[str, str]]:
-    """List a zip archive; also return the member behind each name, for some tools write `./a.png` or backslashes."""
+    """List a zip archive, and map each name to its member: some tools write `./a.png` or backslashes."""
     found, members = Listing(), {}
     for info in archive.infolist():
         parts = [part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".")]
@@ -119,15 +119,15 @@ def list_archive(archive: zipfile.ZipFile) -> tuple[Listing, dict[str, str]]:
 
 
 def find_table(images: list[str], tables: list[str], place: Path) -> str | None:
-    """Return the dataset.json that describes all images: at the top, or in a folder wrapped around everything.
+    """Return the dataset.json that covers all images: at the top, or in a folder wrapped around everything.
 
     Args:
         images: their relative names.
         tables: names of the files in EDM's form.
-        place: what messages call the folder or archive.
+        place: the folder or archive, for messages.
 
     Raises:
-        DataError: there are images outside the folder of each table, so that labels would be lost.
+        DataError: every table leaves some images out, so that labels would be lost.
     """
     for table in sorted(tables, key=lambda name: (name.count("/"), name)):
         folder = table.removesuffix(TABLE)
@@ -145,21 +145,21 @@ def find_table(images: list[str], tables: list[str], place: Path) -> str | None:
 
 
 def index_labels(names: list[str]) -> tuple[tuple[str, ...], list[int]]:
-    """Return the sorted distinct class names and the rank of each entry."""
+    """Return the distinct class names, sorted, and the index of each entry among them."""
     classes = tuple(sorted(set(names)))
     rank = {name: index for index, name in enumerate(classes)}
     return classes, [rank[name] for name in names]
 
 
 def strip_wrapper(names: list[str]) -> list[str]:
-    """Drop the one folder that is wrapped around all class folders, as many archives have it."""
+    """Drop a single folder wrapped around all class folders, as many archives have one."""
     wrapped = len({name.split("/", 1)[0] for name in names}) == 1 and all(name.count("/") >= 2 for name in names)
     return [name.split("/", 1)[1] for name in names] if wrapped else names
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Class names (sorted), the class of each image, and what has to be said about them; None without classes."""
+    """Sorted class names and the class of each image, None if there are no classes; and notes for the user."""
 
     names: tuple[str, ...] | None = None
     labels: list[int] | None = None
@@ -167,13 +167,13 @@ class Classes:
 
 
 def class_labels(names: list[str], rule: str | None) -> Classes:
-    """Give each image the class that its folder or its file name says.
+    """Give each image the class named by its folder or its file name.
 
     Args:
         names: relative names with "/".
-        rule: "folders" or None: the top folder, below one that may be wrapped around everything, is the class; there
-            are no classes when an image lies outside such folders. "prefix": OpenAI's rule, the file name up to the
-            first underscore (one stray prefix shifts every index behind it).
+        rule: "folders" or None: the top-level folder (inside a folder wrapped around everything) is the class, and
+            there are no classes if any image lies outside of them. "prefix": OpenAI's rule, the file name up to the
+            first underscore (one stray prefix shifts every class index after it).
 
     Raises:
         DataError: there is no such rule, or a file name has no prefix.

@@ -26,7 +26,7 @@ def euler_step(denoise: Denoise, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
 def heun_step(denoise: Denoise, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
     """Second order: the mean of the slopes at t and, after an Euler step, at r. Two calls of `denoise`.
 
-    Where r is 0 the slope there does not exist and the step is Euler's.
+    Where r is 0 the slope does not exist, and the step is Euler's.
     """
     slope = (x - denoise(x, t)) / expand(t, x)
     ahead = x + expand(r - t, x) * slope
@@ -123,7 +123,7 @@ SOLVERS: dict[str, Step] = {
     "heun": heun_step,
     "midpoint": midpoint_step,
 }
-# Methods that remember earlier steps: they need several steps within a pair to be more than Euler's.
+# Methods that remember earlier steps; with a single step per pair they are no better than Euler's.
 TRAJECTORIES: dict[str, Callable[[int, float], Step]] = {"dpmpp_2m": dpmpp_2m, "adams_bashforth": adams_bashforth}
 
 

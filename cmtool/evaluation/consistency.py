@@ -1,8 +1,8 @@
-"""Is a model consistent? Its answers along trajectories of a teacher.
+"""Is a model consistent? Compare its answers along a teacher's trajectories.
 
-On one trajectory of the probability-flow ODE a consistency model should answer the same image everywhere: the
-trajectory's clean end. Three distances measure how nearly it does, each the root mean square over pixels, and the
-distance between answers on unrelated trajectories gives them a scale.
+Everywhere on one trajectory of the probability-flow ODE, a consistency model should return the same image: the clean
+end of that trajectory. Three root-mean-square distances measure how close it comes, and the distance between answers on
+unrelated trajectories sets the scale.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cmtool.config.classes import class_map
 from cmtool.diffusion.grid import karras_grid
 from cmtool.diffusion.solvers import heun_step
 from cmtool.errors import DataError
@@ -26,8 +27,8 @@ from cmtool.samplers.generate import labels_for
 class Consistency:
     """Root mean square differences in units of the images ([-1, 1]).
 
-    neighbor: answers at adjacent levels; far: answers at the noisiest level and at each other one; end: answers and the
-    trajectory's end; shuffled: answers and the end of another trajectory.
+    neighbor: between answers at adjacent levels. far: between the answer at the noisiest level and those at the others.
+    end: between answers and the trajectory's end. shuffled: between answers and the end of another trajectory.
     """
 
     neighbor: float
@@ -36,7 +37,7 @@ class Consistency:
     shuffled: float
 
     def figures(self) -> dict[str, float]:
-        """The distances by name, and `end` as a share of `shuffled` (0: consistent, 1: unrelated)."""
+        """Return the distances by name, and `end` as a share of `shuffled` (0: consistent, 1: unrelated)."""
         named = {f"consistency_{name}": value for name, value in asdict(self).items()}
         return named | {"consistency": self.end / self.shuffled if self.shuffled else 0.0}
 
@@ -45,7 +46,7 @@ class Consistency:
 def measure_consistency(
     model: Model, teacher: Model, count: int = 256, levels: int = 18, seed: int = 0, batch_size: int = 64
 ) -> Consistency:
-    """Walk `count` trajectories of the teacher (Heun, Karras grid of `levels`) and ask the model at every level.
+    """Walk `count` trajectories of the teacher (Heun, Karras grid of `levels`) and query the model at every level.
 
     Args:
         model: a consistency model.
@@ -56,29 +57,38 @@ def measure_consistency(
         batch_size: trajectories at once.
 
     Raises:
-        DataError: the two are for images of different shapes.
+        DataError: the two are for images of different shapes, or of different classes.
     """
     if model.image_shape != teacher.image_shape:
         raise DataError(f"the model makes images {model.image_shape} and the teacher {teacher.image_shape} (C, H, W).")
-    # The lowest level is left out: there the model is the identity and says nothing.
+    # At the lowest level the model is the identity, which tells nothing.
+    places = class_map(teacher.header["data"], model.header["data"], "the model")
     grid = tuple(reversed(karras_grid(levels, teacher.sigma_min, teacher.sigma_max, teacher.rho)))
     answers, ends = [], []
     for start in range(seed, seed + count, batch_size):
         streams = SampleStreams(range(start, min(start + batch_size, seed + count)), teacher.device, teacher.dtype)
         label = labels_for(teacher, streams, None)
-        asked, end = _walk(model, teacher, streams, grid, label)
+        known = label if places is None or label is None else torch.tensor(places, device=label.device)[label]
+        asked, end = _walk(model, teacher, streams, grid, label, known if model.num_classes is not None else None)
         answers.append(asked)
         ends.append(end)
     return _distances(torch.cat(answers, dim=1), torch.cat(ends))
 
 
 def _walk(
-    model: Model, teacher: Model, streams: SampleStreams, grid: Sequence[float], label: Tensor | None
+    model: Model,
+    teacher: Model,
+    streams: SampleStreams,
+    grid: Sequence[float],
+    label: Tensor | None,
+    known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Answers (levels - 1, B, ...) along one batch of trajectories, and the trajectories' ends (B, ...)."""
+    """Return the answers (levels - 1, B, ...) along a batch of trajectories, and the trajectories' ends (B, ...).
+
+    `label` (B,) are the classes as the teacher numbers them, `known` the same as the model does.
+    """
     x = grid[0] * streams.normal(teacher.image_shape)
     asked = []
-    known = label if model.num_classes is not None else None
     for level, lower in pairwise(grid):
         t, r = (torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (level, lower))
         asked.append(model(x, t, known).float().cpu())

@@ -1,9 +1,9 @@
-"""The Frechet distance between two Gaussians, in a form that cannot turn complex.
+"""The Frechet distance between two Gaussians, in a form that cannot become complex.
 
 For N(m1, C1) and N(m2, C2):  |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)   (Dowson & Landau 1982; Heusel et al.
-2017). With any factors C = L L', tr (C1 C2)^(1/2) is the sum of the singular values of L1' L2. Singular values have an
-absolute error of rounding size, so singular covariances, fewer images than features and identical sets need no offset.
-What is left below that error is no distance: it counts as zero.
+2017). With any factors C = L L', tr (C1 C2)^(1/2) is the sum of the singular values of L1' L2. The absolute error of a
+singular value is of the size of rounding, so singular covariances, fewer images than features, and identical sets need
+no offset. A result below that error is not a distance: it is returned as zero.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ ROUNDING = 16 * EPS
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """Frechet distance of two fitted Gaussians, float64; 0 where they differ by rounding alone, never negative."""
+    """Return the Frechet distance of two Gaussians, float64: 0 if they differ by rounding alone, never negative."""
     _same_width(first.dim, second.dim)
     return _distance(first, second, covariance_factor(first.covariance), covariance_factor(second.covariance))
 
 
 def frechet_from_features(first: Array, second: Array) -> float:
-    """Frechet distance of features (n1, D) and (n2, D)."""
+    """Return the Frechet distance of features (n1, D) and (n2, D)."""
     _same_width(first.shape[1], second.shape[1])
     fit = statistics(second)
     return frechet_to_fit(first, fit, feature_factor(second, fit))
 
 
 def frechet_to_fit(features: Array, fit: Statistics, factor: Array | None = None) -> float:
-    """Frechet distance of features (n, D) to a fitted Gaussian.
+    """Return the Frechet distance of features (n, D) to a fitted Gaussian.
 
-    `factor` is a factor of `fit.covariance` where the caller has one already.
+    `factor` is a factor of `fit.covariance`, if the caller already has one.
     """
     _same_width(features.shape[1], fit.dim)
     own = statistics(features)
@@ -45,7 +45,7 @@ def frechet_to_fit(features: Array, fit: Statistics, factor: Array | None = None
 
 
 def covariance_factor(covariance: Array) -> Array:
-    """Return L (D, r) with L L' = `covariance` (D, D): Cholesky where that is safe, else eigenvectors."""
+    """Return L (D, r) with L L' = `covariance` (D, D), by Cholesky if that is safe, else from eigenvectors."""
     symmetric = (covariance + covariance.T) / 2
     try:
         factor = np.linalg.cholesky(symmetric)
@@ -55,13 +55,13 @@ def covariance_factor(covariance: Array) -> Array:
     except np.linalg.LinAlgError:
         pass
     values, vectors = np.linalg.eigh(symmetric)
-    # Eigenvalues below rounding of the largest are noise; their square roots would add up over thousands of dimensions.
+    # Eigenvalues below the rounding of the largest are noise; over thousands of dimensions their roots would add up.
     keep = values > len(values) * EPS * max(values.max(initial=0.0), 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
 
 
 def feature_factor(features: Array, fit: Statistics) -> Array:
-    """A factor of the covariance of `features`: the rows themselves where they are no more than the dimensions."""
+    """Return a factor of the covariance of `features`: the rows themselves if they are no more than the dimensions."""
     if fit.count > fit.dim:
         return covariance_factor(fit.covariance)
     return (features.astype(np.float64) - fit.mean).T / np.sqrt(fit.count - 1)
@@ -72,7 +72,7 @@ def _distance(first: Statistics, second: Statistics, factor1: Array, factor2: Ar
 
 
 def _between_means(first: Statistics, second: Statistics) -> float:
-    """Return the squared distance of the means. Nothing cancels here: only the rounding of the means counts as zero."""
+    """Return the squared distance of the means. Nothing cancels here: only the means' own rounding counts as zero."""
     shift = first.mean - second.mean
     size = first.mean @ first.mean + second.mean @ second.mean + np.trace(first.covariance + second.covariance)
     squared = float(shift @ shift)
@@ -94,15 +94,15 @@ def _between_covariances(first: Statistics, second: Statistics, factor1: Array, 
 
 
 def _overlap(matrix: Array) -> tuple[float, float]:
-    """The sum of the singular values, and a bound of its error where that exceeds rounding.
+    """Return the sum of the singular values, and a bound on its error (0: rounding alone).
 
-    Large well-conditioned matrices take eigenvalues of M'M, in under half the time.
+    For large well-conditioned matrices it comes from the eigenvalues of M'M, in under half the time.
     """
     if not matrix.size:
         return 0.0, 0.0
     if min(matrix.shape) >= LARGE:
         squares = np.linalg.eigvalsh(matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T)
-        # An eigenvalue is exact to rounding of the largest, which moves its root by that over twice the root.
+        # Each eigenvalue is off by the rounding of the largest; its root is off by that, divided by twice the root.
         if squares[0] > 0:
             roots = np.sqrt(squares)
             error = 10 * EPS * squares[-1] * (0.5 / roots).sum()
@@ -112,7 +112,7 @@ def _overlap(matrix: Array) -> tuple[float, float]:
 
 
 def _svd(matrix: Array) -> Array:
-    """Singular values of a matrix."""
+    """Return the singular values of a matrix."""
     try:
         return scipy.linalg.svd(matrix, compute_uv=False, check_finite=False)
     except np.linalg.LinAlgError:

@@ -1,35 +1,36 @@
-"""Sets of images to be judged: whatever `cmtool data` and training read, an npz of samples, or images in memory.
+"""Sets of images to be evaluated: an npz of samples, anything that `cmtool data` and training read, or arrays.
 
-Everything is uint8 (B, H, W, C) with all images of one size. Points (toy data) are float32 (B, D, 1, 1) in an npz and
-stay floats. Files are listed and decoded by the rules of the data room, and only those can be left out that cannot be
-read: a set says how many, and why.
+Everything is uint8 (B, H, W, C) and all images of a set have one size. Points (toy data) are float32 (B, D, 1, 1) and
+stay floats. Files are listed and decoded exactly as for training; the notes of a set count those skipped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cmtool.data import Dataset
-from cmtool.data.archives import is_zip
+from cmtool.data.archives import NpzReader
 from cmtool.data.array_images import open_array_images
-from cmtool.data.decode import SUFFIXES, SkippedImage
+from cmtool.data.decode import SUFFIXES, SkippedImage, channels_of
 from cmtool.data.packed import is_packed, read_packed
-from cmtool.data.packing import Outcome, channels_of, decode, outcomes, refuse_empty
-from cmtool.data.sources.base import Source
+from cmtool.data.sources.base import Outcome, Source, decode, outcomes, refuse_empty
 from cmtool.data.sources.sniff import UnknownForm, open_source
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 
 BATCH = 64
-HELD = 512_000_000  # bytes of decoded files that are kept for the next pass
+HELD = 512_000_000  # bytes; decoded images up to this size are kept for the next pass
+# A file that changed less than this ago could change again without its times showing it.
+SETTLED_NS = 50_000_000
 Batches = Callable[[int], Iterator[Array]]
 
 
@@ -37,9 +38,11 @@ Batches = Callable[[int], Iterator[Array]]
 class ImageSet:
     """Images and what is known about them.
 
-    `shape` is (H, W, C); `read(size)` yields batches; `labels` (N,) int64 or None; `meta` what the maker wrote into the
-    file (model, nfe, times, seeds); `groups` (N,) the class folders' ranks, where they are not labels that a network
-    knows; `notes` what has to be said about the set.
+    `shape` is (H, W, C); `read(size)` yields batches; `labels` are (N,) int64 or None; `meta` is what cmtool wrote into
+    a sample file (model, nfe, times, seeds); `groups` are (N,) classes known only by the names of their folders, which
+    need not be numbered as a network's classes are; `notes` are sentences for the user. `stamp` names the state of the
+    file that every pass reads (path, size, times), "" if that is not known; None if the pixels are in memory and a pass
+    costs nothing.
     """
 
     name: str
@@ -51,40 +54,50 @@ class ImageSet:
     points: bool = False
     groups: Array | None = None
     notes: tuple[str, ...] = ()
+    stamp: str | None = None
+    _known: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def batches(self, size: int = BATCH) -> Iterator[Array]:
         """Yield uint8 (b, H, W, C) batches (float32 for points), `count` images in all, in order."""
         left = self.count
-        for batch in self.read(size):
-            yield batch[:left]
-            left -= len(batch[:left])
+        digest = None if self._known else hashlib.blake2b(f"{self.shape} {self.points}".encode(), digest_size=16)
+        for whole in self.read(size):
+            batch = whole[:left]
+            left -= len(batch)
+            if digest is not None:
+                digest.update(np.ascontiguousarray(batch).data)
+                if left == 0:
+                    digest.update(str(self.count).encode())
+                    self._known.append(digest.hexdigest())
+            yield batch
             if left <= 0:
                 return
-        if left > 0:
-            raise DataError(f"{self.name} holds {self.count - left} images where {self.count} were announced.")
+        raise DataError(f"{self.name} holds {self.count - left} images where {self.count} were announced.")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of the pixels: the same images in another container have the same."""
-        digest = hashlib.blake2b(f"{self.shape} {self.points}".encode(), digest_size=16)
-        for batch in self.batches(256):
-            digest.update(np.ascontiguousarray(batch).tobytes())
-        digest.update(str(self.count).encode())
-        return digest.hexdigest()
+        """32 hexadecimal digits of the pixels, the same for the same images in any container.
+
+        Every complete pass over the images computes it on the way, so it costs a pass only if there was none before.
+        """
+        if not self._known:
+            for _ in self.batches(256):
+                pass
+        return self._known[0]
 
     def first(self, count: int) -> ImageSet:
         """Return the set of the first `count` images; raises `DataError` when there are fewer."""
         if count > self.count:
             raise DataError(f"{self.name} holds {self.count} images; {count} are asked for.")
         labels = None if self.labels is None else self.labels[:count]
-        return replace(self, count=count, labels=labels) if count < self.count else self
+        stamp = f"{self.stamp} first {count}" if self.stamp else self.stamp
+        return replace(self, count=count, labels=labels, stamp=stamp) if count < self.count else self
 
     def some(self, count: int) -> ImageSet:
-        """Return `count` of the images and say which.
+        """Return `count` of the images; a note says how they were chosen.
 
-        Samples that a file says to be of consecutive seeds are independent: the first ones are taken. Of all others
-        every class gives its share, and within it the choice is spread over the order of the files; it is the same
-        every time.
+        Samples of consecutive seeds are independent, so the first ones are taken. From any other set every class
+        contributes its share, spread over the order of its files. The choice is the same every time.
 
         Raises:
             DataError: there are fewer.
@@ -97,11 +110,32 @@ class ImageSet:
         note = f"{count:,} of {self.count:,} images, spread evenly over {over}"
         labels, groups = (None if known is None else known[rows] for known in (self.labels, self.groups))
         read = partial(_chosen_batches, self, rows)
-        return replace(self, count=count, read=read, labels=labels, groups=groups, notes=(*self.notes, note))
+        stamp = f"{self.stamp} some {count}" if self.stamp else self.stamp
+        notes = (*self.notes, note)
+        return replace(self, count=count, read=read, labels=labels, groups=groups, notes=notes, stamp=stamp)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the fingerprint is known, so that asking for it takes no pass."""
+        return bool(self._known)
+
+    def in_memory(self) -> ImageSet:
+        """Return the set with its pixels in memory, so that further passes read no file."""
+        if self.stamp is None:
+            return self
+        held = from_array(self.all(), self.name)
+        return replace(self, read=held.read, stamp=None)
 
     def all(self) -> Array:
         """Return every image at once (N, H, W, C)."""
         return np.concatenate(list(self.batches(1024)))
+
+
+def image_shape(header: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (H, W, C) of the samples of a model, from its header; points are (D, 1, 1)."""
+    data = header["data"]
+    side, channels = data["resolution"], data["channels"]
+    return (channels, 1, 1) if data.get("float_samples") else (side, side, channels)
 
 
 def from_array(images: Array, name: str, labels: Array | None = None, meta: dict[str, Any] | None = None) -> ImageSet:
@@ -130,9 +164,10 @@ def from_dataset(data: Dataset, name: str) -> ImageSet:
 
 
 def _spread(classes: Array, count: int) -> Array:
-    """Return `count` rows, ascending: one from each of as many equal stretches of the rows in the order of classes.
+    """Return `count` ascending rows: sort the rows by class, cut them into equal stretches, take one row of each.
 
-    Which one is drawn with a fixed seed: a fixed stride would meet a set that cycles through something in one phase.
+    A fixed seed draws the row of a stretch. With a fixed stride, a set that cycles through something would show only
+    one phase of the cycle.
     """
     order = np.argsort(classes, kind="stable")
     within = np.random.default_rng(0).random(count)
@@ -141,7 +176,7 @@ def _spread(classes: Array, count: int) -> Array:
 
 
 def _chosen_batches(images: ImageSet, rows: Array, size: int) -> Iterator[Array]:
-    """Yield batches of the images in `rows`, which ascend."""
+    """Yield batches of the images in the ascending `rows`."""
 
     def parts() -> Iterator[Array]:
         start = 0
@@ -166,12 +201,12 @@ def _batched(images: Iterable[Array], size: int) -> Iterator[Array]:
 
 
 def open_images(path: str | Path) -> ImageSet:
-    """Open samples in an .npz, or any data set that `cmtool data` reads: a folder or a zip of images, ...
+    """Open an .npz of samples, or any data set that `cmtool data` reads: a folder or a zip of images, ...
 
-    Image files that cannot be read are left out, and the notes of the set say how many.
+    Image files that cannot be read are skipped; the notes of the set count them.
 
     Raises:
-        DataError: missing, empty, damaged, of several sizes, numbers whose range is not known, or Python objects.
+        DataError: the set is missing, empty or damaged, mixes sizes, or has an .npz of unknown range or of objects.
     """
     path = Path(path)
     if not path.exists():
@@ -179,24 +214,41 @@ def open_images(path: str | Path) -> ImageSet:
             f"there are no samples at {path}.", "name an .npz, a folder or a zip of images, or a run folder"
         )
     if path.is_file() and path.suffix == ".npz":
-        return _open_npz(path)
+        return open_npz_images(path)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path} is a single image, not a set of samples.", "write samples with --out samples.npz")
-    if path.is_file() and is_packed(path):
-        return from_dataset(read_packed(path), str(path))
     try:
+        if path.is_file() and is_packed(path):
+            return from_dataset(read_packed(path), str(path))
         return _from_source(open_source(path), str(path))
+    except PermissionError:
+        raise DataError(f"no permission to read {path}.") from None
     except UnknownForm:
         raise DataError(f"{path} is no .npz, no folder and no zip of images, or it is damaged.") from None
 
 
-def _open_npz(path: Path) -> ImageSet:
-    if not is_zip(path):
-        raise DataError(f"{path} is damaged or is no npz.")
-    found = open_array_images(path)
+def open_npz_images(path: Path, reader: NpzReader | None = None) -> ImageSet:
+    """Open the images in an .npz, through `reader` if it is already open; see `open_images`."""
+    stamp = _stamp(path)
+    found = open_array_images(path, reader)
     return ImageSet(
-        str(path), found.count, found.shape, found.blocks, found.labels, found.meta, found.points, notes=found.notes
+        str(path),
+        found.count,
+        found.shape,
+        found.blocks,
+        found.labels,
+        found.meta,
+        found.points,
+        notes=found.notes,
+        stamp=stamp,
     )
+
+
+def _stamp(path: Path) -> str:
+    state = path.stat()
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < SETTLED_NS:
+        return ""
+    return f"{path.resolve()} {state.st_ino} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
 
 
 # --- image files -----------------------------------------------------------------------------------------------------
@@ -204,7 +256,7 @@ def _open_npz(path: Path) -> ImageSet:
 
 @dataclass
 class _Scan:
-    """What one pass over all files of a source found: which can be used, and what they have in common."""
+    """The result of one pass over all files of a source: which can be used, their sizes and channels."""
 
     rows: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -218,7 +270,7 @@ class _Scan:
     shape: tuple[int, ...] = ()
 
     def add(self, row: int, outcome: Outcome) -> None:
-        """Take in one file."""
+        """Add one file."""
         image = outcome.image
         if isinstance(image, SkippedImage):
             self.skipped[image.reason] += 1
@@ -240,7 +292,7 @@ class _Scan:
 
 
 def _from_source(source: Source, name: str) -> ImageSet:
-    """Look at every file of a source once: the set's size and channels are those of all files, not of the first."""
+    """Look at every file of a source once, because size and channels are those of all files, not of the first."""
     scan = _Scan(skipped=Counter(source.skipped))
     for row, outcome in enumerate(outcomes(source.records(), partial(decode, channels=None))):
         scan.add(row, outcome)
@@ -260,6 +312,7 @@ def _from_source(source: Source, name: str) -> ImageSet:
         None if named else labels,
         groups=labels if named else None,
         notes=(*_scan_notes(scan, source), *source.notes),
+        stamp=None if scan.images is not None else "",
     )
 
 

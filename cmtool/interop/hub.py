@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_text, save_model
-from cmtool.data.cache import human_bytes, offline
+from cmtool.checkpoint import save_model
 from cmtool.data.images import save_grid
 from cmtool.errors import DISTRIBUTION, OfflineError, UserError, install_extra
+from cmtool.files.atomic import atomic_text
+from cmtool.files.cache import offline
 from cmtool.interop.layout import plain_tensors
-from cmtool.models import Model, parameter_count
+from cmtool.models import Model
+from cmtool.networks import parameter_count
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
+from cmtool.units import human_bytes
 
 GRID_IMAGES = 16
 FILES = ("model.safetensors", "README.md", "grid.png")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmtool.checkpoint import atomic_write
 from cmtool.errors import UserError, install_extra
+from cmtool.files.atomic import atomic_write
 from cmtool.models import Model
 from cmtool.networks import set_attention_kernel
 

@@ -19,7 +19,7 @@ Solver = Callable[[Denoise, Tensor, Sequence[float], Noise], Tensor]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine has no memory left for what was asked."""
+    """Whether an error says that the device or the machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(error).lower()
@@ -95,8 +95,8 @@ def generate(
         plan: sampler and noise levels.
         seeds: one for each sample; sample i depends on seeds[i] (and labels[i]) alone.
         labels: one for each sample; None draws each from its seed if the model is conditional.
-        batch_size: images at once; changes speed and memory only. Halved when memory runs out.
-        start: the first sample to make, for going on where an earlier call was cut off.
+        batch_size: images per batch; it affects only speed and memory, and is halved when memory runs out.
+        start: the first sample to make, to continue where an earlier call was cut off.
 
     Yields:
         `Batch` with x0 in [-1, 1] (float data: unbounded).

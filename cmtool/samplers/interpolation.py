@@ -1,4 +1,4 @@
-"""Paths through noise: slerp between key points, and the noise of a given image by running a teacher's ODE upwards."""
+"""Paths through noise: slerp between key points, and the noise of an image by running a teacher's ODE upward."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
     Returns:
         (sin((1 - s) psi) a + sin(s psi) b) / sin(psi), psi the angle between a and b. Homogeneous: noise may be scaled
-        before or after. Nearly parallel vectors are interpolated on a straight line; opposite ones have no shortest
-        arc and give the same.
+            before or after. Nearly parallel vectors are interpolated along a straight line, and so are opposite ones,
+            which have no shortest arc.
     """
     flat_a, flat_b = exact(a.reshape(len(a), -1)), exact(b.reshape(len(b), -1))
     cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1)).clamp_min(1e-300)
@@ -50,8 +50,8 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 def path(keys: Tensor, num: int, loop: bool = False) -> Tensor:
     """Return `num` points (num, ...) of the path through the key points (K, ...), evenly spaced by key.
 
-    Both ends are among them; a loop goes on from the last key to the first, which is not repeated at the end, so that
-    the frames can be played round and round.
+    Both ends are included. A loop continues from the last key to the first without repeating it at the end, so that the
+    frames play seamlessly.
 
     Raises:
         UserError: for fewer than two keys, or fewer frames than needed to show both ends.
@@ -88,13 +88,13 @@ def decode(
 
 @torch.no_grad()
 def encode(denoise: Callable[..., Tensor], x0: Tensor, times: Sequence[float], label: Tensor | None = None) -> Tensor:
-    """Return the unit-variance noise (B, C, H, W) of images: the probability-flow ODE from clean to noisy, by Heun.
+    """Return the unit-variance noise (B, C, H, W) of images: Heun's method on the ODE from clean to noisy.
 
     Args:
         denoise: the teacher, called as (x, t, label).
-        x0: images in [-1, 1], taken to lie at the smallest time.
-        times: strictly descending noise levels, as a solver takes them; they are walked upwards. The last should be
-            the level of `dithered`.
+        x0: images in [-1, 1], assumed to be at the smallest time.
+        times: strictly descending noise levels, as a solver takes them; this walks them upward. The last should be the
+            level of `dithered`.
         label: classes (B,).
     """
     bound = bind(denoise, label, clamp=False)
@@ -108,8 +108,9 @@ def encode(denoise: Callable[..., Tensor], x0: Tensor, times: Sequence[float], l
 def dithered(x0: Tensor, level: float) -> Tensor:
     """Add noise of `level` to images before they are encoded from that level; the same for every call.
 
-    Pictures of bytes are flatter than anything that the ODE carries to unit noise: encoded as they are, the shapes gave
-    noise of deviation .79, outside the sphere that slerp walks on; with .01, about one byte, .96.
+    Pictures stored as bytes are flatter than anything that the ODE maps to unit noise. Encoded as they are, the shapes
+    gave noise with a standard deviation of .79, off the sphere that slerp walks on; with .01, about one byte, they gave
+    .96.
     """
     streams = SampleStreams([derive(index, "dither") for index in range(len(x0))], x0.device, x0.dtype)
     return x0 + level * streams.normal(x0.shape[1:])

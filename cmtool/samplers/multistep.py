@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
 from cmtool.diffusion.process import VarianceExploding
-from cmtool.rng import SampleStreams
 from cmtool.samplers.solvers import Denoise, Noise, levels
 
 
@@ -61,24 +59,3 @@ def multistep(
             x = process.renoise(x, noise(), t)
         x = after(denoise(x, t), index == len(sigmas) - 2)
     return x
-
-
-def to_range(x: Tensor, last: bool = True) -> Tensor:
-    """Clamp to [-1, 1], where images live."""
-    return x.clamp(-1.0, 1.0)
-
-
-def walk(
-    model: ConsistencyFunction,
-    x: Tensor,
-    streams: SampleStreams,
-    times: Sequence[float],
-    label: Tensor | None,
-    after: AfterStep,
-) -> Tensor:
-    """`multistep` for a model whose label is not bound yet."""
-
-    def denoise(x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
-        return model(x, t, label)
-
-    return multistep(denoise, x, (*times, model.sigma_min), partial(streams.normal, x.shape[1:]), after)

@@ -9,13 +9,16 @@ from typing import Any
 from cmtool.errors import UsageError, UserError, unknown
 from cmtool.samplers.times import default_times, header_range, solver_times, times_from_indices, validate_times
 
+# `seed=N` and --seed N mean the sample seeds N * SEED_BLOCK and up, so that two of them never share a sample.
+SEED_BLOCK = 1_000_000
+
 
 @dataclass(frozen=True)
 class SamplerInfo:
     """What is known of a sampler before it runs.
 
     `kind` is the kind of model it fits, `run` its "module:function" below `cmtool.samplers`, `steps` its usual number
-    of noise levels, and `evaluations` gives the network evaluations an image for a number of noise levels. `to_zero`:
+    of noise levels, and `evaluations` gives the network evaluations per image for a number of noise levels. `to_zero`:
     it goes on from its last level to 0 instead of ending at sigma_min; `two_time`: it needs a model of two times.
     """
 
@@ -70,7 +73,7 @@ KIND_NAMES = {"consistency": "a consistency model", "diffusion": "a diffusion mo
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A sampler and its noise levels; `source` says in words where the levels are from."""
+    """A sampler and its noise levels; `source` says in words where the levels come from."""
 
     sampler: str
     times: tuple[float, ...]
@@ -78,7 +81,7 @@ class SamplePlan:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return SAMPLERS[self.sampler].evaluations(len(self.times))
 
 
@@ -106,7 +109,7 @@ def choose_sampler(name: str | None, kind: str, two_time: bool = False) -> Sampl
 def check_request(
     steps: int | None, times: Sequence[float] | None, indices: Sequence[int] | None, of: int | None
 ) -> None:
-    """Refuse ways of naming noise levels that contradict each other, before any model is looked at.
+    """Refuse contradictory ways of naming noise levels before any model is opened.
 
     Raises:
         UsageError: for more than one of steps, times and indices, or indices without their grid.
@@ -142,7 +145,7 @@ def plan_sampling(
     """Decide sampler and noise levels for the model with this header.
 
     At most one of `steps` (evaluations of a consistency model, solver steps of a teacher), `times` (noise levels) and
-    `indices` with `of` (points of a Karras grid from the noisy end) is given; with none a consistency model takes one
+    `indices` with `of` (points of a Karras grid from the noisy end) is given. With none, a consistency model takes one
     evaluation and a teacher its sampler's usual number of steps.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cmtool.checkpoint import writing
+from cmtool.files.atomic import writing
 from cmtool.losses.diagnose import Discrepancy, diagnose
 from cmtool.losses.terms import Nets
 from cmtool.schedules.curriculum import mix_at

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmtool.checkpoint import atomic_text, read_header, writing
+from cmtool.checkpoint import read_header
 from cmtool.config.load import to_toml
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.errors import CheckpointError, UserError
+from cmtool.files.atomic import atomic_text, writing
 from cmtool.training.run_folder import RunFolder
 
 if TYPE_CHECKING:

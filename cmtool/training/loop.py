@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
@@ -21,8 +20,8 @@ from cmtool.losses.objective import Objective
 from cmtool.losses.terms import Nets, Slice
 from cmtool.models import Model
 from cmtool.samplers.generate import out_of_memory
-from cmtool.schedules.curriculum import CurriculumState, curriculum_at, halving_span
-from cmtool.schedules.learning_rate import lr_factor
+from cmtool.schedules.curriculum import CurriculumState, curriculum_at
+from cmtool.schedules.learning_rate import rate_at, span_at
 from cmtool.training.batches import Batches
 from cmtool.training.distributed import World
 from cmtool.training.optimizers import all_finite, diverged
@@ -157,26 +156,16 @@ class Trainer:
     def _prepare_optimizer(self) -> None:
         """Set the step's learning rate; at the start of a stage that begins anew, forget the moments."""
         state, step = self.state, self.state.step
-        if self.config.train.restart == "stage" and step == self._span(step)[0]:
+        if self.config.train.restart == "stage" and step == span_at(self.config, step)[0]:
             state.optimizer.state.clear()
         for group in state.optimizer.param_groups:
-            group["lr"] = self.rate(step)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        return self.config.train.lr * lr_factor(self.config.train, step, self._span(step))
-
-    def _span(self, step: int) -> tuple[int, int]:
-        train = self.config.train
-        if train.restart == "stage":
-            return halving_span(self.config.recipe.curriculum, step, train.steps)
-        return 0, train.steps
+            group["lr"] = rate_at(self.config, step)
 
     def run(self, stop: Stop | None = None, intervals: Sequence[int] = ()) -> Iterator[Due]:
         """Train to the end of the run, pausing whenever something else is due.
 
-        Whoever iterates saves, samples or reports meanwhile; that time does not count for the measured speed. After a
-        pause with an `error` the run goes on if the state has been rolled back by then.
+        Whoever iterates saves, samples or reports meanwhile. After a pause with an `error` the run goes on if the state
+        has been rolled back by then.
 
         Args:
             stop: asked before every step whether to leave.
@@ -190,14 +179,15 @@ class Trainer:
         """
         total = self.config.train.steps
         while self.state.step < total and not self.stopped:
-            self.restart_clock()
+            # Whatever happened since the last step (saving, sampling) does not count for the measured speed.
+            self._tally.started += time.perf_counter() - self._tally.paused
             began, retries, error = self.state.step, self.state.retries, None
             until = min([total, *(began - began % n + n for n in intervals if n)])
             try:
                 while self.state.step < until and not self._asked_to_stop(stop):
                     self.step()
             except DivergenceError as raised:
-                error = raised
+                error = raised.with_traceback(None)  # which would hold on to the tensors of the step
             self._tally.paused = time.perf_counter()
             bad = self.state.step
             yield Due(bad - began, self.stopped, error)
@@ -222,7 +212,7 @@ class Trainer:
         """
         self.check_finite()
         tally, train = self._tally, self.config.train
-        losses, distance, t = self._gathered()
+        losses, distance, t = tally.gathered(self.world)
         seconds = max(time.perf_counter() - tally.started, 1e-9)
         self._tally = Tally()
         done = self.state.step - 1
@@ -236,21 +226,11 @@ class Trainer:
             bands=band_means(distance, t),
             num_scales=last.num_scales,
             target_ema=last.target_ema,
-            lr=self.rate(done),
+            lr=rate_at(self.config, done),
             grad_norm=float(torch.stack(tally.norms).mean()) if tally.norms else math.nan,
             images_per_s=tally.images * self.world.size / seconds,
             images_seen=self.state.step * train.batch_size,
         )
-
-    def _gathered(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses, distances and times since the last report, of all processes."""
-        tally = self._tally
-        mine = [torch.cat(kept).cpu() for kept in (tally.losses, tally.distances, tally.times)]
-        mine[1] = mine[1].double()
-        if self.world.size > 1:
-            parts = self.world.gather(mine)
-            mine = [torch.cat(columns) for columns in zip(*parts, strict=True)]
-        return mine[0], mine[1], mine[2]
 
     def check_finite(self, weights: bool = False) -> None:
         """Look at losses and gradients since the last report, and at the weights if asked: before anything is saved.
@@ -266,10 +246,6 @@ class Trainer:
     def forget(self) -> None:
         """Drop what was recorded since the last report: those steps have been undone."""
         self._tally = Tally()
-
-    def restart_clock(self) -> None:
-        """Leave what happened since the last step (saving, sampling) out of the measured speed."""
-        self._tally.started += time.perf_counter() - self._tally.paused
 
     @property
     def has_news(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cmtool.config.networks import NETWORKS
 from cmtool.config.schema import RunConfig
 from cmtool.errors import ConfigError
 from cmtool.models import HALF, Model
@@ -74,8 +75,9 @@ def has_fast_bf16(device: torch.device) -> bool:
 def gains(config: RunConfig) -> bool:
     """Whether the network is large enough to be faster in bfloat16."""
     network = config.network
-    is_unet = network.kind in ("adm", "song")
-    return is_unet and network.channels >= LEAST_CHANNELS and config.data.resolution >= LEAST_SIDE
+    return (
+        network.halves == "convolutions" and network.channels >= LEAST_CHANNELS and config.data.resolution >= LEAST_SIDE
+    )
 
 
 def refused(config: RunConfig) -> str | None:
@@ -90,10 +92,11 @@ def refused(config: RunConfig) -> str | None:
         return None
     if target.differentiates and not target.stop_gradient:
         return "it differentiates through the tangent, which bfloat16 rounds away"
-    if config.train.half_passes != "all" and config.network.kind not in ("adm", "song"):
+    if config.train.half_passes != "all" and config.network.halves == "none":
+        able = " and ".join(kind for kind, table in NETWORKS.items() if table.halves == "convolutions")
         return (
-            "bfloat16 rounds away the small differences that it learns from, and gradients alone are rounded in adm "
-            f"and song networks, not in network.kind = '{config.network.kind}'"
+            "bfloat16 rounds away the small differences that it learns from, and gradients alone are rounded in "
+            f"{able} networks, not in network.kind = '{config.network.kind}'"
         )
     return None
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-import cmtool
 from cmtool.checkpoint import model_hash
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError
+from cmtool.version import __version__
 
 _LIBRARIES = ("numpy", "safetensors", "pillow", "scikit-learn", "pydantic")
 
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide the numbers."""
-    return {"cmtool": cmtool.__version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+    return {"cmtool": __version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
 
 
 def machine(device: torch.device, config: RunConfig, precision: str) -> dict[str, Any]:

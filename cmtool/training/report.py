@@ -12,7 +12,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from cmtool.talk import Talk, Update
+from cmtool.training.distributed import World
 from cmtool.training.forecast import Forecast
+from cmtool.units import human_time
 
 # Edges of the noise-level bands that reports break the distance down by.
 BANDS = (0.02, 0.1, 0.5, 2.0, 10.0)
@@ -74,6 +77,14 @@ class Tally:
         for numbers in (self.losses, self.distances, self.times):
             del numbers[kept:]
 
+    def gathered(self, world: World) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses, distances (float64) and times of all processes, on the CPU."""
+        mine = [torch.cat(kept).cpu() for kept in (self.losses, self.distances, self.times)]
+        mine[1] = mine[1].double()
+        if world.size > 1:
+            mine = [torch.cat(columns) for columns in zip(*world.gather(mine), strict=True)]
+        return mine[0], mine[1], mine[2]
+
     def finite(self) -> bool:
         """Whether every loss and gradient norm so far is a finite number (reads them: waits for the device)."""
         kept = [tensor.reshape(-1).float() for tensor in (*self.losses, *self.norms)]
@@ -105,6 +116,46 @@ class Listener:
 
     def warn(self, message: str) -> None:
         """Something is wrong but the run goes on."""
+
+
+class Teller(Listener):
+    """Tells a person what happens: notes beside the progress bar, what was saved, warnings."""
+
+    def __init__(self, talk: Talk, update: Update) -> None:
+        self._talk = talk
+        self._update = update
+        self._forecast = True
+
+    def started(self, step: int, steps: int, needs: Forecast) -> None:
+        """Say what the run needs, and where it goes on from."""
+        for line in needs.lines():
+            self._talk.say(line)
+        if step:
+            self._talk.say(f"going on from step {step} of {steps}")
+        self._update(completed=step, note="starting")
+
+    def report(self, report: Report) -> None:
+        """Move the bar; after the first report say how long the run will take."""
+        # The most wanted first: what a narrow line has no room for is left out from the end.
+        note = f"loss {report.loss:.4g}  {report.images_per_s:,.0f} images/s  N {report.num_scales}  lr {report.lr:.1e}"
+        self._update(completed=report.step, note=note)
+        if self._forecast and report.step < report.steps:
+            left = (report.steps - report.step) * report.images_seen / report.step / max(report.images_per_s, 1e-9)
+            self._talk.say(f"about {human_time(left)} to go at {report.images_per_s:,.0f} images/s")
+        self._forecast = False
+
+    def saved(self, path: Path) -> None:
+        """Say where a sample grid went."""
+        if path.suffix == ".png":
+            self._talk.say(f"samples: {path}")
+
+    def warn(self, message: str) -> None:
+        """Pass a warning on."""
+        self._talk.warn(message)
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Say the figures in one line."""
+        self._talk.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
 @dataclass(frozen=True)

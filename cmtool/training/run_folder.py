@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_text, read_header, verify, writing
-from cmtool.config.compare import differing_keys
-from cmtool.config.load import from_toml, to_toml
+from cmtool.checkpoint import read_header, verify
+from cmtool.config.load import differing_keys, from_toml, to_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, DivergenceError, UserError
+from cmtool.files.atomic import atomic_text, writing
 from cmtool.training.lock import NAME as LOCK
 
 

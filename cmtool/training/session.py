@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from cmtool.checkpoint import writing
 from cmtool.errors import DivergenceError, UserError
+from cmtool.files.atomic import writing
 from cmtool.models import Model
 from cmtool.training.forecast import forecast
 from cmtool.training.loop import Due, Trainer

@@ -14,9 +14,9 @@ from cmtool.checkpoint import load_tensors, resolve_file, save_model
 from cmtool.config.combinations import leaves_one_alone
 from cmtool.config.parts import CouplingPart, DirectionPart
 from cmtool.config.schema import RunConfig, TrainConfig
-from cmtool.data.cache import cache_dir, file_digest
 from cmtool.data.dataset import Dataset
 from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
+from cmtool.files.cache import cache_dir, file_digest
 from cmtool.losses.assemble import Supplies, build_objective
 from cmtool.losses.coupling import Pairs
 from cmtool.losses.diagnose import level_density

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmtool.config.schema import RunConfig
-from cmtool.data.cache import offline
+from cmtool.files.cache import offline
 from cmtool.training.forecast import Forecast
 from cmtool.training.report import Listener, Report
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from cmtool.checkpoint import atomic_text, read_header
+from cmtool.checkpoint import read_header
 from cmtool.config.load import resolve, to_toml
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset, save_folder, save_npz
 from cmtool.evaluation.inception import WEIGHTS
-from cmtool.evaluation.names import KEYS
+from cmtool.evaluation.metrics import KEYS
+from cmtool.files.atomic import atomic_text
 from tests.cli.tiny import Shell, write_model
 from tests.evaluation.stand_in import write_stand_in
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import cmtool
-from cmtool.checkpoint import atomic_text
 from cmtool.config.load import resolve, to_toml
 from cmtool.data import save_folder, save_npz
+from cmtool.files.atomic import atomic_text
 from tests.cli.test_eval import digits, write_digits_model
 from tests.cli.tiny import Shell, write_model
 

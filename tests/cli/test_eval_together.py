@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cmtool.checkpoint import atomic_text
 from cmtool.config.load import resolve, to_toml
 from cmtool.evaluation.features import Batch, Features
 from cmtool.evaluation.measure import _run, _together
 from cmtool.evaluation.samples import from_array
+from cmtool.files.atomic import atomic_text
 from cmtool.training.distributed import World
 from tests.cli.tiny import write_model
 

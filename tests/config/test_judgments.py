@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from cmtool.samplers.edit_plan import edit_settings, plan_edit
 
 from cmtool.config.judgments import describe_judging, is_teacher_of, preset_of_data, reference_of
 from cmtool.config.load import from_toml, resolve, to_toml
 from cmtool.config.schema import EditConfig, EvalConfig
+from cmtool.editing.levels import edit_settings, plan_edit
 from cmtool.models import model_header
 
 NO_FACTS = (EditConfig(), None, None, {}, None, "")

@@ -12,7 +12,6 @@ from cmtool.data.shapes import (
     SHAPES,
     hashed_uniforms,
     shapes_attributes,
-    shapes_image,
     shapes_images,
 )
 from cmtool.data.toy import KINDS, RING_NOISE, RING_RADIUS, toy2d_points
@@ -21,6 +20,10 @@ from cmtool.errors import DataError
 
 def config(source, **kw):
     return DataConfig(**{"source": source, "resolution": 8, "channels": 1, "labels": True, **kw})
+
+
+def shapes_image(index, resolution):
+    return shapes_images(index, 1, resolution)[0][0]
 
 
 def test_digits_are_the_scans():

@@ -235,3 +235,8 @@ def test_later_tables_must_have_the_columns_of_the_first(tmp_path):
 def test_rows_without_a_label_are_counted(tmp_path):
     place = tables(tmp_path, {"image": [png(), png(1), png(2)], "label": [0, -1, None]})
     assert load(place, labels=False).info.notes == ("2 of 3 rows have no label, so that none is used",)
+
+
+def test_labels_that_are_no_numbers_are_said_to_be_left_out(tmp_path):
+    place = tables(tmp_path, {"image": [png()], "label": ["cat"]})
+    assert load(place, labels=False).info.notes == ("the column label (string) holds no class numbers and is not used",)

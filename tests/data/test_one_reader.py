@@ -9,7 +9,7 @@ import pytest
 from cmtool.cli.app import run
 from cmtool.config.schema import DataConfig
 from cmtool.data import describe, load_dataset
-from cmtool.data.decode import read_image
+from cmtool.data.decode import read_image, to_bytes, upright
 from cmtool.data.packed import read_packed
 from cmtool.evaluation.samples import open_images
 from tests.data import odd_files
@@ -48,6 +48,14 @@ def test_a_folder_of_odd_files_through_all_four(odd, tmp_path, capsys):
     line = f"skipped {total} of {total + len(names)} files: {said}"
     assert line in describe(trained) and line in judged.notes
     assert any("are gray and the others are not: all are taken in color" in note for note in judged.notes)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_picture_that_is_kept_open_has_the_bytes_of_one_that_is_read(odd, channels):
+    root, names, _ = odd
+    for name in names:
+        kept = to_bytes(upright(root / name), channels, name)
+        assert np.array_equal(kept, read_image(root / name, channels)), name
 
 
 def test_the_same_files_in_a_zip(odd, tmp_path):

@@ -5,7 +5,8 @@ import pytest
 
 from cmtool.errors import DataError
 from cmtool.evaluation.inception_score import inception_score
-from cmtool.evaluation.kid import kernel_distance, mmd, subset_draws
+from cmtool.evaluation.kid import KernelDistance, kernel_distance, mmd, subset_draws
+from cmtool.evaluation.metrics import kid_notes
 from tests.evaluation.known import GOLDEN, degenerate_sets, golden_sets
 
 
@@ -122,9 +123,6 @@ def test_the_spread_is_given_only_where_subsets_are_smaller_than_the_sets():
 
 
 def test_the_notes_say_what_the_spread_is_worth():
-    from cmtool.evaluation.figures import kid_notes
-    from cmtool.evaluation.kid import KernelDistance
-
     (one,) = kid_notes(KernelDistance(0.1, None, 300), 300, 5000)
     assert "all 300 images" in one and "without an error" in one
     (two,) = kid_notes(KernelDistance(0.1, 0.01, 1000), 1797, 1500)

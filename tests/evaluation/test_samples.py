@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,3 +199,28 @@ def test_folders_and_zips_that_are_no_sample_set(tmp_path):
     (tmp_path / "note.txt").write_text(json.dumps({}))
     with pytest.raises(DataError, match="no zip of images"):
         open_images(tmp_path / "note.txt")
+
+
+@pytest.mark.parametrize("size", [7, 50, 64])
+def test_a_full_pass_leaves_the_fingerprint_behind(tmp_path, size):
+    """Features are taken in one pass over the file; what names its content is found on the way."""
+    save_npz(tmp_path / "a.npz", pictures(50))
+    whole = open_images(tmp_path / "a.npz")
+    passes = []
+    found = replace(whole, read=lambda size: passes.append(size) or whole.read(size))
+    assert len(np.concatenate(list(found.batches(size)))) == 50
+    assert found.fingerprint == whole.fingerprint and passes == [size]
+    part = replace(whole)
+    next(part.batches(7))
+    assert part.fingerprint == whole.fingerprint and part.first(9).fingerprint != whole.fingerprint
+
+
+def test_a_sample_file_is_opened_once(tmp_path, monkeypatch):
+    opened = []
+    real = zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda file, *rest: opened.append(file) or real(file, *rest))
+    save_npz(tmp_path / "a.npz", pictures(5), np.arange(5), {"nfe": 2})
+    opened.clear()
+    found = open_images(tmp_path / "a.npz")
+    assert found.fingerprint and len(found.all()) == 5 and found.labels is not None and found.meta
+    assert opened == [tmp_path / "a.npz"]

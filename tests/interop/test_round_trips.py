@@ -7,7 +7,7 @@ import torch
 
 from cmtool import models
 from cmtool.checkpoint import load_tensors, read_header
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.errors import UserError
 from cmtool.interop import programs
 from cmtool.interop.reading import ImportOptions, import_model
@@ -91,12 +91,12 @@ def test_a_diffusers_export_says_how_to_take_two_steps(tmp_path):
         ({"process": {"noise_scale": 0.25}}, "diffusers", "feeds the network 250 ln t, and this one was trained with 0.25 ln t"),
         ({"process": {"noise_scale": 0.25}}, "openai", "its images would be wrong there"),
         ({}, "edm-state", "feeds the network 0.25 ln t"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), two_time=True)}, "openai", "no place for a second time input"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), group_channels=4)}, "openai", "32 channels in 32 groups, and this network in 8"),
-        ({"network": NetworkConfig(channels=48, channel_mult=(1, 2))}, "diffusers", "normalizes 32 groups everywhere"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), num_blocks=(1, 2))}, "diffusers", "one number of blocks"),
-        ({"network": NetworkConfig(kind="song", channels=32, channel_mult=(1, 2))}, "openai", "holds adm networks, and this model has a song network"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), scale_shift=False, group_channels=4), "process": {"noise_scale": 0.25}}, "edm-state", "needs scale-shift"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), two_time=True)}, "openai", "no place for a second time input"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), group_channels=4)}, "openai", "32 channels in 32 groups, and this network in 8"),
+        ({"network": network_config(channels=48, channel_mult=(1, 2))}, "diffusers", "normalizes 32 groups everywhere"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), num_blocks=(1, 2))}, "diffusers", "one number of blocks"),
+        ({"network": network_config(kind="song", channels=32, channel_mult=(1, 2))}, "openai", "holds adm networks, and this model has a song network"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), scale_shift=False, group_channels=4), "process": {"noise_scale": 0.25}}, "edm-state", "needs scale-shift"),
         ({"kind": "diffusion"}, "torchscript", "a teacher is not"),
     ],
 )  # fmt: skip

@@ -22,6 +22,11 @@ def gaussian_denoise(s=0.5, mean=0.0):
     return denoise
 
 
+def gaussian_consistency(x, t, std, sigma_min):
+    """The exact consistency function of N(0, std^2): x sqrt((std^2 + sigma_min^2) / (std^2 + t^2))."""
+    return x * (((std**2 + sigma_min**2) / (std**2 + t**2)).sqrt()).reshape(-1, *[1] * (x.ndim - 1))
+
+
 def walk(step, denoise, x, n):
     """Compose a solver's steps over the Karras grid of n points from 80 down to .002."""
     grid = karras_grid(n)

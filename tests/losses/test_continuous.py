@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from cmtool.config.networks import network_config
 from cmtool.config.parts import DistancePart, TargetPart, WeightingPart
-from cmtool.config.schema import NetworkConfig, ProcessConfig
+from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import RectifiedFlow, TrigFlow, expand
 from cmtool.diffusion.solvers import euler_step
 from cmtool.losses.assemble import build_distance, build_target
@@ -107,16 +108,16 @@ def test_the_exact_map_has_no_tangent_along_its_own_flow():
 
 
 NETWORKS = {
-    "adm": NetworkConfig(channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
-    "song": NetworkConfig(kind="song", channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
-    "song residual": NetworkConfig(
+    "adm": network_config(channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
+    "song": network_config(kind="song", channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
+    "song residual": network_config(
         kind="song", channels=8, head_channels=8, attention=(4,), encoder="residual", embedding="fourier",
         fourier_scale=0.02, resample_filter=(1, 3, 3, 1), attention_kernel="math",
     ),
-    "edm2": NetworkConfig(
+    "edm2": network_config(
         kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8, attention_kernel="math"
     ),
-    "mlp": NetworkConfig(kind="mlp", channels=16, num_blocks=2),
+    "mlp": network_config(kind="mlp", channels=16, num_blocks=2),
 }  # fmt: skip
 
 
@@ -361,7 +362,7 @@ def test_meanflow_map_of_one_jump():
 
 
 def test_dropout_is_shared_by_both_sides_of_a_difference():
-    config = NetworkConfig(kind="mlp", channels=16, num_blocks=1, dropout=0.5)
+    config = network_config(kind="mlp", channels=16, num_blocks=1, dropout=0.5)
     network = build_network(config, channels=1, resolution=8, seed=1).double().train()
     with torch.no_grad():
         for parameter in network.parameters():

@@ -13,6 +13,7 @@ from cmtool.losses.assemble import build_objective, build_target
 from cmtool.losses.coupling import Pairs, assignment, build_coupling, predict
 from cmtool.losses.terms import Draw, Nets, Points
 from cmtool.schedules.curriculum import curriculum_at
+from cmtool.schedules.times import draw_times
 from cmtool.training.setup import fresh_student
 from tests.losses.oracles import D, column, config_of, gaussian_denoise, images, loss_of, rows
 
@@ -247,3 +248,39 @@ def test_a_model_truncated_at_the_lowest_level_is_tuned_as_ect_does():
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert all(p.grad is None for p in two.network.early.parameters())
+
+
+def test_a_rule_gets_as_many_times_as_were_drawn_and_the_size_of_the_groups(monkeypatch):
+    """A method of three times (from t by way of s to r) or of groups of samples edits no list of fields."""
+    config, seen = config_of("ict"), {}
+
+    def three(*arguments):
+        t, r = draw_times(*arguments)
+        return t, (t + r) / 2, r
+
+    def rule(nets, points):
+        seen["times"], seen["group"] = points.times, points.group
+        return build_target(TargetPart())(nets, points)
+
+    monkeypatch.setattr("cmtool.losses.objective.draw_times", three)
+    objective = replace(build_objective(config), target=rule)
+    draw = replace(objective.draw(batch(), None, now(config), rows(8)), group=4)
+    loss = objective.loss(nets_of(awake(config)), draw)
+    t, s, r = seen["times"]
+    assert torch.equal(t, loss.t) and torch.equal(t, draw.t) and torch.equal(r, draw.r)
+    assert torch.allclose(s, (t + r) / 2) and bool((t > s).all())
+    assert seen["group"] == 4
+    monkeypatch.undo()
+    plain = loss_of(build_objective(config), nets_of(awake(config)), batch(), None, now(config), rows(8))
+    assert torch.equal(loss.weighted, plain.weighted)
+
+
+def test_a_draw_settles_everything_that_needs_no_network():
+    """What `loss` adds to a draw are answers of networks alone: the mask of a generator's images is drawn before."""
+    config = config_of("ict-gc", "recipe.coupling.mix=0.5")
+    objective, x0 = build_objective(config), batch()
+    draw = objective.draw(x0, None, now(config), rows(8))
+    assert draw.made is not None and 0 < int(draw.made.sum()) < 8
+    assert torch.equal(draw.x0, x0)
+    unmixed = build_objective(config_of("ict-gc", "recipe.coupling.mix=0.0"))
+    assert unmixed.draw(x0, None, now(config), rows(8)).made is None

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.special import ndtri
 
+from cmtool.config.networks import network_config
 from cmtool.config.parts import CouplingPart, DistancePart, GapPart, TargetPart, TimesPart, WeightingPart
-from cmtool.config.schema import NetworkConfig, ProcessConfig
+from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.solvers import euler_step
 from cmtool.losses.assemble import build_distance, build_target
 from cmtool.losses.coupling import build_coupling
@@ -220,7 +221,7 @@ def test_transport_cost_of_two_modes():
 @pytest.mark.parametrize("form", ["two times", "labels", "truncated"])
 def test_forward_mode_with_every_part_of_a_network(kind, form):
     width = {"channels": 16, "num_blocks": 2} if kind == "mlp" else {"channels": 16, "head_channels": 8}
-    config = NetworkConfig(kind=kind, attention=(4,), attention_kernel="math", two_time=form == "two times", **width)
+    config = network_config(kind=kind, attention=(4,), attention_kernel="math", two_time=form == "two times", **width)
     shape = {"channels": 1, "resolution": 8, "num_classes": 3 if form == "labels" else None}
     network = build_network(config, **shape, seed=1)
     if form == "truncated":

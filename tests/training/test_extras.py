@@ -20,9 +20,9 @@ SETS = [word for value in TINY for word in ("--set", value)]
 
 @pytest.fixture
 def train(cmtool, monkeypatch):
-    import cmtool.cli.train_judges as judges
+    import cmtool.api.train as training
 
-    monkeypatch.setattr(judges, "judges", lambda trainer, output: (None, None))
+    monkeypatch.setattr(training, "judges", lambda trainer, talk: (None, None))
 
     def typed(*words, sets=SETS):
         return cmtool("train-ct", *words, *sets)

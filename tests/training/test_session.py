@@ -14,7 +14,7 @@ from cmtool.errors import DivergenceError, UserError
 from cmtool.models import load
 from cmtool.training import forecast as forecasts
 from cmtool.training import previews
-from cmtool.training.forecast import check_disk, duration, forecast, size
+from cmtool.training.forecast import check_disk, forecast
 from cmtool.training.report import band_means
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
@@ -293,24 +293,13 @@ def test_forecast_counts_what_is_kept(tmp_path):
 def test_a_disk_that_is_short_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 5_000_000})
     monkeypatch.setattr(forecasts.shutil, "disk_usage", lambda place: usage)
-    with pytest.raises(UserError, match=r"5\.0 MB free and the run needs 9\.0 MB"):
+    with pytest.raises(UserError, match="5 MB free and the run needs 9 MB"):
         check_disk(tmp_path / "not" / "there", 9_000_000)
     check_disk(tmp_path, 4_000_000)
     folder = RunFolder(tmp_path).checkpoint(5).parent
     folder.mkdir(parents=True)
     (folder / "state.safetensors").write_bytes(b"x" * 4_500_000)
     check_disk(tmp_path, 9_000_000)  # half of it is there already
-
-
-def test_sizes_and_spans_as_people_read_them():
-    assert [size(n) for n in (12, 4_200, 3_400_000, 7.5e9, 4e12)] == [
-        "12 bytes",
-        "4 kB",
-        "3.4 MB",
-        "7.5 GB",
-        "4000.0 GB",
-    ]
-    assert [duration(s) for s in (30, 200, 7200)] == ["30 s", "3 min", "2.0 h"]
 
 
 @pytest.mark.parametrize(

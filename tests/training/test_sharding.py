@@ -12,7 +12,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from cmtool.checkpoint import load_tensors
-from cmtool.config.compare import differing_keys
+from cmtool.config.load import differing_keys
 from cmtool.errors import ConfigError
 from cmtool.models import load
 from cmtool.training.distributed import World

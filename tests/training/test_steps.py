@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from cmtool.errors import DivergenceError, UserError
 from cmtool.training.batches import batch_indices
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
+from cmtool.training.stopping import Stop
 from tests.training.tiny import (
     Heard,
     advance,
@@ -217,3 +219,45 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     train(config, tmp_path / "run")
     train(config, tmp_path / "whole")
     assert folder.model.read_bytes() == RunFolder(tmp_path / "whole").model.read_bytes()
+
+
+def test_a_run_pauses_where_something_is_due_and_at_its_end():
+    trainer = trainer_of(config_of("edm", steps=10))
+    found = [(trainer.state.step, due.steps, due.stopped) for due in trainer.run(intervals=[4, 0, 3])]
+    assert found == [(3, 3, False), (4, 1, False), (6, 2, False), (8, 2, False), (9, 1, False), (10, 1, False)]
+    assert list(trainer.run()) == []
+
+
+def test_a_run_that_is_told_to_stop_pauses_once_more():
+    trainer, stop = trainer_of(config_of("edm", steps=10)), Stop()
+    found = []
+    for due in trainer.run(stop, [4]):
+        found.append((trainer.state.step, due.steps, due.stopped))
+        stop.signal = 15
+    assert found == [(4, 4, False), (4, 0, True)]
+
+
+def test_a_bad_step_ends_a_run_that_nobody_rolls_back():
+    trainer = trainer_of(config_of("edm", steps=10))
+    change_loss(trainer, lambda loss: _times(loss, float("nan") if trainer.state.step == 6 else 1.0))
+    found = []
+    with pytest.raises(DivergenceError, match="not finite at step 6"):
+        for due in trainer.run(intervals=[4]):
+            found.append((trainer.state.step, due.steps, due.error is not None))
+    assert found == [(4, 4, False), (6, 2, True)]
+
+
+def test_time_spent_in_pauses_does_not_count_for_the_speed():
+    trainer, taken = trainer_of(config_of("edm", steps=4)), []
+    plain = trainer.step
+
+    def timed():
+        began = time.perf_counter()
+        plain()
+        taken.append(time.perf_counter() - began)
+
+    trainer.step = timed
+    for _ in trainer.run(intervals=[1]):
+        if trainer.state.step < 4:
+            time.sleep(0.3)
+    assert 4 * 8 / trainer.report().images_per_s < sum(taken) + 0.6, "the pauses took 0.9 s"

@@ -1,4 +1,4 @@
-"""Image collections stored as arrays: .npz files, CIFAR-10's batches, image-net.org's downsampled batches."""
+"""Images stored as arrays: .npz files, the batches of CIFAR-10, and image-net.org's downsampled batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmtool.data.array_images import class_numbers, layout, open_array_images, to_nhwc
-from cmtool.data.cache import file_digest
 from cmtool.data.pickles import read_array_pickle
 from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.data.sources.known import CIFAR10_MD5
 from cmtool.errors import DataError, unknown
+from cmtool.files.cache import file_digest
 
 CIFAR_FOLDER = "cifar-10-batches-py"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,7 +37,7 @@ DEVKIT_NOTE = (
 
 
 def _pixels(block: NDArray[Any], place: Path) -> NDArray[np.uint8]:
-    """Bring the rows of a pickled batch to (B, H, W, C)."""
+    """Rearrange the rows of a pickled batch to (B, H, W, C)."""
     if block.dtype != np.uint8:
         raise DataError(f"{place} holds {block.dtype} images; only bytes (uint8) are images here.")
     return to_nhwc(block, layout(block.shape, place)[0])
@@ -45,7 +45,7 @@ def _pixels(block: NDArray[Any], place: Path) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a collection: how many images, their labels, and its pixels in blocks on demand."""
+    """One file of a collection: number of images, labels, and pixels in blocks on demand."""
 
     path: Path
     count: int
@@ -56,7 +56,7 @@ class Part:
 def collect(
     kind: str, place: Path, parts: list[Part], signature: str, notes: tuple[str, ...] = (), **facts: Any
 ) -> Source:
-    """Join files into one source; either all have labels, or the labels are dropped, which is said."""
+    """Join files into one source. If some have no labels, all labels are dropped and a note says so."""
     without = sum(part.labels is None for part in parts)
     if 0 < without < len(parts):
         notes += (f"{without:,} of {len(parts):,} files have no labels, so that none is used",)
@@ -76,12 +76,12 @@ def collect(
 
 
 def _shifted(labels: NDArray[np.int64], devkit: bool) -> list[int]:
-    """Labels from 0: those of image-net.org's batches begin with 1."""
+    """Return labels that start from 0; in image-net.org's batches they start from 1."""
     return (labels - (devkit and labels.min(initial=1) > 0)).tolist()
 
 
 def npz_part(path: Path) -> tuple[Part, tuple[str, ...]]:
-    """Open one .npz, and return what has to be said about it."""
+    """Open one .npz; also return notes for the user."""
     images = open_array_images(path)
     if images.points:
         raise DataError(f"{path} are points, not images: there is nothing to pack.")
@@ -92,10 +92,10 @@ def npz_part(path: Path) -> tuple[Part, tuple[str, ...]]:
 
 
 def open_npz(path: Path) -> Source:
-    """Open an .npz of images, see `open_array_images`; batches of image-net.org number their classes from 1.
+    """Open an .npz of images, see `open_array_images`.
 
     Raises:
-        DataError: it holds objects, expands like a bomb, is damaged, or has no images.
+        DataError: it holds objects, would expand like a bomb, is damaged, or has no images.
     """
     part, notes = npz_part(path)
     return collect("npz", path, [part], sign_file("npz", path), notes=notes)
@@ -104,8 +104,8 @@ def open_npz(path: Path) -> Source:
 def pickle_part(path: Path, blob: bytes | None = None) -> Part:
     """Open one pickled batch.
 
-    A batch of the 64-pixel set is 1.6 GB: only its labels are kept, and its pixels are read again when they are due.
-    `blob` is the file's content where it is not on the disk by itself.
+    A batch of the 64-pixel set takes 1.6 GB, so only its labels are kept, and its pixels are read again when needed.
+    `blob` is the content of a batch that is not a file of its own.
     """
 
     def read() -> dict[str, Any]:
@@ -125,7 +125,7 @@ def pickle_part(path: Path, blob: bytes | None = None) -> Part:
 
 
 def open_pickle(path: Path) -> Source:
-    """Open one pickled batch (`data`, `labels`) with the restricted reader."""
+    """Open one pickled batch (`data`, `labels`) with the restricted unpickler."""
     return collect("pickled batch", path, [pickle_part(path)], sign_file("pickle", path))
 
 
@@ -149,14 +149,14 @@ def _cifar(place: Path, blobs: dict[str, bytes], signature: str) -> Source:
 
 
 def open_cifar_folder(path: Path, part: str | None = None) -> Source:
-    """Open CIFAR-10's python batches; every file's MD5 is compared before anything in it is read.
+    """Open the Python batches of CIFAR-10. Each file's MD5 is checked before anything in it is read.
 
     Args:
         path: `cifar-10-batches-py`, or the folder that holds it.
         part: "train" (or None): the 50,000; "test": the 10,000.
 
     Raises:
-        DataError: a batch is missing or not the published one.
+        DataError: a batch is missing, or is not the published one.
     """
     folder = path / CIFAR_FOLDER if (path / CIFAR_FOLDER).is_dir() else path
     files = [folder / name for name in _cifar_names(part)]

@@ -1,4 +1,4 @@
-"""Folders and zips of image files, with EDM's dataset.json, class folders or file-name prefixes as labels."""
+"""Folders and zips of image files, with labels from EDM's dataset.json, class folders or file-name prefixes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST_JSON = 1_000_000_000
 
 
 def _is_other(text: bytes) -> bool:
-    """Whether a dataset.json is some other tool's: a sound table that has no labels in it."""
+    """Whether a dataset.json belongs to some other tool: valid JSON, but without labels."""
     with suppress(ValueError, RecursionError):
         held = json.loads(text)
         return isinstance(held, dict) and "labels" not in held
@@ -25,7 +25,7 @@ def _is_other(text: bytes) -> bool:
 
 
 def _class_of(value: Any, place: Path) -> int:
-    """A label of dataset.json as an index: an integer, or a one-hot vector."""
+    """Return a label in dataset.json, an integer or a one-hot vector, as a class index."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, list) and sorted(value) == [0] * (len(value) - 1) + [1]:
@@ -37,7 +37,7 @@ def _class_of(value: Any, place: Path) -> int:
 
 
 def _table_labels(text: bytes, names: list[str], place: Path) -> tuple[list[int] | None, tuple[str, ...]]:
-    """Labels in the order of `names`, or None where dataset.json has none; and what has to be said about them."""
+    """Return labels in the order of `names`, None if dataset.json has none; and notes for the user."""
     try:
         listed = json.loads(text)["labels"]
         table = None if listed is None else {str(name).replace("\\", "/"): label for name, label in listed}
@@ -65,7 +65,7 @@ def _open_images(
     fetch: Callable[[], Callable[[str], Payload]],
     form: str,
 ) -> Source:
-    """Make a source of a listing; `read` returns a file's bytes, `fetch` starts a pass over the images."""
+    """Make a source from a listing. `read` returns the bytes of a table; `fetch` starts a pass over the images."""
     names = found.images
     table = find_table(found.images, [name for name in found.tables if not _is_other(read(name))], path)
     found.skipped["not an image"] += sum(name != table for name in found.tables)
@@ -96,11 +96,11 @@ def open_folder(root: Path, rule: str | None = None) -> Source:
     """Open a folder of images, sorted by name: labels from EDM's `dataset.json`, else from folders or prefixes.
 
     Args:
-        root: searched with all its subfolders; see `listing` for what counts.
+        root: the folder; see `listing` for which files below it count.
         rule: see `class_labels`.
 
     Raises:
-        DataError: it holds no image file, there is no such rule, or its labels are no class indices.
+        DataError: it holds no image, there is no such rule, or its labels are not class indices.
     """
     found = list_folder(root)
     rows: list[tuple[object, ...]] = [(name, *stamp) for name, stamp in zip(found.images, found.stamps, strict=True)]
@@ -112,7 +112,7 @@ def open_folder(root: Path, rule: str | None = None) -> Source:
 
 
 def open_image_zip(path: Path, rule: str | None = None) -> Source | None:
-    """Open a zip of images, in place: labels as in a folder; None where it holds arrays and no images, as an .npz.
+    """Open a zip of images in place, with labels as in a folder; None if it holds only arrays, like an .npz.
 
     Raises:
         DataError: the archive is refused or damaged, or its labels are not class indices.

@@ -1,11 +1,12 @@
-"""Which reader a path needs, told from what lies there and never from its name alone."""
+"""Chooses the reader for a path by looking at what is there, never by the name alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.config.schema import DataConfig
+from cmtool.config.sources import DATA_SOURCES
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import SUFFIXES
 from cmtool.data.listing import is_hidden, list_folder
@@ -22,11 +23,11 @@ FORMS = "a folder of images, an EDM zip, .npz, .parquet, .cmdata, an lmdb, CIFAR
 
 
 class UnknownForm(DataError):
-    """A file that begins as no data set does."""
+    """A file that does not start like any known data set."""
 
 
 def dataset_source(data: Dataset, path: Path, signature: str) -> Source:
-    """Turn a loaded data set into a source, so that it can be packed (again, at another size)."""
+    """Turn a loaded data set into a source, so that it can be packed again at another size."""
     if data.float_samples:
         raise DataError(f"{path} are points in the plane, not images: there is nothing to pack.")
 
@@ -40,7 +41,7 @@ def dataset_source(data: Dataset, path: Path, signature: str) -> Source:
 
 
 def _published(path: Path, kind: str | None) -> Source | None:
-    """Open a folder of files in one of the published forms; None where it is none of these."""
+    """Open a folder in one of the published formats; None if it is in none of them."""
     if (path / "data.mdb").is_file():
         return open_lmdb(path)
     if (path / CIFAR_FOLDER).is_dir() or (path / "data_batch_1").is_file():
@@ -51,7 +52,7 @@ def _published(path: Path, kind: str | None) -> Source | None:
 
 
 def _only_folder(path: Path) -> Path | None:
-    """The one folder that is all a folder holds, as unpacking leaves it; None where there is more."""
+    """Return the only entry of a folder if it is a folder too, as unpacking often leaves it; otherwise None."""
     inside = [place for place in path.iterdir() if not is_hidden(place.name)]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else None
 
@@ -88,14 +89,14 @@ def _open_file(path: Path, kind: str | None) -> Source:
 
 
 def open_source(path: str | Path, cfg: DataConfig | None = None) -> Source:
-    """Open any data set that is read here; the reader is chosen by what lies at `path`.
+    """Open a data set in any known format, which is detected.
 
     Args:
         path: a file or folder, or `lsun:PATH` for an lmdb.
         cfg: the [data] table; only its `kind` is used (label rule of a folder, part of CIFAR-10).
 
     Raises:
-        DataError: nothing is there, it is empty, refused, damaged or in no known form.
+        DataError: there is nothing at the path, or it is empty, refused, damaged or in no known format.
     """
     text = str(path)
     lmdb = text.startswith("lsun:")

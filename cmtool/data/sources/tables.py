@@ -1,4 +1,4 @@
-"""Parquet tables of images; they need a package of the extra `data`."""
+"""Parquet tables of images; reading them needs the extra `data`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.errors import DataError, install_extra
 
 _ROWS = 256
+_LABELS = ("label", "labels", "class", "fine_label", "y")  # usual names of the column of class numbers
 INSTALL = install_extra("data")
 
 
@@ -27,7 +28,7 @@ def _package(name: str, place: Path) -> ModuleType:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Return the tables at `path`: itself, or those in it or in its subfolder `data`, sorted by name."""
+    """Return the tables at `path`: the file itself, or those in the folder or its subfolder `data`, sorted by name."""
     if path.is_file():
         return [path]
     for folder in (path, path / "data"):
@@ -38,7 +39,7 @@ def parquet_files(path: Path) -> list[Path]:
 
 
 def _first_split(files: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
-    """The hub's file names begin with the split; of several splits only "train" is used, which is said."""
+    """Keep only the split "train" if there are several, and say so. On the hub, file names start with the split."""
     train = [file for file in files if file.name.startswith("train")]
     left = len(files) - len(train)
     if not train or not left:
@@ -47,7 +48,7 @@ def _first_split(files: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
 
 
 def has_images(path: Path) -> bool:
-    """Whether there are tables at `path` that hold images, and not only facts about image files beside them."""
+    """Whether there are tables of images at `path`, rather than metadata of image files in the same folder."""
     files = parquet_files(path)
     if not files or importlib.util.find_spec("pyarrow") is None:
         return bool(files)
@@ -60,7 +61,7 @@ def has_images(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where a table keeps its images (a struct with `bytes`, or plain bytes) and labels, and the classes' names."""
+    """Which columns hold the images (structs with `bytes`, or plain bytes) and labels, and the names of the classes."""
 
     image: str
     nested: bool
@@ -70,7 +71,7 @@ class _Columns:
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What the hub says about each column in the table's metadata; empty for other tables."""
+    """Return the hub's description of each column, from the table's metadata; empty for other tables."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -79,7 +80,7 @@ def _features(schema: Any) -> dict[str, Any]:
 
 
 def _image_columns(schema: Any, types: Any) -> list[str]:
-    """Names of the columns that may hold images: those said to, else structs with `bytes`, else plain bytes."""
+    """Return the columns that may hold images: those described so, else structs with `bytes`, else plain bytes."""
     said = _features(schema)
     nested = [
         field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
@@ -90,10 +91,10 @@ def _image_columns(schema: Any, types: Any) -> list[str]:
 
 
 def _chosen(found: list[str], usual: tuple[str, ...], what: str, path: Path) -> tuple[str, tuple[str, ...]]:
-    """Of several columns take the one with the usual name, and say so.
+    """Choose the column with the usual name among several, and say so.
 
     Raises:
-        DataError: none has such a name, so that it would be a guess.
+        DataError: none of them has a usual name.
     """
     if len(found) == 1:
         return found[0], ()
@@ -111,14 +112,17 @@ def _columns(schema: Any, types: Any, path: Path) -> _Columns:
         raise DataError(f"{path} has no column of images; its columns are {', '.join(schema.names)}.")
     image, notes = _chosen(images, ("image", "img", "jpg", "png", "webp", "pixels"), "images", path)
     whole = [field.name for field in schema if types.is_integer(field.type)]
-    labels = [name for name in ("label", "labels", "class", "fine_label", "y") if name in whole]
+    labels = [name for name in _LABELS if name in whole]
     label, more = _chosen(labels, tuple(labels), "labels", path) if labels else (None, ())
+    if label is None:
+        other = [f"{name} ({schema.field(name).type})" for name in _LABELS if name in schema.names]
+        more = (f"the column {other[0]} holds no class numbers and is not used",) if other else ()
     nested = types.is_struct(schema.field(image).type)
     return _Columns(image, nested, label, _class_names(schema, label), (*notes, *more))
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
-    """Names of the classes as the hub stores them in the table's metadata."""
+    """Return the class names that the hub stores in the table's metadata."""
     try:
         return tuple(str(name) for name in _features(schema)[str(label)]["names"])
     except (KeyError, TypeError):
@@ -126,10 +130,10 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
 
 
 def _same_columns(tables: list[Any], types: Any, files: list[Path]) -> _Columns:
-    """What all tables agree on.
+    """Return the columns that all tables share.
 
     Raises:
-        DataError: one keeps its images or labels elsewhere, or numbers other classes, than the first.
+        DataError: a table has its images or labels in other columns than the first, or other class names.
     """
     found = [_columns(table.schema_arrow, types, file) for table, file in zip(tables, files, strict=True)]
     for columns, file in zip(found, files, strict=True):
@@ -148,19 +152,19 @@ def _tables(files: list[Path]) -> list[Any]:
 
 @contextlib.contextmanager
 def _said(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises over a damaged table into one sentence: its own errors, and OSError for most damage."""
+    """Turn errors of pyarrow about a damaged table into one sentence; most are OSError, some are its own."""
     arrow = _package("pyarrow", path)
     try:
         yield
     except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's error, not the table's
+        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the table
             raise
         why = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(f"{path} is damaged or no parquet table ({why}).") from None
 
 
 def _images(table: Any, image: str, nested: bool) -> Iterator[bytes]:
-    """Yield the embedded files of one table; empty where a row has none."""
+    """Yield the embedded files of one table, empty bytes for rows without one."""
     for batch in table.iter_batches(_ROWS, columns=[image]):
         for value in batch.column(0).to_pylist():
             yield (value.get("bytes") if nested and value else value) or b""
@@ -169,7 +173,7 @@ def _images(table: Any, image: str, nested: bool) -> Iterator[bytes]:
 def open_parquet(path: Path) -> Source:
     """Open a parquet table of image files, or a folder of them: rows {image: {bytes, path}, label}.
 
-    Only embedded bytes are read; a row's `path` is a name and never opened.
+    Only embedded bytes are read. A row's `path` is just a name and is never opened.
 
     Raises:
         DataError: the package pyarrow is missing, or a table is damaged or has no images.
