@@ -28,7 +28,7 @@ from cmtool.training.optimizers import all_finite, diverged
 from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
-from cmtool.training.stopping import Stop
+from cmtool.training.stopping import Left, Stop
 
 # Steps between two questions to the other processes whether anyone was told to stop.
 AGREE_EVERY = 5
@@ -65,6 +65,9 @@ class Trainer:
         self.nets = Nets(state.student, state.target, state.ema, teacher)
         self._tally = Tally()
         self.stopped = False
+        self.running = False
+        self._stop = Stop()
+        self._mark = self._tally.mark()  # what was recorded before the current step
         self.notes: list[str] = []
         self.remarks: list[str] = []  # what turned out on the way, for the log
         on_gpu = self.device.type == "cuda"
@@ -73,6 +76,11 @@ class Trainer:
         # Reading a loss would stall a GPU's queue; and of several processes, one alone must not leave: the others would
         # wait for it.
         self._reads_losses = self.device.type == "cpu" and self.world.size == 1
+        # A signal may end a step halfway unless other processes count on this one's part in every pass. On a GPU it
+        # waits for the pass, which may be one that is being recorded.
+        on_cpu = self.device.type == "cpu" and state.sharding is None
+        self._leavable = on_cpu
+        self._leaves_passes = on_cpu or self.world.size == 1
         # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
 
@@ -93,7 +101,7 @@ class Trainer:
         )
 
     def step(self) -> None:
-        """Do one optimizer step.
+        """Do one optimizer step, or nothing of it if a signal arrives meanwhile.
 
         Raises:
             DivergenceError: if loss or gradient is not finite. On a CPU nothing has been updated then; on other devices
@@ -101,29 +109,58 @@ class Trainer:
         """
         state, gradients, tally = self.state, self.state.gradients, self._tally
         now, total = self.curriculum(), self.config.train.batch_size
-        self._prepare_optimizer()
-        for start, count in self._passes():
-            try:
-                x0, label = self.batches.take(state.step, start, count)
-                draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
-                if self.replay is not None:
-                    loss = self.replay(draw)
-                else:
-                    loss = self.objective.loss(self.nets, draw)
-                    gradients.descend(loss.weighted, state.step, check=self._reads_losses)
-                tally.add(loss.weighted.detach(), loss.distance, loss.t)
-            except (RuntimeError, MemoryError) as error:
-                self._halve(error)
+        self._mark, left = tally.mark(), False
+        try:
+            self._stop.leavable = self._leavable
+            for start, count in self._passes():
+                try:
+                    x0, label = self.batches.take(state.step, start, count)
+                    draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
+                    if self.replay is not None:
+                        loss = self.replay(draw)
+                    else:
+                        loss = self.objective.loss(self.nets, draw)
+                        gradients.descend(loss.weighted, state.step, check=self._reads_losses)
+                    tally.add(loss.weighted.detach(), loss.distance, loss.t)
+                except (RuntimeError, MemoryError) as error:
+                    self._halve(error)
+            self._stop.leavable = False
+        except Left:
+            left = True
+        finally:
+            self._stop.leavable = False
+        if self._abandoned(left):
+            return
         if self.world.size > 1:
-            if self.device.type == "cpu" and self.world.any(not tally.finite(), self.device):
-                raise diverged("loss", state.step)
             gradients.collect(self.world)
+        self._prepare_optimizer()
         norm = gradients.clip(state.step)
         if norm is not None:
             tally.norms.append(norm)
             state.optimizer.step()
             state.advance_averages(now.target_ema)
         state.step += 1
+
+    def _abandoned(self, left: bool) -> bool:
+        """Whether a process has left the step, and so all do: the weights stay those of the last one.
+
+        Raises:
+            DivergenceError: on CPUs, if a loss of any process is not finite.
+        """
+        on_cpus = self.world.size > 1 and self.device.type == "cpu"
+        if self.world.any(left, self.device) if on_cpus else left:
+            self._tally.rewind(self._mark)
+            self.state.gradients.clear()
+            self.stopped = True
+            return True
+        if on_cpus and self.world.any(not self._tally.finite(), self.device):
+            raise diverged("loss", self.state.step)
+        return False
+
+    @property
+    def share_of_step(self) -> float:
+        """Share of the current step's images that have been through the networks, from 0 to 1."""
+        return max(self._tally.images - self._mark[1], 0) / max(self.world.rows(self.config.train.batch_size)[1], 1)
 
     def _passes(self) -> Iterator[tuple[int, int]]:
         """Yield (start, count) of this process's rows, pass by pass; all of them anew whenever `_halve` was called."""
@@ -137,6 +174,8 @@ class Trainer:
                     self.state.gradients.clear()
             if start >= first + count:
                 return
+            if self._stop.signal and self._leaves_passes:
+                raise Left
             yield start, min(size, first + count - start)
             start = start + size if self.pass_size == size else first
 
@@ -168,7 +207,7 @@ class Trainer:
         has been rolled back by then.
 
         Args:
-            stop: asked before every step whether to leave.
+            stop: asked before every step whether to leave; a signal ends the current step, of which nothing is kept.
             intervals: pause at every multiple of these, and at the end; zeros do not count.
 
         Yields:
@@ -177,27 +216,31 @@ class Trainer:
         Raises:
             DivergenceError: if loss or gradient is not finite and nobody rolled back.
         """
-        total = self.config.train.steps
-        while self.state.step < total and not self.stopped:
-            # Whatever happened since the last step (saving, sampling) does not count for the measured speed.
-            self._tally.started += time.perf_counter() - self._tally.paused
-            began, retries, error = self.state.step, self.state.retries, None
-            until = min([total, *(began - began % n + n for n in intervals if n)])
-            try:
-                while self.state.step < until and not self._asked_to_stop(stop):
-                    self.step()
-            except DivergenceError as raised:
-                error = raised.with_traceback(None)  # which would hold on to the tensors of the step
-            self._tally.paused = time.perf_counter()
-            bad = self.state.step
-            yield Due(bad - began, self.stopped, error)
-            if error is not None and (self.state.step, self.state.retries) == (bad, retries):
-                raise error  # nobody went back
+        total, self._stop = self.config.train.steps, stop or Stop()
+        self.running = True
+        try:
+            while self.state.step < total and not self.stopped:
+                # Whatever happened since the last step (saving, sampling) does not count for the measured speed.
+                self._tally.started += time.perf_counter() - self._tally.paused
+                began, retries, error = self.state.step, self.state.retries, None
+                until = min([total, *(began - began % n + n for n in intervals if n)])
+                try:
+                    while self.state.step < until and not self._asked_to_stop(stop):
+                        self.step()
+                except DivergenceError as raised:
+                    error = raised.with_traceback(None)  # which would hold on to the tensors of the step
+                self._tally.paused = time.perf_counter()
+                bad = self.state.step
+                yield Due(bad - began, self.stopped, error)
+                if error is not None and (self.state.step, self.state.retries) == (bad, retries):
+                    raise error  # nobody went back
+        finally:
+            self.running = False
 
     def _asked_to_stop(self, stop: Stop | None) -> bool:
         """Whether to leave. Several processes agree on it every few steps, since asking one another costs a wait."""
-        if stop is None:
-            return False
+        if stop is None or self.stopped:
+            return self.stopped
         if self.world.size == 1:
             self.stopped = stop.now
         elif self.state.step % AGREE_EVERY == 0:

@@ -15,7 +15,6 @@ from torch import Tensor
 from cmtool.talk import Talk, Update
 from cmtool.training.distributed import World
 from cmtool.training.forecast import Forecast
-from cmtool.units import human_time
 
 # Edges of the noise-level bands that reports break the distance down by.
 BANDS = (0.02, 0.1, 0.5, 2.0, 10.0)
@@ -105,6 +104,9 @@ class Listener:
     def started(self, step: int, steps: int, needs: Forecast) -> None:
         """Training begins at `step` of `steps`."""
 
+    def expects(self, sentence: str) -> None:
+        """It is known how long the run will take; said once."""
+
     def report(self, report: Report) -> None:
         """Some steps are done."""
 
@@ -124,7 +126,6 @@ class Teller(Listener):
     def __init__(self, talk: Talk, update: Update) -> None:
         self._talk = talk
         self._update = update
-        self._forecast = True
 
     def started(self, step: int, steps: int, needs: Forecast) -> None:
         """Say what the run needs, and where it goes on from."""
@@ -135,14 +136,14 @@ class Teller(Listener):
         self._update(completed=step, note="starting")
 
     def report(self, report: Report) -> None:
-        """Move the bar; after the first report say how long the run will take."""
+        """Move the bar."""
         # The most wanted first: what a narrow line has no room for is left out from the end.
         note = f"loss {report.loss:.4g}  {report.images_per_s:,.0f} images/s  N {report.num_scales}  lr {report.lr:.1e}"
         self._update(completed=report.step, note=note)
-        if self._forecast and report.step < report.steps:
-            left = (report.steps - report.step) * report.images_seen / report.step / max(report.images_per_s, 1e-9)
-            self._talk.say(f"about {human_time(left)} to go at {report.images_per_s:,.0f} images/s")
-        self._forecast = False
+
+    def expects(self, sentence: str) -> None:
+        """Say how long the run will take."""
+        self._talk.say(sentence)
 
     def saved(self, path: Path) -> None:
         """Say where a sample grid went."""

@@ -18,6 +18,7 @@ from cmtool.files.atomic import writing
 from cmtool.models import Model
 from cmtool.training.forecast import forecast
 from cmtool.training.loop import Due, Trainer
+from cmtool.training.pace import Pace
 from cmtool.training.posthoc import write_snapshots
 from cmtool.training.previews import write_preview
 from cmtool.training.provenance import provenance
@@ -59,6 +60,7 @@ class Session:
         self._stop = Stop()
         self._rollbacks = 0
         self._watch = Watch()
+        self.pace = Pace(trainer, self._expect)
         self._real = trainer.dataset.batch(torch.arange(min(len(trainer.dataset), 512)))[0]
         # What else is done at intervals: (every so many steps, what).
         self.chores: list[tuple[int, Callable[[], None]]] = []
@@ -83,6 +85,10 @@ class Session:
         """Tell the listener and keep it in `run.log`."""
         self.log(f"warning: {message}")
         self.listener.warn(message)
+
+    def _expect(self, sentence: str) -> None:
+        self.log(sentence)
+        self.listener.expects(sentence)
 
     def resume(self) -> int:
         """Restore the newest whole checkpoint and return its step; name damaged ones and set them aside."""
@@ -149,6 +155,8 @@ class Session:
             self.checkpoint()  # a bad step before the first checkpoint needs one to go back to
         self.listener.started(step, self.config.train.steps, forecast(self.config, self.state))
         self._catch_up()
+        if self.world.main:
+            self.pace.begin(stop)
 
     def attend(self, due: Due) -> None:
         """Do what is due at this step, or go back to the newest checkpoint if a number is not finite.
@@ -259,6 +267,7 @@ class Session:
         if self.world.main:
             self.folder.append(report.row())
             self.listener.report(report)
+            self.pace.hear(report)
             for message in self._watch.report(report, norm):
                 self.warn(message)
 

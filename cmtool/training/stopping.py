@@ -38,13 +38,16 @@ def parse_span(text: str) -> float:
 _SAME_WISH = 1.0
 
 
-class _Left(BaseException):
-    """A signal ends a block that may be left; no `Exception`, so that nothing inside swallows it."""
+class Left(BaseException):
+    """A signal ends work that may be left; no `Exception`, so that nothing inside swallows it."""
 
 
 @dataclass
 class Stop:
-    """Asked between steps; `signal` is the number of the one that arrived (0: none)."""
+    """Asked between steps; `signal` is the number of the one that arrived (0: none).
+
+    While `leavable` is set, the first signal raises `Left` on the spot, wherever the main thread is.
+    """
 
     deadline: float | None = None
     signal: int = 0
@@ -71,7 +74,7 @@ class Stop:
             if not self.signal:
                 result = work()
             self.leavable = False
-        except _Left:
+        except Left:
             pass
         except BaseException:
             self.leavable = False
@@ -107,7 +110,7 @@ def stoppable(deadline: float | None = None) -> Iterator[Stop]:
             stop.signal, first = number, time.monotonic()
             if stop.leavable:
                 stop.leavable = False
-                raise _Left
+                raise Left
         elif time.monotonic() - first >= _SAME_WISH:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 

@@ -40,6 +40,11 @@ class Several(Listener):
         for listener in self.listeners:
             listener.started(step, steps, needs)
 
+    def expects(self, sentence: str) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.expects(sentence)
+
     def report(self, report: Report) -> None:
         """Pass it on."""
         for listener in self.listeners:
