@@ -1,6 +1,6 @@
-"""The one format of model files.
+"""The model file format.
 
-A model file is safetensors with one JSON header under the metadata key `cmtool`, and a digest over header and
+A model file is safetensors with one JSON header under the metadata key `cmtool`, and a digest of header and
 tensors under `cmtool_digest`. The header is read with the standard library alone; torch is imported only by the
 functions that touch tensors.
 """
@@ -74,7 +74,7 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Return the `cmtool` header inside a preamble.
 
     Raises:
-        CheckpointError: if there is none, or it is of a newer format.
+        CheckpointError: if there is none, or its format is newer.
     """
     try:
         text = preamble["__metadata__"]["cmtool"]
@@ -143,8 +143,8 @@ def save_model(path: str | Path, tensors: Mapping[str, torch.Tensor], header: di
     Raises:
         UserError: if the place cannot be written or the disk is full.
     """
-    # Written here and not by the safetensors library: that one orders the metadata anew in every process, refuses
-    # tensors that share memory, and hides the system's error numbers. It reads what is written (see the tests).
+    # Written here rather than by the safetensors library, which reorders the metadata in every process, refuses
+    # tensors that share memory, and hides the system's error numbers. The library can read the result (see the tests).
     text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
     widest_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     ordered = {name: tensors[name] for name in widest_first}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cmtool.talk import Talk
 
 KIND_NAMES = {"consistency": "consistency model", "diffusion": "teacher"}
-# How names begin that are no paths; only they are worth importing what knows them.
+# Prefixes of names that are not paths. Only these justify importing the code that resolves them.
 NAMED = ("demo/", "openai/", "hf:")
 Fits = Callable[[Mapping[str, Any]], bool]
 
@@ -35,7 +35,7 @@ class FoundModel:
 
     @property
     def name(self) -> str:
-        """A short name for files made with it: its run folder's, else its own."""
+        """A short name for files made with it: the run folder's name, else the file's."""
         return (
             self.path.parent.name if self.path.name == "model.safetensors" and self.path.parent.name else self.path.stem
         )
@@ -46,7 +46,7 @@ class FoundModel:
         return model_hash(self.path)
 
     def describe(self) -> str:
-        """One line for the user: what it is and why it was taken."""
+        """Return one line for the user: what the model is and why it was chosen."""
         step = self.header.get("step")
         made = " ".join(str(self.header[key]) for key in ("preset", "recipe_name") if self.header.get(key))
         details = ", ".join(part for part in (made, f"step {step}" if step else "") if part)
@@ -68,7 +68,7 @@ def finished_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _named(name: str, talk: Talk | None) -> Path:
-    """Return the file that `name` means: a file, a run folder, or a model that comes along or is fetched by name."""
+    """Return the file that `name` means: a file, a run folder, a bundled model, or one fetched by name."""
     if Path(name).exists() or not name.startswith(NAMED):
         return resolve_file(name)
     from cmtool.interop.published import resolve_model
@@ -91,16 +91,16 @@ def find_model(
 
     Args:
         given: what the user named; None: `$CMTOOL_MODEL`, else the newest finished run below `runs`.
-        kinds: kinds that fit, the preferred first: a run of the first kind is taken before any of the second.
+        kinds: acceptable kinds in order of preference: any run of the first kind comes before a run of the second.
         fits: a further condition on the header of a run that was not named.
-        wanted: what is looked for, in words, e.g. "teacher".
+        wanted: what to call the missing model in messages, e.g. "teacher".
         option: the option to name in messages.
-        runs: where runs are looked for.
-        output: where the fetching of a published model is told; None: nowhere.
-        preset: whose training is proposed where there is none.
+        runs: the folder to search for runs.
+        output: reports the download of a published model; None: nobody.
+        preset: the preset to suggest training when no model is found.
 
     Raises:
-        UserError: if there is none, or the named one is of another kind.
+        UserError: if there is none, or the one named has another kind.
     """
     name = given or (os.environ.get("CMTOOL_MODEL") if option == "--model" else None)
     if name:
@@ -129,11 +129,11 @@ def find_model(
     )
 
 
-def load_model(found: FoundModel, device: str, precision: str) -> Model:
-    """Load a found model for running.
+def load_model(found: FoundModel | Path, device: str, precision: str) -> Model:
+    """Load a model for running.
 
     Args:
-        found: the model file.
+        found: a found model, or the path of its file.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto" is float32, so that samples do not depend on the machine; "fp64", or "bf16" and "fp16" by
             autocast around the network.
@@ -143,6 +143,6 @@ def load_model(found: FoundModel, device: str, precision: str) -> Model:
     from cmtool.training.setup import choose_device
 
     keep_freed_memory()
-    # fp64 exists on no mps device, and apply_precision would only find out inside torch.
+    # mps has no float64, and apply_precision would only notice inside torch.
     place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
-    return apply_precision(load(found.path, place), precision)
+    return apply_precision(load(found if isinstance(found, Path) else found.path, place), precision)
