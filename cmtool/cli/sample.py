@@ -78,6 +78,7 @@ class Job:
 
         return {
             **self.request(),
+            "class_names": self.found.header["data"].get("class_names"),
             "model": str(self.found.path),
             "nfe": self.plan.nfe,
             "cmtool": __version__,
