@@ -32,12 +32,17 @@ _DEEPEST, _MOST = 8, 100_000
 
 @dataclass(frozen=True)
 class _Entry:
-    """Tensors found together, by name or in a list."""
+    """Tensors found together, by name or in a list; `begun` is False if a counter says that nothing was averaged."""
 
     parts: tuple[str, ...]
     tensors: Tensors | list[Tensor]
     reach: float | None = None
     is_average: bool | None = None
+    begun: bool = True
+
+
+def _is_zero(count: Any) -> bool:
+    return bool(count == 0) if isinstance(count, int) or (isinstance(count, Tensor) and count.numel() == 1) else False
 
 
 def _weighty(values: Sequence[Any]) -> bool:
@@ -64,13 +69,17 @@ def _walk(
             yield from _optimizer_averages(content, parts)
             return
         widths = next((content[name] for name in _WIDTHS if isinstance(content.get(name), list | tuple)), ())
+        # Lightning keeps the number of averages next to the weights, or in a table of its own.
+        counters = (content, content.get("averaging_state"))
+        unbegun = any(isinstance(table, Mapping) and _is_zero(table.get("n_averaged")) for table in counters)
         for name, value in content.items():
             if isinstance(value, list | tuple) and len(value) == len(widths) > 0 and name not in _WIDTHS:
                 for index, (inner, width) in enumerate(zip(value, widths, strict=True)):
                     number = float(width) if isinstance(width, int | float) else None
                     yield from _walk(inner, budget, (*parts, str(name), str(index)), number)
             else:
-                yield from _walk(value, budget, (*parts, str(name)), reach)
+                for entry in _walk(value, budget, (*parts, str(name)), reach):
+                    yield replace(entry, begun=False) if unbegun else entry
     else:
         yield from _walk_list(content, budget, parts, reach)
 
@@ -90,14 +99,19 @@ def _walk_list(
         after_optimizer = after_optimizer or (isinstance(value, Mapping) and "param_groups" in value)
 
 
+def _listed(groups: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """Return the entries of a list that each group of parameters has under `key`."""
+    return [entry for group in groups if isinstance(group.get(key), list) for entry in group[key]]
+
+
 def _optimizer_averages(content: Mapping[str, Any], parts: tuple[str, ...]) -> Iterator[_Entry]:
     """Yield the averages of the parameters that an optimizer's state holds, in the order of its parameters."""
     groups = [group for group in content["param_groups"] if isinstance(group, Mapping)]
-    order = [index for group in groups for index in group.get("params") or ()]
-    states = [content["state"].get(index) for index in order]
-    if not order or not all(isinstance(state, Mapping) for state in states):
+    order = _listed(groups, "params")
+    states = [content["state"].get(index) for index in order if isinstance(index, int | str)]
+    if not order or len(states) < len(order) or not all(isinstance(state, Mapping) for state in states):
         return
-    names = [name for group in groups for name in group.get("param_names") or ()]
+    names = _listed(groups, "param_names")
     for key in _IN_OPTIMIZER:
         values = [state.get(key) for state in states]
         if all(isinstance(value, Tensor) for value in values) and _weighty(values):
@@ -145,18 +159,20 @@ def _networks(entry: _Entry, tensors: Tensors) -> Iterator[Found[Tensors]]:
         if not prefix:
             inner = {name: tensor for name, tensor in inner.items() if name not in _BOOKKEEPING or tensor.numel() > 1}
         found = judged((*entry.parts, *prefix.split(".")[:-1]), inner, entry.reach)
-        counts = [
-            int(tensor)
-            for name, tensor in plain.items()
-            if name.endswith("n_averaged")
-            and tensor.numel() == 1
-            and prefix.startswith(f"{name.removesuffix('n_averaged')}module.")
-        ]
+        count = _counter(plain, prefix)
         average = found.average if entry.is_average is None else entry.is_average
-        if counts:
-            # Until its first update an AveragedModel holds the weights that it was constructed with.
-            average, found = True, replace(found, begun=counts[0] > 0)
-        yield replace(found, average=average, explicit=found.explicit or average)
+        average = average or count is not None
+        # Until its first update an AveragedModel holds the weights that it was constructed with.
+        begun = entry.begun and not _is_zero(count)
+        yield replace(found, average=average, explicit=found.explicit or average, begun=begun)
+
+
+def _counter(tensors: Tensors, prefix: str) -> Tensor | None:
+    """Return the counter of the AveragedModel that holds the network of this prefix, if there is one."""
+    ends = (name for name in tensors if f".{name}".endswith(".n_averaged"))
+    return next(
+        (tensors[name] for name in ends if prefix.startswith(name.removesuffix("n_averaged") + "module.")), None
+    )
 
 
 def _embedded(values: Sequence[Tensor], entries: Sequence[tuple[str, Tensor]]) -> list[str] | None:

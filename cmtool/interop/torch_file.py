@@ -98,6 +98,11 @@ def find_tensors(content: Any, path: Path, wanted: str | None = None) -> tuple[d
         found = weights_in(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is refused: {error.message}") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Foreign contents can be built in any way, and none of them may end in a traceback.
+        raise CheckpointError(f"{path} cannot be understood ({type(error).__name__}).") from None
     if not found and isinstance(content, Mapping):
         held = ", ".join(map(str, list(content)[:10]))
         raise CheckpointError(f"{path} holds no state dict; it holds: {held or 'nothing'}.")

@@ -152,6 +152,14 @@ def test_an_average_that_has_averaged_nothing_is_none(tmp_path):
     which, said = taken(tmp_path / "x.pt", {"model": RAW, "swa_model": averaged_model(EMA, 0)})
     assert which == "raw"
     assert "'swa_model' (an average that has averaged nothing yet)" in said
+    # Lightning's two ways to say so.
+    swa = {"StochasticWeightAveraging": {"n_averaged": 0, "average_model_state": EMA}}
+    assert taken(tmp_path / "x.ckpt", {"state_dict": RAW, "callbacks": swa})[0] == "raw"
+    moved = {"state_dict": EMA, "current_model_state": RAW}
+    assert taken(tmp_path / "x.ckpt", {**moved, "averaging_state": {"n_averaged": torch.tensor(0)}})[0] == "raw"
+    assert taken(tmp_path / "x.ckpt", {**moved, "averaging_state": {"n_averaged": torch.tensor(1)}})[0] == "ema"
+    # Alone it is what the file holds.
+    assert taken(tmp_path / "x.pt", averaged_model(EMA, 0))[0] == "ema"
 
 
 def test_callbacks_of_lightning(tmp_path):
@@ -487,6 +495,21 @@ def test_a_file_that_holds_itself_is_answered(tmp_path):
     torch.save(loop, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="nests its contents without end"):
         taken(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"optimizer": {"state": {}, "param_groups": [{"params": 3}, 4, {"params": [[1], None, {}]}]}},
+        {"optimizer": {"state": {0: 1}, "param_groups": [{"params": [0], "param_names": 7}]}},
+        {"n_averaged": float("nan"), "averaging_state": 3, "stds": ["a"], "emas": [RAW]},
+        {"ema": [torch.zeros(2, dtype=torch.complex64), torch.tensor(1)], "stds": [None, "x"]},
+        {1: {None: {("a", 2): torch.zeros(3)}}, "ema": [[[torch.zeros(2)]]]},
+    ],
+)
+def test_odd_company_is_no_obstacle(tmp_path, extra):
+    torch.save({"model": RAW, **extra}, tmp_path / "x.pt")
+    assert taken(tmp_path / "x.pt", weights="model")[0] == "raw"
 
 
 def test_import_as_typed(cmtool, workdir):
