@@ -299,9 +299,9 @@ def make_reference(
     source = resolve_reference(data, None, mode, talk.say)
     if source.images is None:
         raise UsageError(f"{data} holds statistics only; a reference is made from images.", "name a folder or an .npz")
-    source = source.own(num, mode)
+    said, source = len(source.images.notes), source.own(num, mode)
     assert source.images is not None
-    for note in source.images.notes if num is not None else ():
+    for note in source.images.notes[said:]:
         talk.say(f"{data}: {note}")
     judge = Judge.of(source, None, features, None, str(choose_device(device)), talk, batch_size=batch_size)
     made = write_reference(Path(path), judge, features or source.features)

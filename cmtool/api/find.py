@@ -16,6 +16,7 @@ from cmtool.config.headers import missing_in_header
 from cmtool.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
+    from cmtool.models import Model
     from cmtool.talk import Talk
 
 KIND_NAMES = {"consistency": "consistency model", "diffusion": "teacher"}
@@ -70,7 +71,7 @@ def _named(name: str, talk: Talk | None) -> Path:
     """Return the file that `name` means: a file, a run folder, or a model that comes along or is fetched by name."""
     if Path(name).exists() or not name.startswith(NAMED):
         return resolve_file(name)
-    from cmtool.interop.names import resolve_model
+    from cmtool.interop.published import resolve_model
 
     return resolve_model(name, talk)
 
@@ -126,3 +127,22 @@ def find_model(
         f"there is no {wanted}: no {option} is given, and no finished run under ./{runs} fits.",
         f"train one with `{command}`, or name one with {option}{along}",
     )
+
+
+def load_model(found: FoundModel, device: str, precision: str) -> Model:
+    """Load a found model for running.
+
+    Args:
+        found: the model file.
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "auto" is float32, so that samples do not depend on the machine; "fp64", or "bf16" and "fp16" by
+            autocast around the network.
+    """
+    from cmtool.memory import keep_freed_memory
+    from cmtool.models import apply_precision, load
+    from cmtool.training.setup import choose_device
+
+    keep_freed_memory()
+    # fp64 exists on no mps device, and apply_precision would only find out inside torch.
+    place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
+    return apply_precision(load(found.path, place), precision)

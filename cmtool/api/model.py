@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmtool import models
 from cmtool.errors import UserError, unknown
-from cmtool.interop.names import resolve_model
+from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 from cmtool.samplers.plan import SamplePlan, plan_sampling

@@ -33,7 +33,7 @@ def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Return the run folders and the names of models that came along or are published which begin so."""
-    from cmtool.interop.names import names
+    from cmtool.interop.published import names
 
     return _begin(incomplete, [*_runs("model.safetensors"), *names()])
 

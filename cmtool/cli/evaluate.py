@@ -18,8 +18,8 @@ from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet,
 from cmtool.files.atomic import atomic_text
 
 if TYPE_CHECKING:
+    from cmtool.api.find import FoundModel
     from cmtool.cli.evaluate_sets import Making, Wanted
-    from cmtool.cli.find_model import FoundModel
     from cmtool.cli.output import Output
     from cmtool.evaluation.verdict import Verdict
     from cmtool.training.distributed import World

@@ -14,7 +14,7 @@ from cmtool.cli.lists import BLOCK
 from cmtool.errors import CheckpointError, DataError, UserError
 
 if TYPE_CHECKING:
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.evaluation.samples import ImageSet
     from cmtool.evaluation.verdict import Opened
@@ -139,7 +139,7 @@ class ModelSet:
 
     def _make(self, count: int) -> Path:
         """Sample the model into `samples/`, in the form of `cmtool sample --out FILE.npz`."""
-        from cmtool.cli.run_model import load_model
+        from cmtool.api.find import load_model
         from cmtool.cli.sample import Job, write_samples
         from cmtool.cli.sample_together import make_in
 
@@ -156,9 +156,8 @@ class ModelSet:
     def consistency(self) -> dict[str, float]:
         """Measure how consistent the model is along trajectories of the teacher that was named, or of one that fits."""
         from cmtool.api.evaluate import trajectories
+        from cmtool.api.find import find_model, load_model
         from cmtool.api.model import Model
-        from cmtool.cli.find_model import find_model
-        from cmtool.cli.run_model import load_model
         from cmtool.config.judgments import same_data
 
         making, data = self.making, self.found.header["data"]
@@ -200,7 +199,7 @@ def _openable(path: Path) -> ImageSet | None:
 
 def model_for(given: str | None, ref: str | None, kinds: Sequence[str] = ("consistency", "diffusion")) -> FoundModel:
     """Return the model to judge: the one named, else the newest run on the reference's data, else the newest run."""
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.config.judgments import reference_of
 
     def same_data(header: Mapping[str, Any]) -> bool:
@@ -225,7 +224,7 @@ def list_wanted(
     Raises:
         UserError: there is no model, a path does not exist, or times do not fit a model.
     """
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
 
     files = [name for name in samples if not _is_model(name)]
     for name in files:

@@ -14,7 +14,7 @@ from cmtool.errors import UsageError, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.models import Model as LoadedModel
     from cmtool.samplers.plan import SamplePlan
@@ -88,7 +88,7 @@ def interpolate(
 
 
 def _decide(given: dict[str, Any], output: Output) -> Walk:
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.cli.lists import choose_label, parse_floats, parse_ints
     from cmtool.samplers.plan import plan_sampling
 
@@ -143,7 +143,7 @@ def _kind(out: Path) -> Literal["grid", "gif", "frames"]:
 
 
 def _teacher(given: str | None, found: FoundModel) -> FoundModel:
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.config.judgments import same_data
 
     data = found.header["data"]
@@ -161,7 +161,7 @@ def _teacher(given: str | None, found: FoundModel) -> FoundModel:
 def _make(walk: Walk, output: Output) -> None:
     import torch
 
-    from cmtool.cli.run_model import load_model
+    from cmtool.api.find import load_model
     from cmtool.data.sample_files import check_place
     from cmtool.samplers.interpolation import decode, key_noise, path
 
@@ -209,7 +209,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     """Take the pictures to their noise by the teacher's ODE, and say how well the model brings them back."""
     import torch
 
-    from cmtool.cli.run_model import load_model
+    from cmtool.api.find import load_model
     from cmtool.config.classes import class_map
     from cmtool.data.images import fit_image, read_image
     from cmtool.editing.tasks import tensor

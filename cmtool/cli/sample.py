@@ -12,7 +12,7 @@ import typer
 from cmtool.cli.options import BatchSize, Device, Json, Model, Out, Precision, Quiet
 
 if TYPE_CHECKING:
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.data.sample_files import Sink
     from cmtool.models import Model as LoadedModel
@@ -121,7 +121,7 @@ def sample(
 
 def _decide(given: dict[str, Any], output: Output) -> Job:
     """Settle model, noise levels, seeds, labels and place; every mistake in them is found here."""
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.cli.lists import choose_labels, choose_seeds, parse_floats, parse_ints
     from cmtool.cli.sample_out import out_kind
     from cmtool.samplers.plan import check_request, plan_sampling
@@ -193,7 +193,7 @@ def _make(job: Job, batch_size: int | None, device: str, output: Output) -> None
             return
         path = together
     else:
-        from cmtool.cli.run_model import load_model
+        from cmtool.api.find import load_model
 
         sink = open_sink(job)
         model = load_model(job.found, device, job.precision)

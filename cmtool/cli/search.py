@@ -16,7 +16,7 @@ from cmtool.errors import UserError
 
 if TYPE_CHECKING:
     from cmtool.api.evaluate import FoundTimes
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
 
 SearchSteps = Annotated[int, typer.Option("--steps", min=2, help="Evaluations an image to find times for.")]
@@ -99,8 +99,8 @@ def _search(options: SearchOptions, output: Output) -> None:
 
 def _find(found: FoundModel, ref: str, options: SearchOptions, output: Output) -> FoundTimes:
     from cmtool.api.evaluate import search_times
+    from cmtool.api.find import load_model
     from cmtool.api.model import Model
-    from cmtool.cli.run_model import load_model
 
     return search_times(
         Model(load_model(found, options.device, options.precision), found.path),

@@ -86,8 +86,8 @@ def measure(
 ) -> Measured:
     """Return the features of every image, from the cache if the same network has seen the same images before.
 
-    A file is read once. Its fingerprint is computed from the batches on their way to the network; only a file that has
-    not changed since it was last read is recognized before. Several processes share the work by whole batches, so that
+    A file is read once. Its fingerprint comes from the same pass; only a file that has not changed since it was last
+    read is recognized before. Several processes share the work by whole batches, so that
     every batch is the one that a single process would make.
 
     Args:
@@ -114,9 +114,8 @@ def measure(
         return replace(found, fingerprint=fingerprint)
     result = _together(world.gather_first(_run(images, network, batch_size, advance, world)))
     if use_cache:
-        if not fingerprint:  # the pass has left it behind
-            fingerprint = images.fingerprint
-            _remember(images, fingerprint)
+        fingerprint = images.fingerprint
+        _remember(images)
         keep(_key(network, fingerprint), "features", _pack(result))
     return replace(result, fingerprint=fingerprint)
 
@@ -127,16 +126,16 @@ def _key(network: Features, fingerprint: str) -> str:
 
 def _known_fingerprint(images: ImageSet, alone: bool) -> str:
     """Return the fingerprint if no file must be read for it: of pixels in memory, or of an unchanged file; else ""."""
-    if images.stamp is None or not alone:
+    if images.stamp is None or images.seen or not alone:
         return images.fingerprint
     kept = cached(_stamp_key(images.stamp), "fingerprints") if images.stamp else None
     return str(kept["fingerprint"]) if kept is not None and "fingerprint" in kept else ""
 
 
-def _remember(images: ImageSet, fingerprint: str) -> None:
+def _remember(images: ImageSet) -> None:
     """Store the fingerprint under the file's size and times."""
     if images.stamp:
-        keep(_stamp_key(images.stamp), "fingerprints", {"fingerprint": np.array(fingerprint)})
+        keep(_stamp_key(images.stamp), "fingerprints", {"fingerprint": np.array(images.fingerprint)})
 
 
 def _stamp_key(stamp: str) -> str:
@@ -159,13 +158,7 @@ class _Share:
     moments: Moments | None = None
 
 
-def _run(
-    images: ImageSet,
-    network: Features,
-    batch_size: int,
-    advance: Progress,
-    world: World,
-) -> _Share:
+def _run(images: ImageSet, network: Features, batch_size: int, advance: Progress, world: World) -> _Share:
     found = _Share()
     first, count = world.rows(-(-images.count // batch_size))
     for pixels in itertools.islice(images.batches(batch_size), first, first + count):

@@ -40,9 +40,9 @@ class ImageSet:
 
     `shape` is (H, W, C); `read(size)` yields batches; `labels` are (N,) int64 or None; `meta` is what cmtool wrote into
     a sample file (model, nfe, times, seeds); `groups` are (N,) classes known only by the names of their folders, which
-    need not be numbered as a network's classes are; `notes` are sentences for the user.
-    `stamp` names the state of the file that every pass reads (path, size, times), "" where that is not known; None
-    where the pixels are in memory and a pass costs nothing.
+    need not be numbered as a network's classes are; `notes` are sentences for the user. `stamp` names the state of the
+    file that every pass reads (path, size, times), "" if that is not known; None if the pixels are in memory and a pass
+    costs nothing.
     """
 
     name: str
@@ -113,6 +113,11 @@ class ImageSet:
         stamp = f"{self.stamp} some {count}" if self.stamp else self.stamp
         notes = (*self.notes, note)
         return replace(self, count=count, read=read, labels=labels, groups=groups, notes=notes, stamp=stamp)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the fingerprint is known, so that asking for it takes no pass."""
+        return bool(self._known)
 
     def in_memory(self) -> ImageSet:
         """Return the set with its pixels in memory, so that further passes read no file."""

@@ -138,8 +138,8 @@ def test_everything_within_its_budget(cmtool_process, workdir):
     [
         (["scaling", "--T", "8"], ["T = 8", "c1", "T >= 9"]),
         (["scaling", "--T", "64", "--c1", "1000"], ["T = 64", "T >= 9119"]),
-        (["scaling", "--T", "a"], ["'a'", "--T 16,32,64"]),
-        (["scaling", "--T", ""], ["no number of levels"]),
+        (["scaling", "--T", "a"], ["--T: 'a'", "whole number"]),
+        (["scaling", "--T", ""], ["--T", "empty entry"]),
         (["scaling", "--d", "0"], ["dimension"]),
         (["scaling", "--data", "laplace:0;1"], ["laplace", "gauss:MU;S"]),
         (["scaling", "--data", "gmm:-1,2;0,1;1"], ["non-negative"]),

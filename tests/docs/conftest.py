@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def here(folder, monkeypatch):
     import cmtool.api.train as training
-    import cmtool.interop.names as names
+    import cmtool.interop.published as names
 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CMTOOL_CACHE", str(folder / "cache"))

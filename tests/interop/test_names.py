@@ -8,7 +8,8 @@ import torch
 
 from cmtool.checkpoint import load_tensors, read_header, save_model
 from cmtool.errors import CheckpointError, OfflineError, UserError
-from cmtool.interop import known, names
+from cmtool.interop import known
+from cmtool.interop import published as names
 from tests.files.server import Server, names_in
 from tests.interop import foreign
 

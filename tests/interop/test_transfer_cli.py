@@ -10,7 +10,7 @@ import torch
 
 from cmtool import models
 from cmtool.interop import hub
-from cmtool.interop.names import DEMOS
+from cmtool.interop.published import DEMOS
 from tests.interop import foreign
 from tests.interop.own import own_model
 

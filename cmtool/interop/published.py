@@ -5,47 +5,23 @@ Light: torch is imported only to translate what was fetched.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cmtool.checkpoint import resolve_file
 from cmtool.errors import CheckpointError, UserError, nearest, unknown
 from cmtool.files.cache import cache_dir, offline
 from cmtool.files.download import Download, download, read_json
 from cmtool.interop.known import PUBLISHED, Published
+from cmtool.talk import SILENCE, Talk
 from cmtool.units import human_bytes
 
 HUB = "https://huggingface.co"
 DEMOS = Path(__file__).resolve().parent.parent / "demo"
 _ABOUT = ("model_index.json", "scheduler/scheduler_config.json", "config.json")
-
-
-class Talk(Protocol):
-    """Where progress and sentences for the user go."""
-
-    def say(self, text: str) -> None:
-        """Say one sentence."""
-
-    def progress(self, total: int | None, description: str = "") -> AbstractContextManager[Callable[..., None]]:
-        """Show progress while a block runs."""
-
-
-class Silence:
-    """Says nothing."""
-
-    def say(self, text: str) -> None:
-        """Drop the sentence."""
-
-    @contextlib.contextmanager
-    def progress(self, total: int | None, description: str = "") -> Iterator[Callable[..., None]]:
-        """Show nothing."""
-        yield lambda *advance, **named: None
 
 
 def demo_names() -> list[str]:
@@ -69,7 +45,7 @@ def resolve_model(name: str, talk: Talk | None = None, weights: str | None = Non
         UserError: if the name is unknown (the nearest ones are said), or the download failed.
         OfflineError: if it must be fetched and cannot be.
     """
-    talk = talk or Silence()
+    talk = talk or SILENCE
     if Path(name).exists():
         return resolve_file(name)
     if weights and not name.startswith("hf:"):
