@@ -44,7 +44,7 @@ class Model(nn.Module):
         self.header = header
         self.parameterization = build_parameterization(process)
         self.autocast: torch.dtype | None = None
-        # Whether consistency training asks it for a pair of passes that share the errors of a half.
+        # Whether consistency training runs it in pairs of passes that share their half-precision errors.
         self.paired = False
         self._replayed: Callable[..., Tensor] | None = None
 
