@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmtool.data.archives import NpzReader
 from cmtool.errors import DataError, UserError
+from cmtool.files.archives import NpzReader
 from cmtool.theory.distances import SAMPLED_DIM_LIMIT, assignment_w1, sliced_w1
 from cmtool.theory.laws import Mixture, empirical
 from cmtool.theory.levels import Levels, build_levels
