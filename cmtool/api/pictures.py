@@ -1,4 +1,4 @@
-"""Pictures as a Python program has them, and where they go."""
+"""Pictures in the forms that a Python program has them in, and writing them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def as_bytes(picture: Picture, channels: int) -> Bytes:
 
     Args:
         picture: a path, a Pillow image, uint8 (H, W) or (H, W, C), or a float tensor (C, H, W) in [-1, 1].
-        channels: 1 (gray), 3 (color) or 4; what has others is converted as `cmtool.data.read_image` converts files.
+        channels: 1 (gray), 3 (color) or 4; other pictures are converted as `cmtool.data.read_image` converts files.
 
     Raises:
         DataError: there is no such file, or the array is no picture.
@@ -55,11 +55,11 @@ def save(images: Tensor | Bytes, path: str | Path) -> Path:
 
     Args:
         images: float tensor (N, C, H, W) in [-1, 1] or uint8 array (N, H, W, C); points are a tensor (N, 2, 1, 1).
-        path: `.png` is a grid (one image: that image alone), `.npz` the form that evaluators read, anything without
-            ending a folder of PNGs.
+        path: `.png` is a grid (of one image: just that image), `.npz` the form that evaluators read, a path without
+            an ending a folder of PNGs.
 
     Raises:
-        DataError: the images are no images, or the ending is none of these.
+        DataError: the images are not images, or the ending is none of these.
         UserError: the place cannot be written.
     """
     path = Path(path)
@@ -85,7 +85,7 @@ def mask_of(mask: Picture | NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return a mask (H, W) in [0, 1], 1 (white, True) where the model generates.
 
     Args:
-        mask: a picture whose white is to be generated, or a boolean array (H, W). What is transparent is not white.
+        mask: a picture whose white pixels are generated, or a boolean array (H, W). Transparent pixels are not white.
     """
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
         return mask.astype(np.float64)
