@@ -21,6 +21,7 @@ from cmtool.losses.assemble import Supplies, build_objective
 from cmtool.losses.coupling import Pairs
 from cmtool.losses.diagnose import level_density
 from cmtool.losses.direction import Reference
+from cmtool.machine.giving_way import give_way
 from cmtool.memory import keep_freed_memory
 from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.truncated import TruncatedNetwork, doubled
@@ -48,6 +49,8 @@ CHUNK, MEASURED = 256, 2048
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device that `name` means: "auto" takes cuda, then mps, then cpu; of several GPUs, number `local_rank`.
 
+    A process that computes on a CPU gives way to others from then on.
+
     Raises:
         UserError: for an unknown device, or one that this machine lacks.
     """
@@ -59,6 +62,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(f"unknown device '{name}'; choose auto, cpu, cuda or mps.")
     if not there[kind]:
         raise UserError(f"this machine has no usable {kind} device.", "use --device cpu, or leave --device out")
+    if kind == "cpu":
+        give_way()
     if name == "cuda" and local_rank:
         name = f"cuda:{local_rank % torch.cuda.device_count()}"
     return torch.device(name)
