@@ -1,7 +1,7 @@
 """One image file to bytes, and bytes of any shape to a square: the decoding and resizing rules of the project.
 
 Decoding never runs foreign programs (only raster formats that Pillow decodes itself are opened) and checks the size
-before it allocates. Embedded color profiles are not applied: pixels are taken as they are stored.
+before it allocates. Colors of another profile are converted to sRGB (`profiles.to_srgb`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cmtool.data.profiles import to_srgb
 from cmtool.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -32,6 +35,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "edm": Image.Resampling.LANCZOS,
 }
+_ORIENTATION = 0x0112  # the EXIF tag; from 5 on a quarter turn
 # What Pillow raises at damage. Memory runs out where a small file claims a huge block: `MAX_PIXELS` bounds honest ones.
 _DAMAGE = (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, MemoryError, OverflowError, struct.error)
 # Pillow warns at its own, lower limit; `read_image` refuses at ours with a sentence: the warning would be noise.
@@ -89,7 +93,10 @@ def _deep_to_bytes(picture: Image.Image, name: str) -> Image.Image:
 def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
     """Bring any Pillow mode to L, RGB or RGBA; transparency is laid on white unless four channels are asked for."""
     if picture.mode == "F" or picture.mode.startswith("I"):
+        profile = picture.info.get("icc_profile")
         picture = _deep_to_bytes(picture, name)
+        picture.info["icc_profile"] = profile
+    picture = to_srgb(picture)
     transparent = picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
     if channels == 4:
         return picture.convert("RGBA")
@@ -106,7 +113,7 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
     """Decode one image file into bytes, upright as the EXIF orientation says.
 
     CMYK, palette, gray, 16-bit and float images are converted; transparent ones are laid on white (with `channels=4`
-    alpha is kept); embedded color profiles are ignored.
+    alpha is kept); colors of another profile than sRGB are converted to it.
 
     Args:
         source: a path, or the bytes of a file.
@@ -124,14 +131,48 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
         raise DataError(f"images have 1, 3 or 4 channels, not {channels}.")
     source = Path(source) if isinstance(source, str) else source
     label = name or ("an image" if isinstance(source, bytes) else str(source))
-    with _open(source, label) as picture:
+    with _checked(source, label, animated) as picture:
+        return _decode(picture, channels, label)
+
+
+def upright(source: Path, name: str | None = None) -> Image.Image:
+    """Decode one image file, turned as its EXIF orientation says, and keep mode, transparency and profile.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    label = name or str(source)
+    with _checked(source, label, animated=False) as picture:
+        try:
+            picture.load()
+            turned = ImageOps.exif_transpose(picture)
+            if picture.getexif().get(_ORIENTATION) in (5, 6, 7, 8) and "dpi" in turned.info:
+                turned.info["dpi"] = tuple(turned.info["dpi"])[::-1]
+        except _DAMAGE as error:
+            raise SkippedImage(label, "unreadable", f"damaged or truncated ({error}).") from None
+        # How coarsely it was written; Pillow drops that with the file.
+        turned.format = picture.format
+        turned.quantization = getattr(picture, "quantization", None)  # type: ignore[attr-defined]
+        return turned
+
+
+def to_bytes(picture: Image.Image, channels: int, name: str) -> Bytes:
+    """Return a decoded Pillow image of any mode as uint8 (H, W, channels), by the rules of `read_image`."""
+    array = np.asarray(_convert(picture, channels, name))
+    return array[..., None] if array.ndim == 2 else array
+
+
+@contextmanager
+def _checked(source: Path | bytes, name: str, animated: bool) -> Iterator[Image.Image]:
+    """Open a file without decoding it, and refuse what is too large or moves."""
+    with _open(source, name) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels"
-            raise SkippedImage(label, "too large", f"{size}, which is 100 megapixels or more.")
+            raise SkippedImage(name, "too large", f"{size}, which is 100 megapixels or more.")
         # A phone's MPO and a scanner's TIFF hold further pages, not an animation.
-        if not animated and picture.format not in ("MPO", "TIFF") and _moves(picture, label):
-            raise SkippedImage(label, "animated", "an animation; only still images are used.")
-        return _decode(picture, channels, label)
+        if not animated and picture.format not in ("MPO", "TIFF") and _moves(picture, name):
+            raise SkippedImage(name, "animated", "an animation; only still images are used.")
+        yield picture
 
 
 def is_gray(data: bytes) -> bool:
