@@ -82,7 +82,8 @@ def run(recipe: str, seed: int, args: argparse.Namespace, source: Path | None) -
     if not path.is_file():
         config = trials.Trial(args.preset, recipe, seed, (UNLABELED, *args.sets), source).config(steps)
         trainer = prepare(config, thinned(args.preset), trials.CPU)
-        trainer.run_to(steps)
+        while trainer.state.step < steps:
+            trainer.step()
         trainer.state.export(path)
     return path
 

@@ -19,11 +19,10 @@ import torch
 from PIL import Image
 
 from cmtool.config.schema import DataConfig
-from cmtool.data import batch_indices
-from cmtool.data.packed import packed_writer, read_packed
-from cmtool.data.packing import Rules, pack
+from cmtool.data.packed import Rules, pack, packed_writer, read_packed
 from cmtool.data.shapes import shapes_images
 from cmtool.data.sources.sniff import open_source
+from cmtool.training.batches import batch_indices
 
 
 def photos(folder: Path, count: int, side: int) -> None:

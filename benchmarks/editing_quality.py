@@ -140,6 +140,28 @@ def _seeds(images: int, seed: int, variation: int, what: str = "editing") -> lis
     return [derive(seed, what, variation, image) for image in range(images)]
 
 
+def class_misfits(
+    model: Model,
+    operator: editing.Operator,
+    y: Tensor,
+    seeds: Sequence[int],
+    times: Sequence[float],
+    classes: int,
+    *,
+    guidance: float = 0.0,
+) -> Tensor:
+    """How badly edits as each class agree with what is known: (B, classes), the `misfit` of `edit`.
+
+    Every class is tried with the same noise (one seed for each image), so that only the class differs.
+    """
+    tried = []
+    for label in range(classes):
+        streams = SampleStreams(seeds, y.device, y.dtype)
+        labels = torch.full((len(y),), label, device=y.device)
+        tried.append(editing.edit(model, operator, y, streams, times, labels, guidance=guidance).misfit)
+    return torch.stack(tried, dim=1)
+
+
 def likeliest(model: Model, case: Case, times: Sequence[float], guidance: float, seed: int) -> Tensor | None:
     """Return the class (B,) whose edits agree best with what is known, as `cmtool edit` finds it."""
     if model.num_classes is None:
@@ -147,7 +169,7 @@ def likeliest(model: Model, case: Case, times: Sequence[float], guidance: float,
     misfits = torch.zeros(len(case.y), model.num_classes)
     for trial in range(TRIALS):
         seeds = _seeds(len(case.y), seed, trial, "class")
-        misfits = misfits + editing.class_misfits(
+        misfits = misfits + class_misfits(
             model, case.operator, case.y, seeds, times, model.num_classes, guidance=guidance
         )
     return misfits.argmin(dim=1)

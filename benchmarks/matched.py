@@ -74,11 +74,11 @@ def diffusers_peer(model: Model) -> Peer:
     """UNet2DModel with the weights of `model`; raises ImportError without diffusers."""
     from diffusers import UNet2DModel
 
-    from cmtool.config.schema import NetworkConfig
+    from cmtool.config.networks import network_config
     from cmtool.interop.unet2d import to_diffusers, unet_config
 
     channels, side, _ = model.image_shape
-    table = NetworkConfig(**model.header["network"])
+    table = network_config(**model.header["network"])
     network = UNet2DModel(**unet_config(table, channels, side, model.num_classes))
     network.load_state_dict(to_diffusers(dict(model.network.state_dict()), table, side))
     network = network.to(model.device)

@@ -19,10 +19,10 @@ from benchmarks.matched import Peer, enliven, matched_config, peers_of, pictures
 from benchmarks.pairs import Comparison, Contestant, compare, parser, publish
 from cmtool.data.images import to_uint8
 from cmtool.data.sample_files import FolderSink, NpzSink, in_background
-from cmtool.models import Model
+from cmtool.models import Model, apply_precision
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
-from cmtool.training.setup import apply_precision, fresh_student
+from cmtool.training.setup import fresh_student
 
 # Indices 0 and 22 of 40 grid points, as published for two steps.
 TIMESTEPS = {1: None, 2: [22, 0]}

@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmtool.config.load import read_preset, resolve
 from cmtool.config.schema import RunConfig
-from cmtool.models import parameter_count
-from cmtool.networks import build_network
+from cmtool.networks import build_network, parameter_count
 
 # Dense peak rates in TFLOP/s as the makers give them: half precision, and TF32 for passes in float32.
 CARDS = {"A100": (312, 156), "H100": (989, 495)}

@@ -16,10 +16,11 @@ from torch import Tensor
 from benchmarks.matched import Peer, enliven, matched_config, peers_of, pictures
 from benchmarks.pairs import Comparison, Contestant, compare, parser, publish
 from benchmarks.peer_steps import preconditioned
+from cmtool.models import apply_precision
 from cmtool.rng import SampleStreams
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
-from cmtool.training.setup import apply_precision, fresh_student
+from cmtool.training.setup import fresh_student
 
 TOLERANCE = 1e-3
 

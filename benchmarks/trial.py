@@ -89,7 +89,8 @@ def train(trial: Trial, steps: int, out: Path) -> Path:
     if not out.is_file():
         config = trial.config(steps)
         trainer = prepare(config, load_dataset(config.data), CPU)
-        trainer.run_to(steps)
+        while trainer.state.step < steps:
+            trainer.step()
         trainer.state.export(out)
     return out
 

@@ -10,31 +10,47 @@ In five lines:
     filled = cmtool.edit.inpaint(model, "photo.png", "mask.png")
     print(cmtool.evaluate(model, "shapes")["fid"])
 
+And `cmtool.train("photos/", preset="folder64")` makes a model of your own pictures.
+
 Each name is imported when it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from cmtool.api import Model as Model
-    from cmtool.api import edit as edit
-    from cmtool.api import evaluate as evaluate
-    from cmtool.api import load as load
-    from cmtool.api import sample as sample
-    from cmtool.api import save as save
+from cmtool.version import __version__ as __version__
 
-__version__ = "0.1.0"
-__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save"]
+if TYPE_CHECKING:
+    from cmtool.api import edit as edit
+    from cmtool.api.evaluate import evaluate as evaluate
+    from cmtool.api.evaluate import search_times as search_times
+    from cmtool.api.model import Model as Model
+    from cmtool.api.model import load as load
+    from cmtool.api.model import sample as sample
+    from cmtool.api.pictures import save as save
+    from cmtool.api.train import train as train
+
+# Where each name lies: a module below cmtool.api, or something in one.
+_PLACES = {
+    "Model": "model",
+    "edit": "edit",
+    "evaluate": "evaluate",
+    "search_times": "evaluate",
+    "load": "model",
+    "sample": "model",
+    "save": "pictures",
+    "train": "train",
+}
+__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save", "search_times", "train"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: torch takes seconds, and the command line and `cmtool.__version__` do not need it.
-    if name in __all__:
-        from cmtool import api
-
-        return getattr(api, name)
+    if name in _PLACES:
+        module = importlib.import_module(f"cmtool.api.{_PLACES[name]}")
+        return module if name == "edit" else getattr(module, name)
     raise AttributeError(f"module 'cmtool' has no attribute '{name}'")
 
 

@@ -1,4 +1,4 @@
-"""The one file format, and how files are written so that a kill leaves the old one or the new one.
+"""The one format of model files.
 
 A model file is safetensors with one JSON header under the metadata key `cmtool`, and a digest over header and
 tensors under `cmtool_digest`. The header is read with the standard library alone; torch is imported only by the
@@ -7,19 +7,16 @@ functions that touch tensors.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import secrets
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtool.config.headers import wrong_in_header
-from cmtool.errors import CheckpointError, UserError
+from cmtool.errors import DISTRIBUTION, CheckpointError
+from cmtool.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -39,80 +36,6 @@ _KINDS = {
     "torch.uint8": "U8",
     "torch.bool": "BOOL",
 }
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into one sentence each."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise UserError(
-                f"the disk is full: {path} could not be written.", "free some space and run it again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"no permission to write {path}.", "choose another place with --out") from error
-        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"{path} cannot be written: {error.strerror}.", "choose another place with --out"
-            ) from error
-        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut (POSIX; Windows cannot open folders and needs no such call)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents so that they survive a power cut: each is an entry of the one above it."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        sync_folder(place.parent)
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path, synced: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, else it is removed.
-
-    Not `synced`, it is whole or absent after a kill, but a power cut may leave it empty: for one of many files. Raises
-    `UserError` if the disk is full, or the place cannot be written.
-    """
-    target = Path(path)
-    with writing(target):
-        make_folder(target.parent)
-        # The suffix stays last: writers such as Pillow choose their format by it.
-        temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
-        try:
-            yield temporary
-            if synced:
-                with open(temporary, "rb+") as stream:
-                    os.fsync(stream.fileno())
-            os.replace(temporary, target)
-            if synced:
-                sync_folder(target.parent)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def atomic_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def atomic_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` whole or not at all; file names that are no UTF-8 keep their bytes."""
-    atomic_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def read_preamble(path: str | Path) -> dict[str, Any]:
@@ -166,7 +89,10 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its header cannot be read.") from error
     if number > FORMAT:
-        raise CheckpointError(f"{path} has format {number}; this cmtool reads up to {FORMAT}.", "pip install -U cmtool")
+        raise CheckpointError(
+            f"{path} has format {number}; this cmtool reads up to {FORMAT}.",
+            f"install a newer one: git pull && pip install . in a checkout, or pip install -U {DISTRIBUTION}",
+        )
     if wrong:
         raise CheckpointError(f"{path} is damaged or no cmtool model: {wrong} in its header.")
     return header

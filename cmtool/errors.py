@@ -53,6 +53,15 @@ class Terminated(BaseException):
     exit_code = 143
 
 
+# What the package is called where packages are published: the name `cmtool` there is another project's.
+DISTRIBUTION = "cmtool-consistency"
+
+
+def install_extra(extra: str) -> str:
+    """Return the command that installs what the extra `extra` of this package needs, e.g. "track"."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
 _LONGEST_NAME = 100
 
 

@@ -21,6 +21,12 @@ def is_first() -> bool:
     return not in_world() or os.environ.get("RANK", "0") in ("", "0")
 
 
+def local_rank() -> int:
+    """Return which of this machine's processes of a run this is, from 0."""
+    told = os.environ.get("LOCAL_RANK", "")
+    return int(told) if in_world() and told.isdecimal() else 0
+
+
 def main_of_a_rank(main: Callable[[], int]) -> NoReturn:
     """Call `main` and exit with what it returns; one of several processes skips the interpreter's own end.
 

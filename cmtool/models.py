@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,19 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, resolve_file
-from cmtool.config.schema import NetworkConfig, ProcessConfig, RunConfig
+from cmtool.config.networks import network_config
+from cmtool.config.schema import ProcessConfig, RunConfig
+from cmtool.config.sources import SOURCES
 from cmtool.diffusion.parameterization import Coefficients, build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
 from cmtool.networks import build_network
+from cmtool.networks.convolution import hold_in
+from cmtool.networks.normalization import wide
 from cmtool.networks.truncated import TruncatedNetwork
 from cmtool.recorded import Recorded
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Model(nn.Module):
@@ -91,21 +96,23 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return c_skip x + c_out F(c_in x, c_noise, label, r), the scalings in at least x's precision."""
-        c = self.parameterization.coefficients(t)
+        c = self.parameterization.coefficients(wide(t))
         raw = self._raw(x, c, label, r)
         return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw
 
     def raw(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F itself at the scaled input, (B, C, H, W) in x's dtype; arguments as in a call of the model."""
-        return self._raw(x, self.parameterization.coefficients(t), label, r)
+        return self._raw(x, self.parameterization.coefficients(wide(t)), label, r)
 
     def _raw(self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None) -> Tensor:
         inner = expand(c.c_in.to(x.dtype), x) * x
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
-        to = None if r is None else self.parameterization.coefficients(r).c_noise.to(x.dtype)
+        # A half holds 250 ln t to one or two units only: what conditions the network is never narrower than float32.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            return (self._replayed or self.network)(inner, c.c_noise.to(x.dtype), label, to).to(x.dtype)
+            return (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to).to(x.dtype)
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
@@ -128,7 +135,7 @@ class Model(nn.Module):
     def log_variance(self, t: Tensor) -> Tensor:
         """Return the head w (B,) of a network with `log_variance` at the noise levels t (B,)."""
         network: Any = self.network
-        return network.log_variance(self.parameterization.coefficients(t).c_noise)
+        return network.log_variance(self.parameterization.coefficients(wide(t)).c_noise)
 
 
 class ConsistencyModel(Model):
@@ -142,10 +149,6 @@ class Denoiser(Model):
 
     kind = "diffusion"
 
-    def velocity(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """dx/dt = (x - D(x, t)) / t along the probability-flow ODE; x (B, C, H, W), t (B,)."""
-        return (x - self(x, t, label)) / expand(t, x)
-
 
 KINDS: dict[str, type[Model]] = {"consistency": ConsistencyModel, "diffusion": Denoiser}
 
@@ -156,11 +159,19 @@ def ve_process(model: Model) -> VarianceExploding:
 
 
 def model_header(
-    config: RunConfig, *, num_classes: int | None, class_names: list[str] | None, fingerprint: str
+    config: RunConfig,
+    *,
+    num_classes: int | None,
+    class_names: list[str] | None,
+    fingerprint: str,
+    source: str | None = None,
 ) -> dict[str, Any]:
-    """Return the header that a model trained by `config` starts with: all that rebuilding it needs."""
+    """Return the header that a model trained by `config` starts with: all that rebuilding it needs.
+
+    `source` is what was found at `config.data.path`, e.g. "folder of images".
+    """
     data = config.data
-    edits = config.recipe.model_kind == "consistency" and data.source != "toy2d"
+    edits = config.recipe.model_kind == "consistency" and not SOURCES[data.source].points
     return {
         "kind": config.recipe.model_kind,
         "preset": config.preset,
@@ -171,17 +182,20 @@ def model_header(
         "network": config.network.model_dump(mode="json"),
         "process": config.process.model_dump(mode="json"),
         "data": {
-            "source": data.source,
+            "source": (source if data.path else None) or data.source,
+            **({"path": data.path} if data.path else {}),
+            **({"kind": data.kind} if data.kind else {}),
             "resolution": data.resolution,
             "channels": data.channels,
             "num_classes": num_classes,
             "class_names": class_names,
             "fingerprint": fingerprint,
-            "float_samples": data.source == "toy2d",
+            "float_samples": SOURCES[data.source].points,
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},
         **({"edit": config.edit.model_dump(mode="json")} if edits else {}),
+        "eval": {"reference": config.eval.reference, "features": config.eval.features},
         "label_dropout": config.train.label_dropout if config.data.labels else 0.0,
     }
 
@@ -199,16 +213,16 @@ def build_model(header: dict[str, Any]) -> Model:
         CheckpointError: if the header names something that this version does not know.
     """
     try:
-        network_config = NetworkConfig(**header["network"])
+        table = network_config(**header["network"])
         process = ProcessConfig(**header["process"])
         data = header["data"]
         shape = {"channels": data["channels"], "resolution": data["resolution"], "num_classes": data.get("num_classes")}
         kind, seed = KINDS[header["kind"]], int(header.get("seed") or 0)
-        late = build_network(network_config, **shape, seed=seed)
+        late = build_network(table, **shape, seed=seed)
         network: nn.Module = late
         if process.truncated_at is not None:
             level = build_parameterization(process).coefficients(torch.tensor([process.truncated_at], device="cpu"))
-            early = build_network(network_config, **shape, seed=seed)
+            early = build_network(table, **shape, seed=seed)
             network = TruncatedNetwork(early, late, float(level.c_noise))
     except (ValueError, KeyError, TypeError, RuntimeError, OverflowError, UserError) as error:
         raise CheckpointError(f"the model's header cannot be understood: {_in_one_line(error)}") from error
@@ -232,6 +246,21 @@ def placed(model: Model, device: torch.device, compiled: bool = False) -> Model:
     """
     last = compiled or device.type == "cpu"
     return model.to(device).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def apply_precision(model: Model, precision: str) -> Model:
+    """Set how a model computes: fp64 in double, bf16 and fp16 by autocast around the network, else float32.
+
+    With half precision the scalings, the time embedding, the first and the last convolution stay in float32. For models
+    that are used, not trained: half precision rounds their weights for good.
+    """
+    if precision == "fp64":
+        return model.double()
+    half = HALF.get(precision)
+    model.autocast = half
+    if half is not None:
+        hold_in(model.network, half)
+    return model
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
@@ -264,8 +293,3 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
     """Return an uninitialized tensor on the CPU of the size, layout and dtype of one without memory."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of weights."""
-    return sum(math.prod(parameter.shape) for parameter in model.parameters())

@@ -123,10 +123,6 @@ class SampleStreams:
         drawn = [torch.randint(num_classes, (), generator=generator(seed, "label")) for seed in self.seeds]
         return (torch.stack(drawn) if drawn else torch.empty(0, dtype=torch.int64)).to(self.device)
 
-    def select(self, indices: Sequence[int]) -> SampleStreams:
-        """Return fresh streams for some of the samples, from their beginning."""
-        return SampleStreams([self.seeds[index] for index in indices], self.device, self.dtype)
-
 
 @contextlib.contextmanager
 def same_dropout(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:

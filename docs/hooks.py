@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["COLUMNS"] = "80"
@@ -78,7 +78,11 @@ def settings() -> str:
         "setting, and `--set table.key=value` changes any of them. `recipe.` means the chosen recipe."
     ]
     for name in ("about", "data", "network", "process", "train", "sample", "edit", "eval"):
-        out.append(_table(name, RunConfig.model_fields[name].annotation))
+        kinds = get_args(RunConfig.model_fields[name].annotation)
+        for kind in kinds:  # told apart by their `kind`
+            out.append(_table(f'{name}: kind = "{kind.model_fields["kind"].default}"', kind))
+        if not kinds:
+            out.append(_table(name, RunConfig.model_fields[name].annotation))
         if name == "edit":
             out.append(_table("edit.inpaint, edit.colorize, edit.superres", EditLevels))
     out.append(_table("recipe", recipe_parts.RecipeConfig))
@@ -170,7 +174,7 @@ def python() -> str:
     from cmtool.api import edit
 
     out = [f"# Python\n\n```python\n{_example(cmtool.__doc__ or '')}\n```"]
-    for name in ("load", "sample", "evaluate", "save"):
+    for name in ("load", "sample", "evaluate", "search_times", "train", "save"):
         out.append(_entry(f"cmtool.{name}", getattr(cmtool, name)))
     out.append(f"## cmtool.Model\n\n{_prose(cmtool.Model)}")
     for name, member in vars(cmtool.Model).items():

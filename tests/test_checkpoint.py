@@ -13,16 +13,10 @@ import pytest
 import torch
 
 from cmtool import checkpoint
-from cmtool.checkpoint import (
-    atomic_bytes,
-    atomic_write,
-    load_tensors,
-    model_hash,
-    read_header,
-    resolve_file,
-    save_model,
-)
+from cmtool.checkpoint import load_tensors, model_hash, read_header, resolve_file, save_model
 from cmtool.errors import CheckpointError, UserError
+from cmtool.files import atomic
+from cmtool.files.atomic import atomic_bytes, atomic_write
 
 HEADER = {"kind": "consistency", "step": 3, "preset": "digits", "times": {"2": [80.0, 0.8]}}
 
@@ -280,7 +274,7 @@ def test_the_file_and_its_folders_are_synced_before_the_old_one_goes(tmp_path, m
 
 def test_windows_does_not_sync_folders(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr(checkpoint.os, "open", lambda *a: opened.append(a))
-    monkeypatch.setattr(checkpoint.os, "name", "nt")
-    checkpoint.sync_folder(tmp_path)
+    monkeypatch.setattr(atomic.os, "open", lambda *a: opened.append(a))
+    monkeypatch.setattr(atomic.os, "name", "nt")
+    atomic.sync_folder(tmp_path)
     assert not opened

@@ -9,7 +9,7 @@ import torch
 
 import cmtool
 from cmtool.checkpoint import load_tensors, read_header
-from cmtool.interop.names import DEMOS, demo_names
+from cmtool.interop.published import DEMOS, demo_names
 from tests.conftest import ROOT
 from tests.reporting.run_makers import write_run
 

@@ -37,11 +37,11 @@ ALLOWED = {
     "samplers/interpolation.py path": "shares of a path, on the CPU",
     "editing/loop.py luma_vector": "made on the CPU, then moved",
     "samplers/generate.py streams_for": "float64 for a float64 model alone",
-    "training/setup.py apply_precision": "float64 models are refused on mps",
+    "models.py apply_precision": "float64 models are refused on mps",
     "training/precision.py": "float64 models are refused on mps",
     "training/sharding.py": "several GPUs, never mps",
     "training/posthoc.py": "files, on the CPU",
-    "training/loop.py _gathered": "after everything is on the CPU",
+    "training/report.py gathered": "after everything is on the CPU",
     "api/model.py sample": "float64 for a float64 model alone",
     "rng.py": "random numbers, on the CPU",
 }

@@ -16,7 +16,7 @@ import torch
 
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
-from tests.training.tiny import trainer_of, with_source
+from tests.training.tiny import reports, trainer_of, with_source
 
 FILE = Path(__file__).with_name("golden.json")
 PRESET = Path(__file__).with_name("golden_preset.toml")
@@ -27,7 +27,7 @@ STEPS = 3
 def measured(recipe: str, folder: Path) -> dict[str, list[float]]:
     """Return the losses of three steps, and pixels of samples in one and two steps (18 Heun steps of a teacher)."""
     trainer = trainer_of(with_source(recipe, folder, preset=str(PRESET), steps=STEPS))
-    found = {"loss": [report.loss for report in trainer.reports()]}
+    found = {"loss": [report.loss for report in reports(trainer)]}
     model = trainer.state.ema
     times = [None] if recipe == "edm" else [[80.0], [80.0, 0.8]]
     for given in times:

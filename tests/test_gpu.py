@@ -14,13 +14,14 @@ from cmtool.config.load import resolve
 from cmtool.config.methods import METHODS
 from cmtool.data.load import load_dataset
 from cmtool.diffusion.grid import karras_grid
-from cmtool.losses.draw import Draw, Slice
 from cmtool.losses.objective import Objective
+from cmtool.losses.terms import Draw, Slice
 from cmtool.recorded import WARM_UP, Recorded
 from cmtool.rng import batch_normal
 from cmtool.samplers.generate import generate, sample_batch
 from cmtool.samplers.plan import plan_sampling
 from cmtool.training.setup import prepare
+from tests.losses.oracles import loss_of
 
 pytestmark = pytest.mark.gpu
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -45,14 +46,16 @@ def gradient_at(trainer, level: float, points: int, monkeypatch) -> torch.Tensor
     def draw(self, x0, label, state, rows) -> Draw:
         z = batch_normal(tuple(x0.shape), rows.seed, "noise", rows.step, device=x0.device)
         t, r = (torch.full((len(x0),), grid[index], device=x0.device) for index in (at, at - 1))
-        return Draw(x0, z, t, r, label, 0.0, rows)
+        return Draw(x0, z, (t, r), label, 0.0, rows)
 
     with monkeypatch.context() as patched:
         patched.setattr(Objective, "draw", draw)
         trainer.nets = replace(trainer.nets, target=trainer.state.student)
-        x0, label = trainer.batch(0, 8)
+        x0, label = trainer.batches.take(0, 0, 8)
         trainer.state.optimizer.zero_grad()
-        trainer.objective(trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8)).weighted.mean().backward()
+        loss_of(
+            trainer.objective, trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8)
+        ).weighted.mean().backward()
     return torch.cat([p.grad.flatten() for p in trainer.state.parameters()]).cpu().double()
 
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from cmtool.checkpoint import save_model
-from cmtool.config.schema import NetworkConfig, ProcessConfig
+from cmtool.config.networks import network_config
+from cmtool.config.schema import ProcessConfig
 from cmtool.errors import CheckpointError
-from cmtool.models import ConsistencyModel, Denoiser, build_model, load, parameter_count
+from cmtool.models import ConsistencyModel, build_model, load
+from cmtool.networks import parameter_count
 
 NETWORKS = {
-    "adm": NetworkConfig(kind="adm", channels=8, head_channels=8, attention=(4,)),
-    "mlp": NetworkConfig(kind="mlp", channels=16),
+    "adm": network_config(kind="adm", channels=8, head_channels=8, attention=(4,)),
+    "mlp": network_config(kind="mlp", channels=16),
 }
 
 
@@ -97,13 +99,6 @@ def test_the_scalings_are_the_published_ones(t):
         torch.testing.assert_close(model(x, times), formula(x), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(seen["x"], x / (t**2 + data**2) ** 0.5, rtol=1e-12, atol=0)
         torch.testing.assert_close(seen["c_noise"], 0.25 * times.log(), rtol=1e-12, atol=0)
-
-
-def test_velocity_of_a_teacher():
-    model = random_model(parameterization="edm", kind="diffusion")
-    assert isinstance(model, Denoiser)
-    x, t = images(model), torch.full((5,), 2.0)
-    torch.testing.assert_close(model.velocity(x, t), (x - model(x, t)) / 2.0)
 
 
 @pytest.mark.parametrize("network", ["adm", "mlp"])
@@ -191,3 +186,30 @@ def test_a_training_state_is_no_model(tmp_path):
     save_model(tmp_path / "state.safetensors", {"student.a": torch.zeros(1)}, {"kind": "training-state", "step": 1})
     with pytest.raises(CheckpointError):
         load(tmp_path / "state.safetensors")
+
+
+def conditioning(model, x, t, r=None):
+    """What the network is given as c_noise."""
+    seen = []
+    hook = model.network.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    with torch.no_grad():
+        model(x, t, None, r)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("network", ["adm", "mlp"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_time_reaches_the_network_in_float32_whatever_the_precision(network, half):
+    """250 ln t as a half would be off by up to four: another noise level."""
+    model = random_model(network=network)
+    t = torch.tensor([79.3, 12.34, 0.77, 0.0031, 0.002])
+    x = images(model)
+    exact = conditioning(model, x, t)
+    assert torch.equal(conditioning(model, x.to(half), t), exact)
+    model.autocast = half
+    assert torch.equal(conditioning(model, x, t), exact)
+    assert torch.equal(conditioning(model.to(half), x.to(half), t), exact)
+    # A time that was given as a half is that half, and no more is lost.
+    assert torch.equal(conditioning(model, x.to(half), t.to(half)), conditioning(model, x.to(half), t.to(half).float()))
+    assert conditioning(model.double(), x.double(), t).dtype == torch.float64

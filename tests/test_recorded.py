@@ -12,8 +12,9 @@ import torch
 
 from cmtool.config.load import resolve
 from cmtool.data.load import load_dataset
+from cmtool.losses.terms import Draw, Slice
 from cmtool.recorded import WARM_UP, Recorded, kind_of
-from cmtool.training.replay import Replay, replayable
+from cmtool.training.replay import flattened, replayable
 from cmtool.training.setup import prepare
 
 
@@ -211,8 +212,8 @@ def with_replay(trainer):
     """Give a trainer on the CPU what it has on a GPU."""
     before = []
 
-    pause, tell = lambda: before.append(trainer.state.step), trainer.remarks.append
-    trainer.replay = Replay(trainer._looked, trainer.state.parameters, pause, tell)
+    trainer.batches.settle = lambda: before.append(trainer.state.step)
+    trainer.replay = trainer.recorder()
     calls = trainer.replay.calls
     calls._work = recordable(calls._work)
     fix = calls._before
@@ -308,3 +309,14 @@ def test_a_model_asks_its_recording_while_it_samples_and_its_network_afterwards(
     assert asked == [4]
     assert torch.equal(model(x, t), plain)
     assert len(asked) == 1
+
+
+def test_a_draw_is_taken_apart_and_put_together_again_whatever_it_carries():
+    a, b, c, d, e = (torch.full((2,), float(n)) for n in range(5))
+    draw = Draw(a, b, (c, d, e), None, 0.5, Slice(1, 2, 3, 4), group=2, share=torch.tensor(0.25))
+    tensors, put = flattened(draw)
+    assert [None if x is None else x.flatten()[0].item() for x in tensors] == [0, 1, 2, 3, 4, None, 0.25, None]
+    again = put(tuple(None if x is None else x + 1 for x in tensors))
+    assert [time[0].item() for time in again.times] == [3, 4, 5]
+    assert (again.x0[0].item(), again.share.item(), again.label, again.made) == (1, 1.25, None, None)
+    assert (again.rows, again.group, again.mix) == (draw.rows, 2, 0.5)

@@ -108,12 +108,6 @@ def test_labels_are_a_function_of_the_seed_and_uniform():
     assert abs(statistics.correlation(noise, labels.tolist())) < 0.13
 
 
-def test_selected_streams_start_from_their_beginning():
-    streams = SampleStreams([3, 4, 5])
-    first = streams.normal((6,))
-    assert torch.equal(streams.select([2, 0]).normal((6,)), first[[2, 0]])
-
-
 def test_no_samples_give_empty_tensors():
     empty = SampleStreams([])
     assert empty.normal((1, 8, 8)).shape == (0, 1, 8, 8)

@@ -1,8 +1,4 @@
-"""What `import cmtool` offers: models that sample, editing, evaluation. Nothing here prints or writes unasked."""
+"""What `import cmtool` offers, one module a verb: train, sample, edit, judge. Nothing here prints or writes unasked.
 
-from cmtool.api import edit
-from cmtool.api.judge import evaluate
-from cmtool.api.model import Model, load, sample
-from cmtool.api.pictures import save
-
-__all__ = ["Model", "edit", "evaluate", "load", "sample", "save"]
+The package imports none of them: `find` and `train` answer mistakes without torch.
+"""

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from cmtool import models
 from cmtool.errors import UserError, unknown
-from cmtool.interop.names import resolve_model
+from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
+from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 from cmtool.samplers.plan import SamplePlan, plan_sampling
-from cmtool.training.setup import apply_precision, choose_device
+from cmtool.training.setup import choose_device
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
-# The seeds that `seed=N` means: N * BLOCK and up, as on the command line.
-BLOCK = 1_000_000
 
 
 class Model:
@@ -153,7 +152,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """
     file = resolve_model(str(path))
     place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
-    return Model(apply_precision(models.load(file, place), precision), file)
+    return Model(models.apply_precision(models.load(file, place), precision), file)
 
 
 def as_model(model: Model | str | Path) -> Model:

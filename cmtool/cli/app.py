@@ -43,13 +43,13 @@ COMMANDS: dict[str, Entry] = {
     "edit": Entry("edit", "app", "Inpaint, colorize, enlarge, denoise images without retraining."),
     "interpolate": Entry("interpolate", "interpolate", "Walk between two samples."),
     "eval": Entry("evaluate", "evaluate", "Judge samples: FID, KID, precision, recall."),
-    "search-times": Entry("evaluate", "search_times", "Find the best noise levels for several steps."),
+    "search-times": Entry("search", "search_times", "Find the best noise levels for several steps."),
     "presets": Entry("presets", "presets", "List the presets, or show one in full."),
     "models": Entry("models", "models", "List trained, imported and published models."),
     "info": Entry("info", "info", "Say what a model file or a run is."),
     "import": Entry("transfer", "import_model", "Turn other people's weights into a model file."),
     "export": Entry("transfer", "export_model", "Write a model for other software."),
-    "data": Entry("datacmd", "app", "Make data sets and look at them."),
+    "data": Entry("data", "app", "Make data sets and look at them."),
     "theory": Entry("theory", "app", "Experiments whose answers are known exactly."),
     "ema": Entry("ema", "ema", "Make a moving average of another width after training."),
     "bench": Entry("bench", "bench", "Measure speed and memory."),
@@ -155,7 +155,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from cmtool import __version__
+        from cmtool.version import __version__
 
         print(f"cmtool {__version__}")
         raise typer.Exit()

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from cmtool.cli.output import Output
     from cmtool.config.schema import RunConfig
+    from cmtool.data.dataset import Dataset
     from cmtool.training.bench import Trial
 
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the search, for each precision.")]
 Price = Annotated[float | None, typer.Option("--price", min=0, help="Price of an hour of this machine.")]
-BUILT_IN = ("digits", "shapes", "toy2d")
 
 
 def bench(
@@ -57,15 +57,22 @@ def bench(
     output.json(document)
 
 
+def _data(config: RunConfig, output: Output) -> Dataset:
+    """The data where they are built in, else random bytes of their size."""
+    from cmtool.config.sources import SOURCES
+    from cmtool.data.load import load_dataset
+    from cmtool.training.bench import stand_in_data
+
+    return load_dataset(config.data, output) if SOURCES[config.data.source].built_in else stand_in_data(config)
+
+
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
-    from cmtool.cli.loading import load_data
     from cmtool.training.bench import (
         best_of,
         in_turns,
         overhead,
         profile,
         search,
-        stand_in_data,
         whole_step,
         with_stand_ins,
     )
@@ -73,7 +80,7 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
 
     place = choose_device(device)
     set_up_torch(config.train)
-    data = load_data(config.data, output) if config.data.source in BUILT_IN else stand_in_data(config)
+    data = _data(config, output)
     config = with_stand_ins(config, data, folder)
     trials: list[Trial] = []
     for found in search(config, data, place, seconds):
@@ -123,7 +130,7 @@ def _estimate(config: RunConfig, step: float, price: float | None) -> dict[str, 
 
 
 def _show(config: RunConfig, document: dict[str, Any], output: Output) -> None:
-    from cmtool.training.forecast import duration, size
+    from cmtool.units import human_bytes, human_time
 
     best, estimate, parts = document["best"], document["estimate"], document["parts_ms"]
     whole = sum(parts.values())
@@ -137,9 +144,9 @@ def _show(config: RunConfig, document: dict[str, Any], output: Output) -> None:
         ["images a second", best["images_per_s"]],
         ["best precision", best["precision"]],
         ["best micro-batch", batch],
-        ["peak memory", size(document["memory"])],
+        ["peak memory", human_bytes(document["memory"])],
         ["overhead beside the networks", f"{100 * document['overhead']:.1f}%"],
-        [f"full run, {estimate['steps']:,} steps of {estimate['batch_size']:,}", duration(estimate["seconds"])],
+        [f"full run, {estimate['steps']:,} steps of {estimate['batch_size']:,}", human_time(estimate["seconds"])],
     ]
     if estimate["cost"] is not None:
         facts.append(["cost of the full run", f"{estimate['cost']:.2f}"])

@@ -33,7 +33,7 @@ def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Return the run folders and the names of models that came along or are published which begin so."""
-    from cmtool.interop.names import names
+    from cmtool.interop.published import names
 
     return _begin(incomplete, [*_runs("model.safetensors"), *names()])
 
@@ -46,14 +46,14 @@ def run_folders(incomplete: str) -> list[str]:
 def references(incomplete: str) -> list[str]:
     """Return the references and presets that begin so."""
     from cmtool.config.find import list_presets
-    from cmtool.evaluation.names import REFERENCES
+    from cmtool.evaluation.choices import REFERENCES
 
     return _begin(incomplete, dict.fromkeys([*REFERENCES, *list_presets()]))
 
 
 def trackers(incomplete: str) -> list[str]:
     """Return the trackers that begin so."""
-    from cmtool.cli.train_extras import TRACKERS
+    from cmtool.api.run_settings import TRACKERS
 
     return _begin(incomplete, TRACKERS)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.editing.masks import Mask
     from cmtool.editing.tasks import Subject
@@ -100,7 +100,7 @@ def _counts(given: dict[str, Any]) -> tuple[int, int]:
 
 
 def _find(task: str, given: dict[str, Any], output: Output) -> FoundModel:
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
 
     needed = 3 if task == "colorize" else None
     found = find_model(
@@ -179,8 +179,8 @@ def _plan(task: str, header: dict[str, Any], given: dict[str, Any]) -> SamplePla
 
 def run_edit(task: str, given: dict[str, Any], output: Output) -> None:
     """Carry out one edit command."""
+    from cmtool.api.find import load_model
     from cmtool.cli.edit_files import check_outputs, write_results
-    from cmtool.cli.run_model import load_model
 
     request = decide(task, given, output)
     painted = _mask(given, output)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cmtool.cli.app import command
 from cmtool.cli.options import Json, Quiet
 
-Run = Annotated[Path, typer.Argument(help="Run folder that kept snapshots (train.snapshot_every).")]
-Std = Annotated[float, typer.Option("--std", help="Relative width of the average, e.g. 0.05.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Model file; default RUN/ema-STD.safetensors.")]
 # A combination that misses the asked profile by more than this is another average.
 LARGE_ERROR = 0.1
 
 
-def ema(run: Run, std: Std, out: Out = None, json: Json = False, quiet: Quiet = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EmaCommand:
+    """The options of `cmtool ema`."""
+
+    run: Annotated[Path, typer.Argument(help="Run folder that kept snapshots (train.snapshot_every).")]
+    std: Annotated[float, typer.Option("--std", help="Relative width of the average, e.g. 0.05.")]
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Model file; default RUN/ema-STD.safetensors.")] = None
+    json: Json = False
+    quiet: Quiet = False
+
+
+@command
+def ema(given: EmaCommand) -> None:
     """Make the moving average of another width from the snapshots that a run kept.
 
     Example: cmtool train-ct --preset digits --set train.ema.kind=power --set train.snapshot_every=100 --name kept,
@@ -25,13 +36,13 @@ def ema(run: Run, std: Std, out: Out = None, json: Json = False, quiet: Quiet = 
     from cmtool.cli.output import Output
     from cmtool.training.posthoc import reconstruct
 
-    output = Output(json, quiet)
-    made = reconstruct(run, std, out or run / f"ema-{std:g}.safetensors")
+    output = Output(given.json, given.quiet)
+    made = reconstruct(given.run, given.std, given.out or given.run / f"ema-{given.std:g}.safetensors")
     if made["error"] > LARGE_ERROR:
         output.warn(
             f"the snapshots make this average only to {made['error']:.0%}: keep more of them, or two averages "
             "of different widths (train.extra_emas)."
         )
-    output.say(f"power average of width {std:g} at step {made['step']} from {made['snapshots']} snapshots")
+    output.say(f"power average of width {given.std:g} at step {made['step']} from {made['snapshots']} snapshots")
     output.result(made["model"])
     output.json(made)

@@ -1,18 +1,28 @@
-"""`cmtool eval` and `cmtool search-times`: how good samples are, and where to evaluate."""
+"""`cmtool eval`: how good samples are."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from json import dumps as to_json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cmtool.cli import complete
+from cmtool.cli.app import command
 from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed
+from cmtool.files.atomic import atomic_text
 
 if TYPE_CHECKING:
+    from cmtool.api.find import FoundModel
+    from cmtool.cli.evaluate_sets import Making, Wanted
     from cmtool.cli.output import Output
+    from cmtool.evaluation.verdict import Verdict
+    from cmtool.training.distributed import World
 
 Samples = Annotated[
     list[str] | None,
@@ -45,28 +55,74 @@ MakeRef = Annotated[Path | None, typer.Option("--make-ref", help="Write a refere
 Data = Annotated[str | None, typer.Option("--data", help="Images for --make-ref: folder, .npz, zip, preset or name.")]
 
 
-def evaluate(
-    samples: Samples = None,
-    ref: Ref = None,
-    model: Model = None,
-    num: Num = None,
-    steps: Steps = None,
-    times: Times = None,
-    metrics: Metrics = None,
-    features: FeatureName = None,
-    mode: Mode = None,
-    bootstrap: Bootstrap = None,
-    teacher: Teacher = None,
-    make_ref: MakeRef = None,
-    data: Data = None,
-    out: OutFile = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """The options of `cmtool eval`."""
+
+    samples: Samples = None
+    ref: Ref = None
+    model: Model = None
+    num: Num = None
+    steps: Steps = None
+    times: Times = None
+    metrics: Metrics = None
+    features: FeatureName = None
+    mode: Mode = None
+    bootstrap: Bootstrap = None
+    teacher: Teacher = None
+    make_ref: MakeRef = None
+    data: Data = None
+    out: OutFile = None
+    seed: Seed = 0
+    batch_size: BatchSize = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    json: Json = False
+    quiet: Quiet = False
+
+    @cached_property
+    def metric_names(self) -> tuple[str, ...] | None:
+        """The metrics asked for; None: all usual ones."""
+        from cmtool.evaluation.metrics import check_metrics
+
+        names = self.metrics.split(",") if self.metrics else []
+        return check_metrics([name.strip() for name in names if name.strip()])
+
+    @cached_property
+    def step_counts(self) -> tuple[int, ...]:
+        """Numbers of evaluations an image; empty: what the model takes."""
+        from cmtool.cli.lists import parse_ints
+
+        return parse_ints(self.steps, "--steps") if self.steps is not None else ()
+
+    @cached_property
+    def levels(self) -> tuple[float, ...] | None:
+        """Noise levels of all evaluations, where they are given."""
+        from cmtool.cli.lists import parse_floats
+
+        return parse_floats(self.times, "--times") if self.times is not None else None
+
+    def check(self) -> None:
+        """Refuse, without torch, whatever can be told to be wrong; raises `UserError`."""
+        from cmtool.errors import UsageError
+        from cmtool.evaluation.choices import check_features, check_mode, check_reference_name
+
+        _ = self.metric_names
+        check_features(self.features)
+        check_mode(self.mode)
+        if self.ref is not None:
+            check_reference_name(self.ref)
+        if self.steps is not None and self.times is not None:
+            raise UsageError("--steps and --times both say when to evaluate; give one of them.")
+        if (self.data is None) != (self.make_ref is None):
+            raise UsageError("--make-ref and --data belong together.", "cmtool eval --make-ref REF.npz --data photos/")
+        if self.bootstrap and self.bootstrap < 20:
+            raise UsageError(f"--bootstrap {self.bootstrap} is too few for an interval; use at least 20.")
+        _ = self.step_counts, self.levels
+
+
+@command
+def evaluate(options: EvalOptions) -> None:
     """Judge samples: FID, Inception Score, KID, precision, recall, with the protocol said beside them.
 
     Examples: cmtool eval --ref digits --model demo/digits | cmtool eval a.npz b/ --ref digits --metrics fid,pr |
@@ -74,133 +130,120 @@ def evaluate(
     """
     from cmtool.cli.output import Output
 
-    given = locals()
-    output = Output.of_rank(json, quiet)
-    request = _check(given)
-    if make_ref is not None:
-        return _make_ref(make_ref, data, features, mode, given, output)
-    _evaluate(request, given, output)
-
-
-def _check(given: dict[str, Any]) -> dict[str, Any]:
-    """Read what can be read without torch, and refuse what is wrong with it."""
-    from cmtool.cli.lists import parse_floats, parse_ints
-    from cmtool.errors import UsageError
-    from cmtool.evaluation.names import check_features, check_metrics, check_mode, check_reference_name
-
-    names = [name.strip() for name in given["metrics"].split(",") if name.strip()] if given["metrics"] else None
-    metrics = check_metrics(names)
-    check_features(given["features"])
-    check_mode(given["mode"])
-    if given["ref"] is not None:
-        check_reference_name(given["ref"])
-    if given["steps"] is not None and given["times"] is not None:
-        raise UsageError("--steps and --times both say when to evaluate; give one of them.")
-    if (given["data"] is None) != (given["make_ref"] is None):
-        raise UsageError("--make-ref and --data belong together.", "cmtool eval --make-ref REF.npz --data photos/")
-    if given["bootstrap"] and given["bootstrap"] < 20:
-        raise UsageError(f"--bootstrap {given['bootstrap']} is too few for an interval; use at least 20.")
-    steps = parse_ints(given["steps"], "--steps") if given["steps"] is not None else ()
-    times = parse_floats(given["times"], "--times") if given["times"] is not None else None
-    return {"metrics": metrics, "steps": steps, "times": times}
-
-
-def _evaluate(request: dict[str, Any], given: dict[str, Any], output: Output) -> None:
-    from cmtool.cli.evaluate_job import Evaluation
-    from cmtool.cli.evaluate_sets import list_wanted
-    from cmtool.evaluation.references import check_reference
+    output = Output.of_rank(options.json, options.quiet)
+    options.check()
+    if options.make_ref is not None and options.data is not None:
+        return _make_ref(options.make_ref, options.data, options, output)
     from cmtool.training.distributed import join_world
 
-    ref = given["ref"]
     with join_world("cpu") as world:
-        if ref is not None:
-            check_reference(ref, given["mode"], output.say)
-        wanted = list_wanted(given["samples"] or [], given["model"], ref, request["steps"], request["times"], output)
-        ref = ref or usual_reference(wanted, output)
-        Evaluation(ref, wanted, request, given, output, world).run()
+        _judge(options, output, world)
 
 
-def usual_reference(wanted: Sequence[Any], output: Output) -> str:
-    """The reference of the model's preset, where --ref is left out."""
-    from cmtool.config.load import resolve
-    from cmtool.errors import UsageError
-    from cmtool.evaluation.names import REFERENCES
+def _judge(options: EvalOptions, output: Output, world: World) -> None:
+    from cmtool.cli.evaluate_sets import list_wanted
+    from cmtool.evaluation.references import check_reference
+    from cmtool.evaluation.verdict import Judging, judge_sets
 
-    presets = {str(one.found.header.get("preset")) for one in wanted if one.found is not None}
-    for preset in presets:
-        try:
-            ref = resolve(preset).config.eval.reference
-        except Exception:
-            ref = None
-        if ref is not None:
-            output.say(f"reference {ref}, that of preset {preset}")
-            return ref
-    raise UsageError(
-        "--ref is missing: what are the samples to be compared with?",
-        f"choose from {', '.join(REFERENCES)}, or name an .npz, a folder of images, or a preset",
+    ref = options.ref
+    if ref is not None:
+        check_reference(ref, options.mode, output.say)
+    making = _making(options, output, world)
+    wanted = list_wanted(options.samples or [], options.model, ref, options.step_counts, options.levels, making)
+    ref = ref or usual_reference([one.found for one in wanted if one.found is not None], output)
+    how = Judging(
+        metrics=options.metric_names,
+        features=options.features,
+        mode=options.mode,
+        bootstrap=options.bootstrap,
+        batch_size=options.batch_size or 64,
+        device=options.device,
+    )
+    verdict = judge_sets(wanted, ref, how, output, world)
+    if world.main:
+        _show(verdict, wanted, options.out, output)
+
+
+def _making(options: EvalOptions, output: Output, world: World) -> Making:
+    from cmtool.cli.evaluate_sets import Making
+
+    return Making(
+        num=options.num,
+        seed=options.seed,
+        alone=True,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+        consistency="consistency" in (options.metric_names or ()),
+        teacher=options.teacher,
+        output=output,
+        world=world,
     )
 
 
-def _make_ref(
-    path: Path, data: str | None, features: str | None, mode: str | None, given: dict[str, Any], output: Output
-) -> None:
-    from cmtool.errors import UsageError
-    from cmtool.evaluation.features import build_features
-    from cmtool.evaluation.make_reference import make_reference
-    from cmtool.evaluation.references import resolve_reference
-    from cmtool.training.setup import choose_device
+def _show(verdict: Verdict, wanted: Sequence[Wanted], out: Path | None, output: Output) -> None:
+    """Show what was found, and keep it: a row in the run of each model, all of it in `out`."""
+    from cmtool.cli.evaluate_sets import append_row, model_file
+    from cmtool.cli.evaluate_view import draw_closest, draw_quality, show_comparisons, show_notes, show_results
 
-    if data is None:
-        raise UsageError("--make-ref needs --data, the images to describe.")
-    source = resolve_reference(data, None, mode, output.say)
-    if source.images is None:
-        raise UsageError(f"{data} holds statistics only; a reference is made from images.", "name a folder or an .npz")
-    images = source.images if given["num"] is None else source.images.first(given["num"])
-    name, rule = features or source.features, mode or source.mode
-    network = build_features(name, images.shape, rule, str(choose_device(given["device"])), output.say)
-    with output.progress(images.count, "features") as update:
-        made = make_reference(path, images, network, rule, name, batch_size=given["batch_size"] or 64, advance=update)
-    output.say(f"{images.count:,} images of {data}, features {network.name}")
-    output.result(str(made))
-    output.json({"reference": str(made), "count": images.count, "features": network.name, "data": data})
-
-
-SearchSteps = Annotated[int, typer.Option("--steps", min=2, help="Evaluations an image to find times for.")]
-Grid = Annotated[int, typer.Option("--grid", min=4, max=1281, help="Points of the grid of candidate times.")]
-Joint = Annotated[bool, typer.Option("--joint/--greedy", help="Also move all times together, from the greedy answer.")]
-Write = Annotated[bool, typer.Option("--write", help="Put the times into the model's header, for sample --steps K.")]
-Plot = Annotated[Path | None, typer.Option("--plot", help="Where the plot goes; default below samples/.")]
+    network, rows = verdict.judge.network, [one.row() for one in verdict.sets]
+    for row, path in zip(rows, draw_closest(verdict, output), strict=True):
+        row.update({"closest": path} if path else {})
+    show_results(rows, verdict.protocol, network, output)
+    document = {"protocol": verdict.protocol, "results": rows, "comparisons": show_comparisons(verdict, output)}
+    show_notes([note for one in verdict.sets for note in one.found.notes], network, output)
+    models = [one.found.name for one in wanted if one.found is not None]
+    if plot := draw_quality(rows, models, network, output):
+        document["plot"] = plot
+    for one, judged, row in zip(wanted, verdict.sets, rows, strict=True):
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        row = {"created": created, "protocol": verdict.protocol, **row}
+        append_row(model_file(one, judged.opened.about), row, output)
+    if out is not None:
+        atomic_text(out, to_json(document, indent=2, default=str) + "\n")
+        output.result(str(out))
+    output.json(document)
 
 
-def search_times(
-    model: Model = None,
-    ref: Ref = None,
-    steps: SearchSteps = 2,
-    num: Num = None,
-    grid: Grid = 40,
-    joint: Joint = True,
-    write: Write = False,
-    plot: Plot = None,
-    features: FeatureName = None,
-    mode: Mode = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Find the best noise levels for several steps by the paper's ternary search, then all together.
+def usual_reference(models: Sequence[FoundModel], output: Output) -> str:
+    """The reference that the model's run was judged against, where --ref is left out.
 
-    Example: cmtool search-times --ref digits --steps 2 --num 1797 --write
+    Raises:
+        UsageError: it had none, or several models had different ones.
     """
-    from cmtool.cli.output import Output
-    from cmtool.cli.search import run_search
-    from cmtool.evaluation.names import check_features, check_mode, check_reference_name
+    from cmtool.config.judgments import reference_of
+    from cmtool.errors import UsageError
+    from cmtool.evaluation.choices import REFERENCES
 
-    given = locals()
-    check_features(features)
-    check_mode(mode)
-    if ref is not None:
-        check_reference_name(ref)
-    run_search(given, Output(json, quiet))
+    choices = f"choose from {', '.join(REFERENCES)}, or name an .npz, a folder of images, or a preset"
+    known = {reference_of(found.header) for found in models}
+    if len(known) > 1:
+        said = ", ".join(f"{found.name} {reference_of(found.header) or 'none'}" for found in models)
+        raise UsageError(f"--ref is missing, and the models' own references differ: {said}.", choices)
+    reference = next(iter(known), None)
+    if reference is not None:
+        output.say(f"reference {reference}, that of the model's training")
+        return reference
+    if models:
+        data = models[0].header.get("data") or {}
+        trained_on = f"it was trained on {data.get('path') or data.get('source')}"
+        raise UsageError(f"--ref is missing, and {models[0].name} has no reference of its own: {trained_on}.", choices)
+    raise UsageError("--ref is missing: what are the samples to be compared with?", choices)
+
+
+def _make_ref(path: Path, data: str, options: EvalOptions, output: Output) -> None:
+    from cmtool.api.evaluate import make_reference
+
+    made = make_reference(
+        path,
+        data,
+        features=options.features,
+        mode=options.mode,
+        num=options.num,
+        batch_size=options.batch_size or 64,
+        device=options.device,
+        talk=output,
+    )
+    output.say(f"{made.count:,} images of {data}, features {made.features}")
+    output.result(str(made.path))
+    output.json({"reference": str(made.path), "count": made.count, "features": made.features, "data": data})

@@ -4,61 +4,206 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cmtool.checkpoint import model_hash
 from cmtool.cli.lists import BLOCK
 from cmtool.errors import CheckpointError, DataError, UserError
 
 if TYPE_CHECKING:
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.evaluation.samples import ImageSet
+    from cmtool.evaluation.verdict import Opened
     from cmtool.samplers.plan import SamplePlan
     from cmtool.training.distributed import World
 
+# What the maker of a sample file says that belongs beside its metrics.
+ABOUT = ("model", "model_hash", "sampler", "nfe", "times", "seeds", "quantize")
+
 
 @dataclass(frozen=True)
-class Wanted:
-    """One set to be judged: a file (`path`), or a model with a plan (its samples are looked for, or made)."""
+class Making:
+    """How the sets of one command are opened, and how samples that are missing are made.
 
+    `num`: how many images; None: all of a file, the reference's usual number of a model. `seed`: block of seeds of
+    samples that are made. `alone`: nothing else is judged, so that samples of any seeds will do. `consistency`: models
+    are judged along trajectories of `teacher` too.
+    """
+
+    num: int | None
+    seed: int
+    alone: bool
+    batch_size: int | None
+    device: str
+    precision: str
+    consistency: bool
+    teacher: str | None
+    output: Output
+    world: World
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """A file or folder of samples."""
+
+    path: Path
     name: str
-    path: Path | None = None
-    found: FoundModel | None = None
-    plan: SamplePlan | None = None
-    any_times: bool = False  # no times were asked for: the samples made last will do
+    making: Making
+    found: None = None
 
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images of the file, opened once."""
+        from cmtool.evaluation.samples import open_images
 
-@dataclass
-class Judged:
-    """A set that is open, and what is said about it."""
-
-    name: str
-    images: ImageSet
-    wanted: Wanted
-    made: Path | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+        return open_images(self.path)
 
     @property
-    def model_file(self) -> Path | None:
-        """The model whose samples these are, where that is known: a file names it, and its hash must still fit."""
-        if self.wanted.found is not None:
-            return self.wanted.found.path
-        said = Path(str(self.about.get("model", "")))
-        try:
-            return said if said.is_file() and model_hash(said) == self.about.get("model_hash") else None
-        except CheckpointError:
-            return None
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images."""
+        return self.images.shape
+
+    def open(self, usual: int) -> Opened:
+        """Return the images, or as many of them as were asked for."""
+        num = self.making.num
+        images = self.images if num is None else self.images.some(num)
+        for note in images.notes:
+            self.making.output.say(f"{self.name}: {note}")
+        return opened(self.name, images)
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """Samples of a model by a plan: looked for below `samples/`, else made there.
+
+    `any_times`: no times were asked for, so that the samples made last will do.
+    """
+
+    found: FoundModel
+    plan: SamplePlan
+    any_times: bool
+    making: Making
+
+    @property
+    def name(self) -> str:
+        """The model and its evaluations an image."""
+        return f"{self.found.name}, {self.plan.nfe} NFE"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the samples."""
+        from cmtool.evaluation.samples import image_shape
+
+        return image_shape(self.found.header)
+
+    def open(self, usual: int) -> Opened:
+        """Find or make `usual` samples, or as many as were asked for."""
+        from cmtool.evaluation.samples import open_images
+
+        making, count = self.making, self.making.num or usual
+        # Process 0 looks, for all: another might find what is being written.
+        here = self._existing(count) if making.world.main else None
+        [path, *_] = making.world.gather(None if here is None else Path(here.name))
+        if path is not None:
+            making.output.say(f"{self.name}: samples in {path}")
+        else:
+            path = self._make(count)
+        images = (here or open_images(path)).first(count)
+        about = {"nfe": self.plan.nfe, "times": list(self.plan.times)}
+        name = self.name
+        if self.any_times and "nfe" in images.meta:
+            name = f"{self.found.name}, {images.meta['nfe']} NFE"
+        return opened(name, images, about, self if making.consistency else None)
+
+    def _existing(self, count: int) -> ImageSet | None:
+        """Return the newest sample file of this model with enough images of the wanted times (and seeds)."""
+        files = [path for path in Path("samples").glob("*.npz") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+            images = _openable(path)
+            if images is not None and images.count >= count and self._fits(images.meta):
+                return images
+        return None
+
+    def _fits(self, meta: Mapping[str, Any]) -> bool:
+        """Whether samples are of this model, and of these times and seeds where that matters."""
+        if meta.get("model_hash") != self.found.digest or meta.get("quantize") == "truncate" or meta.get("labels"):
+            return False
+        alone = self.making.alone
+        times_fit = list(self.plan.times) == meta.get("times") and meta.get("sampler") == self.plan.sampler
+        seeds_fit = str(meta.get("seeds", "")).split("-")[0] == str(self.making.seed * BLOCK)
+        return (times_fit or (self.any_times and alone)) and (seeds_fit or alone)
+
+    def _make(self, count: int) -> Path:
+        """Sample the model into `samples/`, in the form of `cmtool sample --out FILE.npz`."""
+        from cmtool.api.find import load_model
+        from cmtool.cli.sample import Job, write_samples
+        from cmtool.cli.sample_together import make_in
+
+        making, plan, first = self.making, self.plan, self.making.seed * BLOCK
+        out = Path("samples") / f"{self.found.name}-{plan.nfe}-{first}-{count}.npz"
+        making.output.say(f"{self.name}: making {count:,} samples ({plan.source})")
+        job = Job(self.found, plan, range(first, first + count), None, out, "round", making.precision)
+        if making.world.size > 1:
+            [made, *_] = making.world.gather(make_in(making.world, job, making.batch_size, making.device))
+            return Path(made)
+        model = load_model(self.found, making.device, making.precision)
+        return write_samples(job, model, making.batch_size, making.output)
+
+    def consistency(self) -> dict[str, float]:
+        """Measure how consistent the model is along trajectories of the teacher that was named, or of one that fits."""
+        from cmtool.api.evaluate import trajectories
+        from cmtool.api.find import find_model, load_model
+        from cmtool.api.model import Model
+        from cmtool.config.judgments import same_data
+
+        making, data = self.making, self.found.header["data"]
+        teacher = find_model(
+            making.teacher,
+            kinds=("diffusion",),
+            fits=lambda header: same_data(header["data"], data),
+            wanted="teacher",
+            option="--teacher",
+        )
+        making.output.say(teacher.describe())
+        models = [Model(load_model(one, making.device, making.precision), one.path) for one in (self.found, teacher)]
+        return trajectories(models[0], models[1], making.num)
+
+
+Wanted: TypeAlias = FileSet | ModelSet
+
+
+def opened(
+    name: str, images: ImageSet, about: Mapping[str, Any] | None = None, model: ModelSet | None = None
+) -> Opened:
+    """Put together what is known of a set; what its file says wins over `about`."""
+    from cmtool.evaluation.verdict import Opened
+
+    said = {key: images.meta[key] for key in ABOUT if key in images.meta}
+    consistent = model is not None and model.found.header.get("kind") == "consistency"
+    measure = model.consistency if model is not None and consistent else None
+    return Opened(name, images, {**(about or {}), **said}, measure)
+
+
+def _openable(path: Path) -> ImageSet | None:
+    from cmtool.evaluation.samples import open_images
+
+    try:
+        return open_images(path)
+    except DataError:
+        return None
 
 
 def model_for(given: str | None, ref: str | None, kinds: Sequence[str] = ("consistency", "diffusion")) -> FoundModel:
     """Return the model to judge: the one named, else the newest run on the reference's data, else the newest run."""
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
+    from cmtool.config.judgments import reference_of
 
     def same_data(header: Mapping[str, Any]) -> bool:
-        return ref in (header.get("preset"), header.get("data", {}).get("source"))
+        return ref in (reference_of(header), header.get("data", {}).get("source"))
 
     try:
         return find_model(given, kinds=kinds, fits=same_data if ref else None)
@@ -72,14 +217,14 @@ def list_wanted(
     ref: str | None,
     steps: Sequence[int],
     times: tuple[float, ...] | None,
-    output: Output,
+    making: Making,
 ) -> list[Wanted]:
     """Turn the arguments into sets to judge; headers are read, nothing is loaded.
 
     Raises:
         UserError: there is no model, a path does not exist, or times do not fit a model.
     """
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
 
     files = [name for name in samples if not _is_model(name)]
     for name in files:
@@ -90,11 +235,11 @@ def list_wanted(
     found = [find_model(name) for name in samples if _is_model(name)]
     if not samples:
         found = [model_for(model, ref)]
-        output.say(found[0].describe())
-    sets = [Wanted(name, Path(name)) for name in files]
-    for one in found:
-        sets += _plans(one, steps, times)
-    return sets
+        making.output.say(found[0].describe())
+    sets: list[Wanted] = [FileSet(Path(name), name, making) for name in files]
+    sets += [one for model_file in found for one in _plans(model_file, steps, times, making)]
+    alone = replace(making, alone=len(sets) == 1)
+    return [replace(one, making=alone) for one in sets]
 
 
 def _is_model(name: str) -> bool:
@@ -104,121 +249,47 @@ def _is_model(name: str) -> bool:
     return path.suffix == ".safetensors" and path.is_file()
 
 
-def _plans(found: FoundModel, steps: Sequence[int], times: tuple[float, ...] | None) -> Iterator[Wanted]:
+def _plans(
+    found: FoundModel, steps: Sequence[int], times: tuple[float, ...] | None, making: Making
+) -> Iterator[ModelSet]:
     from cmtool.samplers.plan import plan_sampling
 
     for count in steps or (None,):
         plan = plan_sampling(found.header, steps=count, times=times)
-        yield Wanted(f"{found.name}, {plan.nfe} NFE", None, found, plan, any_times=count is None and times is None)
+        yield ModelSet(found, plan, count is None and times is None, making)
 
 
-def open_set(
-    wanted: Wanted,
-    num: int | None,
-    usual: int,
-    seed: int,
-    alone: bool,
-    given: dict[str, Any],
-    output: Output,
-    world: World,
-) -> Judged:
-    """Open a file, or find or make the samples of a model.
+def append_row(model: Path | None, row: Mapping[str, Any], output: Output) -> None:
+    """Append a row to `evaluations.jsonl` of the run whose model this is; a model that lies elsewhere keeps no rows.
 
-    Args:
-        wanted: what to judge.
-        num: how many images; None: all of a file, `usual` of a model.
-        usual: the reference's usual number of samples.
-        seed: block of seeds of the samples that are made.
-        alone: nothing else is judged, so samples of any seeds will do.
-        given: the command's device, precision and batch_size.
-        output: for talk and progress.
-        world: processes that make the samples together; all must call this.
+    A run folder that cannot be written is said and passed over.
     """
-    from cmtool.evaluation.samples import open_images
-
-    if wanted.path is not None:
-        images = open_images(wanted.path)
-        return _judged(wanted, images if num is None else images.first(num))
-    assert wanted.found is not None and wanted.plan is not None
-    count = num or usual
-    # Process 0 looks, for all: another might find what is being written.
-    [path, *_] = world.gather(_existing(wanted, count, seed, alone) if world.main else None)
-    if path is not None:
-        output.say(f"{wanted.name}: samples in {path}")
-    else:
-        path = _make(wanted, count, seed, given, output, world)
-    return _judged(wanted, open_images(path).first(count), path)
-
-
-def _judged(wanted: Wanted, images: ImageSet, made: Path | None = None) -> Judged:
-    keys = ("model", "model_hash", "sampler", "nfe", "times", "seeds", "quantize")
-    about = {key: images.meta[key] for key in keys if key in images.meta}
-    if wanted.plan is not None:
-        about = {"nfe": wanted.plan.nfe, "times": list(wanted.plan.times), **about}
-    name = wanted.name
-    if wanted.any_times and wanted.found is not None and "nfe" in about:
-        name = f"{wanted.found.name}, {about['nfe']} NFE"
-    return Judged(name, images, wanted, made, about)
-
-
-def _existing(wanted: Wanted, count: int, seed: int, alone: bool) -> Path | None:
-    """The newest sample file of this model that holds enough images of the wanted times (and seeds)."""
-    assert wanted.found is not None and wanted.plan is not None
-    files = [path for path in Path("samples").glob("*.npz") if path.is_file()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-        meta = _meta(path)
-        if meta.get("model_hash") != wanted.found.digest or meta.get("quantize") == "truncate" or meta.get("labels"):
-            continue
-        times_fit = list(wanted.plan.times) == meta.get("times") and meta.get("sampler") == wanted.plan.sampler
-        seeds_fit = str(meta.get("seeds", "")).split("-")[0] == str(seed * BLOCK)
-        if (times_fit or (wanted.any_times and alone)) and (seeds_fit or alone) and meta["count"] >= count:
-            return path
-    return None
-
-
-def _meta(path: Path) -> dict[str, Any]:
-    from cmtool.evaluation.samples import open_images
-
-    try:
-        images = open_images(path)
-    except DataError:
-        return {}
-    return {**images.meta, "count": images.count}
-
-
-def _make(wanted: Wanted, count: int, seed: int, given: dict[str, Any], output: Output, world: World) -> Path:
-    """Sample the model into `samples/`, in the form of `cmtool sample --out FILE.npz`."""
-    from cmtool.cli.run_model import load_model
-    from cmtool.cli.sample import Job, write_samples
-    from cmtool.cli.sample_together import make_in
-
-    assert wanted.found is not None and wanted.plan is not None
-    plan, first = wanted.plan, seed * BLOCK
-    out = Path("samples") / f"{wanted.found.name}-{plan.nfe}-{first}-{count}.npz"
-    output.say(f"{wanted.name}: making {count:,} samples ({plan.source})")
-    job = Job(wanted.found, plan, range(first, first + count), None, out, "round", given["precision"])
-    if world.size > 1:
-        [made, *_] = world.gather(make_in(world, job, given["batch_size"], given["device"]))
-        return Path(made)
-    model = load_model(wanted.found, given["device"], given["precision"])
-    return write_samples(job, model, given["batch_size"], output)
-
-
-def same_seeds(first: Judged, second: Judged) -> bool:
-    """Whether sample i of both sets was made from the same seed."""
-    seeds = first.about.get("seeds")
-    if first.images.count != second.images.count or not seeds:
-        return False
-    return str(seeds).split("-")[0] == str(second.about.get("seeds", "")).split("-")[0]
-
-
-def append_row(judged: Judged, row: dict[str, Any], output: Output) -> None:
-    """Append a row to `evaluations.jsonl` beside the model; a place that cannot be written is said and passed over."""
-    if judged.model_file is None:
+    if model is None or not is_run(model.parent):
         return
-    path = judged.model_file.parent / "evaluations.jsonl"
+    path = model.parent / "evaluations.jsonl"
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, default=str) + "\n")
     except OSError as error:
-        output.warn(f"{path} could not be written ({error.strerror}).")
+        output.warn(f"{path} could not be written ({error.strerror}); --out FILE keeps the results elsewhere.")
+
+
+def model_file(wanted: Wanted, about: Mapping[str, Any]) -> Path | None:
+    """Return the model whose samples these are, where that is known: a file names it, and its hash must still fit."""
+    if wanted.found is not None:
+        return wanted.found.path
+    said = Path(str(about.get("model", "")))
+    try:
+        return said if said.is_file() and model_hash(said) == about.get("model_hash") else None
+    except CheckpointError:
+        return None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether training made this folder: it holds the settings of a run, and not some other program's config.toml."""
+    from cmtool.config.toml import read_toml
+
+    try:
+        return {"data", "network", "train", "recipe"} <= read_toml(folder / "config.toml").keys()
+    except (UserError, OSError):
+        return False

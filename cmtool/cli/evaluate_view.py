@@ -1,71 +1,25 @@
-"""How results of `cmtool eval` and `cmtool search-times` are shown: tables, documents, notes."""
+"""How results of `cmtool eval` are shown: tables, pictures, notes, documents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cmtool.evaluation.metrics import HEADINGS
 
 if TYPE_CHECKING:
     from cmtool.cli.output import Output
-    from cmtool.evaluation.bootstrap import Comparison
     from cmtool.evaluation.features import Features
-    from cmtool.evaluation.measure import Side
-    from cmtool.evaluation.references import Reference
+    from cmtool.evaluation.verdict import Verdict
 
 BESIDE = 3  # sets that fit side by side
-COLUMNS = (
-    ("fid", "FID"),
-    ("sfid", "sFID"),
-    ("is", "IS"),
-    ("kid", "KID"),
-    ("precision", "precision"),
-    ("recall", "recall"),
-    ("density", "density"),
-    ("coverage", "coverage"),
-    ("class_agreement", "classes"),
-    ("copies_features", "copies"),
-    ("copies_expected", "expected"),
-    ("copies_pixels", "pixel copies"),
-    ("consistency", "inconsistency"),
-)
-
-
-def protocol(reference: Reference, side: Side, network: Features, metrics: Sequence[str] | None) -> dict[str, Any]:
-    """Return everything that has to be said beside a figure for it to mean something."""
-    from cmtool import __version__
-    from cmtool.evaluation.figures import K_DENSITY, K
-    from cmtool.evaluation.inception_score import BLOCK
-    from cmtool.evaluation.kid import SEED, SUBSET_SIZE, SUBSETS
-
-    return {
-        "reference": reference.name,
-        "reference_source": reference.source,
-        "reference_fingerprint": reference.fingerprint,
-        "reference_count": side.fit.count or None,
-        "reference_images": side.images,
-        "features": network.name,
-        "features_fingerprint": network.fingerprint,
-        **network.extras,
-        "domain_features": network.domain,
-        "metrics": list(metrics) if metrics else None,
-        "covariance": "unbiased, float64",
-        "inception_score_block": BLOCK,
-        "kid": {"subsets": SUBSETS, "subset_size": SUBSET_SIZE, "seed": SEED},
-        "precision_recall_k": K,
-        "density_coverage_k": K_DENSITY,
-        "cmtool": __version__,
-    }
-
-
-def distance_name(network: Features) -> str:
-    """What the Frechet distance is called: FID for Inception alone, else with the features' name."""
-    return "FID" if network.name.startswith("inception") else f"FD ({network.name})"
 
 
 def show_results(rows: Sequence[dict[str, Any]], said: dict[str, Any], network: Features, output: Output) -> None:
     """Draw one table, leaving out figures that no set has: a few sets side by side, many one below another."""
-    used = [(key, head) for key, head in COLUMNS if any(row["metrics"].get(key) is not None for row in rows)]
-    names = {"fid": distance_name(network), "kid": "KID" if not network.domain else f"KD ({network.name})"}
+    used = [(key, head) for key, head in HEADINGS.items() if any(row["metrics"].get(key) is not None for row in rows)]
+    names = {"fid": network.distance, "kid": "KID" if not network.domain else f"KD ({network.name})"}
     heads = [names.get(key, head) for key, head in used]
     images = said["reference_count"] or said["reference_images"]
     count = f" ({images:,} images)" if images else ""
@@ -108,27 +62,71 @@ def show_notes(notes: Sequence[str], network: Features, output: Output) -> None:
         output.say(f"note: {note}")
 
 
-def show_comparisons(
-    found: Sequence[tuple[str, str, Comparison]], paired: bool, output: Output
-) -> list[dict[str, Any]]:
-    """Say for each pair of sets and figure whether they differ; return the same as documents."""
+def show_comparisons(verdict: Verdict, output: Output) -> list[dict[str, Any]]:
+    """Say for each pair of sets and metric whether they differ; return the same as documents."""
+    if verdict.undecided:
+        output.say("note: --bootstrap 50 would say whether the sets can be distinguished (minutes).")
     documents = []
-    for first, second, comparison in found:
-        verdict = "differ" if comparison.distinguishable else "not distinguishable"
-        ends = f"[{comparison.low:+.4g}, {comparison.high:+.4g}]"
+    for compared in verdict.comparisons:
+        found = compared.result
+        ends = f"[{found.low:+.4g}, {found.high:+.4g}]"
         output.result(
-            f"{comparison.metric}: {second} - {first} = {comparison.difference:+.4g} {ends} (95 %, "
-            f"{'paired' if paired else 'unpaired'} bootstrap): {verdict}"
+            f"{found.metric}: {compared.second} - {compared.first} = {found.difference:+.4g} {ends} (95 %, "
+            f"{'paired' if compared.paired else 'unpaired'} bootstrap): "
+            f"{'differ' if found.distinguishable else 'not distinguishable'}"
         )
         documents.append(
             {
-                "metric": comparison.metric,
-                "first": first,
-                "second": second,
-                "difference": comparison.difference,
-                "interval": [comparison.low, comparison.high],
-                "paired": paired,
-                "distinguishable": comparison.distinguishable,
+                "metric": found.metric,
+                "first": compared.first,
+                "second": compared.second,
+                "difference": found.difference,
+                "interval": [found.low, found.high],
+                "paired": compared.paired,
+                "distinguishable": found.distinguishable,
             }
         )
     return documents
+
+
+def draw_closest(verdict: Verdict, output: Output) -> list[str | None]:
+    """Draw for each set its samples that lie closest to training images; return the pictures, None where none is."""
+    from cmtool.evaluation.plots import draw_pairs
+
+    real, paths = verdict.judge.reference.images, []
+    for one in verdict.sets:
+        opened, path = one.opened, None
+        if one.found.closest and real is not None and not opened.images.points:
+            stem = Path(opened.name.replace(", ", "-").replace(" ", "")).stem
+            path = str(draw_pairs(Path("samples") / f"{stem}-closest.png", opened.images, real, one.found.closest))
+            output.say(f"closest pairs (sample left, training image right): {path}")
+        paths.append(path)
+    return paths
+
+
+def draw_quality(
+    rows: Sequence[dict[str, Any]], models: Sequence[str], network: Features, output: Output
+) -> str | None:
+    """Plot quality against evaluations where one model was judged at several numbers of them; return the picture.
+
+    Args:
+        rows: of all sets.
+        models: the name of each set's model, for sets of models.
+        network: whose distance it is.
+        output: told where the picture is.
+    """
+    from cmtool.evaluation.plots import plot_quality
+
+    known = [row for row in rows if row.get("nfe") and row["metrics"]["fid"] is not None]
+    if len(known) < 2 or len(set(models)) != 1 or len({row["nfe"] for row in known}) < 2:
+        return None
+    ordered = sorted(known, key=lambda row: row["nfe"])
+    path = plot_quality(
+        Path("samples") / f"{models[0]}-quality.png",
+        [row["nfe"] for row in ordered],
+        [row["metrics"]["fid"] for row in ordered],
+        [row["metrics"]["precision"] for row in ordered],
+        network.distance,
+    )
+    output.say(f"quality against evaluations: {path}")
+    return str(path)

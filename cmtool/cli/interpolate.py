@@ -14,7 +14,7 @@ from cmtool.errors import UsageError, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.models import Model as LoadedModel
     from cmtool.samplers.plan import SamplePlan
@@ -88,7 +88,7 @@ def interpolate(
 
 
 def _decide(given: dict[str, Any], output: Output) -> Walk:
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.cli.lists import choose_label, parse_floats, parse_ints
     from cmtool.samplers.plan import plan_sampling
 
@@ -143,12 +143,13 @@ def _kind(out: Path) -> Literal["grid", "gif", "frames"]:
 
 
 def _teacher(given: str | None, found: FoundModel) -> FoundModel:
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
+    from cmtool.config.judgments import same_data
 
     data = found.header["data"]
 
     def same(header: Any) -> bool:
-        return all(header["data"].get(key) == data.get(key) for key in ("source", "resolution", "channels"))
+        return same_data(header["data"], data)
 
     teacher = find_model(given, kinds=("diffusion",), fits=same, wanted="teacher for --images", option="--teacher")
     shape = [(header["data"]["channels"], header["data"]["resolution"]) for header in (teacher.header, found.header)]
@@ -160,7 +161,7 @@ def _teacher(given: str | None, found: FoundModel) -> FoundModel:
 def _make(walk: Walk, output: Output) -> None:
     import torch
 
-    from cmtool.cli.run_model import load_model
+    from cmtool.api.find import load_model
     from cmtool.data.sample_files import check_place
     from cmtool.samplers.interpolation import decode, key_noise, path
 
@@ -208,7 +209,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     """Take the pictures to their noise by the teacher's ODE, and say how well the model brings them back."""
     import torch
 
-    from cmtool.cli.run_model import load_model
+    from cmtool.api.find import load_model
     from cmtool.data.images import fit_image, read_image
     from cmtool.editing.tasks import tensor
     from cmtool.samplers.interpolation import DITHER, decode, dithered, encode
@@ -233,8 +234,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
 
 def _write(walk: Walk, frames: Tensor) -> None:
     from cmtool.cli.output import command_line
-    from cmtool.data.animation import save_gif
-    from cmtool.data.images import save_folder, save_pictures
+    from cmtool.data.images import save_folder, save_gif, save_pictures
 
     text = {"model": str(walk.found.path), "model_hash": walk.found.digest, "command": command_line()}
     if walk.kind == "gif":

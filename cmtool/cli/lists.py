@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmtool.errors import UsageError, unknown
+from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 
-# --seed N owns the sample seeds N * BLOCK .. N * BLOCK + BLOCK - 1, so that two seeds never share a sample.
-BLOCK = 1_000_000
 # A list of seeds typed by hand; a larger one is a slip of the keyboard and would only fill memory.
 MOST_SEEDS = 10_000_000
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmtool.cli.find_model import finished_runs
+from cmtool.api.find import finished_runs
+from cmtool.cli.app import command
 from cmtool.cli.options import Json
 from cmtool.cli.output import Output
 
 
-def models(json_mode: Json = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ModelsCommand:
+    """The options of `cmtool models`."""
+
+    json_mode: Json = False
+
+
+@command
+def models(given: ModelsCommand) -> None:
     """List the models that --model takes by name: your finished runs, those that came along, and published ones.
 
     Examples: cmtool models | cmtool sample --model openai/cd_imagenet64_lpips --steps 2
     """
-    out = Output(json_mode)
+    out = Output(given.json_mode)
     runs, demos, published = _runs(), _demos(), _published()
     out.json({"runs": runs, "demo": demos, "published": published})
     if runs:
@@ -60,7 +70,7 @@ def _runs() -> list[dict[str, Any]]:
 
 def _demos() -> list[dict[str, Any]]:
     from cmtool.checkpoint import read_header
-    from cmtool.interop.names import demo_names, resolve_model
+    from cmtool.interop.published import demo_names, resolve_model
 
     files = [(name, resolve_model(name)) for name in demo_names()]
     return [_row(name, path, read_header(path)) for name, path in files]

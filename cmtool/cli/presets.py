@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cmtool.cli.app import command
 from cmtool.cli.options import Json
 from cmtool.cli.output import Output
 from cmtool.config.find import list_presets, shown
@@ -14,19 +16,25 @@ from cmtool.config.toml import read_toml
 from cmtool.errors import ConfigError
 
 
-def presets(
-    name: Annotated[str | None, typer.Argument(help="A preset's name or file; left out: list them all.")] = None,
-    json_mode: Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PresetsCommand:
+    """The options of `cmtool presets`."""
+
+    name: Annotated[str | None, typer.Argument(help="A preset's name or file; left out: list them all.")] = None
+    json_mode: Json = False
+
+
+@command
+def presets(given: PresetsCommand) -> None:
     """List the presets with their published figures, or print one in full as TOML.
 
     Examples: cmtool presets digits | cmtool presets digits > my.toml, then: cmtool train-ct --preset my.toml
     """
-    out = Output(json_mode)
-    if name is None:
+    out = Output(given.json_mode)
+    if given.name is None:
         _list(out)
     else:
-        _show(name, out)
+        _show(given.name, out)
 
 
 def _list(out: Output) -> None:

@@ -41,9 +41,9 @@ def report(
 
     Examples: cmtool report | cmtool report runs/* --out report.html
     """
-    from cmtool.checkpoint import atomic_text
     from cmtool.cli.output import Output
     from cmtool.errors import UsageError
+    from cmtool.files.atomic import atomic_text
     from cmtool.reporting.runs import read_runs
 
     output = Output(json, quiet)
@@ -72,8 +72,7 @@ def _document(out: Path, runs: list[RunRecord], passed: list[str]) -> dict[str, 
 
 def _gallery(run: RunRecord, samples: bool, device: str, output: Output) -> Gallery:
     """Collect the pictures of a run; what cannot be shown is said, and the page is made without it."""
-    from cmtool.cli.find_model import find_model
-    from cmtool.cli.run_model import load_model
+    from cmtool.api.find import find_model, load_model
     from cmtool.errors import UserError
     from cmtool.reporting.page import Gallery
     from cmtool.reporting.pictures import grid_pictures, nearest_training, step_pictures

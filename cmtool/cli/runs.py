@@ -59,11 +59,11 @@ def list_runs(root: Root = Path("runs"), json: Json = False) -> None:
 
 
 def _row(run: RunRecord, used: list[str]) -> list[Any]:
-    from cmtool.reporting.runs import span
+    from cmtool.units import human_time
 
     length = f"{run.step:,}" if run.finished else f"{run.step:,} of {run.config.train.steps:,}"
     figures = run.figures()
-    spent = span(run.seconds) if run.seconds else None
+    spent = human_time(run.seconds) if run.seconds else None
     numbers = [run.loss, *(figures.get(key) for key in used)]
     shown = [None if value is None else f"{value:.4g}" for value in numbers]
     return [run.name, f"{run.config.preset} {run.config.recipe_name}", length, spent, *shown]

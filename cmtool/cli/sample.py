@@ -12,7 +12,7 @@ import typer
 from cmtool.cli.options import BatchSize, Device, Json, Model, Out, Precision, Quiet
 
 if TYPE_CHECKING:
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
     from cmtool.data.sample_files import Sink
     from cmtool.models import Model as LoadedModel
@@ -75,8 +75,8 @@ class Job:
 
     def meta(self) -> dict[str, Any]:
         """What a sample file says of itself."""
-        from cmtool import __version__
         from cmtool.cli.output import command_line
+        from cmtool.version import __version__
 
         return {
             **self.request(),
@@ -123,7 +123,7 @@ def sample(
 
 def _decide(given: dict[str, Any], output: Output) -> Job:
     """Settle model, noise levels, seeds, labels and place; every mistake in them is found here."""
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.cli.lists import choose_labels, choose_seeds, parse_floats, parse_ints
     from cmtool.cli.sample_out import out_kind
     from cmtool.errors import UsageError
@@ -198,7 +198,7 @@ def _make(job: Job, batch_size: int | None, device: str, output: Output) -> None
             return
         path = together
     else:
-        from cmtool.cli.run_model import load_model
+        from cmtool.api.find import load_model
 
         sink = open_sink(job)
         model = load_model(job.found, device, job.precision)

@@ -53,8 +53,8 @@ def make_in(world: World, job: Job, batch_size: int | None, device: str) -> Path
     """Do what `make_together` does among processes that have met already."""
     import torch
 
+    from cmtool.api.find import load_model
     from cmtool.cli.output import Output
-    from cmtool.cli.run_model import load_model
     from cmtool.cli.sample import open_sink, write_samples
     from cmtool.data.sample_files import ShareSink
 

@@ -1,137 +1,158 @@
-"""One run of `cmtool search-times`, from checked arguments to a model's header."""
+"""`cmtool search-times`: where to evaluate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from cmtool.cli.evaluate_view import distance_name
-from cmtool.cli.lists import BLOCK
+import typer
+
+from cmtool.cli.app import command
+from cmtool.cli.evaluate import FeatureName, Mode, Num, Ref, usual_reference
+from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed
+from cmtool.errors import UserError
 
 if TYPE_CHECKING:
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.evaluate import FoundTimes
+    from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
-    from cmtool.evaluation.features import Features
-    from cmtool.evaluation.measure import Side
-    from cmtool.models import Model
-    from cmtool.samplers.time_search import SearchResult
 
-# The seeds that decide between the candidates: a block that the search itself does not touch.
-FRESH = 1000
+SearchSteps = Annotated[int, typer.Option("--steps", min=2, help="Evaluations an image to find times for.")]
+Grid = Annotated[int, typer.Option("--grid", min=4, max=1281, help="Points of the grid of candidate times.")]
+Joint = Annotated[bool, typer.Option("--joint/--greedy", help="Also move all times together, from the greedy answer.")]
+Write = Annotated[bool, typer.Option("--write", help="Put the times into the model's header, for sample --steps K.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Where the plot goes; default below samples/.")]
 
 
-def run_search(given: dict[str, Any], output: Output) -> None:
-    """Search, show, and if asked write the times into the model's header."""
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """The options of `cmtool search-times`."""
+
+    model: Model = None
+    ref: Ref = None
+    steps: SearchSteps = 2
+    num: Num = None
+    grid: Grid = 40
+    joint: Joint = True
+    write: Write = False
+    plot: Plot = None
+    features: FeatureName = None
+    mode: Mode = None
+    seed: Seed = 0
+    batch_size: BatchSize = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    json: Json = False
+    quiet: Quiet = False
+
+
+@command
+def search_times(options: SearchOptions) -> None:
+    """Find the best noise levels for several steps by the paper's ternary search, then all together.
+
+    Example: cmtool search-times --ref digits --steps 2 --num 1797 --write
+    """
+    from cmtool.cli.output import Output
+    from cmtool.evaluation.choices import check_features, check_mode, check_reference_name
+
+    check_features(options.features)
+    check_mode(options.mode)
+    if options.ref is not None:
+        check_reference_name(options.ref)
+    _search(options, Output(options.json, options.quiet))
+
+
+def _search(options: SearchOptions, output: Output) -> None:
+    from cmtool.api.evaluate import write_times
     from cmtool.cli.evaluate_sets import model_for
-    from cmtool.cli.run_model import load_model
 
-    found = model_for(given["model"], given["ref"], ("consistency",))
+    found = model_for(options.model, options.ref, ("consistency",))
     output.say(found.describe())
-    ref = given["ref"] or _usual(found)
-    model, network, side, usual = _set_up(found, ref, given, output, load_model)
-    count = given["num"] or usual
-    result, trace_value = _search(model, network, side, count, given, output)
-    _show(result, trace_value, found, network, ref, count, given, output)
-
-
-def _usual(found: FoundModel) -> str:
-    from cmtool.cli.evaluate import usual_reference
-    from cmtool.cli.evaluate_sets import Wanted
-    from cmtool.cli.output import Output
-
-    return usual_reference([Wanted(found.name, found=found)], Output())
-
-
-def _set_up(
-    found: FoundModel, ref: str, given: dict[str, Any], output: Output, load: Callable[..., Model]
-) -> tuple[Model, Features, Side, int]:
-    from cmtool.evaluation.features import build_features
-    from cmtool.evaluation.measure import measure_reference
-    from cmtool.evaluation.references import resolve_reference
-
-    data = found.header["data"]
-    side = data["resolution"]
-    shape = (data["channels"], 1, 1) if data.get("float_samples") else (side, side, data["channels"])
-    reference = resolve_reference(ref, shape, given["mode"], output.say)
-    model = load(found, given["device"], given["precision"])
-    name, mode = given["features"] or reference.features, given["mode"] or reference.mode
-    network = build_features(name, shape, mode, str(model.device), output.say)
-    images = reference.images
-    with output.progress(images.count if images else None, "reference") as advance:
-        measured = measure_reference(reference, network, given["batch_size"] or 64, advance)
-    return model, network, measured, reference.count
-
-
-def _search(
-    model: Model, network: Features, side: Side, count: int, given: dict[str, Any], output: Output
-) -> tuple[SearchResult, dict[str, float]]:
-    """Return the winner, and the distance on fresh seeds of every candidate by its method."""
-    from cmtool.evaluation.models import BATCH, TimesScore
-    from cmtool.evaluation.tuning import descending_grid
-    from cmtool.samplers.plan import plan_sampling
-    from cmtool.samplers.time_search import Memo, search_times
-
-    size, first = given["batch_size"] or BATCH, given["seed"] * BLOCK
-    score = TimesScore(model, network, side, range(first, first + count), size)
-    start = (given["seed"] + FRESH) * BLOCK
-    fresh = Memo(TimesScore(model, network, side, range(start, start + count), size))
-    present = plan_sampling(model.header, steps=given["steps"]).times
-    with output.progress(None, f"{given['steps']} steps, {count:,} samples each") as update:
-
-        def report(times: Sequence[float], value: float) -> None:
-            update(1, note=f"{', '.join(f'{t:.3g}' for t in times)}: {value:.4g}")
-
-        levels = descending_grid(model, given["grid"])
-        joint, steps = given["joint"], given["steps"]
-        result = search_times(score, steps, levels, joint=joint, fresh=fresh, candidates=[present], report=report)
-    return result, {", ".join(f"{t:.4g}" for t in times): value for times, value in fresh.known.items()}
-
-
-def _show(
-    result: SearchResult,
-    judged: dict[str, float],
-    found: FoundModel,
-    network: Features,
-    ref: str,
-    count: int,
-    given: dict[str, Any],
-    output: Output,
-) -> None:
-    from cmtool.evaluation.plots import plot_search
-
-    name = distance_name(network)
-    rows = [[times, value, "<-" if value == result.value else ""] for times, value in judged.items()]
-    output.table(f"{name} against {ref}, {count:,} samples of fresh seeds", ["times", name, ""], rows)
-    path = given["plot"] or Path("samples") / f"{found.name}-times-{given['steps']}.png"
-    plot_search(path, result.trace, result.times, name)
-    output.say(f"{len(result.trace)} sets of times were tried: {path}")
-    if given["write"]:
-        _write(found, result, output)
-    output.result(",".join(f"{t:.6g}" for t in result.times))
+    if options.write:
+        check_own(found.path)
+    ref = options.ref or usual_reference([found], output)
+    times = _find(found, ref, options, output)
+    path = _show(times, found, ref, options.plot, output)
+    if options.write:
+        write_times(found.path, times.times)
+        output.say(f"written into {found.path}: cmtool sample --steps {len(times.times)} uses them now")
+    output.result(",".join(f"{t:.6g}" for t in times.times))
     output.json(
         {
             "model": str(found.path),
             "reference": ref,
-            "features": network.name,
-            "steps": given["steps"],
-            "times": list(result.times),
-            "value": result.value,
-            "method": result.method,
-            "count": count,
-            "candidates": judged,
-            "evaluations": [{"times": list(times), "value": value} for times, value in result.trace],
+            "features": times.features,
+            "steps": options.steps,
+            "times": list(times.times),
+            "value": times.value,
+            "method": times.method,
+            "count": times.count,
+            "candidates": _candidates(times),
+            "evaluations": [{"times": list(levels), "value": value} for levels, value in times.trace],
             "plot": str(path),
-            "written": given["write"],
+            "written": options.write,
         }
     )
 
 
-def _write(found: FoundModel, result: SearchResult, output: Output) -> None:
-    """Put the times into the header; the tensors stay as they are, the file is replaced whole."""
-    from cmtool.checkpoint import load_tensors, save_model
+def _find(found: FoundModel, ref: str, options: SearchOptions, output: Output) -> FoundTimes:
+    from cmtool.api.evaluate import search_times
+    from cmtool.api.find import load_model
+    from cmtool.api.model import Model
 
-    tensors, header = load_tensors(found.path)
-    header["times"] = dict(header.get("times") or {}) | {str(len(result.times)): list(result.times)}
-    save_model(found.path, tensors, header)
-    output.say(f"written into {found.path}: cmtool sample --steps {len(result.times)} uses them now")
+    return search_times(
+        Model(load_model(found, options.device, options.precision), found.path),
+        ref,
+        steps=options.steps,
+        num=options.num,
+        grid=options.grid,
+        joint=options.joint,
+        features=options.features,
+        mode=options.mode,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        talk=output,
+    )
+
+
+def _candidates(times: FoundTimes) -> dict[str, float]:
+    return {", ".join(f"{t:.4g}" for t in levels): value for levels, value in times.candidates.items()}
+
+
+def _show(times: FoundTimes, found: FoundModel, ref: str, plot: Path | None, output: Output) -> Path:
+    """Draw the table of the candidates and the picture of the search; return where the picture is."""
+    from cmtool.evaluation.plots import plot_search
+
+    name = times.distance
+    rows = [[levels, value, "<-" if value == times.value else ""] for levels, value in _candidates(times).items()]
+    output.table(f"{name} against {ref}, {times.count:,} samples of fresh seeds", ["times", name, ""], rows)
+    path = plot or Path("samples") / f"{found.name}-times-{len(times.times)}.png"
+    plot_search(path, times.trace, times.times, name)
+    output.say(f"{len(times.trace)} sets of times were tried: {path}")
+    return path
+
+
+def check_own(path: Path) -> None:
+    """Refuse to change a model that is not the user's: one that came along, or one that was fetched by its name.
+
+    Raises:
+        UserError: it is such a file, or its folder cannot be written.
+    """
+    from cmtool.files.cache import cache_dir
+
+    file = path.resolve()
+    strange = {
+        Path(__file__).resolve().parents[1]: "came along with cmtool",
+        cache_dir(): "was fetched and is kept as published",
+    }
+    for folder, how in strange.items():
+        if file.is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--write would change {path}, which {how}.", f"copy it and name the copy: cp {path} {path.name}"
+            )
+    if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+        raise UserError(
+            f"--write would change {path}, and there is no permission to write it.", "copy it and name the copy"
+        )

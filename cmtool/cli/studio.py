@@ -9,7 +9,7 @@ import typer
 from cmtool.cli.options import Device, Json, Model, Precision, Quiet
 
 if TYPE_CHECKING:
-    from cmtool.cli.find_model import FoundModel
+    from cmtool.api.find import FoundModel
 
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0 takes a free one.")]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")]
@@ -35,8 +35,8 @@ def studio(
     output = Output(json, quiet)
     found, name = _find(model)
     output.say(found.describe())
+    from cmtool.api.find import load_model
     from cmtool.api.model import Model as Loaded
-    from cmtool.cli.run_model import load_model
     from cmtool.studio.server import StudioServer
     from cmtool.studio.work import Workshop
 
@@ -62,7 +62,7 @@ def _serve(server: Any, no_browser: bool) -> None:
 
 def _find(given: str | None) -> tuple[FoundModel, str]:
     """Return the model and how it is named in a command: as given, the newest run, or one that came along."""
-    from cmtool.cli.find_model import find_model
+    from cmtool.api.find import find_model
     from cmtool.errors import UserError
 
     def images(header: Any) -> bool:
@@ -71,7 +71,7 @@ def _find(given: str | None) -> tuple[FoundModel, str]:
     try:
         found = find_model(given, kinds=("consistency",), fits=images, wanted="consistency model of images")
     except UserError:
-        from cmtool.interop.names import demo_names
+        from cmtool.interop.published import demo_names
 
         demos = sorted(demo_names(), reverse=True)
         if given is not None or not demos:

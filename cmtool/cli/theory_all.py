@@ -26,22 +26,6 @@ def prepare() -> None:
         os.environ.setdefault(name, "1")
 
 
-def ints(text: str, option: str) -> tuple[int, ...]:
-    """Read `1,2,8`; `option` is named when it cannot be read."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"cannot read '{text}' as whole numbers", f"write them as {option} 16,32,64") from None
-
-
-def floats(text: str, option: str) -> tuple[float, ...]:
-    """Read `0.5,1,2`; `option` is named when it cannot be read."""
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"cannot read '{text}' as numbers", f"write them as {option} 0.5,1,2") from None
-
-
 def draw(out: Output, table: Table) -> None:
     """Put a table on stdout."""
     out.table(table.title, table.columns, table.rows)
@@ -85,12 +69,11 @@ def check(
 
 def _run_all(out: Output, folder: Path | None) -> list[Study]:
     """Run every study on two processes; write the files of each when there is a folder."""
-    from cmtool.theory.batch import in_order, run_all
-    from cmtool.theory.studies import NAMES
-    from cmtool.theory.study import write
+    from cmtool.theory.figures import write
+    from cmtool.theory.studies import STUDIES, in_order, run_all
 
     studies = []
-    with out.progress(len(NAMES), "theory") as update:
+    with out.progress(len(STUDIES), "theory") as update:
         for study in run_all():
             studies.append(study)
             if folder is not None:
@@ -124,7 +107,7 @@ def report(
 ) -> None:
     """One page with all figures and findings.  Example: cmtool theory report --out report.html."""
     prepare()
-    from cmtool.checkpoint import atomic_text
+    from cmtool.files.atomic import atomic_text
     from cmtool.theory.checks import run_checks
     from cmtool.theory.report import build_page, headlines
 

@@ -1,20 +1,24 @@
-"""`cmtool train-edm`, `train-ct`, `train-cd`: resolve the settings, open the run, train, show."""
+"""`cmtool train-edm`, `train-ct`, `train-cd`: options, one call of `cmtool.api.train`, and what is shown of it."""
 
 from __future__ import annotations
 
-import time
+import shlex
+import signal
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cmtool.cli import complete
+from cmtool.cli.app import command
 from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets, images_at_once
 
 if TYPE_CHECKING:
+    from cmtool.api.train import TrainedRun
     from cmtool.cli.output import Output
-    from cmtool.config.load import Resolved
-    from cmtool.config.schema import RunConfig
+    from cmtool.config.schema import Family
 
 Data = Annotated[str | None, typer.Option("--data", help="Folder or file of images in place of the preset's.")]
 Small = Annotated[
@@ -84,217 +88,155 @@ Diagnose = Annotated[
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Only algorithms that repeat to the bit (GPU).")]
 
 
-def train_ct(
-    preset: Preset = "digits",
-    recipe: Recipe = None,
-    data: Data = None,
-    small: Small = None,
-    fit: Fit = None,
-    out: OutDir = None,
-    name: Name = None,
-    extend: Extend = None,
-    steps: Steps = None,
-    batch_size: Batch = None,
-    micro_batch: Micro = None,
-    seed: RunSeed = None,
-    init: Init = None,
-    teacher: Teacher = None,
-    sets: Sets = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    list_recipes: ListRecipes = False,
-    max_time: MaxTime = None,
-    requeue_exit_code: Requeue = None,
-    deterministic: Deterministic = False,
-    diagnose: Diagnose = False,
-    track: Track = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of the three commands that train, in the order of the help."""
+
+    preset: Preset = "digits"
+    recipe: Recipe = None
+    data: Data = None
+    small: Small = None
+    fit: Fit = None
+    out: OutDir = None
+    name: Name = None
+    extend: Extend = None
+    steps: Steps = None
+    batch_size: Batch = None
+    micro_batch: Micro = None
+    seed: RunSeed = None
+    init: Init = None
+    teacher: Teacher = None
+    sets: Sets = None
+    fresh: Fresh = False
+    dry_run: DryRun = False
+    list_recipes: ListRecipes = False
+    max_time: MaxTime = None
+    requeue_exit_code: Requeue = None
+    deterministic: Deterministic = False
+    diagnose: Diagnose = False
+    track: Track = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    json: Json = False
+    quiet: Quiet = False
+
+
+@command
+def train_ct(options: TrainOptions) -> None:
     """Train a consistency model from scratch on images.
 
     Example: cmtool train-ct --preset digits
     """
-    _train("ct", locals())
+    _train("ct", options)
 
 
-def train_cd(
-    preset: Preset = "digits",
-    recipe: Recipe = None,
-    data: Data = None,
-    small: Small = None,
-    fit: Fit = None,
-    out: OutDir = None,
-    name: Name = None,
-    extend: Extend = None,
-    steps: Steps = None,
-    batch_size: Batch = None,
-    micro_batch: Micro = None,
-    seed: RunSeed = None,
-    init: Init = None,
-    teacher: Teacher = None,
-    sets: Sets = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    list_recipes: ListRecipes = False,
-    max_time: MaxTime = None,
-    requeue_exit_code: Requeue = None,
-    deterministic: Deterministic = False,
-    diagnose: Diagnose = False,
-    track: Track = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def train_cd(options: TrainOptions) -> None:
     """Distil a diffusion model (the teacher) into a consistency model.
 
     Example: cmtool train-edm --preset digits, then: cmtool train-cd --preset digits
     """
-    _train("cd", locals())
+    _train("cd", options)
 
 
-def train_edm(
-    preset: Preset = "digits",
-    recipe: Recipe = None,
-    data: Data = None,
-    small: Small = None,
-    fit: Fit = None,
-    out: OutDir = None,
-    name: Name = None,
-    extend: Extend = None,
-    steps: Steps = None,
-    batch_size: Batch = None,
-    micro_batch: Micro = None,
-    seed: RunSeed = None,
-    init: Init = None,
-    teacher: Teacher = None,
-    sets: Sets = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    list_recipes: ListRecipes = False,
-    max_time: MaxTime = None,
-    requeue_exit_code: Requeue = None,
-    deterministic: Deterministic = False,
-    diagnose: Diagnose = False,
-    track: Track = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def train_edm(options: TrainOptions) -> None:
     """Train a diffusion model, the teacher of train-cd.
 
     Example: cmtool train-edm --preset digits
     """
-    _train("edm", locals())
+    _train("edm", options)
 
 
-def _train(family: str, given: dict[str, Any]) -> None:
+def _train(family: Family, options: TrainOptions) -> None:
     from cmtool.cli.output import Output
-    from cmtool.cli.train_extras import check_trackers, run_folder
-    from cmtool.training.stopping import parse_span
 
-    output = Output.of_rank(given["json"], given["quiet"])
-    if given["list_recipes"]:
-        from cmtool.cli.train_recipes import list_recipes
+    output = Output.of_rank(options.json, options.quiet)
+    if options.list_recipes:
+        from cmtool.cli.train_view import list_recipes
 
-        return list_recipes(family, given["preset"], output)
-    deadline = time.monotonic() + parse_span(given["max_time"]) if given["max_time"] else None
-    check_trackers(given["track"])
-    if given["extend"] is not None:
-        return _extend(family, given, deadline, output)
-    resolved = _resolve(family, given)
-    config = _with_models(resolved.config, given, output)
-    if given["dry_run"]:
-        return _show(config, resolved, output)
-    from cmtool.cli.train_job import run
+        return list_recipes(family, options.preset, output)
+    from cmtool.api.train import train
+    from cmtool.cli.train_view import discrepancy_table
 
-    run(config, run_folder(given, f"{config.preset}-{config.recipe_name}"), given, deadline, output)
+    run = train(
+        options.data,
+        preset=options.preset,
+        family=family,
+        recipe=options.recipe,
+        out=options.out,
+        name=options.name,
+        extend=options.extend,
+        steps=options.steps,
+        batch_size=_images(options.batch_size, "--batch-size"),
+        micro_batch=_images(options.micro_batch, "--micro-batch"),
+        seed=options.seed,
+        small=options.small,
+        fit=options.fit,
+        init=options.init,
+        teacher=options.teacher,
+        settings=options.sets or (),
+        precision=options.precision,
+        deterministic=options.deterministic,
+        device=options.device,
+        fresh=options.fresh,
+        dry_run=options.dry_run,
+        max_time=options.max_time,
+        diagnose=partial(discrepancy_table, output) if options.diagnose else False,
+        track=options.track or (),
+        talk=output,
+    )
+    _show(run, options, output)
 
 
-def _extend(family: str, given: dict[str, Any], deadline: float | None, output: Output) -> None:
-    from cmtool.cli.train_extras import extension
+def _images(text: str | None, option: str) -> int | Literal["auto"] | None:
+    return None if text is None else images_at_once(text, option) or "auto"
+
+
+def _show(run: TrainedRun, options: TrainOptions, output: Output) -> None:
+    """Say how a training ended, and exit with the code that belongs to it."""
     from cmtool.config.load import to_toml
 
-    config, folder = extension(family, given, output)
-    if given["dry_run"]:
-        output.result(to_toml(config))
-        return output.json({"config": config.model_dump(mode="json"), "origins": {}})
-    from cmtool.cli.train_job import run
-
-    run(config, folder, given, deadline, output)
-
-
-def _resolve(family: str, given: dict[str, Any]) -> Resolved:
-    from cmtool.config.load import resolve
-
-    flags = {
-        "train.steps": given["steps"],
-        **_batches(given["batch_size"], given["micro_batch"]),
-        "train.seed": given["seed"],
-        "train.precision": None if given["precision"] == "auto" else given["precision"],
-        "train.deterministic": True if given["deterministic"] else None,
-        "data.path": given["data"],
-        "data.small": given["small"],
-        "data.fit": given["fit"],
-        "init": given["init"],
-        "teacher": given["teacher"],
-    }
-    return resolve(given["preset"], family=family, recipe=given["recipe"], sets=given["sets"] or (), flags=flags)
+    if options.dry_run:
+        output.result(to_toml(run.config))
+        return output.json({"config": run.config.model_dump(mode="json"), "origins": run.origins})
+    document = {"model": None if run.model is None else str(run.model), "steps": run.step, "finished": run.finished}
+    if run.model is None:
+        why = "time limit reached" if run.out_of_time and not run.signal else "stopped"
+        output.say(f"{why} after step {run.step} of {run.config.train.steps}; the same command goes on from there.")
+        output.json(document)
+        code = 128 + run.signal if run.signal else 0
+        # Ctrl-C is a person's wish to end it; the scheduler's signal and the time limit are not.
+        if options.requeue_exit_code is not None and run.signal != signal.SIGINT:
+            code = options.requeue_exit_code
+        raise typer.Exit(code)
+    if not run.was_finished:
+        for line in next_commands(run, options):
+            output.say(line)
+    output.result(str(run.model))
+    return output.json(document)
 
 
-def _batches(batch_size: str | None, micro_batch: str | None) -> dict[str, int | str | None]:
-    """Return the settings of both options.
-
-    The batch that trains is a setting: what "auto" leaves to the machine is how much of it is computed at once.
-    """
-    given = {"train.batch_size": batch_size, "train.micro_batch": micro_batch}
-    found: dict[str, int | str | None] = {}
-    for key, text in given.items():
-        option = "--" + key.removeprefix("train.").replace("_", "-")
-        found[key] = None if text is None else images_at_once(text, option)
-    if micro_batch == "auto" or (batch_size == "auto" and micro_batch is None):
-        found["train.micro_batch"] = "auto"
-    return found
+def next_commands(run: TrainedRun, options: TrainOptions) -> list[str]:
+    """Return what to type next: look at samples, and distil a teacher, or read how the run went."""
+    folder = shlex.quote(str(run.folder))
+    lines = [f"next: cmtool sample --model {folder}"]
+    if run.config.family == "edm" and run.config.process.kind == "ve":
+        preset = options.preset if options.extend is None else run.config.preset
+        words = ["train-cd", "--preset", preset, *_data_words(run, options), "--teacher", str(run.folder)]
+        return [*lines, f"then: cmtool {shlex.join(words)}"]
+    return [*lines, f"then: cmtool report {folder}"]
 
 
-def _with_models(config: RunConfig, given: dict[str, Any], output: Output) -> RunConfig:
-    """Name the teacher or the model to start from, and take its network and scalings over."""
-    from cmtool.checkpoint import read_header
-    from cmtool.cli.find_model import find_model
-    from cmtool.errors import UserError
-    from cmtool.training.inherit import adopt, check_needs
+def _data_words(run: TrainedRun, options: TrainOptions) -> list[str]:
+    """Return the options that name the data once more: a student of other pictures than its teacher's learns little."""
+    from cmtool.config.judgments import PICTURES
 
-    wants = config.recipe.needs
-    if wants == "teacher" and config.teacher is None:
-        try:
-            found = find_model(
-                None,
-                kinds=("diffusion",),
-                fits=lambda h: h.get("preset") == config.preset and h.get("recipe", {}).get("family", "edm") == "edm",
-                wanted="teacher",
-                option="--teacher",
-            )
-        except UserError:
-            check_needs(config)
-            raise
-        output.say(found.describe())
-        config = config.model_copy(update={"teacher": str(found.path)})
-    check_needs(config)
-    for name in ("teacher", "init"):
-        value = getattr(config, name)
-        if value is not None:
-            kinds = ("diffusion",) if name == "teacher" else ("consistency", "diffusion")
-            path = find_model(value, kinds=kinds, option=f"--{name}").path
-            config = adopt(config, read_header(path)).model_copy(update={name: str(path)})
-    return config
-
-
-def _show(config: RunConfig, resolved: Resolved, output: Output) -> None:
-    from cmtool.config.load import to_toml
-
-    output.result(to_toml(config))
-    output.json({"config": config.model_dump(mode="json"), "origins": resolved.origins})
+    path = options.data if options.extend is None else run.config.data.path
+    words = [] if path is None else ["--data", path]
+    for name, value in (("small", options.small), ("fit", options.fit)):
+        words += [f"--{name}", value] if value else []
+    kept = (*PICTURES, "labels", "num_classes")
+    for text in options.sets or ():
+        words += ["--set", text] if text.strip().partition("=")[0].removeprefix("data.") in kept else []
+    return words

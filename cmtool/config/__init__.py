@@ -1,1 +1,1 @@
-"""Settings: their schema, the methods as data, and presets from file to frozen configuration."""
+"""Settings: their schema, the methods as data, and the way from a preset file to a frozen configuration."""

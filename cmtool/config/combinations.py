@@ -1,19 +1,15 @@
-"""Which parts go together: what a resolved run is refused for, one sentence each. Raises plain ValueErrors."""
+"""Which settings go together: every reason to refuse a resolved run, in one sentence each, as plain ValueErrors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cmtool.config.parts import RecipeConfig
+from cmtool.config.schema import RunConfig, TrainConfig
 
-if TYPE_CHECKING:
-    from cmtool.config.schema import NetworkConfig, RunConfig, TrainConfig
-
-# Neighbors of a grid of so many points lie 57 roundings of float32 apart at 80: beyond, the gap between them, by which
-# losses are divided, is off by more than a percent.
+# On a grid of this many points, neighbors near 80 are 57 float32 roundings apart. On a finer grid the gap between them,
+# by which losses are divided, would be off by more than a percent.
 MOST_POINTS = 1_000_000
 
-# Networks of one group mean the same by F and by their conditioning: weights can be passed on within it.
+# Within a group, F and its conditioning mean the same, so weights can be passed on.
 MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"})
 TRIG = ("edm", "trig")
 
@@ -32,12 +28,12 @@ def same_meaning(one: str, other: str) -> bool:
 
 
 def check_combination(config: RunConfig) -> None:
-    """Refuse parts that do not go together.
+    """Refuse settings that do not go together.
 
     Raises:
         ValueError: one sentence that names the settings and what would be right.
     """
-    _check_network(config.network, config.data.resolution)
+    config.network.check(config.data.resolution)
     _check_curriculum(config.recipe, config.train)
     _check_times(config)
     _check_coupling(config)
@@ -45,28 +41,6 @@ def check_combination(config: RunConfig) -> None:
     _check_derivative(config)
     _check_measure(config)
     _check_shard(config)
-
-
-def _check_network(network: NetworkConfig, side: int) -> None:
-    if network.kind == "mlp":
-        return
-    levels = len(network.channel_mult)
-    for name in ("num_blocks", "dropout"):
-        value = getattr(network, name)
-        if isinstance(value, tuple) and len(value) != levels:
-            raise ValueError(f"network.{name} has {len(value)} values and network.channel_mult {levels}: one a level")
-    if side % 2 ** (levels - 1):
-        raise ValueError(
-            f"network.channel_mult has {levels} levels, each half the side of the one before: data.resolution = {side} "
-            f"must be a multiple of {2 ** (levels - 1)}"
-        )
-    for level, mult in enumerate(network.channel_mult):
-        channels, attends = network.channels * mult, side // 2**level in network.attention or level == levels - 1
-        if attends and channels // network.head_channels > 1 and channels % network.head_channels:
-            raise ValueError(
-                f"network.head_channels = {network.head_channels} does not divide the {channels} channels of an "
-                "attention layer"
-            )
 
 
 def _check_curriculum(recipe: RecipeConfig, train: TrainConfig) -> None:
@@ -128,7 +102,7 @@ def _check_times(config: RunConfig) -> None:
 
 
 def leaves_one_alone(images: int, micro: int) -> bool:
-    """Whether so many images in passes of `micro` have a pass with a single one, whose noise nobody can exchange."""
+    """Whether passes of `micro` images leave one with a single image, whose noise cannot be exchanged."""
     return min(images, micro) < 2 or images % micro == 1
 
 
@@ -185,7 +159,7 @@ def _check_derivative(config: RunConfig) -> None:
     if not target.differentiates:
         return
     forward = target.derivative == "forward"
-    if forward and network.kind != "mlp" and network.attention_kernel != "math":
+    if forward and not network.forward_mode:
         raise Unfit(
             "network.attention_kernel = 'auto' has no forward-mode derivative, which this recipe needs; use 'math'",
             "add --set network.attention_kernel=math, or --set recipe.target.derivative=difference",
@@ -226,7 +200,7 @@ def _check_measure(config: RunConfig) -> None:
 
 
 def _check_shard(config: RunConfig) -> None:
-    """Refuse what would let one of several processes wait for another, or what the gathering of weights forbids."""
+    """Refuse what would make one of several processes wait for another, or what gathering the weights forbids."""
     train, target = config.train, config.recipe.target
     if not train.shard:
         return

@@ -1,17 +1,20 @@
-"""What the schema refuses, as one sentence: where it stands, what was given, what would be right."""
+"""What the schema refuses, in one sentence: where it was written, what was given, what would be right."""
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from cmtool.errors import ConfigError, nearest
 
+# How the origin of a value begins that a Python program gave; that of a typed one is its option.
+BY_PROGRAM = "settings"
 _MUST = {
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
@@ -34,16 +37,30 @@ _KINDS = {
 
 
 def table_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """Return the table (pydantic model) that the field `key` of `model` holds, or None where it holds a value."""
-    return _tables(model.model_fields[key].annotation) if key in model.model_fields else None
+    """Return the table (pydantic model) that the field `key` of `model` holds, or None where it holds a value.
+
+    Where tables are told apart by their `kind`, it is one with the settings of all of them.
+    """
+    tables = _tables(model.model_fields[key].annotation) if key in model.model_fields else []
+    return _merged(tuple(tables)) if len(tables) > 1 else next(iter(tables), None)
 
 
-def _tables(annotation: Any) -> type[BaseModel] | None:
+def _tables(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for arg in get_args(annotation) if (found := _tables(arg))), None)
-    return None
+        return [found for arg in get_args(annotation) for found in _tables(arg)]
+    return []
+
+
+@functools.cache
+def _merged(tables: tuple[type[BaseModel], ...]) -> type[BaseModel]:
+    """Return one table with the settings of several, to name choices by; nothing is checked against it."""
+    fields = {name: field for table in tables for name, field in table.model_fields.items()}
+    order = [name for name in getattr(tables[0], "ORDER", ()) if name in fields]
+    kinds = tuple(table.model_fields["kind"].default for table in tables)
+    named: dict[str, Any] = {name: (fields[name].annotation, fields[name]) for name in (*order, *fields)}
+    return create_model("Tables", **named | {"kind": (Literal[kinds], kinds[0])})
 
 
 def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str, str], default: str) -> ConfigError:
@@ -57,7 +74,7 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
     """
     problems = error.errors(include_url=False)
     # A misspelt key is also a missing one: name the spelling.
-    problem = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
+    problem = _of_its_kind(next((found for found in problems if found["type"] == "extra_forbidden"), problems[0]))
     owner, keys = _resolve(model, problem["loc"])
     key = ".".join(keys)
     place = _place(key, origins, default)
@@ -68,18 +85,31 @@ def explain(error: ValidationError, model: type[BaseModel], origins: Mapping[str
         return ConfigError(f"{default}: {key} is missing")
     if kind == "extra_forbidden":
         return ConfigError(unknown_key(place, keys[-1], list(owner.model_fields)))
-    if kind == "value_error" and not keys:
-        return _unfit(problem["ctx"]["error"], origins, default)
     if kind == "value_error":
         return ConfigError(f"{place}: {problem['ctx']['error']}")
     return ConfigError(f"{place} = {shown_value(problem['input'])} {_requirement(problem, owner, keys[-1])}")
 
 
-def _unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
-    """Settings that do not go together: blame the file unless one of those named was typed; say what to type next."""
+def _of_its_kind(problem: Any) -> Any:
+    """Return a complaint about the kind of a table as one about its key `kind`."""
+    if problem["type"] != "union_tag_invalid":
+        return problem
+    return {**problem, "type": "literal_error", "loc": (*problem["loc"], "kind"), "input": problem["input"]["kind"]}
+
+
+def is_given(origin: str) -> bool:
+    """Whether a value was typed or given by a program, and not written in a file."""
+    return origin.startswith(("--", BY_PROGRAM))
+
+
+def explain_unfit(error: Exception, origins: Mapping[str, str], default: str) -> ConfigError:
+    """Turn the complaint about settings that do not go together into a `ConfigError`; arguments as for `explain`.
+
+    The file is blamed unless one of the settings named was given; the hint says what to type next.
+    """
     named = re.findall(r"\b(?:recipe|train|network|data|process)(?:\.[a-z]\w*)+", str(error))
     typed = any(
-        origin.startswith("--") and (key in named or any(key.startswith(table + ".") for table in named))
+        is_given(origin) and (key in named or any(key.startswith(table + ".") for table in named))
         for key, origin in origins.items()
     )
     shown = Path(default).stem if default.startswith("presets/") else default
@@ -98,25 +128,28 @@ def _suggestion(word: str, choices: Sequence[str]) -> str:
 
 
 def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
-    """Follow pydantic's location down to the first value; what lies inside it no user wrote as a key."""
-    owner, keys = model, []
+    """Follow pydantic's location down to the first value; nobody wrote what is inside that as a key."""
+    owner, keys, chosen = model, [], False
     for part in loc:
         if isinstance(part, int):
             break
+        if chosen and part in _choices(owner.model_fields["kind"].annotation):
+            chosen = False  # not a key: the kind by which pydantic chose among the tables
+            continue
         keys.append(part)
         inner = table_of(owner, part)
         if inner is None:
             break
-        owner = inner
+        owner, chosen = inner, len(_tables(owner.model_fields[part].annotation)) > 1
     return owner, keys
 
 
 def _place(key: str, origins: Mapping[str, str], default: str) -> str:
-    """Return where `key` was written; a table complains where its last written key stands."""
+    """Return where `key` was written; for a table, the place of the key in it that was written last."""
     if key in origins:
         return origins[key]
     inside = [place for dotted, place in origins.items() if dotted.startswith(key + ".")]
-    given = [place for place in inside if place.startswith("--")]
+    given = [place for place in inside if is_given(place)]
     if given:
         return given[-1]
     parent = key.rpartition(".")[0]
@@ -128,14 +161,14 @@ def _place(key: str, origins: Mapping[str, str], default: str) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as messages show it: as Python writes it, but true and false as TOML does."""
+    """Return a value as messages show it: in Python's notation, but with TOML's true and false."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value)
 
 
 def requirement(problem: Any) -> str:
-    """Return what a value must be ("must be at least 1") by one of pydantic's complaints."""
+    """Return what a value must be ("must be at least 1") according to one of pydantic's complaints."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in _MUST:
         return "must be " + _MUST[kind].format(**context)

@@ -1,7 +1,7 @@
 """From the name of a preset to its file.
 
-A preset is looked for as a path, then in `./presets`, then among those that travel inside the package, and last
-beside the package, which is where an editable install keeps them.
+A preset is searched for as a path, then in `./presets`, then among those shipped inside the package, and last beside
+the package, where an editable install keeps them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def preset_folders() -> list[Path]:
-    """Return the folders that hold presets, the first to be searched first; those that do not exist are left out."""
+    """Return the existing folders that hold presets, in the order of the search."""
     folders = [Path("presets"), PACKAGE / "presets", PACKAGE.parent / "presets"]
     return [folder for folder in folders if folder.is_dir()]
 
@@ -60,7 +60,7 @@ def _by_path(name: str) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return how messages call a preset file: relative to the working folder; presets/NAME.toml for a shipped one."""
+    """Return a preset file's name for messages: relative to the working folder, or presets/NAME.toml if shipped."""
     path = path.resolve()
     for folder, label in ((Path.cwd(), Path()), (PACKAGE / "presets", Path("presets")), (PACKAGE.parent, Path())):
         if path.is_relative_to(folder.resolve()):

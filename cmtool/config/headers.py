@@ -1,11 +1,11 @@
-"""What a model's header must look like before anyone reads it: its author may be a stranger. Standard library only."""
+"""What a model's header must look like before anything trusts it. Uses the standard library only."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-# Entries whose type the readers rely on; what is left out or null is missed by whoever needs it.
+# Entries whose type the readers rely on; one that is missing or null is reported by whoever needs it.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "preset": str,
@@ -20,6 +20,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "figures": dict,
     "sample": dict,
     "edit": dict,
+    "eval": dict,
     "origin": dict,
     "versions": dict,
     "machine": dict,
@@ -31,12 +32,15 @@ _DATA: dict[str, type | tuple[type, ...]] = {
     "num_classes": int,
     "class_names": list,
     "fingerprint": str,
+    "source": str,
+    "path": str,
+    "kind": str,
 }
 _LONGEST = 1000  # noise levels for one number of evaluations
 
 
 def wrong_in_header(header: dict[str, Any]) -> str | None:
-    """Say what is wrong with the form of a header, None if nothing is. Values are judged by whoever uses them."""
+    """Say what is wrong with the form of a header, or return None. Values are checked by whoever uses them."""
     wrong = _wrong_type(header, _TYPES) or _wrong_type(header.get("data") or {}, _DATA)
     if wrong is not None:
         return wrong
@@ -47,7 +51,7 @@ def wrong_in_header(header: dict[str, Any]) -> str | None:
 
 
 def missing_in_header(header: dict[str, Any]) -> str | None:
-    """Name the first entry that running a model needs and this header has not, None if all are there."""
+    """Name the first entry that a model needs and this header lacks; None if all are there."""
     data = header.get("data") or {}
     missing = [key for key in ("network", "process", "data") if not header.get(key)]
     missing += [key for key in ("resolution", "channels") if data.get(key) is None]

@@ -1,20 +1,22 @@
-"""A preset, one of its recipes and what the command line changes become one frozen `RunConfig`.
+"""Turn a preset, one of its recipes and the changes of the command line into one frozen `RunConfig`.
 
-Order, the later wins: defaults of the schema, the tables of the preset, the row of the method, the recipe, flags,
-`--set`. Every value remembers where it was written, and every mistake is answered with that place.
+In this order, the later overriding the earlier: defaults of the schema, the tables of the preset, the row of the
+method, the recipe, flags, `--set`. Every value remembers where it was written, and every error names that place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from cmtool.config.explain import explain, unknown_key
+from cmtool.config.combinations import check_combination
+from cmtool.config.explain import explain, explain_unfit, is_given, unknown_key
 from cmtool.config.find import find_preset, shown
+from cmtool.config.judgments import are_other_pictures, is_about_pictures, name_source
 from cmtool.config.methods import METHODS
 from cmtool.config.overrides import Override, flag_overrides, parse_sets, route
 from cmtool.config.schema import FAMILIES, PresetFile, RunConfig
@@ -24,15 +26,20 @@ from cmtool.errors import ConfigError, nearest, unknown
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration and, for each dotted key that is not a default, where its value was written."""
+    """A configuration and, for each dotted key that is not a default, where its value was written.
+
+    `other_data`: the command line changed which pictures are used, so that what the preset says about its own was left
+    out.
+    """
 
     config: RunConfig
     origins: dict[str, str]
+    other_data: bool = False
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset file as read: its tables unchecked but for their names."""
+    """A preset file as read; of its tables only the names have been checked."""
 
     name: str
     label: str
@@ -135,7 +142,7 @@ def resolve(
     *,
     family: str | None = None,
     recipe: str | None = None,
-    sets: Sequence[str] = (),
+    sets: Sequence[str] | Mapping[str, Any] = (),
     flags: dict[str, Any] | None = None,
 ) -> Resolved:
     """Resolve one recipe of a preset.
@@ -144,7 +151,7 @@ def resolve(
         preset: a preset's name, or the path of a file.
         family: "edm", "ct" or "cd": which command asks; None takes any.
         recipe: a recipe of the preset or the name of any method; None: the preset's default.
-        sets: the values of `--set`, each "a.b=c"; `recipe.` means the chosen recipe.
+        sets: the values of `--set`, each "a.b=c", or {"a.b": c}; `recipe.` means the chosen recipe.
         flags: dotted key -> value; None leaves the key alone. "teacher" and "init" are keys too.
 
     Raises:
@@ -152,22 +159,50 @@ def resolve(
     """
     loaded = read_preset(preset)
     name = choose_recipe(loaded, family, recipe)
-    overrides = [*_preset_layer(loaded), *_method_layer(loaded.method(name)), *_recipe_layer(loaded, name)]
-    overrides += [*flag_overrides(flags or {}), *parse_sets(sets, name)]
-    tables, origins = merge(overrides)
+    written = [*_preset_layer(loaded), *_method_layer(loaded.method(name)), *_recipe_layer(loaded, name)]
+    by_hand = [*flag_overrides(flags or {}), *parse_sets(sets, name)]
+    tables, origins, other_data = _lay(written, by_hand)
     tables = {"network": {}, "process": {}, "train": {}} | tables | {"preset": loaded.name, "recipe_name": name}
     tables["recipe"] = tables.get("recipe", {}) | _identity(loaded.method(name))
     _fit_micro_batch(tables["train"], origins)
+    return Resolved(_validated(tables, origins, loaded.label), origins, other_data)
+
+
+def _validated(tables: dict[str, Any], origins: dict[str, str], label: str) -> RunConfig:
+    """Check the tables against the schema, and that the parts go together.
+
+    Raises:
+        ConfigError: one sentence.
+    """
     try:
-        return Resolved(RunConfig.model_validate(tables), origins)
+        config = RunConfig.model_validate(tables)
+        check_combination(config)
     except ValidationError as error:
-        raise explain(error, RunConfig, origins, loaded.label) from None
+        raise explain(error, RunConfig, origins, label) from None
+    except ValueError as error:
+        raise explain_unfit(error, origins, label) from None
+    return config
+
+
+def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, Any], dict[str, str], bool]:
+    """Lay the command line over the preset; return the tables, the origins, and whether the pictures are others.
+
+    If they are, what the preset says about its own is left out: for others it is worth nothing. What the command line
+    says stays.
+    """
+    before = merge(written)[0].get("data", {})
+    tables, origins = merge([*written, *by_hand])
+    data = name_source(tables.get("data", {}), [o.keys[1] for o in by_hand if o.keys[0] == "data"])
+    other = are_other_pictures(before, data)
+    if other:
+        tables, origins = merge([*(o for o in written if not is_about_pictures(o)), *by_hand])
+    return tables | {"data": data}, origins, other
 
 
 def _fit_micro_batch(train: dict[str, Any], origins: dict[str, str]) -> None:
-    """Let a preset's micro-batch shrink with a smaller batch; one asked for by hand stays and is checked."""
+    """Let a preset's micro-batch shrink with a smaller batch; one given by hand stays and is checked."""
     micro, batch = train.get("micro_batch"), train.get("batch_size")
-    by_hand = origins.get("train.micro_batch", "").startswith("--")
+    by_hand = is_given(origins.get("train.micro_batch", ""))
     if isinstance(micro, int) and isinstance(batch, int) and not by_hand and 0 < batch < micro:
         train["micro_batch"] = batch
 
@@ -207,7 +242,7 @@ def leaves(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def merge(overrides: Sequence[Override]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Lay values over one another, the later over the earlier; return the nested tables and where each came from."""
+    """Overlay values, the later over the earlier; return the nested tables and where each value came from."""
     tables: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for override in overrides:
@@ -237,8 +272,43 @@ def from_toml(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: unreadable, not TOML, or refused by the schema.
     """
-    tables = read_toml(Path(path))
-    try:
-        return RunConfig.model_validate(tables)
-    except ValidationError as error:
-        raise explain(error, RunConfig, {}, str(path)) from None
+    return _validated(read_toml(Path(path)), {}, str(path))
+
+
+# --- whether two configurations are the same run ---------------------------------------------------------------------
+
+INTERVALS = ("log_every", "checkpoint_every", "sample_every", "eval_every", "keep_every", "snapshot_every")
+# What may differ between two starts of one run: words, rhythm, how the machine is used, what a bad step leads to, and
+# what is done with the finished model.
+MACHINE = ("threads", "micro_batch", "bad_step", "compile", "cuda_graphs", "shard")
+FREE = {f"train.{key}" for key in (*INTERVALS, *MACHINE)} | {"recipe.title"}
+FREE_TABLES = ("about.", "edit.", "recipe.expected.")
+
+
+def differing_keys(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, value in `a`, value in `b`) for every setting that makes two runs different.
+
+    Intervals, threads and micro-batches do not, nor does a precision that one of them leaves to the machine ("auto").
+    """
+    left, right = _flat(a), _flat(b)
+    keys = [key for key in left | right if left.get(key) != right.get(key) and not _free(key)]
+    automatic = "auto" in (a.train.precision, b.train.precision)
+    return [(key, left.get(key), right.get(key)) for key in keys if not (automatic and key == "train.precision")]
+
+
+def _free(key: str) -> bool:
+    return key in FREE or key.startswith(FREE_TABLES) or key == "recipe.expected"
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def walk(table: dict[str, Any], path: str) -> None:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                walk(value, f"{path}{key}.")
+            else:
+                flat[f"{path}{key}"] = value
+
+    walk(config.model_dump(), "")
+    return flat

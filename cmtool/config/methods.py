@@ -1,7 +1,7 @@
 """Every method as one row of parts: what a recipe starts from when a preset names `method = "..."`.
 
-A row holds only what differs from the defaults of `RecipeConfig`, and the tables that the method needs changed
-(`process`, `network`, `train`). No other place knows methods by name.
+A row holds only what differs from the defaults of `RecipeConfig`, and what the method changes in other tables
+(`process`, `network`, `train`). Nothing else knows methods by name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _ECT: Row = {
     "process": {"parameterization": "edm"},
 }
 
-# Forward-mode derivatives pass through the written-out attention alone.
+# Only the written-out attention has a forward-mode derivative.
 _FORWARD: Row = {"attention_kernel": "math"}
 
 _CD_LIMIT: Row = {
@@ -141,7 +141,7 @@ METHODS: dict[str, Row] = {
         "distance": {"kind": "l2"},
         "weighting": {"kind": "truncated_snr"},
         "process": {"parameterization": "edm"},
-        # Usual number of steps: those of the last stage (models.usual_steps).
+        # Its usual number of steps is that of the last stage (models.usual_steps).
         "sample": {"sampler": "progressive"},
     },
     "kd": {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmtool.config.explain import table_of, unknown_key
+from cmtool.config.explain import BY_PROGRAM, table_of, unknown_key
 from cmtool.config.parts import RecipeConfig
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.config.toml import parse_value
@@ -54,13 +54,19 @@ def route(keys: tuple[str, ...], place: str) -> tuple[str, ...]:
     raise ConfigError(unknown_key(place, head, [*RECIPE_KEYS, *TrainConfig.model_fields, *SHARED_TABLES]))
 
 
-def parse_sets(sets: Sequence[str], recipe_name: str) -> list[Override]:
-    """Read the values of `--set key=value`, in order.
+def parse_sets(sets: Sequence[str] | Mapping[str, Any], recipe_name: str) -> list[Override]:
+    """Read the values of `--set key=value`, in order, or a Python program's {key: value}.
 
     Raises:
         ConfigError: no equals sign, or a key that no table has.
     """
-    return [_parse_set(text, recipe_name) for text in sets]
+    if not isinstance(sets, Mapping):
+        return [_parse_set(text, recipe_name) for text in sets]
+    found = []
+    for key, value in sets.items():
+        origin = f"{BY_PROGRAM} {key}"
+        found.append(Override(_locate(tuple(key.split(".")), origin, recipe_name), value, origin))
+    return found
 
 
 def _parse_set(text: str, recipe_name: str) -> Override:

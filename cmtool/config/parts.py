@@ -1,6 +1,6 @@
-"""The parts that a training objective is put together from, as settings.
+"""The parts of a training objective, as settings.
 
-One small table for each independent question (which times, which pair, which direction, ...). A method is a row of
+Each independent question (which times, which pair, which direction, ...) has a small table. A method is a row of
 choices (`config/methods.py`); a recipe in a preset names a method and may change any of its parts.
 """
 
@@ -11,14 +11,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Part(BaseModel):
-    """A frozen part of an objective."""
+class Table(BaseModel):
+    """A frozen table that refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+class Part(Table):
+    """A part of an objective."""
+
+
 class TimesPart(Part):
-    """Which noise levels a step looks at.
+    """Which noise levels a step trains on.
 
     `grid_uniform`: index uniform on the grid (Song et al. 2023); `grid_lognormal`: index with log-normal mass (iCT,
     Eq. 10);
@@ -59,7 +63,7 @@ class CurriculumPart(Part):
 
 
 class GapPart(Part):
-    """How the cleaner time r follows from t: the grid neighbor, or ECT's ratio map, or a limit r -> t."""
+    """How the cleaner time r follows from t: the neighbor on the grid, ECT's ratio map, or the limit r -> t."""
 
     kind: Literal["neighbor", "ratio", "none"] = "neighbor"
     map: Literal["sigmoid", "constant"] = "sigmoid"
@@ -72,7 +76,7 @@ class GapPart(Part):
 
 
 class CouplingPart(Part):
-    """Which clean image meets which noise.
+    """Which clean image is paired with which noise.
 
     `independent`: as drawn; `ot`: noise assigned to the images of the batch at the least total squared distance;
     `generator`: a share of the images is replaced by the model's own answer at (x_r, r) (generator-augmented flows);
@@ -135,7 +139,7 @@ class TargetPart(Part):
 
 
 class DistancePart(Part):
-    """How prediction and target are compared; every distance gives one number an image."""
+    """How prediction and target are compared; every distance gives one number per image."""
 
     kind: Literal["l1", "l2", "squared_norm", "pseudo_huber", "cauchy", "lpips"] = "l2"
     c: float | None = Field(None, ge=0, description="pseudo_huber, cauchy: None: c_scale * sqrt(values an image)")

@@ -1,7 +1,7 @@
 """The schema of a preset: every setting with its default, unit and bounds.
 
-A preset file holds the tables below; `RunConfig` is one of its recipes fully resolved, which is what a run
-folder keeps as `config.toml` and what every other room is given. All tables are frozen and refuse unknown keys.
+A preset file holds the tables below. `RunConfig` is one of its recipes fully resolved; a run folder keeps it as
+`config.toml`, and every other room works from it. All tables are frozen and refuse unknown keys.
 """
 
 from __future__ import annotations
@@ -9,34 +9,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cmtool.config.combinations import check_combination
-from cmtool.config.parts import RecipeConfig
+from cmtool.config.networks import Network
+from cmtool.config.parts import RecipeConfig, Table
+from cmtool.config.sources import SourceName
 
 Family = Literal["edm", "ct", "cd"]
 FAMILIES: tuple[Family, ...] = ("edm", "ct", "cd")
-
-DATA_SOURCES = (
-    "digits",
-    "shapes",
-    "toy2d",
-    "folder",
-    "cifar10",
-    "imagenet32",
-    "imagenet64",
-    "lsun",
-    "celeba64",
-    "npz",
-    "packed",
-)
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
-
-
-class Table(BaseModel):
-    """A frozen table that refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class AboutConfig(Table):
@@ -50,19 +30,7 @@ class AboutConfig(Table):
 class DataConfig(Table):
     """Where images come from and what shape they take."""
 
-    source: Literal[
-        "digits",
-        "shapes",
-        "toy2d",
-        "folder",
-        "cifar10",
-        "imagenet32",
-        "imagenet64",
-        "lsun",
-        "celeba64",
-        "npz",
-        "packed",
-    ]
+    source: SourceName
     path: str | None = Field(None, description="file or folder; None for built-in sources")
     resolution: int = Field(ge=1, le=1024, description="image side in pixels")
     channels: int = Field(3, ge=1, le=4)
@@ -74,30 +42,6 @@ class DataConfig(Table):
     fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image of another shape becomes square")
     filter: Literal["adm", "edm", "bicubic", "box", "lanczos"] = Field("adm", description="down-sampling rule")
     small: Literal["skip", "upscale"] = Field("skip", description="images smaller than the resolution")
-
-
-class NetworkConfig(Table):
-    """The raw network F(x, c_noise, label, r)."""
-
-    kind: Literal["adm", "mlp", "song", "edm2"] = "adm"
-    channels: int = Field(32, ge=4, description="base width of a U-Net, hidden width of an MLP")
-    channel_mult: tuple[int, ...] = Field((1, 2), min_length=1)
-    num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")
-    attention: tuple[int, ...] = Field((), description="resolutions in pixels that have attention")
-    head_channels: int = Field(32, ge=1)
-    group_channels: int = Field(
-        1, ge=1, description="fewest channels of a normalization group (1: OpenAI, 4: EDM); 32 groups at most"
-    )
-    dropout: float | tuple[float, ...] = 0.0
-    scale_shift: bool = Field(True, description="time embedding scales and shifts (FiLM) instead of being added")
-    embedding: Literal["positional", "fourier"] = "positional"
-    fourier_scale: float = Field(16.0, gt=0)
-    encoder: Literal["standard", "residual"] = Field("standard", description="NCSN++ input pyramid (song)")
-    resample_filter: tuple[int, ...] = Field((1, 1), description="FIR filter of a song network")
-    two_time: bool = Field(False, description="takes a second time input r")
-    log_variance: bool = Field(False, description="has a learned log-variance head w(t)")
-    attention_kernel: Literal["auto", "math"] = Field("auto", description="math works under forward-mode derivatives")
-    checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
 
 
 class ProcessConfig(Table):
@@ -210,10 +154,10 @@ class SampleConfig(Table):
 
 
 class EditLevels(Table):
-    """Noise levels of an editing task: `steps` geometric ones from `first` to `last`, and what was found with them.
+    """Noise levels of an editing task: `steps` geometric ones from `first` to `last`, and the settings found with them.
 
-    For another number K of evaluations the last level is last * (steps / K)^.55: more of them can go on to finer
-    levels, and the first, which must drown what the start got wrong, stays.
+    For another number K of evaluations the last level is last * (steps / K)^.55: more evaluations can reach finer
+    levels. The first stays, since it must drown what the start got wrong.
     """
 
     steps: int = Field(20, ge=1, description="evaluations")
@@ -273,13 +217,16 @@ class PresetFile(Table):
 
 
 class RunConfig(Table):
-    """One recipe of one preset, fully resolved: all that a run needs to know."""
+    """One recipe of one preset, fully resolved: all that a run needs to know.
+
+    Whether its tables go together is for `combinations.check_combination` to say, which `load` asks.
+    """
 
     preset: str
     recipe_name: str
     about: AboutConfig = AboutConfig()
     data: DataConfig
-    network: NetworkConfig
+    network: Network
     process: ProcessConfig
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
@@ -288,11 +235,6 @@ class RunConfig(Table):
     recipe: RecipeConfig
     teacher: str | None = None
     init: str | None = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> RunConfig:
-        check_combination(self)
-        return self
 
     @property
     def family(self) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
-from cmtool.config.explain import explain, table_of
+from cmtool.config.explain import explain
 from cmtool.config.load import Preset, read_preset, resolve
 from cmtool.config.overrides import SHARED_TABLES
 from cmtool.config.schema import RunConfig
 
 
 def preset_document(name: str) -> dict[str, Any]:
-    """Return a preset fully resolved, as nested tables that are again a valid preset file.
+    """Return a preset fully resolved, as nested tables that form a valid preset file again.
 
     Every recipe holds its method, all of its parts, and in sub-tables the settings in which it differs from the
     shared ones; resolving any recipe of the document gives the same configuration as resolving it in the original.
@@ -30,13 +30,13 @@ def preset_document(name: str) -> dict[str, Any]:
 
 
 def _shared(preset: Preset, table: str) -> dict[str, Any]:
-    model = table_of(RunConfig, table)
-    if model is None:
-        raise KeyError(table)
+    field = RunConfig.model_fields[table]
+    named: dict[str, Any] = {table: (field.annotation, field)}
+    alone = create_model("Shared", **named)
     try:
-        return model.model_validate(preset.tables.get(table, {})).model_dump()
+        return alone.model_validate({table: preset.tables.get(table, {})}).model_dump()[table]
     except ValidationError as error:
-        raise explain(error, model, {}, f"{preset.label}: {table}") from None
+        raise explain(error, alone, {}, preset.label) from None
 
 
 def _recipe(name: str, recipe: str, shared: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TOML in and out: files read with clear errors, nested tables written so that reading gives them back."""
+"""TOML in and out: files are read with clear errors, and nested tables are written so that reading restores them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tomli_w
 
 from cmtool.errors import ConfigError
 
-_LARGEST = 1_000_000  # bytes; presets and settings have some thousand, and parsing a hostile file takes seconds a MB
+_LARGEST = 1_000_000  # bytes; presets and settings have a few thousand, and parsing a hostile file takes seconds per MB
 _DEEPEST = 50  # presets have three levels
 
 
@@ -42,7 +42,7 @@ def read_toml(path: Path, label: str | None = None) -> dict[str, Any]:
 
 
 def _is_deep(document: dict[str, Any]) -> bool:
-    """Whether tables and lists lie in each other `_DEEPEST` times; parsers stand more or less, by their release."""
+    """Whether tables and lists are nested `_DEEPEST` levels deep; how much a parser can take depends on its release."""
     level: list[Any] = [document]
     for _ in range(_DEEPEST):
         inside = [value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer)]
@@ -61,7 +61,7 @@ def _syntax(label: str, problem: str) -> str:
 
 
 def parse_value(text: str) -> Any:
-    """Read one value as TOML would (3, 1e-4, true, [1, 2], {a = 1}); what is no TOML is a string; empty is None."""
+    """Read one value as TOML would (3, 1e-4, true, [1, 2], {a = 1}); anything else is a string, no text is None."""
     if not text.strip():
         return None
     try:

@@ -1,6 +1,6 @@
-"""Data: index -> (image in [-1, 1], label), every reader of data files, image files in and out.
+"""Data sets as index -> (image in [-1, 1], label), every reader of data files, and reading and writing of images.
 
-Each name is imported when it is first used: what needs the cache's place alone does not wait for torch.
+Each name is imported on first use, so that code which only needs the cache folder does not wait for torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cmtool.data.builtin import split_indices
     from cmtool.data.dataset import Dataset, Summary, describe, fingerprint, from_tensors
     from cmtool.data.images import (
         fit_image,
@@ -21,21 +22,18 @@ if TYPE_CHECKING:
         save_npz,
         save_png,
         save_points,
+        save_scatter,
         to_nhwc,
         to_uint8,
     )
     from cmtool.data.load import load_dataset
-    from cmtool.data.order import batch_indices, flip_mask, split_indices
-    from cmtool.data.scatter import save_scatter
 
 __all__ = [
     "Dataset",
     "Summary",
-    "batch_indices",
     "describe",
     "fingerprint",
     "fit_image",
-    "flip_mask",
     "from_tensors",
     "from_uint8",
     "load_dataset",
@@ -52,12 +50,11 @@ __all__ = [
     "to_nhwc",
     "to_uint8",
 ]
-# Where the names are from; those that are not listed are of cmtool.data.images.
+# The module each name comes from; names that are not listed live in cmtool.data.images.
 _HOMES = {
     **dict.fromkeys(("Dataset", "Summary", "describe", "fingerprint", "from_tensors"), "dataset"),
-    **dict.fromkeys(("batch_indices", "flip_mask", "split_indices"), "order"),
     "load_dataset": "load",
-    "save_scatter": "scatter",
+    "split_indices": "builtin",
 }
 
 

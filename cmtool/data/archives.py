@@ -1,4 +1,7 @@
-"""Zip archives and .npz files from strangers, read in place: nothing extracted, nothing unpickled, no bomb inflated."""
+"""Zip archives and .npz files from untrusted sources, read in place.
+
+Nothing is extracted to disk, nothing is unpickled, and decompression bombs are refused before they expand.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -14,9 +17,9 @@ from numpy.typing import NDArray
 
 from cmtool.errors import DataError
 
-_LARGE = 1_000_000_000  # bytes; below that no expansion hurts
-_EXPANSION = 100  # images never shrink so far
-LARGEST_IMAGE_FILE = 512_000_000  # bytes of one image file in an archive
+_LARGE = 1_000_000_000  # bytes; an archive that expands to less than this does no harm
+_EXPANSION = 100  # times; no real image compresses this well
+LARGEST_IMAGE_FILE = 512_000_000  # bytes; limit on one image file in an archive
 _ROWS = 256
 
 
@@ -25,8 +28,11 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     for info in archive.infolist():
         if not info.filename or info.compress_size > size:
             raise DataError(f"{path} is damaged: a member without a name, or larger than the archive.")
-        parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-        if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename.split("/")[0]:
+        if (
+            ".." in info.filename.replace("\\", "/").split("/")
+            or info.filename.startswith(("/", "\\"))
+            or ":" in info.filename.split("/")[0]
+        ):
             raise DataError(f"{path} is refused: its member '{info.filename}' points outside the archive.")
         if info.flag_bits & 1:
             raise DataError(f"{path} is encrypted; only open archives are read.")
@@ -36,10 +42,10 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends like a zip archive; one that is damaged there does not.
+    """Return whether a file has the directory that ends a zip archive; a file damaged there has none.
 
     Raises:
-        DataError: it may not be read.
+        DataError: there is no permission to read the file.
     """
     try:
         with open(path, "rb") as stream:
@@ -50,18 +56,20 @@ def is_zip(path: Path) -> bool:
         return False
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip archive for reading members in place.
+def open_zip(path: Path, form: str = "zip archive") -> zipfile.ZipFile:
+    """Open a zip archive for reading members in place; error messages call it a `form`.
 
     Raises:
-        DataError: it is damaged or encrypted, a member points outside, or it expands like a bomb.
+        DataError: it is damaged or encrypted, a member's path leads outside, or it would expand like a bomb.
     """
     try:
         archive = zipfile.ZipFile(path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
+    except PermissionError:
+        raise DataError(f"no permission to read {path}.") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path} is damaged or no zip archive ({error}).") from None
+        raise DataError(f"{path} is damaged or is no {form} ({error}).") from None
     try:
         _check_members(path, archive)
     except DataError:
@@ -89,12 +97,13 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int = LARGEST_IMAGE_
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """Shape and type of one array of an .npz, known before its data are read."""
+    """Shape and type of one array in an .npz, read from its header; the data begin `start` bytes into the member."""
 
     member: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     by_columns: bool
+    start: int
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -107,11 +116,11 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 class NpzReader:
-    """The arrays of an .npz: names, shapes and types first, data in blocks of rows on demand."""
+    """The arrays of an .npz, opened once: headers are parsed then, data are read in blocks of rows on demand."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._archive = open_zip(path)
+        self._archive = open_zip(path, "npz")
         self.arrays = {
             info.filename.removesuffix(".npy"): self._inspect(info)
             for info in self._archive.infolist()
@@ -127,13 +136,16 @@ class NpzReader:
                 start = stream.tell()
         except DataError:
             raise
-        except Exception as error:  # header parsing, zlib and zipfile each have their own kinds
+        except Exception as error:  # header parsing, zlib and zipfile each raise their own types
             raise DataError(f"{self.path}: {info.filename} is damaged ({error}).") from None
         if dtype.hasobject:
-            raise DataError(f"{self.path} is refused: {info.filename} holds Python objects, which can run code.")
+            raise DataError(
+                f"{self.path} is refused: {info.filename} holds Python objects, which are never loaded: "
+                "they can run code."
+            )
         if start + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise DataError(f"{self.path}: {info.filename} is shorter or longer than its header says.")
-        return ArrayInfo(info.filename, tuple(shape), dtype, by_columns)
+            raise DataError(f"{self.path}: {info.filename} is damaged: shorter or longer than its header says.")
+        return ArrayInfo(info.filename, tuple(shape), dtype, by_columns and len(shape) > 1, start)
 
     def read(self, name: str) -> NDArray[Any]:
         """Return one whole array."""
@@ -144,28 +156,31 @@ class NpzReader:
         count = math.prod(info.shape)
         try:
             data = np.frombuffer(blob, info.dtype, count, len(blob) - count * info.dtype.itemsize)
-        except ValueError as error:  # numbers of no bytes
+        except ValueError as error:  # a type of zero bytes
             raise DataError(f"{self.path}: '{name}' is damaged ({error}).") from None
         return data.reshape(info.shape, order="F" if info.by_columns else "C")
 
-    def rows(self, name: str) -> Iterator[NDArray[Any]]:
-        """Yield the array in blocks of rows without holding it whole; C order only."""
+    def rows(self, name: str, size: int = _ROWS) -> Iterator[NDArray[Any]]:
+        """Yield the array in writable blocks of `size` rows, so that it never sits in memory whole; C order only."""
         info = self.arrays[name]
         if info.by_columns:
-            raise DataError(f"{self.path}: '{name}' is stored by columns; save it in C order.")
+            raise DataError(
+                f"{self.path}: '{name}' is stored by columns (Fortran order), which cannot be read in batches.",
+                "save it in C order",
+            )
         row = math.prod(info.shape[1:]) * info.dtype.itemsize
         with self._archive.open(info.member) as stream:
-            _header(stream)
-            for start in range(0, info.shape[0], _ROWS):
-                count = min(_ROWS, info.shape[0] - start)
-                blob = self._exactly(stream, count * row, name)
+            self._exactly(stream, info.start, name)
+            for start in range(0, info.shape[0], size):
+                count = min(size, info.shape[0] - start)
+                blob = bytearray(self._exactly(stream, count * row, name))
                 yield np.frombuffer(blob, info.dtype).reshape(count, *info.shape[1:])
 
     def _exactly(self, stream: IO[bytes], size: int, name: str) -> bytes:
         try:
             blob = stream.read(size)
-        except Exception as error:  # zlib and zipfile each have their own kinds
+        except Exception as error:  # zlib and zipfile each raise their own types
             raise DataError(f"{self.path}: '{name}' is damaged ({error}).") from None
         if len(blob) != size:
-            raise DataError(f"{self.path}: '{name}' is truncated.")
+            raise DataError(f"{self.path} is damaged: '{name}' is truncated.")
         return blob

@@ -1,4 +1,4 @@
-"""The data sets that need no file: scikit-learn's digits, procedural shapes, mixtures in the plane."""
+"""Data sets that need no file: scikit-learn's digits, procedurally drawn shapes, and mixtures in the plane."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cmtool.config.schema import DataConfig
 from cmtool.data.dataset import Dataset, from_tensors
-from cmtool.data.order import split_indices
 from cmtool.data.shapes import HELD_OUT, SHAPES, shapes_images
 from cmtool.data.toy import toy2d_classes, toy2d_points
 from cmtool.errors import DataError, unknown
+from cmtool.rng import derive
 
 PARTS = ("train", "heldout")
 SHAPES_SIZE = 5000
@@ -24,7 +24,7 @@ TOY_SIZE = 10_000
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The 1,797 scans: values 0..16 become round(v * 255 / 16); halves, at v = 8 alone, go up to 128."""
+    """Return the 1,797 scans; a value v in 0..16 becomes round(v * 255 / 16), where only v = 8 is a tie (to 128)."""
     from sklearn.datasets import load_digits
 
     table = load_digits()
@@ -33,14 +33,14 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _enlarged(pixels: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
-    """Enlarge (N, 8, 8) bytes with Pillow's bicubic filter, which is integer arithmetic and so the same everywhere."""
+    """Enlarge (N, 8, 8) bytes with Pillow's bicubic filter, whose integer arithmetic is the same everywhere."""
     side = (resolution, resolution)
     rows = [np.asarray(Image.fromarray(row).resize(side, Image.Resampling.BICUBIC)) for row in pixels]
     return np.stack(rows)
 
 
 def _channels(images: Tensor, channels: int, source: str) -> Tensor:
-    """Repeat a gray plane into RGB, or keep it."""
+    """Repeat a gray plane three times if RGB is wanted."""
     if channels not in (1, 3):
         raise DataError(f"{source} has 1 or 3 channels, not {channels}.", "set data.channels to 1 or 3")
     return images.expand(-1, channels, -1, -1).contiguous() if channels == 3 else images
@@ -59,10 +59,20 @@ def _finish(
     return from_tensors(images, kept, cfg.source, names if cfg.labels else None, classes if cfg.labels else None)
 
 
+def split_indices(size: int, fraction: float = 0.8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Split range(size) at random into two sorted, disjoint parts, the first with `fraction` of it.
+
+    Train on one part, then ask whether samples lie nearer to it than to the other: that would be copying.
+    """
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, "split", size)))
+    cut = round(size * fraction)
+    return order[:cut].sort().values, order[cut:].sort().values
+
+
 def load_digits(cfg: DataConfig) -> Dataset:
     """Load scikit-learn's 1,797 real 8 x 8 digits, enlarged when a larger resolution is asked for.
 
-    `kind` "train" or "heldout" takes 80 or 20 % of them (see `split_indices`), for questions about copying.
+    The kinds "train" and "heldout" take 80 % and 20 % of them (see `split_indices`), to test for copying.
     """
     if cfg.resolution < 8:
         raise DataError(

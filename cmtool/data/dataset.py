@@ -1,9 +1,9 @@
-"""A data set in memory or memory-mapped: index -> (image in [-1, 1], label), and what there is to say about it."""
+"""A data set, in memory or memory-mapped: index -> (image in [-1, 1], label), and a summary of where it came from."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from cmtool.errors import DataError
 
 @dataclass(frozen=True)
 class Summary:
-    """What a source held: files found, images used, what was skipped and why, exact duplicates among the used."""
+    """What a source held: files found, images used, files skipped by reason, and exact duplicates among the used."""
 
     source: str
     found: int
@@ -43,7 +43,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images (N, C, H, W), uint8 or (toy data) float32, with labels when the run is to be conditioned on them.
+    """Images (N, C, H, W), uint8 or (toy data) float32, with labels if the run is conditioned on them.
 
     `fingerprint` is a hash of the content: images, labels and shape.
     """
@@ -75,7 +75,7 @@ class Dataset:
 
     @property
     def float_samples(self) -> bool:
-        """Whether samples are points to be kept as floats, not pictures to be quantized."""
+        """Whether samples are points, which stay floats, rather than pictures, which are quantized."""
         return self.images.is_floating_point()
 
     @property
@@ -87,7 +87,7 @@ class Dataset:
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
         """Return float32 images in [-1, 1], (B, C, H, W), and int64 labels (B,) or None, on `device`.
 
-        Bytes travel to the device and become floats there: a quarter of the traffic.
+        Bytes are copied to the device and become floats there, which takes a quarter of the traffic.
         """
         images = self.images.index_select(0, indices).to(device)  # several times faster than images[indices]
         labels = None if self.labels is None else self.labels.index_select(0, indices).to(device)
@@ -99,19 +99,26 @@ class Dataset:
         info = replace(self.info, used=len(images), duplicates=count_duplicates(images))
         return replace(self, images=images, labels=labels, info=info, fingerprint=fingerprint(images, labels))
 
+    def renumbered(self, places: Sequence[int], names: Sequence[str]) -> Dataset:
+        """Return the data set with its class i called number `places[i]`; `names` are all classes in the new order."""
+        if self.labels is None:
+            return self
+        labels = torch.tensor(places, dtype=self.labels.dtype)[self.labels]
+        return replace(self, labels=labels, class_names=tuple(names))
+
 
 class Fingerprint:
-    """Names a content by 32 hexadecimal digits while it streams by: image bytes, then labels, type and shape."""
+    """Hashes image bytes as they stream by, then labels, type and shape, into 32 hexadecimal digits."""
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
 
     def update(self, images: NDArray[Any]) -> None:
-        """Take in the next images, in order."""
+        """Add the next images, in order."""
         self._digest.update(np.ascontiguousarray(images).tobytes())
 
     def finish(self, dtype: str, shape: tuple[int, ...], labels: NDArray[np.int64] | None) -> str:
-        """Return the name of all that was taken in."""
+        """Return the digits for everything added."""
         if labels is not None:
             self._digest.update(labels.tobytes())
         self._digest.update(f"{dtype} {tuple(shape)}".encode())
@@ -119,7 +126,7 @@ class Fingerprint:
 
 
 def fingerprint(images: Tensor, labels: Tensor | None) -> str:
-    """Return 32 hexadecimal digits that name this content: bytes, labels, type and shape."""
+    """Return 32 hexadecimal digits that identify the content: bytes, labels, type and shape."""
     made = Fingerprint()
     for start in range(0, len(images), 4096):
         made.update(images[start : start + 4096].numpy())
@@ -128,7 +135,7 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
 
 
 def count_duplicates(images: Tensor) -> int:
-    """Return how many images repeat an earlier one to the byte."""
+    """Return how many images repeat an earlier one exactly."""
     rows = {hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest() for image in images}
     return len(images) - len(rows)
 
@@ -140,7 +147,7 @@ def from_tensors(
     class_names: tuple[str, ...] | None = None,
     classes: int | None = None,
 ) -> Dataset:
-    """Make a data set of tensors in memory; `classes` defaults to the number of names, else the largest label + 1."""
+    """Make a data set from tensors in memory; `classes` defaults to the number of names, else the largest label + 1."""
     if not len(images):
         raise DataError(f"{source}: there is no image to use.")
     if labels is not None and classes is None:
@@ -154,7 +161,7 @@ def _plural(count: int, one: str, many: str | None = None) -> str:
 
 
 def describe(data: Dataset) -> list[str]:
-    """Return the lines said at start-up: images and size, classes, duplicates, what was skipped and why."""
+    """Return the lines shown at start-up: images and their size, classes, duplicates, and files skipped by reason."""
     info, names = data.info, data.class_names
     kind = "points" if data.float_samples else "images"
     size = "in the plane" if data.float_samples else f"of {data.resolution} x {data.resolution} x {data.channels}"

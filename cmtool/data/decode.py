@@ -28,6 +28,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # a phon
 SUFFIXES: tuple[str, ...] = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib")
 SUFFIXES += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
 FOREIGN: tuple[str, ...] = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd")
+FOREIGN += (".jp2", ".j2k", ".tga", ".exr", ".ico", ".xcf", ".eps")
+# A PNG states its transparent value at the file's own depth, but Pillow compares it with values scaled to bytes.
+_KEY_STEPS = {"L;2": 85, "L;4": 17}
 MAX_PIXELS = 99_999_999  # larger than most cameras' single frames, small enough to decode in 0.5 GB
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -36,9 +39,9 @@ RESAMPLING = {
     "edm": Image.Resampling.LANCZOS,
 }
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on a quarter turn
-# What Pillow raises at damage. Memory runs out where a small file claims a huge block: `MAX_PIXELS` bounds honest ones.
+# What Pillow raises over damaged files. MemoryError: a small file may claim a huge block.
 _DAMAGE = (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, MemoryError, OverflowError, struct.error)
-# Pillow warns at its own, lower limit; `read_image` refuses at ours with a sentence: the warning would be noise.
+# Pillow warns at a limit of its own, which is lower. `read_image` refuses at ours, so the warning is only noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -50,7 +53,7 @@ HINTS = {
 
 
 class SkippedImage(DataError):
-    """An image file that cannot be used; `reason` is the short form that is counted."""
+    """An image file that cannot be used; files are counted by the short `reason`."""
 
     def __init__(self, name: str, reason: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}", HINTS.get(reason))
@@ -59,7 +62,7 @@ class SkippedImage(DataError):
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow has."""
+    """Return the formats in `FORMATS` that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -87,47 +90,114 @@ def _deep_to_bytes(picture: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     if values.min() < 0 or values.max() > 65535:
         raise SkippedImage(name, "unreadable", "an integer image of more than 16 bits.")
+    if picture.info.get("words") and 0 < values.max() <= 255:
+        raise SkippedImage(name, "unreadable", "32-bit integers that end at 255: 8 bits, or nearly black?")
     return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
 
 
+def _is_gray(picture: Image.Image) -> bool:
+    """Whether a picture that is opened but not loaded stores gray values, with or without alpha."""
+    raw = picture.tile[0][3] if getattr(picture, "tile", None) else ""  # type: ignore[attr-defined]
+    deep = isinstance(raw, str) and raw.startswith("LA")  # 16-bit gray with alpha, which Pillow opens as RGBA
+    return deep or picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
+
+
+def _note_scale(picture: Image.Image) -> None:
+    """Record in `info` what the pixels do not show. Call this before they are loaded.
+
+    The transparent value of a PNG is scaled as the pixels will be; for a TIFF, note whether 0 means white.
+    """
+    key = picture.info.get("transparency")
+    raw = picture.tile[0][3] if picture.format == "PNG" and picture.tile else ""  # type: ignore[attr-defined]
+    if isinstance(key, int) and raw in _KEY_STEPS:
+        picture.info["transparency"] = key * _KEY_STEPS[raw]
+    elif isinstance(key, tuple) and raw == "RGB;16B":
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
+    if picture.format == "TIFF":
+        # Pillow inverts such files of 1 and 8 bits itself, but not those of 16.
+        picture.info["white_is_zero"] = picture.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+        picture.info["words"] = picture.mode == "I"
+
+
+def _deep(picture: Image.Image, name: str) -> Image.Image:
+    """Convert 16-bit or float gray to L, or to LA if the file names a transparent value."""
+    key = picture.info.get("transparency")
+    made = _deep_to_bytes(picture, name)
+    if picture.info.get("white_is_zero"):
+        made = ImageOps.invert(made)
+    if isinstance(key, int):
+        alpha = Image.fromarray(np.where(np.asarray(picture) == key, 0, 255).astype(np.uint8))
+        made = Image.merge("LA", (made, alpha))
+    made.info["icc_profile"] = picture.info.get("icc_profile")
+    return made
+
+
+def _laid_on_white(rgba: Image.Image) -> Image.Image:
+    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, rgba).convert("RGB")
+
+
+def on_white(image: Bytes) -> Bytes:
+    """Composite (H, W, 4) bytes over white; returns (H, W, 3)."""
+    return np.asarray(_laid_on_white(Image.fromarray(image, "RGBA")))
+
+
 def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
-    """Bring any Pillow mode to L, RGB or RGBA; transparency is laid on white unless four channels are asked for."""
+    """Convert any Pillow mode to L, RGB or RGBA; unless four channels are wanted, transparency is put over white."""
     if picture.mode == "F" or picture.mode.startswith("I"):
-        profile = picture.info.get("icc_profile")
-        picture = _deep_to_bytes(picture, name)
-        picture.info["icc_profile"] = profile
+        picture = _deep(picture, name)
     picture = to_srgb(picture)
-    transparent = picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
     if channels == 4:
         return picture.convert("RGBA")
-    if transparent:
-        rgba = picture.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(ground, rgba).convert("RGB")
+    if is_transparent(picture):
+        picture = _laid_on_white(picture.convert("RGBA"))
     elif picture.mode == "P":
         picture = picture.convert("RGB")
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def read_image(source: str | Path | bytes, channels: int = 3, name: str | None = None, animated: bool = False) -> Bytes:
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether an image may have transparent pixels: by an alpha channel, or a transparent color."""
+    return picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
+
+
+def channels_of(image: Bytes, channels: int) -> Bytes:
+    """Convert pixels (H, W, C) to another number of channels, exactly as `read_image` does for files."""
+    if image.shape[-1] == channels:
+        return image
+    if channels == 4:
+        return np.concatenate([channels_of(image, 3), np.full_like(image[..., :1], 255)], axis=2)
+    if image.shape[-1] == 4:
+        return channels_of(on_white(image), channels)
+    if image.shape[-1] == 1 and channels == 3:
+        return np.repeat(image, 3, axis=2)
+    if image.shape[-1] == 3 and channels == 1:
+        gray = image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 0x8000
+        return (gray >> 16).astype(np.uint8)[..., None]
+    raise DataError(f"images with {image.shape[-1]} channels cannot become {channels}.", "set data.channels")
+
+
+def read_image(
+    source: str | Path | bytes, channels: int | None = 3, name: str | None = None, animated: bool = False
+) -> Bytes:
     """Decode one image file into bytes, upright as the EXIF orientation says.
 
-    CMYK, palette, gray, 16-bit and float images are converted; transparent ones are laid on white (with `channels=4`
+    CMYK, palette, gray, 16-bit and float images are converted; transparent ones are put over white (with `channels=4`
     alpha is kept); colors of another profile than sRGB are converted to it.
 
     Args:
         source: a path, or the bytes of a file.
-        channels: 1 (gray), 3 (RGB) or 4 (RGBA).
-        name: what messages call the image; None: its path.
+        channels: 1 (gray), 3 (RGB), 4 (RGBA), or None: 1 if the file stores gray values, else 3.
+        name: the image's name in messages; None: its path.
         animated: take the first frame of an animation instead of refusing it.
 
     Returns:
         uint8 (H, W, channels).
 
     Raises:
-        DataError: the file is missing, no image, damaged, animated or above `MAX_PIXELS`; the sentence names it.
+        DataError: the file is missing, not an image, damaged, animated or larger than `MAX_PIXELS`.
     """
-    if channels not in (1, 3, 4):
+    if channels not in (None, 1, 3, 4):
         raise DataError(f"images have 1, 3 or 4 channels, not {channels}.")
     source = Path(source) if isinstance(source, str) else source
     label = name or ("an image" if isinstance(source, bytes) else str(source))
@@ -138,22 +208,14 @@ def read_image(source: str | Path | bytes, channels: int = 3, name: str | None =
 def upright(source: Path, name: str | None = None) -> Image.Image:
     """Decode one image file, turned as its EXIF orientation says, and keep mode, transparency and profile.
 
+    `to_bytes` makes of it what `read_image` returns.
+
     Raises:
         DataError: as `read_image`.
     """
     label = name or str(source)
     with _checked(source, label, animated=False) as picture:
-        try:
-            picture.load()
-            turned = ImageOps.exif_transpose(picture)
-            if picture.getexif().get(_ORIENTATION) in (5, 6, 7, 8) and "dpi" in turned.info:
-                turned.info["dpi"] = tuple(turned.info["dpi"])[::-1]
-        except _DAMAGE as error:
-            raise SkippedImage(label, "unreadable", f"damaged or truncated ({error}).") from None
-        # How coarsely it was written; Pillow drops that with the file.
-        turned.format = picture.format
-        turned.quantization = getattr(picture, "quantization", None)  # type: ignore[attr-defined]
-        return turned
+        return _loaded(picture, label)
 
 
 def to_bytes(picture: Image.Image, channels: int, name: str) -> Bytes:
@@ -164,7 +226,7 @@ def to_bytes(picture: Image.Image, channels: int, name: str) -> Bytes:
 
 @contextmanager
 def _checked(source: Path | bytes, name: str, animated: bool) -> Iterator[Image.Image]:
-    """Open a file without decoding it, and refuse what is too large or moves."""
+    """Open a file without decoding it; refuse images that are too large, and animations."""
     with _open(source, name) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels"
@@ -175,38 +237,42 @@ def _checked(source: Path | bytes, name: str, animated: bool) -> Iterator[Image.
         yield picture
 
 
-def is_gray(data: bytes) -> bool:
-    """Whether an image file holds gray values alone; False for what is no image, which `read_image` says in words."""
-    try:
-        with _open(data, "") as picture:
-            return picture.mode in ("1", "L", "I", "I;16", "F")
-    except DataError:
-        return False
-
-
 def _moves(picture: Image.Image, name: str) -> bool:
-    """Whether there is a second frame; Pillow looks for one in the file, and may find damage."""
+    """Whether there is a second frame; Pillow has to look for it in the file and may find damage there."""
     try:
         return bool(getattr(picture, "is_animated", False))
     except _DAMAGE as error:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
 
 
-def _decode(picture: Image.Image, channels: int, name: str) -> Bytes:
-    """Decode an opened picture; Pillow reports damage under several exception types."""
+def _loaded(picture: Image.Image, name: str) -> Image.Image:
+    """Decode an opened picture and turn it upright; Pillow reports damage under several exception types."""
     try:
+        _note_scale(picture)
         picture.load()
-        upright = ImageOps.exif_transpose(picture)
-        array = np.asarray(_convert(upright, channels, name))
+        turned = ImageOps.exif_transpose(picture)
+        if picture.getexif().get(_ORIENTATION) in (5, 6, 7, 8) and "dpi" in turned.info:
+            turned.info["dpi"] = tuple(turned.info["dpi"])[::-1]
+        # How coarsely a JPEG was written: Pillow drops it with the file.
+        turned.format, turned.quantization = picture.format, getattr(picture, "quantization", None)  # type: ignore[attr-defined]
+        return turned
+    except _DAMAGE as error:
+        raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
+
+
+def _decode(picture: Image.Image, channels: int | None, name: str) -> Bytes:
+    channels = channels or (1 if _is_gray(picture) else 3)
+    turned = _loaded(picture, name)
+    try:
+        return to_bytes(turned, channels, name)
     except DataError:
         raise
     except _DAMAGE as error:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
-    return array[..., None] if array.ndim == 2 else array
 
 
 def _resize(picture: Image.Image, size: tuple[int, int], rule: str) -> Image.Image:
-    """Resize by one of the named filters; "adm" halves with a box filter while that stays at least twice too large."""
+    """Resize with a named filter; "adm" first halves with a box filter while the image is at least twice too large."""
     if rule != "adm":
         return picture.resize(size, RESAMPLING[rule])
     while picture.width >= 2 * size[0] and picture.height >= 2 * size[1]:
@@ -220,7 +286,7 @@ def _center(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _crop(picture: Image.Image, size: int, rule: str) -> Image.Image:
-    """Square by cropping: ADM resizes first and crops then, EDM and the plain filters crop first."""
+    """Make a square by cropping: ADM resizes and then crops, EDM and the plain filters crop first."""
     side = min(picture.size)
     if rule != "adm" or side < size:
         return _resize(_center(picture, side, side), (size, size), rule)
@@ -232,7 +298,7 @@ def _crop(picture: Image.Image, size: int, rule: str) -> Image.Image:
 
 
 def _pad(picture: Image.Image, size: int, rule: str) -> Image.Image:
-    """Square by a black border: the long side becomes `size`."""
+    """Make a square by adding a black border: the long side becomes `size`."""
     scale = size / max(picture.size)
     inner = _resize(picture, (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), rule)
     canvas = Image.new(picture.mode, (size, size))
@@ -241,12 +307,12 @@ def _pad(picture: Image.Image, size: int, rule: str) -> Image.Image:
 
 
 def fit_image(image: Bytes, size: int, fit: str = "crop", filter: str = "adm") -> Bytes:
-    """Make an image of any shape a square of `size` pixels.
+    """Turn an image of any shape into a square of `size` pixels.
 
     Args:
         image: uint8 (H, W, C) with 1, 3 or 4 channels.
         size: side of the result in pixels.
-        fit: "crop" keeps the middle, "pad" adds black borders, "stretch" ignores the aspect.
+        fit: "crop" keeps the middle, "pad" adds black borders, "stretch" ignores the aspect ratio.
         filter: "adm" is guided-diffusion's rule (halve with BOX while at least twice too large, then BICUBIC, then
             crop), which is also EDM2's center-crop-dhariwal; "edm" is EDM's dataset tool (crop, then LANCZOS);
             "bicubic", "box" and "lanczos" are Pillow's filters after a crop.

@@ -1,7 +1,7 @@
-"""Images in and out: the project's only quantizer, and every writer of pictures and sample files.
+"""Images in and out: the one quantizer of the project, and everything that writes pictures and sample files.
 
-Layout is told by type: a torch tensor is (B, C, H, W), a NumPy array is (B, H, W, C). Floats are in [-1, 1],
-bytes are uint8. Every file is written atomically (temporary file, fsync unless told otherwise, rename).
+The type determines the layout: a torch tensor is (B, C, H, W), a NumPy array is (B, H, W, C). Floats are in [-1, 1],
+bytes are uint8. Every file is written atomically: to a temporary file, then fsync (unless turned off) and rename.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data.decode import MAX_PIXELS, fit_image, read_image
 from cmtool.errors import DataError
+from cmtool.files.atomic import atomic_write
 
 __all__ = [
     "MAX_PIXELS",
@@ -36,11 +36,13 @@ __all__ = [
     "read_image",
     "read_png_text",
     "save_folder",
+    "save_gif",
     "save_grid",
     "save_npz",
     "save_pictures",
     "save_png",
     "save_points",
+    "save_scatter",
     "to_nhwc",
     "to_uint8",
 ]
@@ -49,15 +51,16 @@ Bytes = NDArray[np.uint8]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SMALLEST_SIDE = 64  # a picture in a grid is enlarged by whole factors until its side reaches this many pixels
 GUTTER = 2  # pixels between the pictures of a grid
-GROUND = 48  # gray level of the gutter: neither the black nor the white of the pictures
+GROUND = 48  # gray level of the gutter, which sets it apart from black and white pictures
 LONGEST_SIDE = 32_000  # pixels of a grid
+SMALLEST_FRAME = 128  # the same for animations, which viewers show at their own size
 
 
 def to_uint8(x: Tensor, mode: Literal["round", "truncate"] = "round") -> Tensor:
     """Quantize float images in [-1, 1] to bytes; values outside are clipped.
 
-    "round" is floor(127.5 x + 128), what EDM, diffusers and torchvision write, and returns every byte of `from_uint8`
-    unchanged; "truncate" is floor(127.5 (x + 1)), what OpenAI's and the JAX release write, and loses 63 of 256 levels.
+    "round" computes floor(127.5 x + 128), as EDM, diffusers and torchvision do, and inverts `from_uint8` exactly.
+    "truncate" computes floor(127.5 (x + 1)), as OpenAI's and the JAX release do, and loses 63 of the 256 levels.
 
     Args:
         x: any shape, floating point, in [-1, 1].
@@ -96,10 +99,10 @@ def from_uint8(x: Tensor) -> Tensor:
 
 
 def to_nhwc(images: Tensor | Bytes) -> Bytes:
-    """Return images as uint8 (B, H, W, C): float tensors are quantized by rounding, layouts told by type.
+    """Return images as uint8 (B, H, W, C); float tensors are quantized by rounding.
 
     Raises:
-        DataError: the array is no batch of images with 1, 3 or 4 channels.
+        DataError: the array is not a batch of images with 1, 3 or 4 channels.
     """
     if isinstance(images, Tensor):
         data = images.detach().cpu()
@@ -120,7 +123,7 @@ def _picture(image: Bytes) -> Image.Image:
 
 
 def png_info(text: Mapping[str, Any] | None) -> PngInfo | None:
-    """Turn a dictionary into PNG text entries; what is not a string is written as JSON."""
+    """Turn a dictionary into PNG text entries; values other than strings are written as JSON."""
     if not text:
         return None
     info = PngInfo()
@@ -159,8 +162,8 @@ def save_png(
 
     Args:
         synced: False: without waiting for the disk, see `atomic_write`.
-        profile: the ICC profile that the bytes are in; None: nothing is said, which means sRGB.
-        dpi: pixels an inch, across and down.
+        profile: the ICC profile of the bytes; None: nothing is said, which means sRGB.
+        dpi: pixels per inch, across and down.
     """
     return _write_png(_picture(to_nhwc(image[None])[0]), path, text, synced, icc_profile=profile, dpi=dpi)
 
@@ -177,12 +180,12 @@ def save_pictures(
 
 
 def _enlargement(side: int) -> int:
-    """Whole factor that brings a small side to at least `SMALLEST_SIDE` pixels (8 -> 8, 16 -> 4, 64 and more -> 1)."""
+    """Return the whole factor that enlarges a side to `SMALLEST_SIDE` pixels (8 -> 8, 16 -> 4, 64 and more -> 1)."""
     return max(1, math.ceil(SMALLEST_SIDE / side))
 
 
 def _tiles(count: int, columns: int | None) -> tuple[int, int]:
-    """Rows and columns of a grid: as near to a square as possible unless the columns are given."""
+    """Return rows and columns of a grid, as close to a square as possible unless the columns are given."""
     width = min(columns or math.ceil(math.sqrt(count)), count)
     return math.ceil(count / width), width
 
@@ -193,7 +196,7 @@ def compose_grid(images: Tensor | Bytes, columns: int | None = None, scale: int 
     Args:
         images: (B, C, H, W) tensor (float in [-1, 1] or uint8) or (B, H, W, C) bytes.
         columns: pictures per row; None: a grid as square as possible.
-        scale: whole nearest-neighbor enlargement; None: small pictures grow until a person can see them.
+        scale: whole factor of nearest-neighbor enlargement; None: enough to make small pictures visible.
 
     Returns:
         uint8 (height, width, C).
@@ -246,14 +249,14 @@ def save_folder(
 
 
 class NpzWriter:
-    """Appends batches to `arr_0` of an open .npz archive, so that 50,000 large images need no memory of their own."""
+    """Appends batches to `arr_0` of an open .npz archive, so that 50,000 large images never sit in memory together."""
 
     def __init__(self, archive: zipfile.ZipFile, stream: IO[bytes], shape: tuple[int, ...], dtype: str) -> None:
         self._archive, self._stream, self.shape, self.dtype = archive, stream, shape, np.dtype(dtype)
         self.count = 0
 
     def append(self, batch: NDArray[Any]) -> None:
-        """Append a (B, ...) batch; raises ValueError when it has another shape or type, or is one too many."""
+        """Append a (B, ...) batch; raises ValueError if its shape or type differs, or the file is full."""
         if batch.dtype != self.dtype or batch.shape[1:] != self.shape[1:] or self.count + len(batch) > self.shape[0]:
             raise ValueError(f"a {batch.dtype} batch {batch.shape} does not fit {self.dtype} {self.shape}")
         self._stream.write(np.ascontiguousarray(batch).tobytes())
@@ -275,10 +278,10 @@ def npz_writer(
 ) -> Iterator[NpzWriter]:
     """Open a sample file for batches: `arr_0` of `shape`, `arr_1` = labels (int64), `meta` = a JSON string.
 
-    It is what `np.savez` writes (stored, .npy version 1, C order), which every published evaluator streams.
+    The form is that of `np.savez` (stored, .npy version 1, C order), which every published evaluator can read.
 
     Raises:
-        ValueError: at the end, when fewer samples were appended than `shape` says; no file is left then.
+        ValueError: at the end, if fewer samples were appended than `shape` says; no file is left behind.
     """
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
     with atomic_write(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -316,3 +319,56 @@ def save_points(
     with npz_writer(path, array.shape, "float32", given, meta) as writer:
         writer.append(array)
     return Path(path)
+
+
+def save_scatter(
+    points: Tensor,
+    path: str | Path,
+    labels: Tensor | None = None,
+    reference: Tensor | None = None,
+    text: Mapping[str, Any] | None = None,
+) -> Path:
+    """Draw 2-D samples (B, 2, 1, 1) or (B, 2) as a scatter plot, over gray `reference` points if there are any."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=120, layout="tight")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if reference is not None:
+        ground = reference.detach().cpu().reshape(len(reference), 2).numpy()
+        axes.scatter(ground[:, 0], ground[:, 1], s=3, c="0.8", linewidths=0)
+    data = points.detach().cpu().reshape(len(points), 2).float().numpy()
+    colors = "tab:blue" if labels is None else labels.cpu().numpy()
+    axes.scatter(data[:, 0], data[:, 1], s=4, c=colors, cmap=None if labels is None else "tab10", linewidths=0)
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
+    target = Path(path)
+    with atomic_write(target) as temporary:
+        figure.savefig(temporary, format="png", pil_kwargs={"pnginfo": png_info(text)} if text else None)
+    return target
+
+
+def save_gif(frames: Tensor | Bytes, path: str | Path, seconds_per_frame: float = 1 / 12, loop: bool = True) -> Path:
+    """Write frames (B, C, H, W) in [-1, 1], or bytes (B, H, W, C), as a GIF.
+
+    Every frame has its own palette of 256 colors. With `loop` the animation repeats forever.
+    """
+    array = to_nhwc(frames)
+    factor = max(1, -(-SMALLEST_FRAME // array.shape[1]))
+    pictures = []
+    for frame in array:
+        image = Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame)
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        pictures.append(image if image.mode == "L" else image.convert("RGB").quantize(256))
+    target = Path(path)
+    with atomic_write(target) as temporary:
+        pictures[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=round(1000 * seconds_per_frame),
+            disposal=2,
+            **({"loop": 0} if loop else {}),
+        )
+    return target

@@ -1,4 +1,4 @@
-"""From a preset's [data] table to a data set."""
+"""Loads the data set that a preset's [data] table describes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.config.schema import DataConfig
+from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
-from cmtool.data.cache import cache_dir
 from cmtool.data.dataset import Dataset
-from cmtool.data.packed import is_packed, read_packed
-from cmtool.data.packing import Progress, Rules, pack
+from cmtool.data.packed import Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+from cmtool.files.cache import cache_dir
+from cmtool.talk import SILENCE, Talk
 
 _STALE = 24 * 3600  # seconds
-StageProgress = Callable[[str, int, int | None], None]
 
 
 def rules_of(cfg: DataConfig) -> Rules:
@@ -35,35 +33,35 @@ def rules_of(cfg: DataConfig) -> Rules:
 
 
 def _cached(source: Source, rules: Rules) -> Path:
-    key = hashlib.blake2b(f"1 {source.signature} {rules}".encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(f"2 {source.signature} {rules}".encode(), digest_size=8).hexdigest()
     return cache_dir() / "packed" / f"{source.path.stem[:40]}-{rules.resolution}px-{key}.cmdata"
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed packing left a day or more ago: such files can be gigabytes."""
+    """Remove files that interrupted packings left behind at least a day ago; they can be gigabytes."""
     for path in folder.glob(".*.tmp-*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink()
 
 
-def _pack_temporary(source: Source, rules: Rules, progress: Progress | None) -> Dataset:
-    """Pack where no cache can be written: into a temporary file that goes when the process ends."""
+def _pack_temporary(source: Source, rules: Rules, talk: Talk) -> Dataset:
+    """Pack into a temporary file that disappears with the process, for when the cache is not writable."""
     with tempfile.TemporaryDirectory(prefix="cmtool-") as folder:
         path = Path(folder) / "data.cmdata"
-        pack(source, path, rules, progress)
+        pack(source, path, rules, talk)
         data = read_packed(path)
-        # Windows keeps mapped files: there the pixels are copied before the file goes.
+        # Windows cannot delete a mapped file, so the pixels are copied first.
         return data if os.name == "posix" else replace(data, images=data.images.clone())
 
 
 def _from(source: Source, data: Dataset) -> Dataset:
-    """Let messages name what the user gave, not its packed copy."""
+    """Name the path the user gave in messages, not its packed copy."""
     return replace(data, info=replace(data.info, path=str(source.path)))
 
 
-def load_source(source: Source, rules: Rules, progress: Progress | None = None) -> Dataset:
-    """Load a source through its packed copy in the cache, which is made the first time and whenever files changed.
+def load_source(source: Source, rules: Rules, talk: Talk = SILENCE) -> Dataset:
+    """Load a source through its packed copy in the cache, which is made on first use and when files change.
 
     Raises:
         DataError: the disk is short, or no usable image is left.
@@ -74,20 +72,22 @@ def load_source(source: Source, rules: Rules, progress: Progress | None = None) 
             return _from(source, read_packed(path))
         except DataError:
             path.unlink()
+    images = "image" if source.count == 1 else "images"
+    talk.say(f"packing {source.count:,} {images} into the cache; the next start reads that copy")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writable = os.access(path.parent, os.W_OK)
     except OSError:
         writable = False
     if not writable:
-        return _from(source, _pack_temporary(source, rules, progress))
+        return _from(source, _pack_temporary(source, rules, talk))
     _sweep(path.parent)
-    pack(source, path, rules, progress)
+    pack(source, path, rules, talk)
     return _from(source, read_packed(path))
 
 
 def _matching(data: Dataset, cfg: DataConfig, path: Path) -> Dataset:
-    """Refuse a packed file of another shape: its pixels were fitted once and are not fitted again."""
+    """Refuse a packed file of another shape; its pixels are not resized a second time."""
     if (data.resolution, data.channels) != (cfg.resolution, cfg.channels):
         raise DataError(
             f"{path} holds images of {data.resolution} pixels and {data.channels} channels; "
@@ -98,7 +98,7 @@ def _matching(data: Dataset, cfg: DataConfig, path: Path) -> Dataset:
 
 
 def _labeled(data: Dataset, cfg: DataConfig) -> Dataset:
-    """Drop labels that are not asked for, and check those that are."""
+    """Drop labels that are not wanted, and check those that are."""
     if not cfg.labels:
         return replace(data, labels=None, class_names=None, classes=None)
     place = data.info.path or cfg.source
@@ -116,7 +116,7 @@ def _labeled(data: Dataset, cfg: DataConfig) -> Dataset:
 
 
 def _limited(data: Dataset, size: int | None) -> Dataset:
-    """Keep `size` images, drawn at random so that every class stays in, in their old order."""
+    """Keep `size` images in their order, drawn at random so that all classes are represented."""
     if size is None or size >= len(data):
         return data
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:size]
@@ -124,36 +124,33 @@ def _limited(data: Dataset, size: int | None) -> Dataset:
 
 
 def _named(cfg: DataConfig) -> DataConfig:
-    """Understand the name of a source where a path may stand, unless something of that name is there."""
-    if cfg.path in DATA_SOURCES and not Path(cfg.path).exists():
-        return cfg.model_copy(update={"source": cfg.path, "path": None})
-    return cfg
+    """Accept the name of a source in place of a path, unless a file of that name exists."""
+    named = named_source(cfg.path)
+    return cfg.model_copy(update={"source": named, "path": None}) if named else cfg
 
 
-def load_dataset(cfg: DataConfig, progress: StageProgress | None = None) -> Dataset:
-    """Load the data set of a run. A `path` wins over the name of the source, and its form is found by looking.
+def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
+    """Load the data set of a run. A `path` takes precedence over the source's name; its format is detected.
 
-    Labels are loaded only when `cfg.labels` asks for them.
+    Labels are loaded only if `cfg.labels` is set.
 
     Args:
         cfg: the [data] table.
-        progress: called with ("packing", images, of images) or ("fetching", bytes, of bytes or None).
+        talk: told once about a download and about the first packing, and shows their progress.
 
     Raises:
         DataError: the source is missing, empty, unreadable or of another shape than the configuration says.
-        OfflineError: a data set has to be fetched and cannot be.
+        OfflineError: a data set has to be downloaded and cannot be.
     """
     cfg = _named(cfg)
     if cfg.path is None and cfg.source in BUILTIN:
         return BUILTIN[cfg.source](cfg)
-    path = locate(cfg, partial(progress, "fetching") if progress else None)
+    path = locate(cfg, talk)
     try:
         if path.is_file() and is_packed(path):
             data = _matching(read_packed(path), cfg, path)
         else:
-            data = load_source(
-                open_source(path, cfg), rules_of(cfg), partial(progress, "packing") if progress else None
-            )
+            data = load_source(open_source(path, cfg), rules_of(cfg), talk)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     return _limited(_labeled(data, cfg), cfg.size)

@@ -1,8 +1,8 @@
-"""`.cmdata`: one file with images, labels and a JSON header, memory-mapped when read.
+"""`.cmdata`: one file of images, labels and a JSON header, which is memory-mapped for reading.
 
-Layout (little endian): 8 bytes magic, then two unsigned 64-bit numbers, offset and length of the header; from byte
-4096 the images, uint8 (N, C, H, W); then the labels, int64 (N,), if any; then the header, which is last so that a
-file can be written in one pass without knowing how many images will be left.
+Layout (little endian): 8 magic bytes, then two unsigned 64-bit numbers, the offset and length of the header; from byte
+4096 the images, uint8 (N, C, H, W); then any labels, int64 (N,); then the header. It comes last so that a file can be
+written in one pass, before the number of usable images is known. `pack` turns any source into such a file.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,10 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data.dataset import Dataset, Fingerprint, Summary
-from cmtool.data.sources.base import check_classes
+from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
+from cmtool.data.sources.base import Record, Source, check_classes, decode, outcomes, refuse_empty
 from cmtool.errors import DataError
+from cmtool.files.atomic import atomic_write
+from cmtool.files.cache import require_space
+from cmtool.talk import SILENCE, Talk, Update
 
 MAGIC = b"CMDATA\x00\x01"
 START = 4096
@@ -30,7 +36,7 @@ _LARGEST_HEADER = 64_000_000
 
 
 class PackedWriter:
-    """Appends images of one shape to an open file; duplicates are counted and the content is hashed on the way."""
+    """Appends images of one shape to an open file, counting duplicates and hashing the content as it goes."""
 
     def __init__(self, stream: IO[bytes], channels: int, resolution: int) -> None:
         self._stream, self.shape = stream, (channels, resolution, resolution)
@@ -40,7 +46,7 @@ class PackedWriter:
         self._fingerprint = Fingerprint()
 
     def append(self, image: NDArray[np.uint8], label: int | None) -> None:
-        """Append one (H, W, C) image; either all images have a label or none has."""
+        """Append one (H, W, C) image; either all images have a label or none do."""
         planar = np.ascontiguousarray(image.transpose(2, 0, 1))
         if planar.shape != self.shape or planar.dtype != np.uint8:
             raise ValueError(f"an image {planar.shape} does not fit {self.shape}")
@@ -54,7 +60,7 @@ class PackedWriter:
             self.labels.append(label)
 
     def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Write labels and header; `facts` are further header entries."""
+        """Write labels and header; `facts` are more entries for the header."""
         if self.labels and len(self.labels) != self.count:
             raise ValueError(f"{len(self.labels)} labels for {self.count} images")
         labels = np.array(self.labels, dtype=np.int64) if self.labels else None
@@ -73,20 +79,20 @@ class PackedWriter:
 
 @contextmanager
 def packed_writer(path: Path, channels: int, resolution: int) -> Iterator[PackedWriter]:
-    """Open a packed file for images; it appears under its name only when the block ends well after `finish`."""
+    """Open a packed file for writing; it appears under its name only if the block completes and called `finish`."""
     with atomic_write(path) as temporary, open(temporary, "wb") as stream:
         stream.write(b"\0" * START)
         yield PackedWriter(stream, channels, resolution)
 
 
 def is_packed(path: Path) -> bool:
-    """Return whether a file begins as a packed data set does."""
+    """Return whether a file starts like a packed data set."""
     with open(path, "rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC
 
 
 def _sizes(header: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], int]:
-    """The image shape that a header claims, checked, and the offset of the header that follows from it."""
+    """Return the shape of the images according to a header, and the offset of the header that this implies."""
     count, channels, height, width = (int(side) for side in header["shape"])
     if min(count, channels, height, width) < 1 or height != width or header["format"] != 1:
         raise ValueError
@@ -98,7 +104,7 @@ def read_packed_header(path: Path) -> dict[str, Any]:
     """Return the header of a packed data set.
 
     Raises:
-        DataError: the file is missing, no packed data set, damaged or truncated.
+        DataError: the file is missing, not a packed data set, damaged or truncated.
     """
     broken = DataError(f"{path} is damaged, truncated or no packed data set.", "make it again with cmtool data make")
     try:
@@ -122,10 +128,10 @@ def read_packed_header(path: Path) -> dict[str, Any]:
 
 
 def read_packed(path: Path) -> Dataset:
-    """Map a packed data set into memory: nothing is read before it is used, and nothing can be written back.
+    """Map a packed data set into memory: data are read when used, and nothing can be written back.
 
     Raises:
-        DataError: see `read_packed_header`, or its labels are outside its classes.
+        DataError: see `read_packed_header`; or a label lies outside the classes.
     """
     header = read_packed_header(path)
     try:
@@ -160,3 +166,85 @@ def _mapped(path: Path, header: dict[str, Any]) -> Dataset:
         str(path),
     )
     return Dataset(images, labels, str(header["fingerprint"]), info, tuple(names) if names else None, classes)
+
+
+# --- packing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How images of all shapes are made uniform; the fields are those of the [data] table."""
+
+    resolution: int
+    channels: int = 3
+    fit: str = "crop"
+    filter: str = "adm"
+    small: str = "skip"
+
+
+def _prepare(record: Record, rules: Rules, faded: list[str]) -> Bytes:
+    """Decode and fit one record, and note in `faded` if it loses its colors.
+
+    Raises:
+        SkippedImage: the image cannot be used.
+    """
+    image = decode(record, None if rules.channels == 1 else rules.channels)
+    if min(image.shape[:2]) < rules.resolution and rules.small == "skip":
+        size = f"{image.shape[1]} x {image.shape[0]} pixels is smaller than {rules.resolution}."
+        raise SkippedImage(record.name, "too small", size)
+    if image.shape[-1] != rules.channels:
+        if (image != image[..., :1]).any():
+            faded.append(record.name)
+        image = channels_of(image, rules.channels)
+    return fit_image(image, rules.resolution, rules.fit, rules.filter)
+
+
+def _facts(source: Source, rules: Rules, skipped: Counter[str], notes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "source": source.kind,
+        "path": str(source.path),
+        "found": source.found,
+        "skipped": dict(skipped),
+        "class_names": list(source.class_names) if source.class_names else None,
+        "classes": source.classes,
+        "rules": asdict(rules),
+        "notes": [*source.notes, *notes],
+    }
+
+
+def _fill(writer: PackedWriter, source: Source, rules: Rules, update: Update) -> dict[str, Any]:
+    skipped, first = Counter(source.skipped), None
+    faded: list[str] = []
+    decoded = outcomes(source.records(), partial(_prepare, rules=rules, faded=faded))
+    for done, outcome in enumerate(decoded, start=1):
+        if isinstance(outcome.image, SkippedImage):
+            skipped[outcome.image.reason] += 1
+            first = first or outcome.image
+        else:
+            writer.append(outcome.image, outcome.label)
+        update(completed=done)
+    if not writer.count:
+        refuse_empty(source, skipped, first)
+    notes = (f"{len(faded):,} of {writer.count:,} images lose their colors: one channel is gray",) if faded else ()
+    return writer.finish(_facts(source, rules, skipped, notes))
+
+
+def pack(source: Source, out: Path, rules: Rules, talk: Talk = SILENCE) -> dict[str, Any]:
+    """Write every usable image of `source` into the packed file `out` and return its header.
+
+    Args:
+        source: what to read.
+        out: the file to write; it appears only when it is complete.
+        rules: size, channels, fit, filter and what to do with small images.
+        talk: shows the progress.
+
+    Raises:
+        DataError: there is not enough disk space, or no image can be used.
+    """
+    needed = source.count * rules.channels * rules.resolution**2
+    require_space(out.parent, needed, f"a packed copy of {source.path}")
+    with (
+        packed_writer(out, rules.channels, rules.resolution) as writer,
+        talk.progress(source.count, "packing") as update,
+    ):
+        return _fill(writer, source, rules, update)

@@ -1,15 +1,12 @@
-"""A reader for pickles of plain arrays (CIFAR batches, downsampled ImageNet) that runs no code from the file.
+"""Pickles of plain arrays (CIFAR batches, downsampled ImageNet), read without running any code from the file.
 
-Of all names a pickle may ask for, only those are answered that rebuild a NumPy array, and they are answered by the
-harmless stand-ins below. The pure Python unpickler is used on purpose: the C one can be made to allocate gigabytes by
-a single memo index.
+Only the names that rebuild a NumPy array are resolved, and to the harmless stand-ins below.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -17,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmtool.errors import DataError
+from cmtool.files.inert import Refused, read_inert
 
 _KINDS = "buifSU"  # booleans, integers, floats, fixed-width text: never objects
-_LONGEST_ITEM = 4096  # bytes of one element of an array
+_LONGEST_ITEM = 4096  # bytes; limit on one element of an array
 
 
 def _text(value: str | bytes) -> str:
@@ -27,12 +25,12 @@ def _text(value: str | bytes) -> str:
 
 
 class _Type:
-    """Stands in for numpy.dtype: a name, then (by BUILD) the byte order."""
+    """Stands in for numpy.dtype: a name, and then the byte order from BUILD."""
 
     def __init__(self, name: str | bytes, *_flags: object) -> None:
         self.dtype = np.dtype(_text(name))
         if self.dtype.kind not in _KINDS or self.dtype.itemsize > _LONGEST_ITEM:
-            raise pickle.UnpicklingError(f"an array of type {self.dtype}")
+            raise Refused(f"it holds an array of type {self.dtype}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         order = _text(state[1])
@@ -53,9 +51,9 @@ class _Array:
 def _build(raw: object, kind: object, shape: tuple[int, ...], order: str) -> NDArray[Any]:
     data = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(kind, _Type) or not isinstance(data, bytes | bytearray):
-        raise pickle.UnpicklingError("an array without plain bytes")
+        raise Refused("it holds an array without plain bytes")
     if math.prod(shape) * kind.dtype.itemsize != len(data):
-        raise pickle.UnpicklingError("an array whose size is not that of its bytes")
+        raise Refused("it holds an array whose size is not that of its bytes")
     return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -75,12 +73,12 @@ def _number(kind: object, raw: object) -> object:
 
 def _encode(text: str, codec: str | bytes = "latin1") -> bytes:
     if _text(codec) not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"the codec {codec!r}")
+        raise Refused(f"it asks for the codec {codec!r}")
     return text.encode("latin1")
 
 
 class _Marker:
-    """Stands in for the name numpy.ndarray itself, which is only ever an argument."""
+    """Stands in for the name numpy.ndarray itself, which only ever appears as an argument."""
 
 
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
@@ -94,18 +92,6 @@ for _room in ("numpy.core", "numpy._core"):
     _NAMES[f"{_room}.numeric", "_frombuffer"] = _from_buffer
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Answer the few harmless names and refuse every other."""
-        if (module, name) not in _NAMES:
-            raise pickle.UnpicklingError(f"the name {module}.{name}")
-        return _NAMES[module, name]
-
-    def get_extension(self, code: int) -> None:
-        """Refuse the registry of extension codes."""
-        raise pickle.UnpicklingError(f"the extension code {code}")
-
-
 def read_array_pickle(source: bytes | IO[bytes], name: str) -> dict[str, Any]:
     """Read a pickled dictionary of arrays, numbers, texts and lists of those.
 
@@ -113,22 +99,23 @@ def read_array_pickle(source: bytes | IO[bytes], name: str) -> dict[str, Any]:
 
     Args:
         source: the bytes or an open binary file.
-        name: what messages call it.
+        name: the file's name in messages.
 
     Returns:
         The dictionary with text keys; arrays are read-only.
 
     Raises:
-        DataError: it asks for anything else, is damaged, or holds no dictionary.
+        DataError: the pickle asks for anything else, is damaged, or holds no dictionary.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    start = stream.tell()
+    size = stream.seek(0, io.SEEK_END) - start
+    stream.seek(start)
     try:
-        made = _Reader(stream, encoding="bytes").load()
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{name} is refused: a data pickle must hold plain arrays, and this one asks for {error}."
-        ) from None
-    except Exception as error:  # a damaged pickle can fail in any way; none of it is our code's state
+        made = read_inert(stream, size, _NAMES, encoding="bytes")
+    except Refused as error:
+        raise DataError(f"{name} is refused: {error}, and a data pickle holds plain arrays alone.") from None
+    except Exception as error:  # a damaged pickle can fail in any way, and none of it touches our state
         raise DataError(f"{name} is damaged or no pickle ({type(error).__name__}).") from None
     if not isinstance(made, dict):
         raise DataError(f"{name} holds a {type(made).__name__} where a dictionary of arrays is expected.")

@@ -1,7 +1,7 @@
-"""Where samples go as they are made: a picture, a grid, a scatter picture, an .npz file or a folder of PNGs.
+"""Where samples go as they are made: a picture, a grid, a scatter plot, an .npz file or a folder of PNGs.
 
-A sink is told the samples in order. Files and folders of many images survive a kill: `start` says how many samples
-of the same request are there already.
+A sink takes the samples in order. Output of many images survives a kill: `start` is how many samples of the same
+request already exist.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.checkpoint import atomic_text
-from cmtool.data.images import save_pictures, save_png
-from cmtool.data.scatter import save_scatter
+from cmtool.data.images import save_pictures, save_png, save_scatter
 from cmtool.data.shards import ShardStore, read_request
 from cmtool.errors import DataError, UserError
+from cmtool.files.atomic import atomic_text
 
 Array = NDArray[Any]
 FOLDER_REQUEST = "samples.json"
-# Batches that may wait for the writer: enough to overlap, few enough to bound memory.
+# Batches that may wait for the writer: enough to overlap with computing, few enough to bound memory.
 WAITING = 4
-# The last chunk of every PNG: no data, its name, its checksum.
+# The last chunk of every PNG: length zero, name, checksum.
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -42,14 +41,14 @@ class Sink(Protocol):
         """Take the next samples."""
 
     def pause(self) -> None:
-        """Make sure that what was taken survives the end of the process, where the form allows it."""
+        """Make sure that samples taken so far survive the end of the process, if the format allows it."""
 
     def finish(self) -> Path:
-        """Complete the output and return its path."""
+        """Complete the output; return its path."""
 
 
 class PictureSink:
-    """Keeps the samples and writes one picture at the end: the image, a grid of several, or a scatter of points.
+    """Keeps the samples and writes one picture at the end: the image, a grid of several, or a scatter plot of points.
 
     Args:
         path: of the PNG.
@@ -74,7 +73,7 @@ class PictureSink:
             self._labels.append(labels)
 
     def pause(self) -> None:
-        """Nothing to keep: a picture is whole or absent."""
+        """Do nothing: a picture is either complete or absent."""
 
     def finish(self) -> Path:
         """Write the picture."""
@@ -89,7 +88,7 @@ class PictureSink:
 
 
 class ShareSink:
-    """Keeps shards that survive a kill, until somebody puts a whole together: a share of several processes."""
+    """Keeps one process's share in shards that survive a kill, until the shares are assembled."""
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         self._store = ShardStore(path, request)
@@ -122,7 +121,7 @@ class NpzSink(ShareSink):
 
 
 def is_whole_png(path: Path) -> bool:
-    """Whether a file is there and ends as a PNG does: not one that a power cut left empty or full of zeros."""
+    """Whether a file exists and ends like a PNG, unlike one that a power cut left empty or full of zeros."""
     try:
         with open(path, "rb") as stream:
             stream.seek(-len(PNG_END), os.SEEK_END)
@@ -158,12 +157,12 @@ class FolderSink:
         for row, image in enumerate(samples):
             index = self.start + row
             text = image_text(self._meta, self._seeds[index], None if labels is None else labels[row])
-            # The disk is not waited for image by image: a start after a power cut looks for the first broken one.
+            # Images are not synced one by one: after a power cut, the next start looks for the first broken file.
             save_png(image, self.path / f"{index:06d}.png", text, synced=False)
         self.start += len(samples)
 
     def pause(self) -> None:
-        """Nothing waits: every image is a file already."""
+        """Do nothing: every image is already a file."""
 
     def finish(self) -> Path:
         """Return the folder."""
@@ -171,7 +170,7 @@ class FolderSink:
 
 
 class BackgroundSink:
-    """Hands batches to a sink on another thread, so that the model computes while files are written."""
+    """Passes batches to a sink on another thread, so that the model can compute while files are written."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -189,13 +188,13 @@ class BackgroundSink:
                     self._error = error
 
     def append(self, samples: Array, labels: Array | None) -> None:
-        """Queue the next samples; raises what the writer met."""
+        """Queue the next samples; re-raises an error of the writer."""
         if self._error is not None:
             raise self._error
         self._queue.put((samples, labels))
 
     def close(self) -> None:
-        """Wait until all that was queued is written; raises what the writer met."""
+        """Wait until everything queued is written; re-raises an error of the writer."""
         self._queue.put(None)
         self._thread.join()
         if self._error is not None:
@@ -204,7 +203,7 @@ class BackgroundSink:
 
 @contextmanager
 def in_background(sink: Sink) -> Iterator[BackgroundSink]:
-    """Write to `sink` while the block computes; what was taken is kept whichever way the block ends."""
+    """Write to `sink` while the block computes; samples taken are kept however the block ends."""
     background = BackgroundSink(sink)
     try:
         yield background
@@ -214,7 +213,7 @@ def in_background(sink: Sink) -> Iterator[BackgroundSink]:
 
 
 def check_place(path: Path) -> None:
-    """Make the folder that `path` will be written in, and refuse a place that cannot be written before any work.
+    """Make the folder for `path`, and refuse a place that cannot be written to before any work is done.
 
     Raises:
         UserError: if a parent is a file, or there is no permission.

@@ -1,8 +1,8 @@
 """Procedural RGB pictures: one shape on a two-color ground, exactly reproducible from an index at any resolution.
 
-Every attribute is a pure integer hash of the index and every pixel comes from additions, products, comparisons and
-one square root, so the same index is the same picture on every machine. The label is the shape. The palette is small
-and the shapes neither turn nor change size much, so that a network for a CPU learns them in minutes.
+Every attribute is an integer hash of the index, and every pixel comes from additions, products, comparisons and one
+square root, so an index gives the same picture on every machine. The label is the shape. The palette is small, and
+shapes do not rotate and vary little in size, so that a network can learn them in minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
     "maroon": (80, 15, 30),
     "slate": (65, 70, 80),
 }
-HELD_OUT = 1 << 40  # first index of the held-out pictures: training uses 0, 1, 2, ...
+HELD_OUT = 1 << 40  # first index of the held-out pictures; training uses 0, 1, 2, ...
 _COLUMNS = 8  # hashed numbers per picture
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 512
@@ -38,7 +38,7 @@ _BLOCK = 512
 def hashed_uniforms(start: int, count: int, columns: int, salt: int = 0) -> NDArray[np.float64]:
     """Return (count, columns) numbers in [0, 1), row i a function of index start + i and `salt` alone.
 
-    SplitMix64 (Steele, Lea, Flood 2014) of the running number: integer arithmetic, the same on every machine.
+    Uses SplitMix64 (Steele, Lea, Flood 2014): integer arithmetic, the same on every machine.
     """
     place = np.arange(start * columns + 1, (start + count) * columns + 1, dtype=np.uint64).reshape(count, columns)
     with np.errstate(over="ignore"):
@@ -52,7 +52,7 @@ def hashed_uniforms(start: int, count: int, columns: int, salt: int = 0) -> NDAr
 
 @dataclass(frozen=True)
 class ShapeAttributes:
-    """What a picture shows; lengths are shares of the side, y grows downward."""
+    """What a picture shows. Lengths are fractions of the side, and y points down."""
 
     shape: str
     color: str
@@ -65,7 +65,7 @@ class ShapeAttributes:
 
 
 def _choices(u: NDArray[np.float64]) -> dict[str, NDArray[np.int64]]:
-    """Turn hashed numbers into attribute indices; the lower ground always differs from the upper one."""
+    """Turn hashed numbers into attribute indices. The two halves of the ground always differ in color."""
     upper = (u[:, 2] * len(GROUNDS)).astype(np.int64)
     lower = (upper + 1 + (u[:, 3] * (len(GROUNDS) - 1)).astype(np.int64)) % len(GROUNDS)
     shape = (u[:, 0] * len(SHAPES)).astype(np.int64)
@@ -97,7 +97,7 @@ def shapes_attributes(index: int) -> ShapeAttributes:
 def _distance(
     shape: int, x: NDArray[np.float64], y: NDArray[np.float64], r: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Signed distance-like field of a shape around the origin: negative inside, in shares of the side."""
+    """Return something like a signed distance to a shape at the origin: negative inside, in fractions of the side."""
     if shape == 0:
         return np.sqrt(x * x + y * y) - r
     if shape == 1:
@@ -142,8 +142,3 @@ def shapes_images(start: int, count: int, resolution: int) -> tuple[NDArray[np.u
         size = min(_BLOCK, count - first)
         images[first : first + size], labels[first : first + size] = _draw(start + first, size, resolution)
     return images, labels
-
-
-def shapes_image(index: int, resolution: int) -> NDArray[np.uint8]:
-    """Draw picture `index`: uint8 (3, resolution, resolution)."""
-    return shapes_images(index, 1, resolution)[0][0]

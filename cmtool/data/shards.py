@@ -1,8 +1,8 @@
-"""Large sample sets in parts: what was made before a kill is kept, and the end is one file or folder.
+"""Large sample sets in shards, so that a kill loses little; the result is still one file or folder.
 
-While `big.npz` is made, `big.npz.partial/` holds the request (JSON) and shards of consecutive samples, each written
-atomically. Running the same request again goes on after the last whole shard; at the end the shards are streamed
-into the file and removed.
+While `big.npz` is being made, `big.npz.partial/` holds the request (JSON) and shards of consecutive samples, each
+written atomically. The same request continues after the last complete shard. At the end the shards are streamed into
+the file and removed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmtool.checkpoint import atomic_text, atomic_write
 from cmtool.data.archives import NpzReader
 from cmtool.data.images import npz_writer
 from cmtool.errors import DataError
+from cmtool.files.atomic import atomic_text, atomic_write
 
 Array = NDArray[Any]
 REQUEST = "request.json"
-# A shard is closed when it is this large or this old, so that a kill costs seconds and 50,000 samples few files.
+# A shard is closed at this size or age, so that a kill costs seconds and 50,000 samples make few files.
 SHARD_BYTES = 32 * 2**20
 SHARD_SECONDS = 5.0
 
 
 def read_request(path: Path, request: Mapping[str, Any]) -> bool:
-    """Whether `path` holds this very request; False if there is none.
+    """Whether `path` holds this request; False if it holds none.
 
     Raises:
-        DataError: if it holds another one; the sentence names the first entry that differs.
+        DataError: it holds a different one; the message names the first entry that differs.
     """
     if not path.exists():
         return False
@@ -67,7 +67,7 @@ class ShardStore:
         self.count = sum(stop - start for start, stop, _ in self.shards())
 
     def shards(self) -> list[tuple[int, int, Path]]:
-        """Return (start, stop, file) of the shards that follow each other from sample 0."""
+        """Return (start, stop, file) of the shards that continue each other from sample 0 on."""
         found, stop = [], 0
         for file in sorted(self.folder.glob("*.npz")):
             match = re.fullmatch(r"([0-9]{9,})-([0-9]{9,})", file.stem)
@@ -85,7 +85,7 @@ class ShardStore:
             self.flush()
 
     def flush(self) -> None:
-        """Close the shard that is being filled."""
+        """Close the current shard."""
         if self._batches:
             samples = np.concatenate([batch for batch, _ in self._batches])
             labels = [label for _, label in self._batches if label is not None]
@@ -102,7 +102,7 @@ class ShardStore:
         self._batches, self._bytes, self._opened = [], 0, time.monotonic()
 
     def blocks(self) -> Iterator[tuple[Array, Array | None]]:
-        """Yield (samples, labels or None) of one whole shard after another."""
+        """Yield (samples, labels or None) of each complete shard in turn."""
         for shard in self.shards():
             labeled = "labels" in NpzReader(shard[2]).arrays
             yield self._entry(shard, "samples"), self._entry(shard, "labels") if labeled else None
@@ -125,7 +125,7 @@ class ShardStore:
 
     @staticmethod
     def _entry(shard: tuple[int, int, Path], name: str, like: Array | None = None) -> Array:
-        """Read an array of a shard, which must be of the type and shape of `like`, that of another shard."""
+        """Read an array of a shard; it must have the type and shape of `like`, from another shard."""
         start, stop, file = shard
         try:
             found = NpzReader(file).read(name)

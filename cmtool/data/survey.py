@@ -1,4 +1,4 @@
-"""What a data set holds, for a person to look at: counts, sizes, classes and a few pictures."""
+"""Describes a data set for people: counts, sizes, classes and a few pictures."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.config.schema import DataConfig
+from cmtool.config.sources import SOURCES, named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
-from cmtool.data.decode import Bytes, SkippedImage, fit_image, read_image
-from cmtool.data.packed import is_packed, read_packed
-from cmtool.data.packing import Progress, Rules, channels_of, pack
-from cmtool.data.sources.base import Record, Source
+from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
+from cmtool.data.packed import Rules, is_packed, pack, read_packed
+from cmtool.data.sources.base import Source, decode
 from cmtool.data.sources.known import locate
 from cmtool.data.sources.sniff import dataset_source, open_source
 from cmtool.errors import DataError
+from cmtool.talk import SILENCE, Talk
 
-PROBE = 256  # files of an unpacked source that are decoded to tell their sizes
+PROBE = 256  # files of an unpacked source that are decoded to learn their sizes
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Survey:
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of range(count), evenly spread, so that sorted classes all show up."""
+    """Return up to `wanted` of range(count), evenly spread so that all of the sorted classes appear."""
     return sorted({index * count // min(count, wanted) for index in range(min(count, wanted))})
 
 
@@ -48,7 +49,7 @@ def _class_counts(counts: Counter[int], names: tuple[str, ...] | None, classes: 
 
 
 def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
-    """Describe a loaded (packed or built-in) data set exactly."""
+    """Describe a packed or built-in data set exactly."""
     facts: dict[str, Any] = {**data.summary, "path": None if path is None else str(path), "images": len(data)}
     facts |= {"resolution": data.resolution, "channels": data.channels, "fingerprint": data.fingerprint}
     facts["bytes"] = None if path is None else path.stat().st_size
@@ -61,12 +62,8 @@ def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
     return Survey(facts, data.images[chosen].permute(0, 2, 3, 1).numpy())
 
 
-def _decoded(record: Record) -> Bytes:
-    return record.data if isinstance(record.data, np.ndarray) else read_image(record.data, 3, record.name)
-
-
 def _probe(source: Source, wanted: int) -> tuple[list[Bytes], Counter[str], Counter[int]]:
-    """Decode a few images of an unpacked source and count the labels of all."""
+    """Decode some images of an unpacked source and count the labels of all."""
     chosen = set(_spread(source.count, wanted))
     images: list[Bytes] = []
     problems: Counter[str] = Counter()
@@ -76,7 +73,7 @@ def _probe(source: Source, wanted: int) -> tuple[list[Bytes], Counter[str], Coun
             labels[record.label] += 1
         if index in chosen:
             try:
-                images.append(_decoded(record))
+                images.append(decode(record, None))
             except SkippedImage as skip:
                 problems[skip.reason] += 1
     return images, problems, labels
@@ -99,25 +96,23 @@ def survey_source(source: Source, pictures: int) -> Survey:
 
 
 def _builtin(name: str, resolution: int | None) -> Dataset:
-    usual = {"digits": (8, 1), "shapes": (16, 3), "toy2d": (1, 2)}[name]
+    usual = SOURCES[name].usual
+    assert usual is not None
     table = DataConfig.model_validate(
         {"source": name, "resolution": resolution or usual[0], "channels": usual[1], "labels": True}
     )
     return BUILTIN[name](table)
 
 
-def _is_name(path: str) -> bool:
-    return path in DATA_SOURCES and not Path(path).exists()
-
-
 def resolve(path: str, kind: str | None = None, resolution: int | None = None) -> Source:
-    """Open whatever a user may type as data: a path, `lsun:PATH`, or the name of a published or built-in set."""
-    if _is_name(path) and path in BUILTIN:
+    """Open anything a user may name as data: a path, `lsun:PATH`, or the name of a published or built-in set."""
+    named = named_source(path)
+    if named in BUILTIN:
         data = _builtin(path, resolution)
         return dataset_source(data, Path(path), data.fingerprint)
     table = DataConfig.model_validate({"source": "folder", "path": path, "resolution": resolution or 64, "kind": kind})
-    if _is_name(path):
-        table = table.model_copy(update={"source": path, "path": None})
+    if named:
+        table = table.model_copy(update={"source": named, "path": None})
         return open_source(locate(table), table)
     return open_source(path, table)
 
@@ -133,7 +128,7 @@ def survey(path: str, kind: str | None = None, pictures: int = 64) -> Survey:
     Raises:
         DataError: see `open_source`.
     """
-    if _is_name(path) and path in BUILTIN:
+    if named_source(path) in BUILTIN:
         return survey_dataset(_builtin(path, None), None, pictures)
     place = Path(path).expanduser()
     if place.is_file() and is_packed(place):
@@ -141,9 +136,7 @@ def survey(path: str, kind: str | None = None, pictures: int = 64) -> Survey:
     return survey_source(resolve(path, kind), pictures)
 
 
-def make(
-    path: str, out: Path, rules: Rules, kind: str | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def make(path: str, out: Path, rules: Rules, kind: str | None = None, talk: Talk = SILENCE) -> dict[str, Any]:
     """Pack any data set a user may name into `out` and return the header of the packed file.
 
     Raises:
@@ -156,4 +149,4 @@ def make(
         raise DataError(f"{out} is the source itself.", "choose another --out")
     if out.exists() and not is_packed(out):
         raise DataError(f"{out} exists and is no packed data set; it is left alone.", "choose another --out")
-    return pack(source, out, rules, progress)
+    return pack(source, out, rules, talk)

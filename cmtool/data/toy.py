@@ -1,7 +1,7 @@
-"""Two-dimensional mixtures as (2, 1, 1) "images": float data for theory and for runs of a minute.
+"""Two-dimensional mixtures as (2, 1, 1) "images": float data for theory and for runs that take a minute.
 
-Point i of a kind is a function of i alone. All kinds have mean 0, a standard deviation of about 0.5 per coordinate
-(EDM's sigma_data) and, but for the tails of Gaussians, stay inside [-1, 1]. The label is the mode or branch.
+Point i of a kind depends on i alone. All kinds have mean 0 and a standard deviation of about 0.5 per coordinate (EDM's
+sigma_data), and stay inside [-1, 1] except for the tails of Gaussians. The label is the mode or branch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["HELD_OUT", "KINDS", "RING_NOISE", "RING_RADIUS", "toy2d_classes", "t
 RING_RADIUS = 0.7  # of the eight modes of "gaussians8": variance 0.7^2 / 2 + 0.06^2 = 0.2486 per coordinate
 RING_NOISE = 0.06  # standard deviation of each of its modes
 _SPIRAL_TURNS = 1.5
-_SALT = 2  # keeps the points independent of the procedural pictures, which hash with salt 0
+_SALT = 2  # makes the points independent of the procedural pictures, which hash with salt 0
 
 
 def _normals(u: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""The Karras grid, written once, in float64 and without torch."""
+"""The Karras grid, in float64 and without torch."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def karras_grid(
         raise ValueError(f"0 < sigma_min < sigma_max does not hold for {sigma_min} and {sigma_max}")
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     inner = [(low + i / (num_scales - 1) * (high - low)) ** rho for i in range(1, num_scales - 1)]
-    # The power does not give its own ends back; float32 code that trusts it falls below sigma_min.
+    # The power does not return its own ends exactly, and float32 code that trusts it falls below sigma_min.
     return (sigma_min, *inner, sigma_max)

@@ -5,7 +5,6 @@ The boundary f(x, sigma_min) = x lives here and nowhere else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import ProcessConfig
-from cmtool.diffusion.process import RectifiedFlow, TrigFlow, expand
+from cmtool.diffusion.process import RectifiedFlow, TrigFlow
 
 
 class Coefficients(NamedTuple):
@@ -33,31 +32,27 @@ class Edm:
     process: ProcessConfig
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """Return the scalings at t (B,), positive. At t = 0 they are those of the identity and c_noise stays finite."""
+        """Return the scalings at t (B,) >= 0. At t = 0 they are those of the identity, and c_noise stays finite."""
         data = self.process.sigma_data
         total = t**2 + data**2
         c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
         return Coefficients(data**2 / total, t * data / total.sqrt(), total.rsqrt(), c_noise)
-
-    def combine(self, x: Tensor, raw: Tensor, t: Tensor) -> Tensor:
-        """Return c_skip x + c_out F for x and F of shape (B, C, H, W)."""
-        c = self.coefficients(t)
-        return expand(c.c_skip, x) * x + expand(c.c_out, x) * raw
 
 
 @dataclass(frozen=True)
 class Consistency(Edm):
     """The consistency model's scalings (Song et al. 2023, Appendix C).
 
-    Only the numerator of c_out and the denominator of c_skip see t - sigma_min; c_in and the root keep t. At
-    t <= sigma_min c_skip is 1 and c_out is 0 to the bit, also in float32, where a grid may end a rounding below.
+    Only the numerator of c_out and the denominator of c_skip contain t - sigma_min; c_in and the root keep t. At t =
+    sigma_min and below, c_skip is exactly 1 and c_out exactly 0, also in float32, where a grid may end slightly below
+    sigma_min.
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Return the scalings at t (B,)."""
         data = self.process.sigma_data
         root = (t**2 + data**2).sqrt()
-        # The identity must hold for the float32 neighbor of sigma_min as well, hence a gap of zero, never negative.
+        # The identity must also hold at the float32 neighbor of sigma_min, so the gap is clamped at zero.
         gap = (t - self.process.sigma_min).clamp_min(0.0)
         gap = torch.where(t <= self.process.sigma_min * (1 + 1e-6), torch.zeros_like(gap), gap)
         c_noise = self.process.noise_scale * torch.log(t.clamp_min(1e-20))
@@ -66,7 +61,7 @@ class Consistency(Edm):
 
 @dataclass(frozen=True)
 class HardSwitch(Edm):
-    """f = x at sigma_min and F elsewhere (Song et al. 2023, Eq. 4): published, never used there."""
+    """f = x at sigma_min and F elsewhere (Song et al. 2023, Eq. 4); the paper defines it without using it."""
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Return the scalings at t (B,): 1 and 0 at the boundary, 0 and 1 above it."""
@@ -95,8 +90,8 @@ class Trig(Edm):
 class Flow(Edm):
     """Scalings of a network that gives the velocity of rectified flow: f = x_own - tau F(x_own, tau).
 
-    With a second time r, F is the average velocity from t to r (MeanFlow) and f the clean image at which one Euler
-    step to r aims.
+    With a second time r, F is the average velocity from t to r (MeanFlow), and f the clean image that one Euler step to
+    r aims at.
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -118,16 +113,3 @@ PARAMETERIZATIONS: dict[str, Callable[[ProcessConfig], Edm]] = {
 def build_parameterization(process: ProcessConfig) -> Edm:
     """Return the parameterization that `process.parameterization` names."""
     return PARAMETERIZATIONS[process.parameterization](process)
-
-
-def gaussian_consistency(x: Tensor, t: Tensor, std: float, sigma_min: float) -> Tensor:
-    """The exact consistency function of data N(0, std^2): x sqrt((std^2 + sigma_min^2) / (std^2 + t^2)).
-
-    Used as an oracle; `x` (B, ...), `t` (B,).
-    """
-    return x * expand(((std**2 + sigma_min**2) / (std**2 + t**2)).sqrt(), x)
-
-
-def log_time(t: float) -> float:
-    """Natural logarithm of a noise level, as the networks' conditioning sees it."""
-    return math.log(max(t, 1e-20))

@@ -1,7 +1,7 @@
-"""Noise processes: how a clean image and unit noise meet at a time.
+"""Noise processes: how a clean image and unit noise combine at a given time.
 
 Every model is called in variance-exploding coordinates, where the time is the noise level t. The other processes are
-that one seen with another clock and another scale, and convert exactly: x_own = scale(t) x, time = time(t).
+the same one with another clock and another scale, and convert exactly: x_own = scale(t) x, time = time(t).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 
 def exact(x: Tensor) -> Tensor:
-    """Return x in float64: where it lies, or on the CPU if its device has no such numbers (MPS)."""
+    """Return x in float64, on its own device or on the CPU if that device has no float64 (MPS)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
@@ -34,12 +34,8 @@ class VarianceExploding:
         """Return x_t (B, C, H, W) of x0 and unit noise z at t (B,)."""
         return x0 + expand(t, x0) * z
 
-    def velocity(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """dx/dt = (x_t - x0) / t: the slope of the line through x0, or of the ODE if x0 is a denoiser's answer."""
-        return (x_t - x0) / expand(t, x_t)
-
     def renoise(self, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """Bring f's answer, which sits at sigma_min, back to t: x0 + sqrt(t^2 - sigma_min^2) z (Algorithm 1)."""
+        """Return f's answer, which is at sigma_min, to level t: x0 + sqrt(t^2 - sigma_min^2) z (Algorithm 1)."""
         spread = torch.sqrt((exact(t) ** 2 - self.sigma_min**2).clamp_min(0.0)).to(x0)
         return x0 + expand(spread, x0) * z
 

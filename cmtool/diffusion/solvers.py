@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from cmtool.diffusion.process import expand
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[Denoise, Tensor, Tensor, Tensor], Tensor]
+Level = TypeVar("Level", float, Tensor)
 
 
 def euler_step(denoise: Denoise, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -23,7 +26,7 @@ def euler_step(denoise: Denoise, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
 def heun_step(denoise: Denoise, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
     """Second order: the mean of the slopes at t and, after an Euler step, at r. Two calls of `denoise`.
 
-    Where r is 0 the slope there does not exist and the step is Euler's.
+    Where r is 0 the slope does not exist, and the step is Euler's.
     """
     slope = (x - denoise(x, t)) / expand(t, x)
     ahead = x + expand(r - t, x) * slope
@@ -61,24 +64,38 @@ def repeated(step: Step, steps: int, rho: float) -> Step:
     return walk
 
 
-def dpmpp_2m(steps: int, rho: float) -> Step:
-    """DPM-Solver++ 2M along `steps` steps within each pair: second order with one call a step (Lu et al. 2022b).
+def dpmpp_2m_along(denoise: Callable[[Tensor, Level], Tensor], x: Tensor, levels: Sequence[Level]) -> Tensor:
+    """DPM-Solver++ 2M from the first to the last of `levels`, floats or (B,) each (Lu et al. 2022b, Algorithm 2).
 
-    The denoiser is extrapolated linearly in ln t, after a first step of first order.
+    Second order with one call a step: the denoiser is extrapolated linearly in ln t to the middle of the step, after a
+    first step of first order.
     """
+    before: tuple[Level, Tensor] | None = None
+    for here, there in pairwise(levels):
+        clean = denoise(x, here)
+        ahead = clean
+        if before is not None:
+            weight = _log(here / there) / _log(before[0] / here) / 2
+            ahead = clean + _expand(weight, x) * (clean - before[1])
+        shrink = _expand(there / here, x)
+        x = shrink * x + (1 - shrink) * ahead
+        before = (here, clean)
+    return x
+
+
+def _log(ratio: Level) -> Level:
+    return ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)
+
+
+def _expand(value: Level, like: Tensor) -> Level:
+    return expand(value, like) if isinstance(value, Tensor) else value
+
+
+def dpmpp_2m(steps: int, rho: float) -> Step:
+    """DPM-Solver++ 2M along `steps` steps within each pair."""
 
     def walk(denoise: Denoise, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        before: tuple[Tensor, Tensor] | None = None
-        for here, there in pairwise(levels_between(t, r, steps, rho)):
-            clean = denoise(x, here)
-            ahead = clean
-            if before is not None:
-                weight = (here / there).log() / (before[0] / here).log() / 2
-                ahead = clean + expand(weight, x) * (clean - before[1])
-            shrink = expand(there / here, x)
-            x = shrink * x + (1 - shrink) * ahead
-            before = (here, clean)
-        return x
+        return dpmpp_2m_along(denoise, x, levels_between(t, r, steps, rho))
 
     return walk
 
@@ -106,7 +123,7 @@ SOLVERS: dict[str, Step] = {
     "heun": heun_step,
     "midpoint": midpoint_step,
 }
-# Methods that remember earlier steps: they need several steps within a pair to be more than Euler's.
+# Methods that remember earlier steps; with a single step per pair they are no better than Euler's.
 TRAJECTORIES: dict[str, Callable[[int, float], Step]] = {"dpmpp_2m": dpmpp_2m, "adams_bashforth": adams_bashforth}
 
 

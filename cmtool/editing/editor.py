@@ -105,6 +105,6 @@ def _lpips() -> Callable[[Tensor, Tensor], Tensor]:
     from cmtool.losses.perceptual import build_lpips
 
     try:
-        return build_lpips(DistancePart(kind="lpips"))
+        return build_lpips(DistancePart(kind="lpips")).between
     except UserError as error:
         raise type(error)(error.message, "--metric l2 compares without it") from None

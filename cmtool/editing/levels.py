@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cmtool.config.find import PACKAGE
+from cmtool.config.judgments import preset_of_data
 from cmtool.config.schema import EditConfig, EditLevels
-from cmtool.config.toml import read_toml
-from cmtool.errors import ConfigError, UserError
+from cmtool.errors import UserError
 from cmtool.samplers.plan import SamplePlan, check_request
 from cmtool.samplers.times import geometric_times, header_range, solver_times, times_from_indices, validate_times
 
@@ -18,33 +17,32 @@ FINER = 0.55
 # Those with geometric levels; stroke editing has a list, the paper's unless tuned, and denoising that of the noise.
 TUNED = ("inpaint", "colorize", "superres")
 TASKS = (*TUNED, "stroke", "denoise")
+# How the source of levels begins that come from a model's settings, and not from the user or the paper.
+OF_SETTINGS = ("tuned", "usual")
+# The data on which the levels that settings begin with were found; for any other they are a guess.
+USUAL_FROM = "digits"
 
 
 def edit_settings(header: Mapping[str, Any]) -> EditConfig:
-    """Return the editing levels of a model: those in its header, else of the preset it names, else the usual ones.
+    """Return the editing levels of a model: its header's, else those of the shipped preset of its data, else the usual.
 
     Raises:
         UserError: the header's are unusable.
     """
     written = header.get("edit")
     if written is None:
-        return _of_preset(header.get("preset"))
+        return _of_preset(header)
     try:
         return EditConfig.model_validate(written)
     except ValidationError as error:
         raise UserError(f"the model's levels for editing are unusable: {error.errors()[0]['msg']}.") from None
 
 
-def _of_preset(name: Any) -> EditConfig:
-    """Levels of a shipped preset, for models that were written without any; never a reason to fail."""
-    # Not one of the same name in the working folder, which may mean other data.
-    places = [folder / "presets" / f"{name}.toml" for folder in (PACKAGE, PACKAGE.parent)]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None or not str(name).isidentifier():
-        return EditConfig()
+def _of_preset(header: Mapping[str, Any]) -> EditConfig:
+    """Levels of the shipped preset of a model's data, for models that were written without any; never fails."""
     try:
-        return EditConfig.model_validate(read_toml(path).get("edit", {}))
-    except (ConfigError, ValidationError):
+        return EditConfig.model_validate((preset_of_data(header) or {}).get("edit", {}))
+    except ValidationError:
         return EditConfig()
 
 
@@ -57,7 +55,7 @@ def tuned_times(levels: EditLevels, steps: int, sigma_min: float, sigma_max: flo
 
 def usual_help(header: Mapping[str, Any], task: str, plan: SamplePlan) -> tuple[float, int]:
     """Return (over-relaxation, candidates) that belong to a plan's tuned levels; the paper's algorithm has none."""
-    if task not in TUNED or not plan.source.startswith("tuned"):
+    if task not in TUNED or not plan.source.startswith(OF_SETTINGS):
         return 0.0, 1
     levels: EditLevels = getattr(edit_settings(header), task)
     return levels.guidance, levels.candidates
@@ -68,7 +66,7 @@ def class_times(header: Mapping[str, Any], task: str, plan: SamplePlan) -> tuple
 
     At low levels the known part is met with any class, so that evaluations spent there tell no class from another.
     """
-    if task not in TUNED or not plan.source.startswith("tuned"):
+    if task not in TUNED or not plan.source.startswith(OF_SETTINGS):
         return plan.times
     wanted = getattr(edit_settings(header), task).class_last
     if wanted is None or not plan.times[-1] < wanted < plan.times[0]:
@@ -119,7 +117,8 @@ def plan_edit(
         return _stroke(settings, steps, sigma_min, sigma_max)
     tuned: EditLevels = getattr(settings, task)
     chosen = tuned_times(tuned, steps or tuned.steps, sigma_min, sigma_max)
-    return SamplePlan("multistep", chosen, f"tuned for {task}")
+    found = tuned != getattr(EditConfig(), task) or (header.get("data") or {}).get("source", USUAL_FROM) == USUAL_FROM
+    return SamplePlan("multistep", chosen, f"tuned for {task}" if found else f"usual for {task}, not tuned")
 
 
 def _stroke(settings: EditConfig, steps: int | None, sigma_min: float, sigma_max: float) -> SamplePlan:

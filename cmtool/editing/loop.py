@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cmtool.rng import SampleStreams, derive
-from cmtool.samplers.multistep import ConsistencyFunction, to_range, unchanged, walk
+from cmtool.samplers.generate import bind
+from cmtool.samplers.multistep import ConsistencyFunction, multistep
+from cmtool.samplers.solvers import levels
 
 # Rec. 601 luma of red, green and blue, as the paper writes it.
 LUMA = (0.2989, 0.5870, 0.1140)
@@ -149,19 +152,20 @@ def edit(
     Returns:
         `Edited`; the image holds the known part exactly and may leave [-1, 1] elsewhere (see `into_range`).
     """
-    confine = to_range if clamp else unchanged
     answer = y
     misfit = residual = torch.zeros(len(y), dtype=y.dtype, device=y.device)
 
     def after(raw: Tensor, last: bool) -> Tensor:
         nonlocal answer, misfit, residual
-        answer = confine(raw)
+        answer = raw
         residual = operator.start(answer - y).square().flatten(1).mean(1)
         misfit = misfit + residual / len(times)
         return operator.replace(answer, y, 1.0 if last else 1.0 + guidance)
 
     start = operator.start(y)
-    image = walk(model, start + times[0] * streams.normal(start.shape[1:]), streams, times, label, after)
+    noise = partial(streams.normal, start.shape[1:])
+    sigmas = (*times, model.sigma_min)
+    image = multistep(bind(model, label, clamp), start + times[0] * noise(), sigmas, noise, after)
     return Edited(image, answer, misfit, residual)
 
 
@@ -207,36 +211,12 @@ def _closer(a: Edited, b: Edited) -> Edited:
     return Edited(*map(pick, a, b))
 
 
-def class_misfits(
-    model: ConsistencyFunction,
-    operator: Operator,
-    y: Tensor,
-    seeds: Sequence[int],
-    times: Sequence[float],
-    classes: int,
-    *,
-    guidance: float = 0.0,
-) -> Tensor:
-    """How badly edits as each class agree with what is known: (B, classes), the `misfit` of `edit`.
-
-    Every class is tried with the same noise (one seed for each image), so that only the class differs.
-    """
-    tried = []
-    for label in range(classes):
-        streams = SampleStreams(seeds, y.device, y.dtype)
-        labels = torch.full((len(y),), label, device=y.device)
-        tried.append(edit(model, operator, y, streams, times, labels, guidance=guidance).misfit)
-    return torch.stack(tried, dim=1)
-
-
 @torch.no_grad()
 def denoise(
     model: ConsistencyFunction, noisy: Tensor, sigma: float, label: Tensor | None = None, *, clamp: bool = True
 ) -> Tensor:
     """Denoise images whose Gaussian noise has standard deviation `sigma` on the [-1, 1] scale: f(noisy, sigma)."""
-    t = torch.full((len(noisy),), sigma, dtype=noisy.dtype, device=noisy.device)
-    answer = model(noisy, t, label)
-    return to_range(answer) if clamp else answer
+    return bind(model, label, clamp)(noisy, levels(noisy, sigma))
 
 
 def into_range(x: Tensor, anchor: Tensor, group: Callable[[Tensor], Tensor]) -> Tensor:

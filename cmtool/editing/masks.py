@@ -59,7 +59,9 @@ def mask_from_image(image: Image.Image, name: str, invert: bool = False) -> Pain
         UserError: it has one level everywhere that is neither black nor white.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        return mask_from_levels(np.asarray(image), 1.0 if image.mode == "F" else 65535.0, name, invert)
+        white = 1.0 if image.mode == "F" else 65535.0
+        levels = np.asarray(image).astype(np.float64)
+        return mask_from_levels(white - levels if image.info.get("white_is_zero") else levels, white, name, invert)
     painted = on_black(np.asarray(image.convert("RGBA")))
     check_gray(painted, name)
     luma = np.asarray(Image.fromarray(painted).convert("L"))

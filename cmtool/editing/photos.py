@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmtool.data.decode import to_bytes, upright
+from cmtool.data.decode import channels_of, is_transparent, to_bytes, upright
 from cmtool.data.profiles import convert, other_profile, own_profile, to_srgb
 from cmtool.editing.masks import Mask, mask_from_alpha
 
@@ -67,23 +67,17 @@ def photo_of(image: Image.Image, channels: int, name: str, see_through: bool = F
     # Pixels that keep their profile are not to be converted by the decoder.
     plain = to_srgb(image) if profile is None else image.copy()
     plain.info.pop("icc_profile", None)
-    holes = _holes(plain) if see_through else None
-    if holes is not None:
-        plain = plain.convert("RGBA")
-        pixels = np.asarray(plain) if channels == 4 else to_bytes(plain.convert("RGB"), channels, name)
+    holes = None
+    if see_through and is_transparent(plain):
+        stored = to_bytes(plain, 4, name)
+        holes = mask_from_alpha(stored[..., 3])
+    if holes is not None and holes.any():
+        pixels = stored if channels == 4 else channels_of(stored[..., :3], channels)
     else:
-        pixels = to_bytes(plain, channels, name)
+        holes, pixels = None, to_bytes(plain, channels, name)
     if channels == 1 and _has_colors(plain):
         notes.append("its colors are dropped, for the model is gray")
     return Photo(pixels, holes, profile, _dpi(image.info.get("dpi")), tuple(notes))
-
-
-def _holes(image: Image.Image) -> Mask | None:
-    """What is transparent in an image; None: nothing."""
-    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
-        return None
-    holes = mask_from_alpha(np.asarray(image.convert("RGBA"))[..., 3])
-    return holes if holes.any() else None
 
 
 def _has_colors(image: Image.Image) -> bool:

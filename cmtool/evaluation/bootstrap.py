@@ -1,11 +1,13 @@
-"""How sure a figure is: intervals from resampled images, and two sample sets compared on the same resamples.
+"""How certain a metric is: intervals from resampled images, and two sample sets compared on the same resamples.
 
-The Frechet distance of a resample lies above that of the set (it holds fewer different images), equally for both sides
-of a comparison. The spread of the resampled values around their mean is therefore laid around the value measured.
+A resample holds fewer distinct images than the set it is drawn from, so its Frechet distance is larger, by the same
+amount on both sides of a comparison. An interval is therefore the spread of the resampled values around their own mean,
+centered on the measured value.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ Statistic = Callable[[Array], float]  # rows (int64) -> value
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its interval."""
+    """A value and the two ends of its interval."""
 
     value: float
     low: float
@@ -28,7 +30,7 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The difference second - first of one figure with its interval; distinguishable when the interval leaves out 0."""
+    """The difference second - first of one figure with its interval; distinguishable if the interval excludes 0."""
 
     metric: str
     difference: float
@@ -37,12 +39,19 @@ class Comparison(NamedTuple):
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval excludes no difference."""
+        """Whether the interval excludes a difference of zero."""
         return self.low > 0 or self.high < 0
 
 
-def interval(statistic: Statistic, count: int, rounds: int, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Interval of `statistic` over resamples of `count` rows with replacement.
+def interval(
+    statistic: Statistic,
+    count: int,
+    rounds: int,
+    seed: int = 0,
+    level: float = LEVEL,
+    possible: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
+    """Return the interval of `statistic` over resamples of `count` rows with replacement, clipped to `possible` values.
 
     Raises:
         UsageError: for fewer than 20 rounds, too few for the ends of an interval.
@@ -52,19 +61,19 @@ def interval(statistic: Statistic, count: int, rounds: int, seed: int = 0, level
     value = statistic(np.arange(count))
     draws = np.array([statistic(rows) for rows in resamples(count, rounds, seed)])
     low, high = np.quantile(draws - draws.mean(), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, value + float(low), value + float(high))
+    return Interval(value, max(value + float(low), possible[0]), min(value + float(high), possible[1]))
 
 
 def resamples(count: int, rounds: int, seed: int) -> list[Array]:
-    """Row indices of `rounds` resamples, the same for every statistic asked with the same seed."""
+    """Return the row indices of `rounds` resamples; the same seed gives every statistic the same resamples."""
     random = np.random.default_rng(seed)
     return [random.integers(count, size=count) for _ in range(rounds)]
 
 
 def frechet_statistic(features: Array, fit: Statistics, factor: Array | None = None) -> Statistic:
-    """Return rows -> Frechet distance of those rows of `features` (N, D) to the reference `fit`.
+    """Return a function from rows to the Frechet distance between those rows of `features` (N, D) and `fit`.
 
-    `factor` is a factor of its covariance where the caller has one already.
+    `factor` is a factor of the covariance of `fit`, if the caller already has one.
     """
     fixed = covariance_factor(fit.covariance) if factor is None else factor
 
@@ -75,7 +84,7 @@ def frechet_statistic(features: Array, fit: Statistics, factor: Array | None = N
 
 
 def share_statistic(inside: Array) -> Statistic:
-    """Return rows -> share of them for which `inside` (N,) holds: precision and the like."""
+    """Return a function from rows to the share of them for which `inside` (N,) is true: precision, for example."""
 
     def value(rows: Array) -> float:
         return float(inside[rows].mean())
@@ -92,14 +101,14 @@ def compare(
     rounds: int = 200,
     seed: int = 0,
 ) -> Comparison:
-    """Compare one figure of two sample sets.
+    """Compare one metric of two sample sets.
 
     Args:
         metric: its name.
         first: statistic of the first set.
         second: statistic of the second set.
         counts: images in each.
-        paired: sample i of both sets was made from the same seed: both are resampled with the same rows.
+        paired: whether sample i of both sets comes from the same seed; both are then resampled with the same rows.
         rounds: resamples.
         seed: of the resamples.
     """

@@ -1,8 +1,8 @@
-"""Is a model consistent? Its answers along trajectories of a teacher.
+"""Is a model consistent? Compare its answers along a teacher's trajectories.
 
-On one trajectory of the probability-flow ODE a consistency model should answer the same image everywhere: the
-trajectory's clean end. Three distances measure how nearly it does, each the root mean square over pixels, and the
-distance between answers on unrelated trajectories gives them a scale.
+Everywhere on one trajectory of the probability-flow ODE, a consistency model should return the same image: the clean
+end of that trajectory. Three root-mean-square distances measure how close it comes, and the distance between answers on
+unrelated trajectories sets the scale.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from cmtool.samplers.generate import labels_for
 class Consistency:
     """Root mean square differences in units of the images ([-1, 1]).
 
-    neighbor: answers at adjacent levels; far: answers at the noisiest level and at each other one; end: answers and the
-    trajectory's end; shuffled: answers and the end of another trajectory.
+    neighbor: between answers at adjacent levels. far: between the answer at the noisiest level and those at the others.
+    end: between answers and the trajectory's end. shuffled: between answers and the end of another trajectory.
     """
 
     neighbor: float
@@ -36,7 +36,7 @@ class Consistency:
     shuffled: float
 
     def figures(self) -> dict[str, float]:
-        """The distances by name, and `end` as a share of `shuffled` (0: consistent, 1: unrelated)."""
+        """Return the distances by name, and `end` as a share of `shuffled` (0: consistent, 1: unrelated)."""
         named = {f"consistency_{name}": value for name, value in asdict(self).items()}
         return named | {"consistency": self.end / self.shuffled if self.shuffled else 0.0}
 
@@ -45,7 +45,7 @@ class Consistency:
 def measure_consistency(
     model: Model, teacher: Model, count: int = 256, levels: int = 18, seed: int = 0, batch_size: int = 64
 ) -> Consistency:
-    """Walk `count` trajectories of the teacher (Heun, Karras grid of `levels`) and ask the model at every level.
+    """Walk `count` trajectories of the teacher (Heun, Karras grid of `levels`) and query the model at every level.
 
     Args:
         model: a consistency model.
@@ -60,7 +60,7 @@ def measure_consistency(
     """
     if model.image_shape != teacher.image_shape:
         raise DataError(f"the model makes images {model.image_shape} and the teacher {teacher.image_shape} (C, H, W).")
-    # The lowest level is left out: there the model is the identity and says nothing.
+    # At the lowest level the model is the identity, which tells nothing.
     grid = tuple(reversed(karras_grid(levels, teacher.sigma_min, teacher.sigma_max, teacher.rho)))
     answers, ends = [], []
     for start in range(seed, seed + count, batch_size):
@@ -75,7 +75,7 @@ def measure_consistency(
 def _walk(
     model: Model, teacher: Model, streams: SampleStreams, grid: Sequence[float], label: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Answers (levels - 1, B, ...) along one batch of trajectories, and the trajectories' ends (B, ...)."""
+    """Return the answers (levels - 1, B, ...) along a batch of trajectories, and the trajectories' ends (B, ...)."""
     x = grid[0] * streams.normal(teacher.image_shape)
     asked = []
     known = label if model.num_classes is not None else None

@@ -1,8 +1,8 @@
 """Small feature networks for the built-in data sets, which Inception knows nothing about.
 
 A classifier of three convolutions is trained on the real images themselves (`train_classifier`); the 64 activations
-before its last layer are the features. Distances measured with them are distances of that one network: their
-size means nothing beside an Inception FID, and they are never printed without the name of the network.
+before its last layer are the features. Distances in these features belong to that one network: they cannot be compared
+with an Inception FID, and they are never printed without the network's name.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmtool.checkpoint import atomic_write
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
+from cmtool.files.atomic import atomic_write
 
 FEATURES = 64
 
@@ -52,7 +53,7 @@ class Classifier(nn.Module):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Sum in one order: the trained weights then do not depend on the number of cores."""
+    """Use one thread, so that sums have one order and the trained weights do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -79,10 +80,24 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int = 0)
 
 @torch.inference_mode()
 def extract(model: Classifier, images: Tensor, batch_size: int = 512) -> tuple[Array, Array]:
-    """Features (N, 64) and class probabilities (N, classes), both float64 arrays, of images (N, C, H, W) in [-1, 1]."""
+    """Return float64 features (N, 64) and class probabilities (N, classes) of images (N, C, H, W) in [-1, 1]."""
     parts = [model.features(batch) for batch in images.split(batch_size)]
     features = torch.cat(parts)
     return features.double().numpy(), model.logits(features).double().softmax(dim=1).numpy()
+
+
+def class_agreement(probabilities: Array, labels: Array, class_labels: Sequence[int]) -> dict[str, float]:
+    """Return, for each label, the share of samples that a network recognizes as what they were made for.
+
+    Args:
+        probabilities: (N, classes) of the network.
+        labels: (N,) labels that the samples were made for.
+        class_labels: the label that each of the network's classes belongs to.
+    """
+    groups = np.asarray(class_labels)
+    by_label = np.stack([probabilities[:, groups == label].sum(axis=1) for label in range(groups.max() + 1)], axis=1)
+    right = by_label.argmax(axis=1) == labels
+    return {str(label): float(right[labels == label].mean()) for label in np.unique(labels)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ class Trained:
 
 
 def weights_path(data: str, resolution: int) -> Path:
-    """Return where the weights for a data set at a resolution are shipped."""
+    """Return the path of the shipped weights for a data set at a resolution."""
     return Path(__file__).parent / "weights" / f"{data}-{resolution}.safetensors"
 
 
@@ -107,7 +122,7 @@ def shipped_resolutions(data: str) -> list[int]:
 
 
 def save_classifier(model: Classifier, path: Path, about: dict[str, Any]) -> None:
-    """Write weights and what is to be said about them."""
+    """Write weights and the facts recorded about them."""
     with atomic_write(path) as temporary:
         save_file(model.state_dict(), str(temporary), metadata={"about": json.dumps(about, sort_keys=True)})
 

@@ -1,4 +1,4 @@
-"""From images to numbers: the feature networks by name, behind one small interface."""
+"""Feature networks by name, behind one small interface: images in, features out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from cmtool.data import from_uint8
 from cmtool.errors import DataError
 from cmtool.evaluation import domain
+from cmtool.evaluation.choices import check_features, check_mode
 from cmtool.evaluation.inception import load_inception, load_script, tile_channels
-from cmtool.evaluation.names import check_features, check_mode
 from cmtool.evaluation.statistics import Array
-from cmtool.evaluation.store import sha256
+from cmtool.files.cache import sha256
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network says about a batch: features (B, D), and where it has them spatial features and probabilities."""
+    """A network's output for a batch: features (B, D), and spatial features and probabilities if it has them."""
 
     features: Array
     spatial: Array | None = None
@@ -31,8 +31,8 @@ class Batch:
 class Features:
     """A feature network: `call` maps uint8 (B, H, W, C) to a `Batch`.
 
-    `name` is what is printed beside every figure, `fingerprint` names the exact network and its resizing, `accepts`
-    raises `DataError` for images (H, W, C) that it is not for, and `labels` maps its classes to labels where it can.
+    `name` is printed with every metric, `fingerprint` identifies the exact network and its resizing, `accepts` raises
+    `DataError` for images (H, W, C) that it cannot judge, and `labels` maps its classes to labels if they have some.
     """
 
     name: str
@@ -42,6 +42,11 @@ class Features:
     labels: tuple[int, ...] | None = None
     domain: bool = False
     extras: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def distance(self) -> str:
+        """What the Frechet distance is called: FID with Inception alone, else with the features' name."""
+        return "FID" if self.name.startswith("inception") else f"FD ({self.name})"
 
 
 def build_features(
@@ -55,14 +60,14 @@ def build_features(
 
     Args:
         name: inception, digits, shapes, points, or the path of a TorchScript file ending in .pt.
-        shape: the images it will see; a network for other images is refused at once.
-        mode: resizing rule of inception.
+        shape: the images it will see; a network for other images is refused immediately.
+        mode: the resizing rule of Inception.
         device: where it runs.
         say: told about downloads and unverified weights.
 
     Raises:
         UsageError: unknown name or mode.
-        DataError: it is not for these images, or its file is damaged.
+        DataError: it cannot judge such images, or its file is damaged.
         OfflineError: its weights are not here and cannot be downloaded.
     """
     check_mode(mode)

@@ -1,9 +1,9 @@
-"""The 2015 Inception network that published figures are measured with, and the ways to bring images to its 299 pixels.
+"""The 2015 Inception network behind published metrics, and the ways to resize images to its 299 pixels.
 
 The weights are the TorchScript file that StyleGAN2-ADA published and clean-fid uses. Three resizing rules are known
 by clean-fid's names: `legacy_tensorflow` (bilinear as in TensorFlow 1: no half-pixel center, no antialiasing; ADM's
 evaluator and the consistency-model papers use it), `clean` (Pillow's antialiased bicubic on float channels) and
-`legacy_pytorch` (bilinear with half-pixel centers, inputs scaled to [-1, 1]). Their figures must not be mixed.
+`legacy_pytorch` (bilinear with half-pixel centers, inputs scaled to [-1, 1]). Do not mix metrics of different rules.
 
 ADM's conventions: pool features (2,048), spatial features (the first 7 channels of the first convolution of `mixed_6`,
 17 x 17 x 7 = 2,023, in that order), class probabilities from the logit matrix without its bias.
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
-from cmtool.evaluation.store import Remote, fetch, sha256
+from cmtool.files.cache import sha256
+from cmtool.files.download import Remote, fetch
 
 SIDE = 299
 WEIGHTS = Remote(
@@ -71,7 +72,7 @@ RESIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def normalize(images: Tensor, mode: str) -> Tensor:
-    """Scale 0..255 as the rule does: (x - 128) / 128, or 2 x / 255 - 1 for `legacy_pytorch`."""
+    """Scale 0..255 as the rule asks: (x - 128) / 128, or 2 x / 255 - 1 for `legacy_pytorch`."""
     return images * (2 / 255) - 1 if mode == "legacy_pytorch" else (images - 128) / 128
 
 
@@ -111,11 +112,11 @@ class Inception(nn.Module):
 
 
 def load_inception(mode: str, say: Callable[[str], None] = lambda text: None) -> tuple[Inception, str]:
-    """Return the network and the SHA-256 of its file; fetched once, or put in its place by hand.
+    """Return the network and the SHA-256 of its file, which is downloaded once unless somebody has put it in place.
 
     Raises:
         OfflineError: the file is absent and cannot be downloaded.
-        DataError: the file is no TorchScript of that shape.
+        DataError: the file is not a TorchScript module of that shape.
     """
     path = fetch(WEIGHTS, say)
     digest = sha256(path)
@@ -138,14 +139,14 @@ def _load_script(path: Path) -> torch.jit.ScriptModule:
 
 
 def load_script(path: Path, device: str = "cpu") -> torch.jit.ScriptModule:
-    """Load a TorchScript file in evaluation mode; torch's advice to write other formats is for its author."""
+    """Load a TorchScript file in evaluation mode, without torch's advice to its author to use another format."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=FutureWarning)
         return torch.jit.load(str(path), map_location=device).eval()
 
 
 def tile_channels(images: Array) -> Array:
-    """Return uint8 (B, H, W, 3): gray images are repeated; alpha is refused."""
+    """Return uint8 (B, H, W, 3): gray channels are repeated, alpha is refused."""
     if images.shape[-1] == 1:
         return images.repeat(3, axis=-1)
     if images.shape[-1] != 3:

@@ -18,10 +18,10 @@ BLOCK = 5000
 
 
 class Score(NamedTuple):
-    """Mean and standard deviation over blocks, and the blocks' scores."""
+    """Mean and standard deviation over blocks (None of a single block, which has no spread), and the blocks' scores."""
 
     mean: float
-    std: float
+    std: float | None
     blocks: tuple[float, ...]
 
 
@@ -42,7 +42,7 @@ def inception_score(probabilities: Array, block: int = BLOCK, splits: int | None
     require_finite(probabilities)
     edges = [i * count // splits for i in range(splits + 1)] if splits else [*range(0, count, block), count]
     scores = [_block_score(probabilities[a:b]) for a, b in pairwise(edges) if b > a]
-    return Score(float(np.mean(scores)), float(np.std(scores)), tuple(scores))
+    return Score(float(np.mean(scores)), float(np.std(scores)) if len(scores) > 1 else None, tuple(scores))
 
 
 def _block_score(block: Array) -> float:

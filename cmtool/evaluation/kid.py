@@ -1,8 +1,11 @@
 """Kernel distance: the unbiased squared maximum mean discrepancy with a cubic kernel (Binkowski et al. 2018).
 
 k(x, y) = (x.y / D + 1)^3. The published number is the mean over 100 random subsets of 1,000 images from each side.
-The subsets are drawn as torch-fidelity draws them (NumPy's legacy generator, seed 2020), so that the two agree in every
-digit. The estimator is unbiased and may be negative.
+The subsets are drawn as torch-fidelity draws them (NumPy's legacy generator, seed 2020), so that both agree in every
+digit. The estimator is unbiased, so it can be negative. A set is at distance 0 from itself, which needs no estimate.
+
+The spread over subsets means something only if a subset is smaller than both sets: subsets that hold a whole set are
+all equal, and their spread is rounding.
 """
 
 from __future__ import annotations
@@ -13,28 +16,34 @@ from typing import NamedTuple
 import numpy as np
 
 from cmtool.errors import DataError
+from cmtool.evaluation.frechet import ROUNDING
 from cmtool.evaluation.statistics import Array, require_finite
 
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020
 
 
+# Rows that differ by less than this, in units of the features' root mean square, differ only by float32 rounding.
+SAME = 1e-6
+
+
 class KernelDistance(NamedTuple):
-    """Mean over subsets, standard deviation over subsets, and images in a subset."""
+    """Mean over subsets, standard deviation over subsets (None where they hold a whole set), images in a subset."""
 
     mean: float
-    std: float
+    std: float | None
     subset: int
 
 
 def kernel_distance(
     generated: Array, reference: Array, draws: Iterable[tuple[Array, Array]] | None = None, subsets: int = SUBSETS
 ) -> KernelDistance:
-    """Kernel distance of features (n, D) and (m, D), in float64.
+    """Return the kernel distance of features (n, D) and (m, D), in float64.
 
     Args:
         generated: features of the samples.
         reference: features of the real images.
-        draws: pairs of row indices (samples, reference); None: `subset_draws` with the standard seed.
+        draws: pairs of row indices (samples, reference), estimated from whatever they hold; None: `subset_draws` with
+            the standard seed.
         subsets: number of subsets when `draws` is None.
 
     Raises:
@@ -46,14 +55,32 @@ def kernel_distance(
         raise DataError("the kernel distance needs at least 2 images on each side.")
     require_finite(generated)
     require_finite(reference)
+    size, smaller = subset_size(len(generated), len(reference)), min(len(generated), len(reference))
+    if draws is None and same_rows(generated, reference):
+        return KernelDistance(0.0, None, size)
+    if draws is None and len(generated) == len(reference) == size:
+        subsets = 1  # all of them would hold the same two sets
     pairs = draws or subset_draws(len(generated), len(reference), subsets)
-    # The kernel is symmetric and subsets overlap, so the distances stay near zero: float64 keeps their digits.
+    # The distances are small differences of large sums: float64 keeps their digits.
     values = [mmd(generated[a].astype(np.float64), reference[b].astype(np.float64)) for a, b in pairs]
-    return KernelDistance(float(np.mean(values)), float(np.std(values)), subset_size(len(generated), len(reference)))
+    return KernelDistance(float(np.mean(values)), float(np.std(values)) if size < smaller else None, size)
+
+
+def same_rows(first: Array, second: Array) -> bool:
+    """Whether two sets of features (n, D) hold the same rows, in any order and up to rounding of a feature network."""
+    if first.shape != second.shape:
+        return False
+    near = SAME * float(np.sqrt(np.mean(np.square(second, dtype=np.float64))))
+    if np.abs(first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)).max() > near:
+        return False
+    # Projected on a line, equal rows fall on the same place; a random line keeps different rows apart.
+    line = np.random.default_rng(0).standard_normal(first.shape[1])
+    rows, others = (features[np.argsort(features @ line, kind="stable")] for features in (first, second))
+    return bool(np.abs(rows - others).max() <= near)
 
 
 def subset_size(n: int, m: int) -> int:
-    """Images in a subset: 1,000, or all of the smaller side."""
+    """Return the number of images in a subset: 1,000, or all of the smaller side."""
     return min(n, m, SUBSET_SIZE)
 
 
@@ -65,12 +92,15 @@ def subset_draws(n: int, m: int, subsets: int = SUBSETS, seed: int = SEED) -> It
 
 
 def mmd(x: Array, y: Array) -> float:
-    """Unbiased squared maximum mean discrepancy of rows x (n, D) and y (m, D), all pairs."""
+    """Return the unbiased squared MMD of rows x (n, D) and y (m, D) over all pairs; 0 if only rounding is left."""
     n, m = len(x), len(y)
     kxx, kyy, kxy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     within_x = (kxx.sum() - np.trace(kxx)) / (n * (n - 1))
     within_y = (kyy.sum() - np.trace(kyy)) / (m * (m - 1))
-    return float(within_x + within_y - 2 * kxy.mean())
+    across = 2 * kxy.mean()
+    value = float(within_x + within_y - across)
+    rounding = ROUNDING * (abs(within_x) + abs(within_y) + abs(across))
+    return value if abs(value) > rounding else 0.0
 
 
 def _kernel(x: Array, y: Array) -> Array:

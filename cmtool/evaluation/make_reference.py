@@ -1,65 +1,49 @@
-"""Write a reference of one's own: statistics, images for precision and recall, and what they were made with."""
+"""Write a reference of your own: statistics, images for precision and recall, and what they were made with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from cmtool import __version__
-from cmtool.checkpoint import atomic_write
 from cmtool.errors import DataError
-from cmtool.evaluation.features import Features
-from cmtool.evaluation.measure import measure
+from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.samples import ImageSet
-from cmtool.evaluation.statistics import Array, statistics
+from cmtool.evaluation.statistics import Array
+from cmtool.files.atomic import atomic_write
+from cmtool.version import __version__
 
 KEPT = 10_000  # images kept beside the statistics, as in ADM's batches
 
 
-def make_reference(
-    path: Path,
-    images: ImageSet,
-    network: Features,
-    mode: str,
-    features: str,
-    kept: int = KEPT,
-    batch_size: int = 64,
-    advance: Callable[[int], None] = lambda count: None,
-) -> Path:
-    """Write `mu`, `sigma` (and `mu_s`, `sigma_s`) of all images, and `arr_0` with up to `kept` of them.
+def make_reference(path: Path, judge: Judge, features: str, kept: int = KEPT) -> Path:
+    """Write `mu`, `sigma` (and `mu_s`, `sigma_s`) of a judge's reference images, and `arr_0` with up to `kept` of them.
 
     Args:
         path: the npz to write.
-        images: the real images; uint8.
-        network: from `build_features`.
-        mode: resizing rule, for the record.
-        features: the name that `build_features` knows the network by.
-        kept: images to keep (0: none), chosen at random with a fixed seed when there are more.
-        batch_size: images at once.
-        advance: told the number of images done.
+        judge: of real images, uint8, without statistics from elsewhere.
+        features: the name that `build_features` knows the judge's network by.
+        kept: images to keep (0: none), chosen at random with a fixed seed where there are more.
 
     Raises:
-        DataError: points, which are no images; too few images.
+        DataError: points, which are no images; another ending than .npz.
     """
+    images, side = judge.reference.images, judge.side
+    assert images is not None and side is not None and side.measured is not None
     if images.points:
         raise DataError("a reference file holds images, and these are points.")
-    if path.suffix != ".npz":
-        raise DataError(f"{path} must end in .npz.")
-    measured = measure(images, network, batch_size, advance)
-    fit = statistics(measured.features)
-    arrays = {"mu": fit.mean, "sigma": fit.covariance}
-    if measured.spatial is not None:
-        arrays |= {"mu_s": measured.spatial.mean, "sigma_s": measured.spatial.covariance}
+    check_place(path)
+    arrays = {"mu": side.fit.mean, "sigma": side.fit.covariance}
+    if side.spatial is not None:
+        arrays |= {"mu_s": side.spatial.mean, "sigma_s": side.spatial.covariance}
     meta = {
         "count": images.count,
         "source": f"{images.count:,} images of {images.name}",
-        "images_fingerprint": images.fingerprint,
+        "images_fingerprint": side.fingerprint,
         "features": features,
-        "features_fingerprint": network.fingerprint,
-        "mode": mode,
+        "features_fingerprint": judge.network.fingerprint,
+        "mode": judge.reference.mode,
         "samples": min(50_000, images.count),
         "cmtool": __version__,
     }
@@ -69,6 +53,12 @@ def make_reference(
     with atomic_write(path) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
     return path
+
+
+def check_place(path: Path) -> None:
+    """Refuse to write a reference to a file of another ending; raises `DataError`."""
+    if path.suffix != ".npz":
+        raise DataError(f"{path} must end in .npz.")
 
 
 def _kept_images(images: ImageSet, kept: int) -> Array:

@@ -1,7 +1,7 @@
 """Do samples copy training images? Nearest neighbors in features and in pixels.
 
-A sample counts as a copy when it is closer to its nearest training image than that image is to any other training image
-(the test for authenticity of Alaa et al. 2022). Real images judged the same way, each left out in turn, say which share
+A sample counts as a copy if it is closer to its nearest training image than that image is to any other training image
+(the authenticity test of Alaa et al. 2022). Real images, each left out in turn and judged the same way, show what share
 to expect without any copying: compare with that, not with zero.
 """
 
@@ -20,10 +20,10 @@ ROWS = 1024
 
 
 class Copies(NamedTuple):
-    """Shares of copies among samples and (left out in turn) among real images, and the nearest pairs.
+    """The share of copies among samples and among real images (each left out in turn), and the nearest pairs.
 
-    `distance` (N,) and `nearest` (N,) say for each sample how far and which training image is nearest; `ratio` is the
-    median of the samples' nearest distance over the median between real images.
+    `nearest` (N,) is the nearest training image of each sample and `distance` (N,) how far it is; `ratio` is the
+    median of these distances over the median between real images.
     """
 
     share: float
@@ -42,7 +42,7 @@ def copies(samples: Array, real: Array) -> Copies:
     """Judge rows of `samples` (N, D) against training rows `real` (M, D), in features or flat pixels.
 
     Raises:
-        DataError: for fewer than three training rows or other widths.
+        DataError: fewer than three training rows, or rows of different widths.
     """
     if len(real) < 3 or samples.shape[1] != real.shape[1]:
         raise DataError(f"copies cannot be judged: {samples.shape} samples against {real.shape} training images.")
@@ -58,16 +58,16 @@ def copies(samples: Array, real: Array) -> Copies:
 
 
 def _expected(own: Tensor, own_index: Tensor) -> float:
-    """Share of real images nearer to their nearest than that one is to any third."""
+    """Return the share of real images that are closer to their nearest one than that one is to any third."""
     nearest = own_index[:, 0]
-    # Of the nearest image's own two neighbors, the first that is not the image left out.
+    # Of the nearest image's own two neighbors, take the first that is not the image left out.
     back = own_index[nearest] == torch.arange(len(own))[:, None]
     third = torch.where(back[:, 0], own[nearest, 1], own[nearest, 0])
     return float((own[:, 0] < third).double().mean())
 
 
 def _nearest(rows: Tensor, others: Tensor, count: int, skip_self: bool = False) -> tuple[Tensor, Tensor]:
-    """Distances (n, count) and indices of the nearest `others`; the row of the same number left out if asked."""
+    """Return distances (n, count) and indices of the nearest `others`, without the row itself if `skip_self`."""
     distances, indices = [], []
     for start in range(0, len(rows), ROWS):
         block = torch.cdist(rows[start : start + ROWS], others)

@@ -1,26 +1,27 @@
-"""Judging a model rather than files: its samples are made in memory, with seeds of their own."""
+"""Judging a model instead of files: its samples are made in memory, from seeds of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cmtool.data import to_uint8
-from cmtool.evaluation.features import Features
-from cmtool.evaluation.figures import Figures, compute_figures
 from cmtool.evaluation.frechet import frechet_to_fit
-from cmtool.evaluation.measure import Side, measure
+from cmtool.evaluation.judge import Judge
+from cmtool.evaluation.metrics import Metrics
 from cmtool.evaluation.samples import ImageSet, from_array
 from cmtool.models import Model, ve_process
-from cmtool.samplers.generate import generate, labels_for, streams_for
-from cmtool.samplers.multistep import to_range, unchanged, walk
+from cmtool.samplers.generate import bind, generate, labels_for, streams_for
+from cmtool.samplers.multistep import multistep
 from cmtool.samplers.plan import SamplePlan
 
 BATCH = 256
-# Samples after the first evaluations are kept while times that begin alike are scored, up to this many bytes.
+# While times that begin alike are scored, samples after the shared evaluations are kept, up to this many bytes.
 KEPT_BYTES = 256 * 2**20
 
 
@@ -32,7 +33,7 @@ def make_images(
     batch_size: int = BATCH,
     advance: Callable[[int], None] = lambda count: None,
 ) -> ImageSet:
-    """Sample one image for each seed into memory, quantized by rounding (points stay floats), with its label."""
+    """Sample one image per seed into memory, rounded to bytes (points stay floats), with its label."""
     parts, labels = [], []
     for batch in generate(model, plan, seeds, batch_size=batch_size):
         parts.append(_stored(batch.x0, model))
@@ -42,29 +43,26 @@ def make_images(
     return from_array(np.concatenate(parts), name, np.concatenate(labels) if labels else None)
 
 
-def evaluate_model(
+def judge_model(
+    judge: Judge,
     model: Model,
     plan: SamplePlan,
     seeds: Sequence[int],
-    network: Features,
-    side: Side,
     metrics: Sequence[str] | None = None,
     batch_size: int = BATCH,
-) -> Figures:
-    """Sample a model and compute its figures; nothing is written.
+) -> Metrics:
+    """Sample a model and judge the samples; nothing is written.
 
     Args:
+        judge: what to compare with.
         model: consistency model or teacher.
         plan: sampler and noise levels, from `plan_sampling(model.header, ...)`.
         seeds: one for each sample.
-        network: from `build_features`.
-        side: from `measure_reference`.
-        metrics: as in `compute_figures`.
+        metrics: as in `Judge.__call__`.
         batch_size: images at once.
     """
     images = make_images(model, plan, seeds, batch_size=batch_size)
-    measured = measure(images, network, batch_size, use_cache=False)
-    return compute_figures(measured, side, network, metrics, images.labels)
+    return replace(judge, batch_size=batch_size)(images, metrics, use_cache=False)
 
 
 def _stored(x0: Tensor, model: Model) -> np.ndarray:
@@ -74,18 +72,17 @@ def _stored(x0: Tensor, model: Model) -> np.ndarray:
 
 
 class TimesScore:
-    """Frechet distance as a function of a consistency model's times, with fixed seeds.
+    """The Frechet distance as a function of a consistency model's times, with fixed seeds.
 
-    Times that begin alike share their first evaluations, so that a greedy search costs one evaluation an image for each
-    candidate whatever the number of steps.
+    Times that begin alike share their first evaluations, so that each candidate of a greedy search costs one evaluation
+    per image, whatever the number of steps.
     """
 
-    def __init__(
-        self, model: Model, network: Features, side: Side, seeds: Sequence[int], batch_size: int = BATCH
-    ) -> None:
+    def __init__(self, model: Model, judge: Judge, seeds: Sequence[int], batch_size: int = BATCH) -> None:
+        assert judge.side is not None
         self.model = model
-        self.network = network
-        self.side = side
+        self.network = judge.network
+        self.side = judge.side
         self.batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
         channels, height, width = model.image_shape
         self._keeps = len(seeds) * channels * height * width * 4 <= KEPT_BYTES
@@ -109,7 +106,7 @@ class TimesScore:
         return [self._walk(seeds, times, len(prefix), x0) for seeds, x0 in zip(self.batches, before, strict=True)]
 
     def _walk(self, seeds: Sequence[int], times: tuple[float, ...], done: int, x0: Tensor | None) -> Tensor:
-        """Go on from `x0`, the answer after the first `done` evaluations, with the same noise as an unbroken run."""
+        """Continue from `x0`, the result of the first `done` evaluations, with the noise of an unbroken run."""
         model = self.model
         streams = streams_for(model, seeds)
         label = labels_for(model, streams, None)
@@ -119,4 +116,6 @@ class TimesScore:
         else:
             level = torch.full((len(x0),), times[done], dtype=x0.dtype, device=x0.device)
             x = ve_process(model).renoise(x0, draws[-1], level)
-        return walk(model, x, streams, times[done:], label, unchanged if model.float_samples else to_range)
+        denoise = bind(model, label, clamp=not model.float_samples)
+        noise = partial(streams.normal, model.image_shape)
+        return multistep(denoise, x, (*times[done:], model.sigma_min), noise)

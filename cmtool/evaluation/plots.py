@@ -1,4 +1,4 @@
-"""Pictures of figures: quality against evaluations, distance against time, the closest pairs."""
+"""Plots of metrics: quality against evaluations, distance against time, the closest pairs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cmtool.checkpoint import atomic_write
 from cmtool.data import save_grid
 from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array
+from cmtool.files.atomic import atomic_write
 
 WIDEST_PAIRS = 4  # pairs in a row of the picture of closest pairs
 
@@ -34,7 +34,7 @@ def _write(figure: Any, path: Path) -> Path:
 def plot_quality(
     path: Path, evaluations: Sequence[int], distance: Sequence[float], precision: Sequence[float | None], name: str
 ) -> Path:
-    """Draw a distance (and precision, where known) against evaluations an image; `path` ends in .png, .svg or .pdf."""
+    """Plot a distance (and precision, if known) against evaluations per image; `path` ends in .png, .svg or .pdf."""
     figure, axes = _figure()
     axes.plot(evaluations, distance, "o-")
     axes.set(xlabel="evaluations an image", xscale="log")
@@ -53,7 +53,7 @@ def plot_quality(
 def plot_search(
     path: Path, trace: Sequence[tuple[tuple[float, ...], float]], best: tuple[float, ...], name: str
 ) -> Path:
-    """Draw the distance of every candidate of a search against its last time, one line for each number of times."""
+    """Plot the distance of every candidate of a search against its last time, one line per number of times."""
     figure, axes = _figure()
     for count in sorted({len(times) for times, _ in trace if len(times) > 1}):
         points = sorted((times[-1], value) for times, value in trace if len(times) == count)
@@ -74,7 +74,7 @@ def draw_pairs(path: Path, samples: ImageSet, real: ImageSet, pairs: Sequence[tu
 
 
 def pick(images: ImageSet, rows: Sequence[int]) -> Array:
-    """Return some images of a set, in the order asked, reading it once."""
+    """Return some images of a set in the given order, reading the set once."""
     found: dict[int, Array] = {}
     start = 0
     for batch in images.batches(256):

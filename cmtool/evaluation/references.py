@@ -1,8 +1,8 @@
 """What samples are compared with: published statistics and batches by name, built-in data, presets, files.
 
 Two pixel sets are called ImageNet 64 x 64: the batch that ADM's evaluator and the consistency-model papers use
-(`imagenet64`) and the statistics of EDM's own pixels (`imagenet64-edm`). Figures against one must not be set beside
-figures against the other.
+(`imagenet64`) and the statistics of EDM's own pixels (`imagenet64-edm`). Metrics against one cannot be compared with
+metrics against the other.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from cmtool.data import load_dataset
 from cmtool.data.archives import NpzReader
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
-from cmtool.evaluation.names import check_reference_name
-from cmtool.evaluation.samples import ImageSet, from_dataset, open_images
+from cmtool.evaluation.choices import check_reference_name
+from cmtool.evaluation.samples import ImageSet, from_dataset, open_images, open_npz_images
 from cmtool.evaluation.statistics import Array, Statistics
-from cmtool.evaluation.store import Remote, fetch, sha256
+from cmtool.files.cache import sha256
+from cmtool.files.download import Remote, fetch
 
 Say = Callable[[str], None]
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
@@ -73,10 +74,10 @@ NAMED: dict[str, Named] = {
 
 @dataclass(frozen=True)
 class Reference:
-    """A side to compare with: images, or ready statistics, or both.
+    """What samples are compared with: images, ready statistics, or both.
 
-    `given` are statistics from a file, with `given_features` the fingerprint of the network that they were measured
-    with ("inception" where a published file does not say more); `images` are for precision, recall and KID.
+    `given` are statistics from a file and `given_features` is the fingerprint of the network that they were measured
+    with ("inception" if a published file says no more); `images` are for precision, recall and KID.
     """
 
     name: str
@@ -91,14 +92,17 @@ class Reference:
     digest: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def fingerprint(self) -> str:
-        """What names its content: the file's SHA-256, else the pixels' digest."""
-        return self.digest or (self.images.fingerprint if self.images is not None else "")
+    def own(self, num: int | None, mode: str | None) -> Reference:
+        """Return only its images (`num` of them), without statistics from a file: what a new reference is made from.
+
+        `mode` replaces the resizing rule if it is given.
+        """
+        images = self.images if self.images is None or num is None else self.images.some(num)
+        return Reference(self.name, self.source, images, self.features, self.count, mode or self.mode)
 
 
 def check_reference(text: str, mode: str | None = None, say: Say = lambda text: None) -> None:
-    """Refuse an unknown reference, and fetch a published one, before anything that takes long.
+    """Refuse an unknown reference, and download a published one, before anything slow begins.
 
     Raises:
         DataError: there is no such name, file or preset.
@@ -119,7 +123,7 @@ def resolve_reference(
     Args:
         text: name or path.
         shape: (H, W, C) of the samples; procedural data are drawn at that resolution.
-        mode: resizing rule of Inception, where published statistics exist for several.
+        mode: the resizing rule of Inception, if published statistics exist for several.
         say: told about downloads.
 
     Raises:
@@ -134,7 +138,10 @@ def resolve_reference(
     if named and named.data:
         return _builtin(text, named, shape)
     if Path(text).exists():
-        return _from_path(Path(text))
+        found = _from_path(Path(text))
+        for note in found.images.notes if found.images else ():
+            say(f"{text}: {note}")
+        return found
     return _from_preset(text)
 
 
@@ -171,7 +178,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     reader = NpzReader(path)
     entries = reader.arrays.keys()
     if "mu" not in entries:
-        images = open_images(path)
+        images = open_npz_images(path, reader)
         return Reference(name, f"{images.count:,} images", images, named.features, images.count, mode)
     meta = _meta(reader) if "meta" in entries else {}
     count = int(meta.get("count", 0))
@@ -180,7 +187,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     return Reference(
         name,
         str(meta.get("source") or f"statistics from {path.name}"),
-        open_images(path) if "arr_0" in entries else None,
+        open_npz_images(path, reader) if "arr_0" in entries else None,
         str(meta.get("features", named.features)),
         int(meta.get("samples", named.count)),
         str(meta.get("mode", mode)),

@@ -1,31 +1,36 @@
-"""Sets of images to be judged: an npz, a folder, a zip or images in memory, read in batches.
+"""Sets of images to be evaluated: an npz of samples, anything that `cmtool data` and training read, or arrays.
 
-Everything is uint8 (B, H, W, C) with all images of one size. Points (toy data) are float32 (B, D, 1, 1) in an npz and
-stay floats. Nothing that a file holds is ever unpickled.
+Everything is uint8 (B, H, W, C) and all images of a set have one size. Points (toy data) are float32 (B, D, 1, 1) and
+stay floats. Files are listed and decoded exactly as for training; the notes of a set count those skipped.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import zipfile
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from cmtool.data import Dataset, read_image, to_uint8
-from cmtool.data.archives import is_zip, open_zip, read_member
-from cmtool.data.decode import is_gray
+from cmtool.data import Dataset
+from cmtool.data.archives import NpzReader
+from cmtool.data.array_images import open_array_images
+from cmtool.data.decode import SUFFIXES, SkippedImage, channels_of
+from cmtool.data.packed import is_packed, read_packed
+from cmtool.data.sources.base import Outcome, Source, decode, outcomes, refuse_empty
+from cmtool.data.sources.sniff import UnknownForm, open_source
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BATCH = 64
+HELD = 512_000_000  # bytes; decoded images up to this size are kept for the next pass
+# A file that changed less than this ago could change again without its times showing it.
+SETTLED_NS = 50_000_000
 Batches = Callable[[int], Iterator[Array]]
 
 
@@ -33,8 +38,11 @@ Batches = Callable[[int], Iterator[Array]]
 class ImageSet:
     """Images and what is known about them.
 
-    `shape` is (H, W, C); `read(size)` yields batches; `labels` (N,) int64 or None; `meta` what the maker wrote into the
-    file (model, nfe, times, seeds).
+    `shape` is (H, W, C); `read(size)` yields batches; `labels` are (N,) int64 or None; `meta` is what cmtool wrote into
+    a sample file (model, nfe, times, seeds); `groups` are (N,) classes known only by the names of their folders, which
+    need not be numbered as a network's classes are; `notes` are sentences for the user. `stamp` names the state of the
+    file that every pass reads (path, size, times), "" if that is not known; None if the pixels are in memory and a pass
+    costs nothing.
     """
 
     name: str
@@ -44,37 +52,90 @@ class ImageSet:
     labels: Array | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     points: bool = False
+    groups: Array | None = None
+    notes: tuple[str, ...] = ()
+    stamp: str | None = None
+    _known: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def batches(self, size: int = BATCH) -> Iterator[Array]:
         """Yield uint8 (b, H, W, C) batches (float32 for points), `count` images in all, in order."""
         left = self.count
-        for batch in self.read(size):
-            yield batch[:left]
-            left -= len(batch[:left])
+        digest = None if self._known else hashlib.blake2b(f"{self.shape} {self.points}".encode(), digest_size=16)
+        for whole in self.read(size):
+            batch = whole[:left]
+            left -= len(batch)
+            if digest is not None:
+                digest.update(np.ascontiguousarray(batch).data)
+                if left == 0:
+                    digest.update(str(self.count).encode())
+                    self._known.append(digest.hexdigest())
+            yield batch
             if left <= 0:
                 return
-        if left > 0:
-            raise DataError(f"{self.name} holds {self.count - left} images where {self.count} were announced.")
+        raise DataError(f"{self.name} holds {self.count - left} images where {self.count} were announced.")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of the pixels: the same images in another container have the same."""
-        digest = hashlib.blake2b(f"{self.shape} {self.points}".encode(), digest_size=16)
-        for batch in self.batches(256):
-            digest.update(np.ascontiguousarray(batch).tobytes())
-        digest.update(str(self.count).encode())
-        return digest.hexdigest()
+        """32 hexadecimal digits of the pixels, the same for the same images in any container.
+
+        Every complete pass over the images computes it on the way, so it costs a pass only if there was none before.
+        """
+        if not self._known:
+            for _ in self.batches(256):
+                pass
+        return self._known[0]
 
     def first(self, count: int) -> ImageSet:
         """Return the set of the first `count` images; raises `DataError` when there are fewer."""
         if count > self.count:
             raise DataError(f"{self.name} holds {self.count} images; {count} are asked for.")
         labels = None if self.labels is None else self.labels[:count]
-        return replace(self, count=count, labels=labels) if count < self.count else self
+        stamp = f"{self.stamp} first {count}" if self.stamp else self.stamp
+        return replace(self, count=count, labels=labels, stamp=stamp) if count < self.count else self
+
+    def some(self, count: int) -> ImageSet:
+        """Return `count` of the images; a note says how they were chosen.
+
+        Samples of consecutive seeds are independent, so the first ones are taken. From any other set every class
+        contributes its share, spread over the order of its files. The choice is the same every time.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if count >= self.count or "seeds" in self.meta:
+            return self.first(count)
+        classes = self.groups if self.groups is not None else self.labels
+        rows = _spread(np.zeros(self.count) if classes is None else classes, count)
+        over = "its files" if classes is None else f"its {len(np.unique(classes)):,} classes"
+        note = f"{count:,} of {self.count:,} images, spread evenly over {over}"
+        labels, groups = (None if known is None else known[rows] for known in (self.labels, self.groups))
+        read = partial(_chosen_batches, self, rows)
+        stamp = f"{self.stamp} some {count}" if self.stamp else self.stamp
+        notes = (*self.notes, note)
+        return replace(self, count=count, read=read, labels=labels, groups=groups, notes=notes, stamp=stamp)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the fingerprint is known, so that asking for it takes no pass."""
+        return bool(self._known)
+
+    def in_memory(self) -> ImageSet:
+        """Return the set with its pixels in memory, so that further passes read no file."""
+        if self.stamp is None:
+            return self
+        held = from_array(self.all(), self.name)
+        return replace(self, read=held.read, stamp=None)
 
     def all(self) -> Array:
         """Return every image at once (N, H, W, C)."""
         return np.concatenate(list(self.batches(1024)))
+
+
+def image_shape(header: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (H, W, C) of the samples of a model, from its header; points are (D, 1, 1)."""
+    data = header["data"]
+    side, channels = data["resolution"], data["channels"]
+    return (channels, 1, 1) if data.get("float_samples") else (side, side, channels)
 
 
 def from_array(images: Array, name: str, labels: Array | None = None, meta: dict[str, Any] | None = None) -> ImageSet:
@@ -85,6 +146,10 @@ def from_array(images: Array, name: str, labels: Array | None = None, meta: dict
 
     if not len(images):
         raise DataError(f"{name} holds no images.")
+    if images.ndim != 4 or (images.dtype == np.uint8 and images.shape[3] not in (1, 3, 4)):
+        raise DataError(
+            f"{name}: an array {images.dtype} {images.shape} is no batch of images.", "give uint8 (N, H, W, C)"
+        )
     shape = (images.shape[1], images.shape[2], images.shape[3])
     points = images.dtype != np.uint8
     return ImageSet(name, len(images), shape, read, labels, meta or {}, points)
@@ -98,166 +163,189 @@ def from_dataset(data: Dataset, name: str) -> ImageSet:
     return from_array(data.images.permute(0, 2, 3, 1).numpy(), name, labels)
 
 
+def _spread(classes: Array, count: int) -> Array:
+    """Return `count` ascending rows: sort the rows by class, cut them into equal stretches, take one row of each.
+
+    A fixed seed draws the row of a stretch. With a fixed stride, a set that cycles through something would show only
+    one phase of the cycle.
+    """
+    order = np.argsort(classes, kind="stable")
+    within = np.random.default_rng(0).random(count)
+    places = np.floor((np.arange(count) + within) * (len(order) / count)).astype(np.int64)
+    return np.sort(order[np.minimum(places, len(order) - 1)])
+
+
+def _chosen_batches(images: ImageSet, rows: Array, size: int) -> Iterator[Array]:
+    """Yield batches of the images in the ascending `rows`."""
+
+    def parts() -> Iterator[Array]:
+        start = 0
+        for batch in images.batches(256):
+            low, high = np.searchsorted(rows, (start, start + len(batch)))
+            yield from batch[rows[low:high] - start]
+            start += len(batch)
+
+    return _batched(parts(), size)
+
+
+def _batched(images: Iterable[Array], size: int) -> Iterator[Array]:
+    """Stack images (H, W, C) into batches of `size`."""
+    waiting: list[Array] = []
+    for image in images:
+        waiting.append(image)
+        if len(waiting) == size:
+            yield np.stack(waiting)
+            waiting = []
+    if waiting:
+        yield np.stack(waiting)
+
+
 def open_images(path: str | Path) -> ImageSet:
-    """Open an npz, a folder of images or a zip of images.
+    """Open an .npz of samples, or any data set that `cmtool data` reads: a folder or a zip of images, ...
+
+    Image files that cannot be read are skipped; the notes of the set count them.
 
     Raises:
-        DataError: missing, empty, damaged, of several sizes, floats outside [-1, 1], or an npz of Python objects.
+        DataError: the set is missing, empty or damaged, mixes sizes, or has an .npz of unknown range or of objects.
     """
     path = Path(path)
-    if path.is_dir():
-        return _open_folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise DataError(
             f"there are no samples at {path}.", "name an .npz, a folder or a zip of images, or a run folder"
         )
-    if path.suffix == ".npz":
-        return _open_npz(path)
-    if is_zip(path):
-        return _open_zip(path)
-    if path.suffix.lower() in SUFFIXES:
+    if path.is_file() and path.suffix == ".npz":
+        return open_npz_images(path)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path} is a single image, not a set of samples.", "write samples with --out samples.npz")
-    raise DataError(f"{path} is no .npz, no folder and no zip of images, or it is damaged.")
-
-
-# --- npz -------------------------------------------------------------------------------------------------------------
-
-
-def _open_npz(path: Path) -> ImageSet:
-    if not is_zip(path):
-        raise DataError(f"{path} is damaged or is no npz.")
-    open_zip(path).close()  # refuses what would expand like a bomb
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "arr_0" not in archive.files:
-                found = ", ".join(archive.files) or "nothing"
-                raise DataError(f"{path} has no entry arr_0 (found: {found}): it holds no images.")
-            labels = archive["arr_1"] if "arr_1" in archive.files else None
-            meta = json.loads(str(archive["meta"])) if "meta" in archive.files else {}
-        shape, dtype = _npy_header(path)
-        if labels is not None and not isinstance(labels, np.ndarray):
-            raise DataError(f"{path} is damaged: its labels are no array.")
-    except DataError:
-        raise
-    except ValueError as error:
-        if "pickle" in str(error).lower() or "object" in str(error).lower():
-            raise DataError(f"{path} holds Python objects, which are never loaded: they can run code.") from error
-        raise DataError(f"{path} is damaged or is no npz: {error}.") from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        # A strange archive fails in any way inside zipfile, zlib and NumPy; none of them may end in a traceback.
-        raise DataError(f"{path} is damaged or is no npz.") from error
-    return _checked_npz(path, shape, dtype, labels, meta if isinstance(meta, dict) else {})
+        if path.is_file() and is_packed(path):
+            return from_dataset(read_packed(path), str(path))
+        return _from_source(open_source(path), str(path))
+    except PermissionError:
+        raise DataError(f"no permission to read {path}.") from None
+    except UnknownForm:
+        raise DataError(f"{path} is no .npz, no folder and no zip of images, or it is damaged.") from None
 
 
-def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of arr_0 without reading it."""
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    if dtype.hasobject:
-        raise DataError(f"{path} holds Python objects, which are never loaded: they can run code.")
-    if fortran and len(shape) > 1:
-        raise DataError(f"{path} stores arr_0 in Fortran order, which cannot be read in batches.", "save it in C order")
-    return shape, dtype
+def open_npz_images(path: Path, reader: NpzReader | None = None) -> ImageSet:
+    """Open the images in an .npz, through `reader` if it is already open; see `open_images`."""
+    stamp = _stamp(path)
+    found = open_array_images(path, reader)
+    return ImageSet(
+        str(path),
+        found.count,
+        found.shape,
+        found.blocks,
+        found.labels,
+        found.meta,
+        found.points,
+        notes=found.notes,
+        stamp=stamp,
+    )
 
 
-def _checked_npz(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype, labels: Array | None, meta: dict[str, Any]
-) -> ImageSet:
-    kind = f"arr_0 is {dtype} {shape}"
-    points = dtype.kind == "f" and len(shape) == 4 and shape[2:] == (1, 1)
-    if len(shape) != 4 or not (points or shape[-1] in (1, 3, 4)):
-        raise DataError(f"{path}: {kind}; samples are uint8 (N, H, W, C) with 1, 3 or 4 channels.")
-    if dtype != np.uint8 and dtype.kind != "f":
-        raise DataError(f"{path}: {kind}; samples are uint8, or floats in [-1, 1].")
-    if shape[0] == 0 or 0 in shape:
-        raise DataError(f"{path} holds no images ({kind}).")
-    if labels is not None and labels.shape != (shape[0],):
-        raise DataError(f"{path}: arr_1 holds labels of shape {labels.shape} for {shape[0]} images.")
-
-    def read(size: int) -> Iterator[Array]:
-        for batch in _npy_batches(path, shape, dtype, size):
-            yield batch if dtype == np.uint8 else _from_floats(batch, path, points)
-
-    return ImageSet(str(path), shape[0], (shape[1], shape[2], shape[3]), read, labels, meta, points)
+def _stamp(path: Path) -> str:
+    state = path.stat()
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < SETTLED_NS:
+        return ""
+    return f"{path.resolve()} {state.st_ino} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
 
 
-def _npy_batches(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> Iterator[Array]:
-    row = int(np.prod(shape[1:])) * dtype.itemsize
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            read(stream)
-            for start in range(0, shape[0], size):
-                count = min(size, shape[0] - start)
-                data = stream.read(count * row)
-                if len(data) != count * row:
-                    raise DataError(f"{path} is damaged: it ends after {start} of {shape[0]} images.")
-                yield np.frombuffer(bytearray(data), dtype=dtype).reshape(
-                    count, *shape[1:]
-                )  # a copy that may be written to
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged: {error}.") from error
+# --- image files -----------------------------------------------------------------------------------------------------
 
 
-def _from_floats(batch: Array, path: Path, points: bool) -> Array:
-    values = batch.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise DataError(f"{path} holds values that are not finite (NaN or infinity).")
-    if points:
-        return values
-    low, high = float(values.min()), float(values.max())
-    if low < -1.001 or high > 1.001:
+@dataclass
+class _Scan:
+    """The result of one pass over all files of a source: which can be used, their sizes and channels."""
+
+    rows: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    images: list[Array] | None = field(default_factory=list)
+    bytes: int = 0
+    first_skip: SkippedImage | None = None
+    shape: tuple[int, ...] = ()
+
+    def add(self, row: int, outcome: Outcome) -> None:
+        """Add one file."""
+        image = outcome.image
+        if isinstance(image, SkippedImage):
+            self.skipped[image.reason] += 1
+            self.first_skip = self.first_skip or image
+            return
+        self.rows.append(row)
+        if outcome.label is not None:
+            self.labels.append(outcome.label)
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        self.sizes[size] += 1
+        self.examples.setdefault(size, outcome.name)
+        self.channels[image.shape[2]] += 1
+        self.shape = image.shape
+        self.bytes += image.nbytes
+        if self.images is not None and self.bytes <= HELD:
+            self.images.append(image)
+        else:
+            self.images = None
+
+
+def _from_source(source: Source, name: str) -> ImageSet:
+    """Look at every file of a source once, because size and channels are those of all files, not of the first."""
+    scan = _Scan(skipped=Counter(source.skipped))
+    for row, outcome in enumerate(outcomes(source.records(), partial(decode, channels=None))):
+        scan.add(row, outcome)
+    if not scan.rows:
+        refuse_empty(source, scan.skipped, scan.first_skip)
+    _one_size(scan, name)
+    channels = next(iter(scan.channels)) if len(scan.channels) == 1 else 3
+    labels = np.array(scan.labels, np.int64) if len(scan.labels) == len(scan.rows) else None
+    named = source.class_names is not None
+    shape = (scan.shape[0], scan.shape[1], channels)
+    read = partial(_batches_of, source, scan, channels)
+    return ImageSet(
+        name,
+        len(scan.rows),
+        shape,
+        read,
+        None if named else labels,
+        groups=labels if named else None,
+        notes=(*_scan_notes(scan, source), *source.notes),
+        stamp=None if scan.images is not None else "",
+    )
+
+
+def _batches_of(source: Source, scan: _Scan, channels: int, size: int) -> Iterator[Array]:
+    images: Iterable[Any] = scan.images if scan.images is not None else _decoded_again(source, scan.rows)
+    return _batched((channels_of(image, channels) for image in images), size)
+
+
+def _decoded_again(source: Source, rows: list[int]) -> Iterator[Array]:
+    usable = set(rows)
+    records = (record for row, record in enumerate(source.records()) if row in usable)
+    for outcome in outcomes(records, partial(decode, channels=None)):
+        if isinstance(outcome.image, SkippedImage):
+            raise DataError(f"{source.path} has changed while it was read: {outcome.image.message}")
+        yield outcome.image
+
+
+def _one_size(scan: _Scan, name: str) -> None:
+    if len(scan.sizes) > 1:
+        (usual, most), (other, _), *_ = scan.sizes.most_common()
         raise DataError(
-            f"{path} holds floats from {low:.4g} to {high:.4g}; float images must lie in [-1, 1].",
-            "save uint8 (0 to 255), or scale by x / 127.5 - 1",
+            f"{name}: {scan.examples[usual]} is {usual} and {scan.examples[other]} is {other}; all must be of one size "
+            f"({most:,} of {len(scan.rows):,} are {usual}).",
+            "bring them to one size first; figures of mixed sizes mean nothing",
         )
-    return to_uint8(torch.from_numpy(values)).numpy()
 
 
-# --- files of images -------------------------------------------------------------------------------------------------
-
-
-def _open_folder(folder: Path) -> ImageSet:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return _from_files(str(folder), [str(path) for path in files], lambda name: Path(name).read_bytes())
-
-
-def _open_zip(path: Path) -> ImageSet:
-    with open_zip(path) as archive:
-        names = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
-
-    def load(name: str) -> bytes:
-        with open_zip(path) as archive:
-            return read_member(archive, name)
-
-    return _from_files(str(path), names, load)
-
-
-def _from_files(where: str, names: list[str], load: Callable[[str], bytes]) -> ImageSet:
-    if not names:
-        raise DataError(f"{where} holds no images.", f"the endings that count are {', '.join(SUFFIXES)}")
-    channels = 1 if is_gray(load(names[0])) else 3
-    first = read_image(load(names[0]), channels, names[0])
-
-    def read(size: int) -> Iterator[Array]:
-        for start in range(0, len(names), size):
-            images = [read_image(load(name), channels, name) for name in names[start : start + size]]
-            for name, image in zip(names[start : start + size], images, strict=True):
-                if image.shape != first.shape:
-                    raise DataError(
-                        f"{where}: {names[0]} is {_size(first)} and {name} is {_size(image)}; all must be of one size.",
-                        "bring them to one size first; figures of mixed sizes mean nothing",
-                    )
-            yield np.stack(images)
-
-    shape = (first.shape[0], first.shape[1], first.shape[2])
-    return ImageSet(where, len(names), shape, read)
-
-
-def _size(image: Array) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"
+def _scan_notes(scan: _Scan, source: Source) -> list[str]:
+    notes = []
+    if scan.skipped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(scan.skipped.items()))
+        notes.append(f"skipped {sum(scan.skipped.values()):,} of {source.found:,} files: {reasons}")
+    if len(scan.channels) > 1:
+        gray = scan.channels[1]
+        notes.append(f"{gray:,} of {len(scan.rows):,} images are gray and the others are not: all are taken in color")
+    return notes

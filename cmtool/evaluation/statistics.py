@@ -1,7 +1,7 @@
 """Means and covariances of features in one pass, in float64 and bounded memory.
 
-The sums are taken around the first row that is seen (a shift), so that features far from zero lose no digits, and two
-accumulators can be merged: a set may be measured in parts and on several machines.
+All sums are taken relative to the first row (a shift), so that features far from zero lose no digits. Accumulators can
+be merged, so that a set can be measured in parts and on several machines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK = 1024
 class Statistics:
     """A Gaussian fitted to features: `mean` (D,), unbiased `covariance` (D, D), both float64, and the `count` of rows.
 
-    `count` is 0 where a published file does not say how many images it stands for.
+    `count` is 0 if a published file does not say how many images it describes.
     """
 
     count: int
@@ -46,7 +46,7 @@ class Moments:
         self.outer = np.zeros((dim, dim), order="F")
 
     def add(self, features: Array) -> None:
-        """Take in `features` (n, D) of any float type; raises `DataError` for another width."""
+        """Add `features` (n, D) of any float type; raises `DataError` for another width."""
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise DataError(f"features of shape {features.shape} do not fit statistics of {self.dim} features.")
         for start in range(0, len(features), CHUNK):
@@ -97,7 +97,7 @@ def statistics(features: Array | Iterable[Array]) -> Statistics:
 
 
 def require_finite(features: Array) -> None:
-    """Raise `DataError` where `features` hold NaN or infinity (a sum over all is enough to see them)."""
+    """Raise `DataError` if `features` hold NaN or infinity; the sum over all of them shows it."""
     if not np.isfinite(features.sum(dtype=np.float64)):
         raise DataError(
             "the features hold values that are not finite (NaN or infinity).",

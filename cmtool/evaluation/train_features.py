@@ -2,8 +2,8 @@
 
     python -m cmtool.evaluation.train_features [digits-8 shapes-16 ...]
 
-writes `weights/NAME.safetensors`. The digits' classes are the ten digits. The shapes' are all pairs of shape and color,
-because a network that is only asked for the shape need not see colors, and could not judge them.
+writes `weights/NAME.safetensors`. The classes of digits are the ten digits. Those of shapes are all pairs of shape and
+color, because a network that only has to tell shapes apart would not see colors and could not judge them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPES_COUNT = 5000
 
 
 class Lesson(NamedTuple):
-    """What a network is trained on: images in [-1, 1], classes, passes over the data, and each class's label."""
+    """What a network is trained on: images in [-1, 1], their classes, passes over the data, and each class's label."""
 
     images: Tensor
     classes: Tensor
@@ -50,7 +50,7 @@ def shapes_lesson(resolution: int = 16) -> Lesson:
     colors = list(COLORS)
     shades = torch.tensor([colors.index(shapes_attributes(index).color) for index in range(len(data))])
     labels = [shape for shape in range(len(SHAPES)) for _ in colors]
-    # Large pictures are learned in fewer passes, each of which costs more.
+    # Large pictures are learned in fewer passes, and each pass takes longer.
     return Lesson(from_uint8(data.images), data.labels * len(colors) + shades, 8 if resolution <= 16 else 3, labels)
 
 
@@ -59,7 +59,7 @@ SHIPPED = ("digits-8", "shapes-16", "shapes-64")
 
 
 def train(name: str, seed: int = 0) -> tuple[domain.Classifier, dict[str, Any]]:
-    """Train the network NAME ("digits-8") and return it with what is to be said about it."""
+    """Train the network NAME ("digits-8") and return it with the facts recorded about it."""
     data, resolution = name.rsplit("-", 1)
     lesson = LESSONS[data](int(resolution))
     model = domain.train_classifier(lesson.images, lesson.classes, lesson.epochs, seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import AdmConfig, SongConfig, network_config
 from cmtool.errors import CheckpointError, UserError
 from cmtool.interop.layout import Foreign, QkvOrder, Shapes, reorder_qkv, shapes_of
 from cmtool.interop.openai import HEAD_CHANNELS
@@ -54,7 +54,7 @@ def _blocks(shapes: Shapes, side: int) -> int:
     return sum(bool(re.fullmatch(rf"enc\.{side}x{side}_block\d+\.conv0\.weight", name)) for name in shapes)
 
 
-def detect(tensors: dict[str, Tensor], head_channels: int = HEAD_CHANNELS) -> tuple[NetworkConfig, int, bool]:
+def detect(tensors: dict[str, Tensor], head_channels: int = HEAD_CHANNELS) -> tuple[AdmConfig | SongConfig, int, bool]:
     """Return (network table, image side, whether it is a DhariwalUNet) from names, shapes and the stored FIR filter.
 
     Raises:
@@ -79,7 +79,7 @@ def detect(tensors: dict[str, Tensor], head_channels: int = HEAD_CHANNELS) -> tu
             f"level widths {widths} are no multiples of the base width {base}, which is not known here."
         )
     blocks = [_blocks(shapes, side) for side in sides]
-    config = NetworkConfig(
+    config = network_config(
         kind="adm" if dhariwal else "song",
         channels=base,
         channel_mult=tuple(width // base for width in widths),
@@ -106,7 +106,7 @@ def _filter(tensors: dict[str, Tensor]) -> tuple[int, ...]:
     return tuple(round(float(value / row.abs().min())) for value in row)
 
 
-def _dhariwal_layers(config: NetworkConfig, side: int) -> Iterator[tuple[str, str, str | None]]:
+def _dhariwal_layers(config: AdmConfig | SongConfig, side: int) -> Iterator[tuple[str, str, str | None]]:
     """Yield (their block, our block, our attention layer or None) in any order."""
     levels = len(config.channel_mult)
     blocks = per_level(config.num_blocks, levels, "num_blocks")
@@ -135,7 +135,7 @@ def _dhariwal_layers(config: NetworkConfig, side: int) -> Iterator[tuple[str, st
             yield f"dec.{above}_up", f"output_blocks.{index - 1}.{2 if attends else 1}", None
 
 
-def dhariwal_names(config: NetworkConfig, side: int) -> dict[str, str]:
+def dhariwal_names(config: AdmConfig | SongConfig, side: int) -> dict[str, str]:
     """Return DhariwalUNet layer -> ADM layer, both without `.weight` and `.bias`."""
     names = {"map_layer0": "time_embed.0", "map_layer1": "time_embed.2", "out_norm": "out.0", "out_conv": "out.2"}
     names[f"enc.{side}x{side}_conv"] = "input_blocks.0.0"
@@ -146,13 +146,13 @@ def dhariwal_names(config: NetworkConfig, side: int) -> dict[str, str]:
     return names
 
 
-def _reorder(name: str, tensor: Tensor, config: NetworkConfig, source: QkvOrder, target: QkvOrder) -> Tensor:
+def _reorder(name: str, tensor: Tensor, config: AdmConfig | SongConfig, source: QkvOrder, target: QkvOrder) -> Tensor:
     if ".qkv." not in f".{name}.":
         return tensor
     return reorder_qkv(tensor, number_of_heads(tensor.shape[0] // 3, config.head_channels), source, target)
 
 
-def from_dhariwal(tensors: dict[str, Tensor], config: NetworkConfig, side: int) -> dict[str, Tensor]:
+def from_dhariwal(tensors: dict[str, Tensor], config: AdmConfig | SongConfig, side: int) -> dict[str, Tensor]:
     """Translate DhariwalUNet tensors into our ADM names."""
     names, result = dhariwal_names(config, side), {}
     for name in list(tensors):
@@ -167,7 +167,7 @@ def from_dhariwal(tensors: dict[str, Tensor], config: NetworkConfig, side: int) 
     return result
 
 
-def to_dhariwal(tensors: dict[str, Tensor], config: NetworkConfig, side: int) -> dict[str, Tensor]:
+def to_dhariwal(tensors: dict[str, Tensor], config: AdmConfig | SongConfig, side: int) -> dict[str, Tensor]:
     """Translate our ADM tensors into DhariwalUNet names; needs FiLM conditioning (scale and shift).
 
     Raises:

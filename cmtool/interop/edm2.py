@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import Edm2Config, network_config
 from cmtool.errors import CheckpointError
 from cmtool.interop.edm import NOISE_SCALE
 from cmtool.interop.layout import Foreign, Shapes, shapes_of
@@ -37,7 +37,7 @@ def recognizes(shapes: Shapes) -> bool:
     return {"emb_fourier.freqs", "emb_noise.weight", "out_gain"} <= {_PREFIX.sub("", name) for name in shapes}
 
 
-def detect(tensors: dict[str, Tensor], head_channels: int) -> tuple[NetworkConfig, int]:
+def detect(tensors: dict[str, Tensor], head_channels: int) -> tuple[Edm2Config, int]:
     """Return (network table, image side) from names and shapes.
 
     Raises:
@@ -55,7 +55,7 @@ def detect(tensors: dict[str, Tensor], head_channels: int) -> tuple[NetworkConfi
             f"an EDM2 network of widths {widths}, {noise} noise and {emb} embedding channels is not known here."
         )
     counts = [sum(bool(re.fullmatch(rf"enc\.{s}x{s}_block\d+\.emb_gain", name)) for name in shapes) for s in sides]
-    config = NetworkConfig(
+    config = network_config(
         kind="edm2",
         channels=base,
         channel_mult=tuple(width // base for width in widths),

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_text, save_model
-from cmtool.data.cache import human_bytes, offline
+from cmtool.checkpoint import save_model
 from cmtool.data.images import save_grid
-from cmtool.errors import OfflineError, UserError
+from cmtool.errors import DISTRIBUTION, OfflineError, UserError, install_extra
+from cmtool.files.atomic import atomic_text
+from cmtool.files.cache import offline
 from cmtool.interop.layout import plain_tensors
-from cmtool.models import Model, parameter_count
+from cmtool.models import Model
+from cmtool.networks import parameter_count
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
+from cmtool.units import human_bytes
 
 GRID_IMAGES = 16
 FILES = ("model.safetensors", "README.md", "grid.png")
@@ -101,7 +104,8 @@ def _facts(model: Model) -> Iterator[str]:
 def card(model: Model, nfe: int) -> str:
     """Return the model card in Markdown: what it is, its recipe, its figures with their protocol, an example."""
     what = "consistency model" if model.kind == "consistency" else "diffusion model (a teacher)"
-    title = model.header.get("preset") or "images"
+    own = model.header["data"].get("path")  # not the preset's pictures
+    title = Path(own).name if own else model.header.get("preset") or "images"
     lines = [
         *_front_matter(model),
         "",
@@ -120,7 +124,7 @@ def card(model: Model, nfe: int) -> str:
         "## Use",
         "",
         "```bash",
-        "pip install cmtool",
+        f"pip install {DISTRIBUTION}",
         "cmtool sample --model model.safetensors",
         "```",
         "",
@@ -159,7 +163,7 @@ def _upload(folder: Path, repository: str) -> None:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError("--push needs the package huggingface_hub.", "pip install 'cmtool[hub]'") from None
+        raise UserError("--push needs the package huggingface_hub.", install_extra("hub")) from None
     api = HfApi()
     try:
         api.create_repo(repository, exist_ok=True)

@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import SongConfig, network_config
 from cmtool.errors import CheckpointError
 from cmtool.interop.edm import EDM_QKV, NOISE_SCALE, ONE_HEAD
 from cmtool.interop.layout import Foreign, named, reorder_qkv
 from cmtool.interop.msgpack import Decoder
+from cmtool.interop.weights import choose, judged, settled
 
 SIDE = 32
 ATTENTION = 16
 Leaves = dict[str, np.ndarray]
+# In every set of weights, whole or not; an optimizer's moments lie a level deeper.
+_ANCHOR = re.compile(r"^(Conv_0/kernel|ResnetBlockBigGANpp_0/.*)$")
 
 
 def recognizes(path: Path) -> bool:
@@ -41,11 +44,12 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
         yield prefix[:-1], tree
 
 
-def read_leaves(path: Path) -> Leaves:
-    """Return the averaged weights of a flax checkpoint by their slash-separated names.
+def read_leaves(path: Path, wanted: str | None = None) -> tuple[Leaves, str, str | None]:
+    """Return the weights of a flax checkpoint by slash-separated names, what it calls them, and a sentence about them.
 
     Raises:
         CheckpointError: if it is damaged or holds none.
+        UserError: if the weights that are wanted are not there.
     """
     try:
         document = Decoder(path.read_bytes()).document()
@@ -55,18 +59,19 @@ def read_leaves(path: Path) -> Leaves:
         raise CheckpointError(f"{path} is damaged or no flax checkpoint ({type(error).__name__}).") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} is no flax checkpoint.")
-    for key in ("params_ema", "params"):
-        leaves = dict(_leaves(document.get(key)))
-        if leaves:
-            return leaves
-    return dict(_leaves(document))
+    sets = {key: dict(_leaves(tree)) for key, tree in document.items()}
+    found = [judged((str(key),), leaves) for key, leaves in sets.items() if any(map(_ANCHOR.search, leaves))]
+    if not found:
+        found = [judged((), dict(_leaves(document)))]
+    taken, said = choose(settled(found), wanted, path)
+    return taken.contents, taken.name, said
 
 
 def _count(leaves: Leaves, kind: str) -> int:
     return len({found[0] for name in leaves if (found := re.match(rf"{kind}_\d+(?=/)", name))})
 
 
-def detect(leaves: Leaves) -> NetworkConfig:
+def detect(leaves: Leaves) -> SongConfig:
     """Return the network table of a flax NCSN++.
 
     Raises:
@@ -86,7 +91,7 @@ def detect(leaves: Leaves) -> NetworkConfig:
         raise CheckpointError(f"the flax weights are no NCSN++: they lack {error}.") from None
     if rest or count < 1:
         raise CheckpointError(f"the flax weights are no known NCSN++: {total} blocks do not fit {levels} levels.")
-    return NetworkConfig(
+    return network_config(
         kind="song",
         channels=base,
         channel_mult=tuple(width // base for width in widths),
@@ -101,7 +106,7 @@ def detect(leaves: Leaves) -> NetworkConfig:
     )
 
 
-def _order(config: NetworkConfig) -> Iterator[tuple[str, str | None]]:
+def _order(config: SongConfig) -> Iterator[tuple[str, str | None]]:
     """Yield (EDM block, "attention" if it has one) in the order in which flax numbers its blocks."""
     levels = len(config.channel_mult)
     count = config.num_blocks if isinstance(config.num_blocks, int) else config.num_blocks[0]
@@ -122,7 +127,7 @@ def _order(config: NetworkConfig) -> Iterator[tuple[str, str | None]]:
             yield f"dec.{side}x{side}_block{j}", "attention" if j == count and side in config.attention else None
 
 
-def _plan(config: NetworkConfig) -> Iterator[tuple[str, str, str]]:
+def _plan(config: SongConfig) -> Iterator[tuple[str, str, str]]:
     """Yield (flax layer, our layer, kind) with kind "conv", "dense", "norm" or "attention"."""
     yield from (("Dense_0", "map_layer0", "dense"), ("Dense_1", "map_layer1", "dense"))
     yield from (("Conv_0", f"enc.{SIDE}x{SIDE}_conv", "conv"), ("GroupNorm_0", f"dec.{SIDE}x{SIDE}_aux_norm", "norm"))
@@ -160,7 +165,7 @@ def _attention(leaves: Leaves, theirs: str) -> dict[str, Tensor]:
     }
 
 
-def translate(leaves: Leaves, config: NetworkConfig) -> dict[str, Tensor]:
+def translate(leaves: Leaves, config: SongConfig) -> dict[str, Tensor]:
     """Return our tensors; `leaves` is used up.
 
     Raises:
@@ -193,14 +198,17 @@ def translate(leaves: Leaves, config: NetworkConfig) -> dict[str, Tensor]:
     return result
 
 
-def read(path: Path) -> Foreign:
-    """Read a JAX CIFAR-10 checkpoint.
+def read(path: Path, wanted: str | None = None) -> Foreign:
+    """Read a JAX CIFAR-10 checkpoint; `wanted`: "ema", "raw" or a name, None an average where there is one.
 
     Raises:
         CheckpointError: if it is damaged or of another network.
+        UserError: if the weights that are wanted are not there.
     """
-    leaves = read_leaves(path)
+    leaves, name, said = read_leaves(path, wanted)
     config = detect(leaves)
     channels = leaves["Conv_0/kernel"].shape[2]
     notes = ["flax weights do not name the image side; 32 with attention at 16 px, as published, was assumed."]
-    return Foreign("jax", config, channels, SIDE, None, NOISE_SCALE, translate(leaves, config), notes=notes)
+    notes += [said] if said else []
+    translated = translate(leaves, config)
+    return Foreign("jax", config, channels, SIDE, None, NOISE_SCALE, translated, weights=name, notes=notes)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cmtool.data.cache import cache_dir
 from cmtool.diffusion.grid import karras_grid
+from cmtool.files.cache import cache_dir
 
 OPENAI = "https://openaipublic.blob.core.windows.net/consistency"
 MIRROR = "CMTOOL_MIRROR"

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import UNetConfig
 from cmtool.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,12 +29,13 @@ class Foreign:
     """A model of another code base, translated: our network table, our tensor names, and what its file knows.
 
     `form`, `sigma_min`, `sigma_max`, `sigma_data` and `grid` (the number of points it was trained with) are None where
-    the file does not say; `parameterization` is that of the form unless set. `notes` are sentences for the user about
+    the file does not say; `parameterization` is that of the form unless set. `weights`: what its file calls the weights
+    that were taken of several ("" where it has no name for them). `notes` are sentences for the user about
     what was dropped or assumed.
     """
 
     layout: str
-    network: NetworkConfig
+    network: UNetConfig
     channels: int
     resolution: int
     num_classes: int | None
@@ -46,6 +47,7 @@ class Foreign:
     sigma_max: float | None = None
     sigma_data: float | None = None
     grid: int | None = None
+    weights: str = ""
     notes: list[str] = field(default_factory=list)
 
 

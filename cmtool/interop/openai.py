@@ -10,7 +10,7 @@ import re
 
 from torch import Tensor
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import AdmConfig, network_config
 from cmtool.errors import CheckpointError, UserError
 from cmtool.interop.layout import Foreign, Shapes, reorder_qkv, shapes_of
 from cmtool.networks.blocks import number_of_heads
@@ -66,7 +66,7 @@ def _side(mult: tuple[int, ...], resolution: int | None) -> int:
 
 def detect(
     shapes: Shapes, *, resolution: int | None = None, head_channels: int = HEAD_CHANNELS
-) -> tuple[NetworkConfig, int]:
+) -> tuple[AdmConfig, int]:
     """Return (network table, image side) of an OpenAI U-Net from its names and shapes alone.
 
     The side comes from the multipliers unless given; head width, dropout and form are not in the file.
@@ -97,7 +97,7 @@ def detect(
     attends = tuple(
         side // 2**level for level, start in enumerate(starts) if f"input_blocks.{start}.1.qkv.weight" in shapes
     )
-    config = NetworkConfig(
+    config = network_config(
         kind="adm",
         channels=width,
         channel_mult=mult,

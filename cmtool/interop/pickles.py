@@ -1,24 +1,25 @@
-"""NVlabs network pickles without running them.
+"""NVlabs' network pickles, read without running them.
 
-A genuine file names few things: the call that would execute its embedded source, tensor builders, containers. Each
-of those becomes an inert record here; every other name is refused. Nothing from the file is ever called or imported.
+A genuine file names few things: the call that would execute its embedded source, tensor builders, containers. Each of
+those becomes an inert record here, and every other name is refused (`cmtool.files.inert`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmtool.errors import CheckpointError
+from cmtool.files.inert import Refused, read_inert
+from cmtool.interop.weights import Found, judged, settled
 
 
 class Inert:
@@ -160,54 +161,6 @@ _HARMLESS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _Bounded:
-    """A file that is never asked for more bytes than it has: memory would be taken for what a pickle merely claims."""
-
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream = stream
-        self._size = size
-        self.readline = stream.readline
-
-    def read(self, count: int = -1) -> bytes:
-        """Read `count` bytes, fewer at the end."""
-        return self._stream.read(min(count, self._size - self._stream.tell()) if count >= 0 else -1)
-
-    def readinto(self, buffer: bytearray) -> int:
-        """Fill `buffer` from the file."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
-    """The pure Python unpickler: the C one can be made to allocate gigabytes by a single memo index."""
-
-    def _bytearray(self) -> None:
-        # The library's own takes the claimed length before it looks whether the file has it.
-        unpickler: Any = self
-        unpickler.append(bytearray(unpickler.read(int.from_bytes(unpickler.read(8), "little"))))
-
-    dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
-        pickle.BYTEARRAY8[0]: _bytearray,
-    }
-
-    def get_extension(self, code: int) -> None:
-        """Refuse the registry of extension codes."""
-        raise CheckpointError(f"it asks for the extension code {code}.")
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _HARMLESS[module, name]
-        except KeyError:
-            raise CheckpointError(
-                f"it names '{module}.{name}', which no network of this kind needs and which could run code."
-            ) from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise CheckpointError("it refers to data outside itself.")
-
-
 def read_pickle(path: Path) -> Any:
     """Return the contents of a pickle with every object replaced by an inert record.
 
@@ -216,7 +169,9 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with open(path, "rb") as stream:
-            return _Reader(_Bounded(stream, path.stat().st_size)).load()
+            return read_inert(stream, path.stat().st_size, _HARMLESS)
+    except Refused as error:
+        raise CheckpointError(f"{path} is refused: {error}, which no network pickle needs.") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path} is refused: {error.message}") from None
     except (OSError, MemoryError):
@@ -254,19 +209,20 @@ def flatten(module: Any, prefix: str = "", cache: dict[int, Tensor] | None = Non
     return result
 
 
-def network_record(content: Any, path: Path) -> Record:
-    """Return the network inside a snapshot: its average (`ema`) first.
+def network_records(content: Any, path: Path) -> list[Found[Record]]:
+    """Return the networks inside a snapshot.
 
     Raises:
         CheckpointError: if there is none, naming what was found.
     """
     if isinstance(content, Record):
-        return content
-    if isinstance(content, dict):
-        for key in ("ema", "net", "model"):
-            if isinstance(content.get(key), Record):
-                return content[key]
+        return [judged((), content)]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a network snapshot.")
+    found = [judged((str(key),), value) for key, value in content.items() if isinstance(value, Record)]
+    networks = [one for one in found if _submodules(one.contents).keys() & {"_modules", "_parameters"}]
+    if not networks:
         raise CheckpointError(
             f"{path} holds no network under 'ema' or 'net'; it holds: {', '.join(map(str, list(content)[:10]))}."
         )
-    raise CheckpointError(f"{path} holds a {type(content).__name__}, not a network snapshot.")
+    return settled(networks)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmtool.checkpoint import atomic_write
-from cmtool.errors import UserError
+from cmtool.errors import UserError, install_extra
+from cmtool.files.atomic import atomic_write
 from cmtool.models import Model
 from cmtool.networks import set_attention_kernel
 
@@ -110,7 +110,7 @@ def _require_onnx() -> None:
         try:
             __import__(package)
         except ImportError:
-            raise UserError(f"--format onnx needs the package '{package}'.", "pip install 'cmtool[onnx]'") from None
+            raise UserError(f"--format onnx needs the package '{package}'.", install_extra("onnx")) from None
 
 
 def write(model: Model, out: Path, format: str, say: Callable[[str], None]) -> None:

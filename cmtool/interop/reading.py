@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from cmtool.errors import CheckpointError, UsageError, UserError
 from cmtool.interop import diffusers, edm, edm2, jax, openai, pickles
 from cmtool.interop.known import Published, by_file_name
 from cmtool.interop.layout import Foreign, Form, compare_names, named, shapes_of, widen
+from cmtool.interop.neighbors import averages_beside, newest_of_series
 from cmtool.interop.torch_file import find_tensors, load_torch, read_safetensors
+from cmtool.interop.weights import choose
 from cmtool.networks import build_network
 
 KNOWN_LAYOUTS = (
@@ -38,6 +40,7 @@ class ImportOptions:
     sigma_data: float | None = None
     noise_scale: float | None = None
     qkv: str | None = None
+    weights: str | None = None
 
 
 def _from_tensors(
@@ -62,7 +65,8 @@ def _from_tensors(
 
 
 def _from_pickle(path: Path, options: ImportOptions) -> Foreign:
-    record = pickles.network_record(pickles.read_pickle(path), path)
+    taken, said = choose(pickles.network_records(pickles.read_pickle(path), path), options.weights, path)
+    record = taken.contents
     if record.name in _UNSUPPORTED:
         raise CheckpointError(
             f"{path} is a {record.name}: cmtool does not have the {_UNSUPPORTED[record.name]} parameterization.",
@@ -75,6 +79,8 @@ def _from_pickle(path: Path, options: ImportOptions) -> Foreign:
     if not tensors:
         raise CheckpointError(f"{path} holds a {record.name} without weights.")
     foreign = _from_tensors(tensors, path, options, kwargs)
+    foreign.weights = taken.name
+    foreign.notes += _said_of_file(said, path)
     foreign.notes.append(
         f"{record.name} was read without running its embedded source (sha256 {record.source_hash[:12]})."
     )
@@ -95,7 +101,22 @@ def _from_safetensors(path: Path, options: ImportOptions) -> Foreign:
     tensors, metadata = read_safetensors(path)
     if "cmtool" in metadata:
         raise UserError(f"{path} is a cmtool model already.", f"use it as it is: --model {path}")
-    return _from_tensors(find_tensors(tensors, path), path, options, {})
+    return _from_checkpoint(tensors, path, options)
+
+
+def _from_checkpoint(content: Any, path: Path, options: ImportOptions) -> Foreign:
+    tensors, name, said = find_tensors(content, path, options.weights)
+    foreign = _from_tensors(tensors, path, options, {})
+    foreign.weights = name
+    foreign.notes += _said_of_file(said, path)
+    return foreign
+
+
+def _said_of_file(said: str | None, path: Path) -> list[str]:
+    """Return what is said about the weights of one file: what was taken, and an average in a file beside it."""
+    beside = averages_beside(path)
+    lies = f"an average lies beside {path.name}: import {' or '.join(beside)} to take it." if beside else None
+    return [text for text in (said, lies) if text]
 
 
 def read_foreign(path: Path, options: ImportOptions) -> Foreign:
@@ -109,7 +130,14 @@ def read_foreign(path: Path, options: ImportOptions) -> Foreign:
         if (path / "model.safetensors").is_file() and not diffusers.recognizes(path):
             raise UserError(f"{path} is a cmtool run already.", f"use it as it is: --model {path}")
         if diffusers.recognizes(path):
-            return diffusers.read(path)
+            foreign = diffusers.read(path, options.weights)
+            foreign.notes += _said_of_file(None, path)
+            return foreign
+        if series := newest_of_series(path):
+            taken, said = choose(series, options.weights, path)
+            foreign = read_foreign(taken.contents, replace(options, weights=None))
+            foreign.notes[:] = [*([said] if said else []), *foreign.notes]
+            return foreign
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
         raise CheckpointError(f"{path} is no folder that is known here; it holds: {found}. Known: {KNOWN_LAYOUTS}.")
     if not path.is_file():
@@ -119,11 +147,11 @@ def read_foreign(path: Path, options: ImportOptions) -> Foreign:
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return _from_safetensors(path, options)
     if start[:2] == b"PK" or start.startswith(_TORCH_LEGACY):
-        return _from_tensors(find_tensors(load_torch(path), path), path, options, {})
+        return _from_checkpoint(load_torch(path), path, options)
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _from_pickle(path, options)
     if jax.recognizes(path):
-        return jax.read(path)
+        return jax.read(path, options.weights)
     raise CheckpointError(
         f"{path} is no file that is known here ({path.stat().st_size} bytes, beginning {start[:8]!r}). "
         f"Known: {KNOWN_LAYOUTS}."
@@ -186,16 +214,12 @@ def describe(
             "float_samples": False,
         },
         "times": times,
-        "origin": {"layout": foreign.layout, "file": path.name},
+        "origin": _origin(foreign, path, published),
         "versions": {"torch": torch.__version__},
     }
     if preset:
         header["preset"] = preset
-    grid = published.grid if published else foreign.grid
-    if grid:
-        header["origin"]["grid"] = grid
     if published:
-        header["origin"] |= {"name": published.name, "license": published.license}
         header["published"] = {
             "fid": {str(nfe): value for nfe, value in published.fid.items()},
             "source": published.source,
@@ -203,6 +227,18 @@ def describe(
     head = "" if options.head_channels or foreign.layout not in ("openai", "guided-diffusion") else _head_note(foreign)
     assumed = (form_note,) if published else (form_note, range_note, head)
     return header, [note for note in (*foreign.notes, *assumed) if note]
+
+
+def _origin(foreign: Foreign, path: Path, published: Published | None) -> dict[str, Any]:
+    """Where an imported model comes from: layout and file, and what is known beyond."""
+    origin: dict[str, Any] = {"layout": foreign.layout, "file": path.name}
+    if foreign.weights:
+        origin["weights"] = foreign.weights
+    if grid := (published.grid if published else foreign.grid):
+        origin["grid"] = grid
+    if published:
+        origin |= {"name": published.name, "license": published.license}
+    return origin
 
 
 def _head_note(foreign: Foreign) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,19 +17,9 @@ from torch import Tensor
 from cmtool.checkpoint import read_preamble
 from cmtool.data.archives import is_zip
 from cmtool.errors import CheckpointError
+from cmtool.interop.state_dicts import weights_in
+from cmtool.interop.weights import choose, says_average
 
-# In the order of preference: the average comes before the live weights.
-_NESTED = (
-    "model_ema_state_dict",
-    "ema_state_dict",
-    "params_ema",
-    "ema",
-    "model_state_dict",
-    "state_dict",
-    "model",
-    "net",
-)
-_PREFIXES = ("module.", "_orig_mod.")
 _LARGE = 1 << 28
 
 
@@ -72,7 +64,9 @@ def load_torch(path: Path) -> Any:
     if zipped:
         check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
+        # Training scripts keep their arguments beside the weights; a namespace only stores what it is given.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "GLOBAL" in str(error):
             raise CheckpointError(
@@ -89,32 +83,33 @@ def load_torch(path: Path) -> Any:
         raise CheckpointError(f"{path} is no torch file, or is damaged; was the download complete?") from None
 
 
-def find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict inside what a torch file held: itself, or the (averaged) model within a checkpoint.
+def find_tensors(content: Any, path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], str, str | None]:
+    """Return the state dict inside what a file held, the file's name for it, and what is to be said about the choice.
+
+    `wanted`: "ema", "raw" or a name; None takes an average where there is one.
 
     Raises:
         CheckpointError: if there is none.
+        UserError: if what is wanted is not there, or several fit.
     """
-    if isinstance(content, Mapping):
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            return {_plain(str(name)): value.detach() for name, value in content.items()}
-        for key in _NESTED:
-            if isinstance(content.get(key), Mapping):
-                return find_tensors(content[key], path)
-        found = ", ".join(map(str, list(content)[:10]))
-        raise CheckpointError(f"{path} holds no state dict; it holds: {found or 'nothing'}.")
-    raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
-
-
-def _plain(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a torch file."""
-    return find_tensors(load_torch(path), path)
+    if not isinstance(content, Mapping | list | tuple):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    try:
+        found = weights_in(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is refused: {error.message}") from None
+    if not found and isinstance(content, Mapping):
+        held = ", ".join(map(str, list(content)[:10]))
+        raise CheckpointError(f"{path} holds no state dict; it holds: {held or 'nothing'}.")
+    if not found:
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    if len(found) == 1 and not found[0].name and says_average([path.stem]):
+        found = [replace(found[0], average=True)]
+    taken, said = choose(found, wanted, path)
+    flat = isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+    # Prefixes alone are no choice to speak of.
+    plain = flat and len(found) == 1 and not taken.average
+    return dict(taken.contents), taken.name, None if plain else said
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

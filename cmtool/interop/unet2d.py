@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import AdmConfig, network_config
 from cmtool.errors import CheckpointError, UserError
 from cmtool.interop.layout import take
 from cmtool.networks.blocks import per_level
@@ -93,7 +93,7 @@ def _places(blocks: tuple[int, ...], attends: tuple[bool, ...]) -> Iterator[tupl
     yield from (("out.0", "conv_norm_out", "plain"), ("out.2", "conv_out", "plain"))
 
 
-def _layers(config: NetworkConfig, side: int) -> Iterator[tuple[str, str, str]]:
+def _layers(config: AdmConfig, side: int) -> Iterator[tuple[str, str, str]]:
     """Yield (our layer, their layer, kind): kinds "copy" and, for attention, "qkv" and "project"."""
     blocks = per_level(config.num_blocks, len(config.channel_mult), "num_blocks")
     attends = tuple(side // 2**level in config.attention for level in range(len(config.channel_mult)))
@@ -108,7 +108,7 @@ def _layers(config: NetworkConfig, side: int) -> Iterator[tuple[str, str, str]]:
             yield f"{ours}.proj_out", f"{theirs}.to_out.0", "project"
 
 
-def to_diffusers(tensors: dict[str, Tensor], config: NetworkConfig, side: int) -> dict[str, Tensor]:
+def to_diffusers(tensors: dict[str, Tensor], config: AdmConfig, side: int) -> dict[str, Tensor]:
     """Translate ADM tensors into UNet2DModel's names; q, k and v become three linear layers."""
     result: dict[str, Tensor] = {}
     for ours, theirs, kind in _layers(config, side):
@@ -126,7 +126,7 @@ def to_diffusers(tensors: dict[str, Tensor], config: NetworkConfig, side: int) -
     return result
 
 
-def from_diffusers(tensors: dict[str, Tensor], config: NetworkConfig, side: int) -> dict[str, Tensor]:
+def from_diffusers(tensors: dict[str, Tensor], config: AdmConfig, side: int) -> dict[str, Tensor]:
     """Translate UNet2DModel's tensors into ours; `tensors` is used up."""
     for name in [name for name in tensors if any(f".{old}." in name for old in _OLD_ATTENTION)]:
         new = name
@@ -149,7 +149,7 @@ def from_diffusers(tensors: dict[str, Tensor], config: NetworkConfig, side: int)
     return result
 
 
-def network_of(config: dict[str, Any]) -> tuple[NetworkConfig, int]:
+def network_of(config: dict[str, Any]) -> tuple[AdmConfig, int]:
     """Return (network table, image side) of a UNet2DModel's config.json.
 
     Raises:
@@ -170,7 +170,7 @@ def network_of(config: dict[str, Any]) -> tuple[NetworkConfig, int]:
         if any(width % widths[0] for width in widths):
             raise CheckpointError(f"level widths {widths} are no multiples of the first, which is not known here.")
         attends = tuple(side // 2**level for level, kind in enumerate(down) if kind == "AttnDownBlock2D")
-        table = NetworkConfig(
+        table = network_config(
             kind="adm",
             channels=widths[0],
             channel_mult=tuple(width // widths[0] for width in widths),
@@ -184,7 +184,7 @@ def network_of(config: dict[str, Any]) -> tuple[NetworkConfig, int]:
     return table, side
 
 
-def unet_config(table: NetworkConfig, channels: int, side: int, num_classes: int | None) -> dict[str, Any]:
+def unet_config(table: AdmConfig, channels: int, side: int, num_classes: int | None) -> dict[str, Any]:
     """Return the config.json of a UNet2DModel that is our ADM network.
 
     Raises:

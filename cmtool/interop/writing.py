@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmtool.checkpoint import atomic_write
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import AdmConfig, SongConfig, network_config
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError, unknown
+from cmtool.files.atomic import atomic_write
 from cmtool.interop import diffusers, edm, openai
 from cmtool.interop.layout import plain_tensors
 from cmtool.models import Model, load
@@ -24,11 +24,11 @@ Say = Callable[[str], None]
 _GRID = 40  # points of a scheduler's grid where the model was not trained on one
 
 
-def _table(model: Model) -> NetworkConfig:
-    return NetworkConfig(**model.header["network"])
+def _table(model: Model) -> AdmConfig | SongConfig:
+    return network_config(**model.header["network"])
 
 
-def _require(model: Model, kinds: tuple[str, ...], noise_scale: float, format: str) -> NetworkConfig:
+def _require(model: Model, kinds: tuple[str, ...], noise_scale: float, format: str) -> AdmConfig | SongConfig:
     """Check that another code base can express the network at all.
 
     Raises:
@@ -57,7 +57,7 @@ def _require(model: Model, kinds: tuple[str, ...], noise_scale: float, format: s
     return table
 
 
-def _require_groups(table: NetworkConfig, smallest: int, format: str) -> None:
+def _require_groups(table: AdmConfig | SongConfig, smallest: int, format: str) -> None:
     """Check that normalization groups are min(32, width / smallest) everywhere, as the other code base has them."""
     for width in {table.channels * mult for mult in table.channel_mult} | {table.channels}:
         theirs, ours = min(MAX_GROUPS, width // smallest), min(MAX_GROUPS, width // table.group_channels)

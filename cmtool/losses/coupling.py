@@ -1,4 +1,4 @@
-"""Couplings: which clean image meets which noise. Each takes what was drawn and gives it back, changed or not."""
+"""Couplings: which clean image meets which noise."""
 
 from __future__ import annotations
 
@@ -11,15 +11,37 @@ from torch import Tensor, nn
 from cmtool.config.parts import CouplingPart
 from cmtool.diffusion.process import exact, expand
 from cmtool.errors import ConfigError
-from cmtool.losses.draw import Draw, Nets
+from cmtool.losses.terms import Draw, Nets
 from cmtool.rng import batch_uniform, moved
 
-Coupling = Callable[[Nets, Draw], Draw]
+
+def _as_drawn(draw: Draw) -> Draw:
+    return draw
+
+
+def _generates_nothing(nets: Nets, draw: Draw) -> Draw:
+    return draw
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The two moments at which a coupling may change a draw.
+
+    `meet` runs before any network does, and may ask the processor. `generate` puts images that a network makes in the
+    place of those that `meet` marked as `made`, and never waits for the processor.
+    """
+
+    meet: Callable[[Draw], Draw] = _as_drawn
+    generate: Callable[[Nets, Draw], Draw] = _generates_nothing
+
+    def __call__(self, nets: Nets, draw: Draw) -> Draw:
+        """Return the draw as the target rule sees it."""
+        return self.generate(nets, self.meet(draw))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Noise and what the teacher's ODE makes of it: x_T at sigma_max and x0, (M, C, H, W) each; labels (M,) or None."""
+    """Noise x_T at sigma_max and the x0 that the teacher's ODE makes of it, (M, C, H, W) each; labels (M,) or None."""
 
     noisy: Tensor
     clean: Tensor
@@ -27,28 +49,23 @@ class Pairs:
     sigma_max: float
 
 
-def independent(nets: Nets, draw: Draw) -> Draw:
-    """Images and noise as they were drawn."""
-    return draw
-
-
 def assignment(x0: Tensor, z: Tensor) -> Tensor:
     """Return for each image (B, ...) the index (B,) of its noise at the least total squared distance, on the CPU.
 
-    |x - z|^2 and -<x, z> have the same best assignment, for the squares do not depend on it.
+    |x - z|^2 and -<x, z> have the same best assignment: the squares do not depend on it.
     """
     cost = -(exact(x0.flatten(1)) @ exact(z.flatten(1)).T)
-    # Half a second of import that only this coupling needs; sampling and editing load this room too.
+    # This import takes half a second, and sampling and editing load this module without needing it.
     from scipy.optimize import linear_sum_assignment
 
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1])
 
 
-def optimal_transport(nets: Nets, draw: Draw) -> Draw:
-    """Noise permuted within the forward pass so that the total squared distance to the images is least (batch OT).
+def optimal_transport(draw: Draw) -> Draw:
+    """Permute the noise within the forward pass so that its total squared distance to the images is least (batch OT).
 
     Raises:
-        ConfigError: for a single image, which has nothing to be exchanged with.
+        ConfigError: for a single image, which has nothing to exchange its noise with.
     """
     if len(draw.x0) < 2:
         raise ConfigError("optimal transport needs at least 2 images a forward pass.", "raise --micro-batch")
@@ -56,7 +73,7 @@ def optimal_transport(nets: Nets, draw: Draw) -> Draw:
 
 
 def predict(net: nn.Module, draw: Draw) -> Tensor:
-    """Return the answer of `net` at (x_r, r) without dropout and without gradient."""
+    """Return what `net` answers at (x_r, r), without dropout and without gradient."""
     training = net.training
     net.eval()
     try:
@@ -67,30 +84,34 @@ def predict(net: nn.Module, draw: Draw) -> Tensor:
 
 
 def chosen(draw: Draw) -> Tensor:
-    """Draw which images (B,) the model makes itself, a share `draw.mix` of them."""
+    """Draw which images (B,) the model generates, a share `draw.mix` of them."""
     rows = draw.rows
     u = batch_uniform((rows.total,), rows.seed, "generator-mask", rows.step, start=rows.start, count=len(draw.x0))
     return moved(u < draw.mix, draw.x0.device)
 
 
+def mark_generated(draw: Draw) -> Draw:
+    """Mark the images that the model is going to generate; none where their share is zero."""
+    return replace(draw, made=chosen(draw)) if draw.mix else draw
+
+
 def build_generator(part: CouplingPart) -> Coupling:
     """Return the coupling of generator-augmented flows (Issenhuth et al. 2025, Algorithm 1).
 
-    A share mu of the images is replaced by the predictor's answer at the cleaner point (x_r, r); the noise stays. mu
-    is the share of *generated* images, as in the paper; the released code's setting is 1 - mu. The mask has a stream
-    of its own: with mu = 0 nothing else changes by a bit.
+    A share mu of the images is replaced by what the predictor answers at the cleaner point (x_r, r); the noise stays.
+    mu is the share of *generated* images, as in the paper; the released code's setting is 1 - mu. The mask has a random
+    stream of its own: with mu = 0 not one bit of anything else changes.
     """
 
-    def generated(nets: Nets, draw: Draw) -> Draw:
-        if draw.mix == 0:
+    def generate(nets: Nets, draw: Draw) -> Draw:
+        if draw.made is None:
             return draw
         net = {"online": nets.student, "ema": nets.sample_ema, "frozen": nets.frozen}[part.predictor]
         if net is None:
             raise ConfigError(f"the coupling's predictor '{part.predictor}' is not there.")
-        made = chosen(draw) if draw.made is None else draw.made
-        return replace(draw, x0=torch.where(expand(made, draw.x0), predict(net, draw), draw.x0))
+        return replace(draw, x0=torch.where(expand(draw.made, draw.x0), predict(net, draw), draw.x0))
 
-    return generated
+    return Coupling(mark_generated, generate)
 
 
 def build_stored(pairs: Pairs | None) -> Coupling:
@@ -104,7 +125,7 @@ def build_stored(pairs: Pairs | None) -> Coupling:
     if pairs is None:
         raise ConfigError("the teacher's pairs are needed, and none were made.")
 
-    def stored(nets: Nets, draw: Draw) -> Draw:
+    def stored(draw: Draw) -> Draw:
         rows = draw.rows
         u = batch_uniform((rows.total,), rows.seed, "pairs", rows.step, start=rows.start, count=len(draw.x0))
         index = moved((u * len(pairs.clean)).long(), pairs.clean.device)
@@ -112,17 +133,17 @@ def build_stored(pairs: Pairs | None) -> Coupling:
         z = (pairs.noisy[index].to(draw.x0) - x0) / pairs.sigma_max
         return replace(draw, x0=x0, z=z, label=None if pairs.labels is None else pairs.labels[index])
 
-    return stored
+    return Coupling(stored)
 
 
 BUILDERS: dict[str, Callable[[CouplingPart, Pairs | None], Coupling]] = {
-    "independent": lambda part, pairs: independent,
-    "ot": lambda part, pairs: optimal_transport,
+    "independent": lambda part, pairs: Coupling(),
+    "ot": lambda part, pairs: Coupling(optimal_transport),
     "generator": lambda part, pairs: build_generator(part),
     "teacher": lambda part, pairs: build_stored(pairs),
 }
 
 
 def build_coupling(part: CouplingPart, pairs: Pairs | None = None) -> Coupling:
-    """Return the coupling that `part` names; `pairs` are needed by "teacher"."""
+    """Return the coupling that `part` names; "teacher" needs `pairs`."""
     return BUILDERS[part.kind](part, pairs)

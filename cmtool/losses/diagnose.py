@@ -17,7 +17,7 @@ from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import exact, expand
 from cmtool.losses.coupling import Coupling
 from cmtool.losses.direction import Reference, posterior_mean
-from cmtool.losses.draw import Draw, Nets, Slice
+from cmtool.losses.terms import Draw, Nets, Slice
 from cmtool.rng import generator
 from cmtool.schedules.density import LevelDensity, density_from
 
@@ -49,8 +49,8 @@ class Discrepancy:
 def linear_residual(x: Tensor, z: Tensor) -> float:
     """Mean square of z - E*[z | x] over values, E* the best affine guess, with n - p - 1 in place of n (float64).
 
-    x and z (n, ...). With fewer than twice as many images as values each value is guessed from its own alone, which
-    bounds R from above as well.
+    x and z (n, ...). With fewer than twice as many images as values, each value is guessed from its own alone, which
+    also bounds R from above.
     """
     a, b = exact(x.flatten(1)), exact(z.flatten(1))
     a, b = a - a.mean(0), b - b.mean(0)
@@ -85,14 +85,14 @@ def diagnose(
 ) -> list[Discrepancy]:
     """Measure a coupling and the average used for sampling on images (n, C, H, W), one entry for each noise level.
 
-    The coupling sees `batch` images at once (None: all), as many as in a forward pass of training: optimal transport
-    depends on it. It sees r = t, so that both ends of its pair lie at the level; `mix` is the share of images that a
+    The coupling sees `batch` images at once (None: all). Take as many as a forward pass of training: optimal transport
+    depends on it. It sees r = t, so that both ends of a pair lie at the level; `mix` is the share of images that a
     generator coupling replaces (1: all, the coupling itself). `reference` defaults to the images.
     """
     reference = reference or Reference(images)
     average = nets.student if nets.sample_ema is None else nets.sample_ema
     size = batch or len(images)
-    # Whole batches alone: a rest would meet fewer.
+    # Whole batches only: in a smaller last one, images would meet fewer others.
     starts = range(0, max(len(images) // size, 1) * size, size)
     found = []
     for t in levels:
@@ -102,9 +102,8 @@ def diagnose(
             own = slice(start, min(start + size, len(images)))
             level = torch.full((len(images[own]),), t, dtype=images.dtype, device=images.device)
             rows = Slice(seed, 0, start, len(images))
-            draw = coupling(
-                nets, Draw(images[own], z[own], level, level, None if label is None else label[own], mix, rows)
-            )
+            labels = None if label is None else label[own]
+            draw = coupling(nets, Draw(images[own], z[own], (level, level), labels, mix, rows))
             x0.append(draw.x0)
             noise.append(draw.z)
             answers.append(average(draw.x0 + t * draw.z, level, draw.label))

@@ -15,12 +15,12 @@ from torch import Tensor
 from cmtool.config.parts import DirectionPart
 from cmtool.diffusion.solvers import Denoise
 from cmtool.errors import ConfigError
-from cmtool.losses.draw import Nets
+from cmtool.losses.terms import Nets
 from cmtool.models import Model
 
 Direction = Callable[[Nets, Tensor, "Tensor | None"], Denoise]
 
-# Distances to every reference image are differences of large numbers: in float64 up to this many values.
+# Distances to reference images are differences of large numbers; up to this many values they are taken in float64.
 _FLOAT64_VALUES = 20_000_000
 
 
@@ -28,7 +28,7 @@ _FLOAT64_VALUES = 20_000_000
 class Reference:
     """The images that a posterior mean runs over: (M, C, H, W) in [-1, 1], and their labels (M,) or None.
 
-    `whole`: they are all the images that are ever noised, not a subset.
+    `whole` says that they are all the images that training noises, not a subset.
     """
 
     images: Tensor
@@ -45,10 +45,10 @@ def posterior_mean(
         x: (B, C, H, W).
         t: noise levels (B,).
         reference: the images x_j.
-        label: with labels only images of the same class count, for -1 all; where the reference has none of a class,
-            all do.
+        label: if given, only images of the row's class count; all of them do for -1, and for a class that the reference
+            does not have.
         own: the image (B, C, H, W) that each row of x was made from, for a reference that is a subset. It counts as one
-            of the images (once, if it is among them): without it the mean at small t would be that of other images.
+            of the images, and only once if it is among them. Without it the mean at small t would be that of others.
 
     Returns:
         (B, C, H, W) in x's dtype. Source: Xu et al. 2023 (stable target fields, whose reference batch holds the own
@@ -58,7 +58,7 @@ def posterior_mean(
     exact = flat.numel() <= _FLOAT64_VALUES and x.device.type != "mps"
     dtype = torch.float64 if exact else torch.float32
     bank, point = flat.to(dtype), x.flatten(1).to(dtype)
-    # The squares of a large bank are summed without being kept: it may fill half of a small GPU.
+    # The squares of a large bank are summed without being stored: the bank alone may fill half of a small GPU.
     half = (bank**2).sum(1) / 2 if exact else torch.linalg.vector_norm(bank, dim=1) ** 2 / 2
     foreign = _foreign(reference.labels, label, fall_back=own is None)
     # |x|^2 is the same for every image and falls out of the softmax.
@@ -74,9 +74,9 @@ def posterior_mean(
 
 
 def _foreign(labels: Tensor | None, label: Tensor | None, fall_back: bool) -> Tensor | None:
-    """Return which images (B, M) are of another class than the row; where all are, none with `fall_back`.
+    """Return which images (B, M) are of another class than the row.
 
-    To a row without a class (a dropped label, -1) no image is foreign.
+    To a row without a class (a dropped label, -1) none is, and with `fall_back` none to a row whose class is missing.
     """
     if labels is None or label is None:
         return None
@@ -115,12 +115,12 @@ def toward_target(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
 
 
 def toward_posterior_mean(reference: Reference) -> Direction:
-    """The slope of the probability-flow ODE of the reference images themselves; of a subset, with the sample's own."""
+    """The slope of the reference images' own probability-flow ODE; a subset is completed by the sample's own image."""
     return lambda nets, x0, label: lambda x, t: posterior_mean(x, t, reference, label, None if reference.whole else x0)
 
 
 def toward_batch_mean(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
-    """The same with the images of the forward pass alone as reference."""
+    """The same slope, with only the images of the forward pass as reference."""
     return lambda x, t: posterior_mean(x, t, Reference(x0, label), label)
 
 

@@ -1,4 +1,4 @@
-"""Distances between two batches of images: (B, C, H, W) twice -> (B,), and what becomes of them at close quarters."""
+"""Distances between two batches of images, (B, C, H, W) twice -> (B,), and their limits for nearly equal images."""
 
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance d(a, b), called with two batches, and its local forms for continuous time.
+    """A distance and its local forms for continuous time.
 
-    `form(f, v)` (B,) is the leading term of d(f, f + h v) in h, without the power of h; `pull(f, v)` (B, C, H, W) is
-    the gradient in y of d(y, f - h v) at y = f to first order: H(f) v for a smooth distance with Hessian H.
+    `between(a, b)` (B,) is the distance d itself. `form(f, v)` (B,) is the leading term of d(f, f + h v) in h, without
+    the power of h. `pull(f, v)` (B, C, H, W) is the gradient of d(y, f - h v) in y at y = f, to first order in h; for a
+    smooth distance with Hessian H that is H(f) v.
     """
 
     between: Measure
     form: Measure
     pull: Measure
-
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return d(a, b) (B,)."""
-        return self.between(a, b)
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
@@ -49,7 +46,7 @@ def squared_norm(a: Tensor, b: Tensor) -> Tensor:
 def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     """sqrt(|a - b|^2 + c^2) - c with the norm of a whole image (iCT, Eq. 7).
 
-    With c = 0 it is the Euclidean norm; its gradient at zero, infinite otherwise, is taken as zero.
+    With c = 0 it is the Euclidean norm, whose gradient at zero is taken as zero.
     """
     square = ((a - b) ** 2).flatten(1).sum(1)
     if c > 0:
@@ -97,12 +94,7 @@ def _build_cauchy(part: DistancePart, values: int) -> Distance:
     )
 
 
-def _build_lpips(part: DistancePart, values: int) -> Distance:
-    from cmtool.losses.perceptual import build_lpips
-
-    return build_lpips(part)
-
-
+# A distance of (part, values of an image); LPIPS joins them in `assemble`.
 BUILDERS: dict[str, Callable[[DistancePart, int], Distance]] = {
     "l2": lambda part, values: Distance(l2, mean_square, lambda f, v: 2 * v / values),
     "l1": lambda part, values: Distance(l1, lambda f, v: v.abs().flatten(1).mean(1), lambda f, v: v.sign() / values),
@@ -111,10 +103,4 @@ BUILDERS: dict[str, Callable[[DistancePart, int], Distance]] = {
     ),
     "pseudo_huber": _build_huber,
     "cauchy": _build_cauchy,
-    "lpips": _build_lpips,
 }
-
-
-def build_distance(part: DistancePart, values: int) -> Distance:
-    """Return the distance that `part` names, for images of `values` = C * H * W numbers."""
-    return BUILDERS[part.kind](part, values)

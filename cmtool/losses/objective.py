@@ -1,8 +1,10 @@
-"""The composition: draw, couple, noise, predict, measure, weigh. Once, top to bottom."""
+"""The composition: draw, couple, noise, predict, compare, weigh. Once, top to bottom."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,16 +12,59 @@ from torch import Tensor
 from cmtool.config.parts import CouplingPart, GapPart, TimesPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import VarianceExploding
-from cmtool.losses.coupling import Coupling, chosen
+from cmtool.diffusion.solvers import Step
+from cmtool.losses.coupling import Coupling
 from cmtool.losses.direction import Direction
 from cmtool.losses.distance import Distance
-from cmtool.losses.draw import Draw, Nets, Slice
-from cmtool.losses.target import Points, Solver, TargetRule
+from cmtool.losses.terms import Draw, Nets, Points, Slice
 from cmtool.losses.weighting import Weighting
 from cmtool.rng import batch_normal, batch_uniform, derive, moved
 from cmtool.schedules.curriculum import CurriculumState, mix_at
 from cmtool.schedules.density import LevelDensity
 from cmtool.schedules.times import Uniforms, draw_times
+
+
+class Comparison(Protocol):
+    """What a target rule returns: something that a distance can be taken of."""
+
+    def measure(self, distance: Distance) -> Tensor:
+        """Return one number an image, (B,), whose gradient is the rule's."""
+
+
+TargetRule = Callable[[Nets, Points], Comparison]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction with gradient and the value it must reach, both (B, C, H, W)."""
+
+    prediction: Tensor
+    target: Tensor
+
+    def measure(self, distance: Distance) -> Tensor:
+        """The distance between the two."""
+        return distance.between(self.prediction, self.target)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A value f and its derivative along the flow, which must vanish, both (B, C, H, W)."""
+
+    value: Tensor
+    tangent: Tensor
+    stop_gradient: bool
+
+    def measure(self, distance: Distance) -> Tensor:
+        """The local form of the distance at the tangent (Song et al. 2023, Theorems 3 and 4).
+
+        With a stop-gradient the gradient is that of f^T H(f) df/dt with the right half held fixed (Theorems 5 and 6).
+        That product measures nothing by itself, so the number reported is still the local form.
+        """
+        if not self.stop_gradient:
+            return distance.form(self.value, self.tangent)
+        at, along = self.value.detach(), self.tangent.detach()
+        surrogate = (self.value * distance.pull(at, along)).flatten(1).sum(1)
+        return distance.form(at, along).detach() + (surrogate - surrogate.detach())
 
 
 @dataclass(frozen=True)
@@ -33,7 +78,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Objective:
-    """A method as its parts; see the module docstrings of each part for what it may be."""
+    """A method as its parts; the module of each part says what it may be.
+
+    A pass has two halves. `draw` settles everything that the processor decides; `loss` calls the networks. On a GPU
+    nothing in `loss` waits for the processor, apart from the seed of the dropout masks.
+    """
 
     process: VarianceExploding
     settings: ProcessConfig
@@ -41,7 +90,7 @@ class Objective:
     gap: GapPart
     coupling: Coupling
     direction: Direction
-    solver: Solver
+    solver: Step
     target: TargetRule
     distance: Distance
     weighting: Weighting
@@ -49,53 +98,44 @@ class Objective:
     mix: CouplingPart = field(default_factory=CouplingPart)
     density: LevelDensity | None = None
 
-    def draw(self, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Draw:
-        """Return noise z like x0 and times (t, r) (B,) in x0's dtype, as functions of the rows' global index."""
-        count = len(x0)
-        shape = (rows.total, *x0.shape[1:])
+    def draw(self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice) -> Draw:
+        """Return what a pass over `rows` of the global batch starts from; noise and times depend on the rows alone.
+
+        Args:
+            x0: images (B, C, H, W) in [-1, 1].
+            label: (B,), or None.
+            now: the scheduled numbers of the step.
+            rows: the place of x0 in the global batch.
+        """
+        count, shape = len(x0), (rows.total, *x0.shape[1:])
         z = batch_normal(
             shape, rows.seed, "noise", rows.step, start=rows.start, count=count, device=x0.device, dtype=x0.dtype
         )
-        numbers = self.uniforms(count, rows)
-        t, r = draw_times(self.times, self.gap, numbers, self.settings, state.num_scales, state.stage, self.density)
-        mix = mix_at(self.mix, state.step, state.steps)
-        t, r = (moved(times, x0.device, x0.dtype) for times in (t, r))
-        return Draw(x0, z, t, r, label, mix, rows)
+        numbers = uniforms(count, rows)
+        times = draw_times(self.times, self.gap, numbers, self.settings, now.num_scales, now.stage, self.density)
+        levels = tuple(moved(time, x0.device, x0.dtype) for time in times)
+        mix = mix_at(self.mix, now.step, now.steps)
+        share = now.step / max(now.steps, 1)
+        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, share=share))
 
-    def uniforms(self, count: int, rows: Slice) -> Uniforms:
-        """Return the uniform numbers of `count` images, and their places in the global batch."""
-        shape = (rows.total,)
-        first = batch_uniform(shape, rows.seed, "times", rows.step, start=rows.start, count=count)
-        second = batch_uniform(shape, rows.seed, "second-times", rows.step, start=rows.start, count=count)
-        rank = (torch.arange(rows.start, rows.start + count, dtype=torch.float64) + 0.5) / rows.total
-        return Uniforms(first, second, rank)
-
-    def __call__(self, nets: Nets, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Loss:
-        """Return the loss of the images x0 (B, C, H, W) in [-1, 1] with labels (B,), at rows `rows` of the batch."""
-        return self.look(nets, self.drawn(nets, x0, label, state, rows), state.step / max(state.steps, 1))
-
-    @property
-    def generates(self) -> bool:
-        """Whether the coupling asks a network for images."""
-        return self.mix.kind == "generator"
-
-    def drawn(self, nets: Nets, x0: Tensor, label: Tensor | None, state: CurriculumState, rows: Slice) -> Draw:
-        """Return all that a processor decides of a pass; images and noise are coupled unless a network makes images."""
-        draw = self.draw(x0, label, state, rows)
-        if not self.generates:
-            return self.coupling(nets, draw)
-        return replace(draw, made=chosen(draw)) if draw.mix else draw
-
-    def look(self, nets: Nets, draw: Draw, share: float | Tensor) -> Loss:
-        """Return the loss of what was drawn, with `share` of the run done: from here on networks look at it.
-
-        On a GPU nothing in here needs the processor but the seed of dropout's masks.
-        """
-        draw = self.coupling(nets, draw) if self.generates else draw
-        t, r, rows = draw.t, draw.r, draw.rows
-        x_t = self.process.noised(draw.x0, draw.z, t)
+    def loss(self, nets: Nets, draw: Draw) -> Loss:
+        """Return the loss of a draw: here the networks run."""
+        draw = self.coupling.generate(nets, draw)
+        rows = draw.rows
+        x_t = self.process.noised(draw.x0, draw.z, draw.t)
         seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None
         denoise = self.direction(nets, draw.x0, draw.label)
-        points = Points(draw.x0, draw.z, x_t, t, r, draw.label, denoise, self.solver, seed, share)
+        points = Points(
+            draw.x0, draw.z, x_t, draw.times, draw.label, denoise, self.solver, seed, draw.share, draw.group
+        )
         distance = self.target(nets, points).measure(self.distance)
-        return Loss(self.weighting(distance, t, r, nets.student), distance.detach(), t)
+        return Loss(self.weighting(distance, draw.t, draw.r, nets.student), distance.detach(), draw.t)
+
+
+def uniforms(count: int, rows: Slice) -> Uniforms:
+    """Return the uniform numbers of `count` images, and their places in the global batch."""
+    shape = (rows.total,)
+    first = batch_uniform(shape, rows.seed, "times", rows.step, start=rows.start, count=count)
+    second = batch_uniform(shape, rows.seed, "second-times", rows.step, start=rows.start, count=count)
+    rank = (torch.arange(rows.start, rows.start + count, dtype=torch.float64) + 0.5) / rows.total
+    return Uniforms(first, second, rank)

@@ -70,7 +70,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a file of tensors that cannot run code.
 
     Raises:
-        CheckpointError: if it is no such file.
+        CheckpointError: if it is damaged, or holds anything else.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cmtool.config.parts import TargetPart
 from cmtool.diffusion.process import RectifiedFlow, TrigFlow, expand
-from cmtool.losses.draw import Nets
-from cmtool.losses.target import Pair, Points, Slope, TargetRule, call
+from cmtool.losses.objective import Pair, Slope, TargetRule
+from cmtool.losses.target import call
+from cmtool.losses.terms import Nets, Points
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,11 +26,11 @@ def log_derivative(function: Function, x: Tensor, t: Tensor, shift: Tensor, part
     """Return function(x, t) and its derivative in ln t along the flow, (B, C, H, W) each.
 
     `shift` is t dx/dt = x - D(x, t). Forward mode is exact; the central difference moves both ways by
-    `part.difference_step` and needs nothing of the network but two more passes.
+    `part.difference_step`, and costs two more passes of a network that need not support derivatives.
     """
     if part.derivative == "forward":
         with warnings.catch_warnings():
-            # torch's first forward-mode derivative loads a module that warns of itself.
+            # The first forward-mode derivative makes torch load a module that warns about itself.
             warnings.simplefilter("ignore", FutureWarning)
             value, slope = torch.func.jvp(function, (x, t), (shift, t))[:2]
         return value, slope
@@ -91,7 +92,7 @@ def trig_tangent(
 def build_trig(part: TargetPart) -> TargetRule:
     """The rule of sCM: F must reach F + g with the tangent g of the consistency function in TrigFlow.
 
-    A network with EDM's scalings is TrigFlow's with the sign of F turned; its conditioning is kept.
+    A network with EDM's scalings is one of TrigFlow's with the sign of F flipped; it keeps its conditioning.
     """
 
     def trig(nets: Nets, points: Points) -> Pair:
@@ -137,15 +138,3 @@ def build_average(part: TargetPart) -> TargetRule:
         return Pair(u(points.x_t, points.t), target)
 
     return average
-
-
-BUILDERS: dict[str, Callable[[TargetPart], TargetRule]] = {
-    "tangent": build_limit,
-    "trig_tangent": build_trig,
-    "average_velocity": build_average,
-}
-
-
-def build_tangent(part: TargetPart) -> TargetRule:
-    """Return the rule that `part` names."""
-    return BUILDERS[part.rule](part)

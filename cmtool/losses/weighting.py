@@ -1,4 +1,4 @@
-"""Weights: from an image's distance, its times t and r (B,) and the student to what is descended, (B,)."""
+"""Weights: they turn the distances, the times t and r and the student into the numbers to descend, (B,) each."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def build_factor(factor: Factor, process: ProcessConfig) -> Weighting:
 
 
 def build_weighting(part: WeightingPart, process: ProcessConfig, times: TimesPart | None = None) -> Weighting:
-    """Return the weighting that `part` names; `times` tell where the atom sits that `part.atom` weighs."""
+    """Return the weighting that `part` names; `times` says where the atom is that `part.atom` weighs."""
     if part.kind == "adaptive":
         weigh = build_adaptive(part)
     else:
         weigh = learned if part.kind == "learned" else build_factor(FACTORS[part.kind], process)
-    # Only one law of times has an atom: another one's times below `low` are not it.
+    # Only `student_t` has an atom; under another law a time below `low` is like any other.
     if part.atom is None or times is None or times.kind != "student_t":
         return weigh
     return at_atom(weigh, part.atom, times)

@@ -1,9 +1,9 @@
 """The ADM U-Net (Dhariwal and Nichol 2021), as the published consistency models use it.
 
-Parameters carry the names of the published files, so that a state dict of theirs loads without a map: `time_embed`,
-`label_emb`, `input_blocks.i.j`, `middle_block.j`, `output_blocks.i.j`, `out`; in a residual block `in_layers`,
-`emb_layers`, `out_layers`, `skip_connection`; in an attention layer `norm`, `qkv`, `proj_out`. The numbers within count
-the layers of the original sequence; those without weights (activations, dropout) leave gaps.
+Parameters have the names of the published files, so that those load without a map: `time_embed`, `label_emb`,
+`input_blocks.i.j`, `middle_block.j`, `output_blocks.i.j`, `out`; in a residual block `in_layers`, `emb_layers`,
+`out_layers`, `skip_connection`; in an attention layer `norm`, `qkv`, `proj_out`. The numbers count the layers of the
+original sequence, where layers without weights (activations, dropout) leave gaps.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError
+from cmtool.config.networks import AdmConfig
 from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
@@ -27,13 +26,14 @@ from cmtool.networks.blocks import (
     exact,
     heads_of,
     joined,
+    linear_wide,
     number_of_heads,
     per_level,
     positional_features,
     zeroed,
 )
 from cmtool.networks.convolution import Conv2d
-from cmtool.networks.normalization import GroupNorm, wide
+from cmtool.networks.normalization import GroupNorm
 
 
 def conv3x3(channels_in: int, channels_out: int) -> Conv2d:
@@ -47,7 +47,7 @@ class ResBlock(nn.Module):
     `resample` "down" or "up" halves or doubles the side of both branches before the first convolution.
     """
 
-    def __init__(self, cin: int, cout: int, emb: int, cfg: NetworkConfig, dropout: float, resample: str = "") -> None:
+    def __init__(self, cin: int, cout: int, emb: int, cfg: AdmConfig, dropout: float, resample: str = "") -> None:
         super().__init__()
         self.resample, self.dropout, self.scale_shift = resample, dropout, cfg.scale_shift
         self.in_layers = nn.ModuleDict({"0": GroupNorm(cin, cfg.group_channels), "2": conv3x3(cin, cout)})
@@ -83,7 +83,7 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention over pixels with a residual; channels of `qkv` are ordered (q|k|v, head, channel)."""
 
-    def __init__(self, channels: int, cfg: NetworkConfig) -> None:
+    def __init__(self, channels: int, cfg: AdmConfig) -> None:
         super().__init__()
         self.heads = number_of_heads(channels, cfg.head_channels)
         self.attention_kernel = cfg.attention_kernel
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         q, k, v = heads_of(self.qkv(self.norm(x)), self.heads)
         mixed = attention(q, k, v, self.attention_kernel).transpose(1, 2)
-        # Channels last, as the kernel leaves them: no copy.
+        # The kernel leaves channels last, so this copies nothing.
         return joined(self.proj_out(mixed.reshape(batch, height, width, channels).permute(0, 3, 1, 2)), x)
 
 
@@ -113,14 +113,10 @@ class Stage(nn.ModuleList):
 class AdmUNet(RawNetwork):
     """F(x, c_noise, label, r) for images of any side that is a multiple of `downsampling`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: AdmConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
         levels = len(cfg.channel_mult)
         self.downsampling = 2 ** (levels - 1)
-        if resolution % self.downsampling:
-            raise ConfigError(
-                f"{levels} levels need a side that is a multiple of {self.downsampling}; {resolution} is not."
-            )
         self.width, emb = cfg.channels, 4 * cfg.channels
         self.blocks_per_level = per_level(cfg.num_blocks, levels, "num_blocks")
         self.dropouts = per_level(cfg.dropout, levels, "dropout")
@@ -130,17 +126,17 @@ class AdmUNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
 
-    def _embeddings(self, cfg: NetworkConfig, emb: int) -> None:
+    def _embeddings(self, cfg: AdmConfig, emb: int) -> None:
         if cfg.embedding == "fourier":
             self.map_noise = FourierFeatures(self.width, cfg.fourier_scale)
         self.time_embed = nn.ModuleDict({"0": nn.Linear(self.width, emb), "2": nn.Linear(emb, emb)})
         if cfg.two_time:
-            # Zero at the start: weights of a one-time network stay what they are until r has been learned.
+            # Starts at zero, so that the weights of a one-time network mean the same until r has been learned.
             self.time_embed_r = nn.ModuleDict({"0": nn.Linear(self.width, emb), "2": zeroed(nn.Linear(emb, emb))})
         if self.num_classes is not None:
             self.label_emb = nn.Embedding(self.num_classes, emb)
 
-    def _encoder(self, cfg: NetworkConfig, emb: int) -> None:
+    def _encoder(self, cfg: AdmConfig, emb: int) -> None:
         wide_at = [cfg.channels * mult for mult in cfg.channel_mult]
         current = wide_at[0]
         self.input_blocks = nn.ModuleList([Stage([conv3x3(self.channels, current)])])
@@ -162,7 +158,7 @@ class AdmUNet(RawNetwork):
             ]
         )
 
-    def _decoder(self, cfg: NetworkConfig, emb: int) -> None:
+    def _decoder(self, cfg: AdmConfig, emb: int) -> None:
         wide_at = [cfg.channels * mult for mult in cfg.channel_mult]
         current, skips = wide_at[-1], list(self._skips)
         self.output_blocks = nn.ModuleList()
@@ -177,15 +173,14 @@ class AdmUNet(RawNetwork):
             {"0": GroupNorm(current, cfg.group_channels), "2": zeroed(conv3x3(current, self.channels))}
         )
 
-    def _layers(self, cfg: NetworkConfig, cin: int, cout: int, emb: int, level: int) -> Iterator[nn.Module]:
+    def _layers(self, cfg: AdmConfig, cin: int, cout: int, emb: int, level: int) -> Iterator[nn.Module]:
         yield ResBlock(cin, cout, emb, cfg, self.dropouts[level])
         if self.resolution // 2**level in cfg.attention:
             yield Attention(cout, cfg)
 
     def _embed(self, c: Tensor, mlp: nn.ModuleDict) -> Tensor:
-        c = wide(c)
         features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
-        return mlp["2"](F.silu(mlp["0"](features.to(self.dtype))))
+        return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], features)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x.
@@ -200,7 +195,7 @@ class AdmUNet(RawNetwork):
                 emb = emb + self._embed(r, self.time_embed_r)
             if label is not None:
                 emb = add_label(emb, self.label_emb.weight, label)
-            emb = F.silu(emb)
+            emb = F.silu(emb).to(self.dtype)
         return self._u(x.to(self.dtype), emb).to(x.dtype)
 
     def _u(self, h: Tensor, emb: Tensor) -> Tensor:

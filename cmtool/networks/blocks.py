@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks.normalization import HALF
+from cmtool.networks.normalization import HALF, wide
 
 Number = TypeVar("Number", int, float)
 EXPLICIT_TOKENS, SAVED_TOKENS = 1024, 256
@@ -33,8 +33,14 @@ def per_level(value: Number | Sequence[Number], levels: int, name: str) -> tuple
     return tuple(value)
 
 
+def linear_wide(layer: Any, x: Tensor) -> Tensor:
+    """Return what the `nn.Linear` of an embedding answers to x (B, C): in float32, if its weights are halves."""
+    weight = wide(layer.weight)
+    return F.linear(x.to(weight.dtype), weight, wide(layer.bias))
+
+
 def zeroed(module: nn.Module) -> nn.Module:
-    """Set a module's weights to zero, so that the branch it ends starts as nothing."""
+    """Set a module's weights to zero, so that the branch it ends contributes nothing at first."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -49,10 +55,10 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, kernel: str = "auto") -> Tensor:
     """Attention of (B, heads, S, d) tensors: torch's fused kernel, or the explicit one for `kernel="math"`.
 
-    The fused kernels have no forward-mode derivative: inside `torch.func.jvp` "auto" falls back to the explicit form.
-    So it does for small images in a half on a CPU, where the fused kernel takes up to 1.7 times as long and 2 to 7
-    times backward; the scores are then rounded to that half. With gradients images are small up to `SAVED_TOKENS` only:
-    the weights of all pairs of pixels are kept.
+    The fused kernels have no forward-mode derivative, so inside `torch.func.jvp` "auto" falls back to the explicit
+    form. It also does so for small images in half precision on a CPU, where the fused kernel takes up to 1.7 times as
+    long, and 2 to 7 times in the backward pass; the scores are then rounded to half precision. With gradients, only
+    images of up to `SAVED_TOKENS` pixels count as small, because the weights of all pairs of pixels are kept.
     """
     halves = q.dtype in HALF and q.device.type == "cpu"
     most = SAVED_TOKENS if torch.is_grad_enabled() else EXPLICIT_TOKENS
@@ -68,23 +74,24 @@ def heads_of(qkv: Tensor, heads: int, interleaved: bool = False) -> tuple[Tensor
     """Split (B, 3C, H, W) into q, k and v, each (B, heads, H W, C / heads).
 
     Channels are ordered (q|k|v, head, channel), as in ADM's files, or `interleaved` (head, channel, q|k|v), as in
-    EDM's. Images that lie channels last are split without a copy, and so are their gradients put together.
+    EDM's. Images stored channels last are split without a copy, and their gradients are joined without one.
     """
     rows = qkv.permute(0, 2, 3, 1).flatten(1, 2)
     if not interleaved:
         return tuple(part.transpose(1, 2) for part in rows.unflatten(2, (3, heads, -1)).unbind(2))
     parts = rows.unflatten(2, (heads, -1, 3)).permute(4, 0, 2, 1, 3)
-    # The CPU's fused kernel wants a head's channels side by side; without it attention takes 1.4 to 2.3 times as long.
+    # The CPU's fused kernel needs the channels of a head side by side; otherwise attention takes 1.4 to 2.3 times as
+    # long.
     return (parts.contiguous() if qkv.device.type == "cpu" else parts).unbind(0)
 
 
 def activated(x: Tensor) -> Tensor:
-    """SiLU of a tensor that nobody else reads: in place where no gradients are recorded."""
+    """SiLU of a tensor that nothing else reads, in place when no gradients are recorded."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def joined(branch: Tensor, x: Tensor) -> Tensor:
-    """The sum of a branch that nobody else reads and its input: in place where no gradients are recorded."""
+    """The sum of a branch that nothing else reads and its input, in place when no gradients are recorded."""
     if torch.is_grad_enabled() or branch.dtype != x.dtype:
         return x + branch
     return branch.add_(x)
@@ -112,17 +119,34 @@ def number_of_heads(channels: int, head_channels: int) -> int:
 def positional_features(c: Tensor, size: int, endpoint: bool = False) -> Tensor:
     """Return [cos, sin] of c times geometric frequencies 1 .. 1/10000: (B,) -> (B, size) (Ho et al. 2020).
 
-    `endpoint`: the last frequency is exactly 1/10000 (DDPM++), otherwise one ratio above it (ADM). Computed in float32
-    at least: a half cannot hold the phase of c = 250 ln t.
+    `endpoint`: the last frequency is exactly 1/10000 (DDPM++), otherwise one ratio above it (ADM). Computed in at least
+    float32, because half precision cannot hold the phase of c = 250 ln t.
     """
-    half = size // 2
+    c, half = wide(c), size // 2
     steps = torch.arange(half, device=c.device, dtype=c.dtype)
     phase = c[:, None] * torch.exp(steps * (-math.log(10000.0) / (half - endpoint)))
     features = torch.cat([phase.cos(), phase.sin()], dim=1)
     return F.pad(features, (0, 1)) if size % 2 else features
 
 
-class FourierFeatures(nn.Module):
+class WideBuffers(nn.Module):
+    """A module whose buffers stay in float32 when a network is turned into a half.
+
+    A frequency rounded to bfloat16 is off by up to 1/256 of itself, and so is the phase that it is multiplied into: the
+    features of a noise level would be those of another.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideBuffers:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype in HALF and buffer.dtype not in HALF:
+                self._buffers[name] = buffer.to(after.device, torch.float32)
+        return self
+
+
+class FourierFeatures(WideBuffers):
     """[cos, sin] of 2 pi f c with frozen random frequencies f ~ N(0, scale^2) (Tancik et al. 2020; NCSN++)."""
 
     freqs: Tensor
@@ -132,7 +156,8 @@ class FourierFeatures(nn.Module):
         self.register_buffer("freqs", torch.randn(size // 2) * scale)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Return (B, size) features of c (B,)."""
+        """Return (B, size) features of c (B,), in float32 at least."""
+        c = wide(c)
         phase = c[:, None] * (2 * math.pi * self.freqs.to(c.dtype))
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
@@ -148,22 +173,22 @@ class LogVariance(nn.Linear):
 
     def forward(self, c: Tensor) -> Tensor:
         """Return (B,) for c (B,)."""
-        return super().forward(positional_features(c, self.FEATURES).to(self.weight.dtype)).squeeze(1).to(c.dtype)
+        return linear_wide(self, positional_features(c, self.FEATURES)).squeeze(1).to(c.dtype)
 
 
 def add_label(embedding: Tensor, table: Tensor, label: Tensor | None) -> Tensor:
-    """Add rows of `table` (classes, E) to `embedding` (B, E); label (B,), -1 or None adds nothing (the null class)."""
+    """Add rows of `table` (classes, E) to `embedding` (B, E); label (B,), where -1 (or None) adds nothing."""
     if label is None:
         return embedding
     try:
         rows = F.embedding(label.clamp_min(0), table)
     except IndexError:
         raise UserError(f"label {int(label.max())} is outside 0..{len(table) - 1}; -1 is the null class.") from None
-    return embedding + rows * (label >= 0).unsqueeze(1)
+    return embedding + wide(rows) * (label >= 0).unsqueeze(1)
 
 
 class RawNetwork(nn.Module):
-    """A raw network F(x, c_noise, label, r): what all kinds have in common.
+    """What all raw networks F(x, c_noise, label, r) have in common.
 
     Attributes: `channels` (of an image), `resolution` (nominal side), `num_classes` (None: no labels), `two_time`,
     `downsampling` (sides must be multiples of it), `checkpointing` (recompute blocks in the backward pass).
@@ -190,7 +215,7 @@ class RawNetwork(nn.Module):
         return self.log_variance_head(c_noise)
 
     def check_inputs(self, x: Tensor, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> None:
-        """Raise `UserError` for shapes this network cannot take, a label or an r it does not know, or one it lacks."""
+        """Raise `UserError` for shapes that this network cannot take, or a label or r it cannot use or misses."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise UserError(f"the network takes images of shape (B, {self.channels}, H, W), not {tuple(x.shape)}.")
         if x.shape[2] % self.downsampling or x.shape[3] % self.downsampling:
@@ -215,10 +240,11 @@ class RawNetwork(nn.Module):
 
 
 def exact(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off for a block of code, if it is on for the device of x.
+    """Turn autocast off for a block of code if it is on for the device of x.
 
-    Embeddings of the noise level, the first and the last convolution are computed so: what is compared in training is
-    a small difference of two outputs, which a half would round away; together they cost little.
+    This is how embeddings of the noise level and the first and last convolution are computed. Training compares two
+    outputs by their small difference, which half precision would round away, and together these layers cost little.
+    Embeddings stay in float32 even where the weights themselves are halves (`linear_wide`).
     """
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):

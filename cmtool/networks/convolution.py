@@ -1,14 +1,14 @@
-"""A convolution that may run in a half where consistency training can bear it: backward, and in pairs of passes.
+"""A convolution that runs in half precision where consistency training tolerates it: backward, and in pairs of passes.
 
-Consistency training descends a small difference of two large outputs. Rounding both forward passes drowns it: each
-makes errors of its own. The backward pass only carries the difference on: rounded to bfloat16 it loses less than a
+Consistency training descends a small difference of two large outputs. Rounding both forward passes drowns it, because
+each makes errors of its own. The backward pass only propagates the difference: rounded to bfloat16 it loses less than a
 hundredth, and it is half of the work.
 
-A pair of passes shares its errors instead. The first one (`Tape.writing`) rounds the operands of its convolutions and
-notes their inputs x and outputs y; the second (`Tape.reading`, at a neighboring point, by the same weights or an
-average of them) answers y + W (x' - x) + (W' - W) x for its own inputs x' and weights W'. What is rounded there are
-changes, each relative to its own size, so that the difference of the two passes is as exact as a half can hold, however
-small it is. Everything but the convolutions is computed in the dtype of the weights.
+A pair of passes can share its errors instead. The first pass (`Tape.writing`) rounds the operands of its convolutions
+and notes their inputs x and outputs y. The second (`Tape.reading`, at a neighboring point, with the same weights or an
+average of them) returns y + W (x' - x) + (W' - W) x for its own inputs x' and weights W'. It rounds only changes, each
+relative to its own size, so the difference of the two passes is as exact as half precision allows, however small it is.
+Everything but the convolutions is computed in the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Geometry(NamedTuple):
 class Note:
     """What a convolution of the first pass leaves for the second: its input, output and weights, without gradients.
 
-    `rounded`: the input in the half.
+    `rounded`: the input in half precision.
     """
 
     x: Tensor
@@ -51,14 +51,14 @@ class Note:
 
 @dataclass
 class Tape:
-    """The convolutions of one pass in the order of their calls."""
+    """The convolutions of one pass, in the order of their calls."""
 
     notes: deque[Note] = field(default_factory=deque)
     reads: bool = False
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Note every convolution that records gradients in a half."""
+        """Note every convolution that records gradients in half precision."""
         self.reads, token = False, _TAPE.set(self)
         try:
             yield
@@ -67,7 +67,7 @@ class Tape:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the same convolutions, in the same order, answer by the difference from what was noted."""
+        """Let the same convolutions, in the same order, compute only the difference from what was noted."""
         self.reads, token = True, _TAPE.set(self)
         try:
             yield
@@ -79,7 +79,7 @@ _TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
-    """Convolve without dilation; all tensors in one dtype, which the answer has too."""
+    """Convolve without dilation; all tensors and the result share one dtype."""
     stride, padding, transposed, groups = geometry
     return torch.convolution(x, weight, bias, stride, padding, (1, 1), transposed, (0, 0), groups)
 
@@ -118,7 +118,7 @@ class _HalfBackward(torch.autograd.Function):
 
 
 def after(note: Note, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Convolve x (no gradients) as the difference from a noted convolution; the differences are rounded as it was."""
+    """Convolve x (no gradients) as the difference from a noted convolution, rounding the differences as it did."""
     dtype = note.rounded.dtype
     change = convolve((x - note.x).to(dtype), weight.to(dtype), geometry)
     if not same(weight, note.weight):
@@ -130,15 +130,15 @@ def after(note: Note, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are known to hold the same numbers; only on a CPU are those in other memory looked at."""
+    """Whether two tensors are known to hold the same numbers; only on a CPU is different memory compared."""
     return a.data_ptr() == b.data_ptr() or (a.device.type == "cpu" and torch.equal(a, b))
 
 
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` (padding by zeros, no dilation) that computes its gradients in `backward_dtype` if that is set.
 
-    On a tape the forward pass is in that dtype too. Forward-mode derivatives are taken where no gradients are recorded,
-    and there it is the plain convolution.
+    On a tape the forward pass uses that dtype too. Forward-mode derivatives are taken where no gradients are recorded,
+    and there it is a plain convolution.
     """
 
     backward_dtype: torch.dtype | None = None
@@ -169,9 +169,9 @@ class Conv2d(nn.Conv2d):
     def after_doubling(self, x: Tensor) -> Tensor:
         """Convolve x (B, C, H, W) enlarged twice by repeating its pixels; returns (B, C', 2H, 2W).
 
-        A kernel of one pixel is applied before that. A 3x3 kernel on a CPU is one transposed convolution of x itself:
-        weights that meet copies of one pixel are added up first, and four products are left of nine. The same up to
-        rounding, in half of the time.
+        A kernel of one pixel is applied before enlarging. A 3x3 kernel on a CPU becomes one transposed convolution of x
+        itself: the weights that multiply copies of one pixel are added up first, which leaves four products of nine.
+        The result is the same up to rounding, in half of the time.
         """
         if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0):
             return F.interpolate(nn.Conv2d.forward(self, x), scale_factor=2.0, mode="nearest")
@@ -192,7 +192,7 @@ def convolve_doubled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 def doubling_kernel(weight: Tensor) -> Tensor:
     """Return the kernel (C, C', 4, 4) of a transposed convolution of stride 2: `weight` (C', C, 3, 3) after doubling.
 
-    Every pixel of the small image stands for four, and so does every weight.
+    Every pixel of the small image stands for four, and the weights are added up to match.
     """
     exact = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
     kernel = exact.flip(-1, -2).transpose(0, 1).contiguous(memory_format=torch.channels_last)
@@ -203,7 +203,7 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 
 def inner_convolutions(network: nn.Module) -> Iterator[Conv2d]:
-    """Yield all convolutions of a network but those at its ends, which are from and to images."""
+    """Yield all convolutions of a network except the first and the last, which read and write images."""
     images = getattr(network, "channels", None)
     for module in network.modules():
         if isinstance(module, Conv2d) and images not in (module.in_channels, module.out_channels):
@@ -211,18 +211,18 @@ def inner_convolutions(network: nn.Module) -> Iterator[Conv2d]:
 
 
 def hold_in(network: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the weights of the inner convolutions in a half, for a network that autocast runs in it and nobody trains.
+    """Keep the weights of the inner convolutions in half precision, for an untrained network that runs under autocast.
 
-    Autocast would round them again in every call, to the same bits.
+    Autocast would round them again in every call, with the same result.
     """
     for module in inner_convolutions(network):
         module.to(dtype)
 
 
 def set_backward_dtype(network: nn.Module, dtype: torch.dtype | None) -> int:
-    """Let all convolutions of a network but those at its ends (from and to images) compute gradients in `dtype`.
+    """Let all convolutions of a network except the first and the last compute gradients in `dtype`.
 
-    Returns how many convolutions there are to which it applies.
+    Returns the number of convolutions it applies to.
     """
     found = list(inner_convolutions(network))
     for module in found:

@@ -1,9 +1,9 @@
 """EDM2's magnitude-preserving U-Net (Karras et al. 2024, section 2 and Appendix B, configuration G).
 
 Every layer keeps the magnitude of its input: weights are normalized where they are used (Eq. 47), sums and
-concatenations are weighted (Eqs. 88, 103), and no layer has a bias or a normalization of its own. Parameters carry the
-names of NVlabs' files. `normalize_weights` is the forced normalization of Eq. 66, to be called after a step of the
-optimizer: inside the forward pass it would write to weights under a derivative.
+concatenations are weighted (Eqs. 88, 103), and no layer has a bias or a normalization of its own. Parameters have the
+names of NVlabs' files. `normalize_weights` is the forced normalization of Eq. 66. It is called after a step of the
+optimizer, because within the forward pass it would modify weights that are being differentiated.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError, UserError
-from cmtool.networks.blocks import RawNetwork, attention, exact, heads_of, number_of_heads, per_level
+from cmtool.config.networks import Edm2Config
+from cmtool.errors import UserError
+from cmtool.networks.blocks import RawNetwork, WideBuffers, attention, exact, heads_of, number_of_heads, per_level
 from cmtool.networks.convolution import convolve_doubled
 from cmtool.networks.normalization import wide
 
@@ -30,7 +30,7 @@ LOGVAR_FEATURES = 128
 
 
 def normalize(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """Return x scaled to unit mean square over `dims` (all but the first by default), computed in float32 at least."""
+    """Return x scaled to unit mean square over `dims` (all but the first by default), computed in at least float32."""
     dims = dims or tuple(range(1, x.ndim))
     whole = wide(x)
     count = math.prod(x.shape[dim] for dim in dims)
@@ -44,8 +44,8 @@ def mp_silu(x: Tensor) -> Tensor:
 
 
 def mp_sum(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """(1 - share) a + share b at unit magnitude (Eq. 88)."""
-    return torch.lerp(a, b, share) / math.hypot(1 - share, share)
+    """(1 - share) a + share b at unit magnitude (Eq. 88), in the format of a; under autocast b may be a half."""
+    return torch.lerp(a, b.to(a.dtype), share) / math.hypot(1 - share, share)
 
 
 def mp_cat(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -56,7 +56,7 @@ def mp_cat(a: Tensor, b: Tensor, share: float) -> Tensor:
     )
 
 
-class MpFourier(nn.Module):
+class MpFourier(WideBuffers):
     """sqrt(2) cos(f c + phase) with frozen random frequencies and phases (Eq. 75)."""
 
     freqs: Tensor
@@ -86,7 +86,7 @@ class MpLayer(nn.Module):
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0, doubled: bool = False) -> Tensor:
         """Map x (B, C_in, ...) to (B, C_out, ...), times `gain`; `doubled`: 3x3, of x enlarged twice."""
-        weight = (wide(self.unit()) * (gain / math.sqrt(self.weight[0].numel()))).to(x.dtype)
+        weight = (normalize(wide(self.weight)) * (gain / math.sqrt(self.weight[0].numel()))).to(x.dtype)
         if doubled:
             return convolve_doubled(x, weight)
         return x @ weight.t() if weight.ndim == 2 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
@@ -100,7 +100,7 @@ class MpBlock(nn.Module):
         cin: int,
         cout: int,
         emb: int,
-        cfg: NetworkConfig,
+        cfg: Edm2Config,
         dropout: float,
         *,
         decodes: bool,
@@ -154,20 +154,18 @@ class MpLogVariance(nn.Module):
 
     def forward(self, c: Tensor) -> Tensor:
         """Return (B,) for c (B,)."""
-        return self.linear(self.fourier(c).to(self.linear.weight.dtype)).squeeze(1).to(c.dtype)
+        weight = self.linear.weight
+        features = self.fourier(c).to(torch.promote_types(weight.dtype, torch.float32))
+        return self.linear(features).squeeze(1).to(c.dtype)
 
 
 class Edm2UNet(RawNetwork):
     """F(x, c_noise, label, r) for images of any side that is a multiple of `downsampling`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: Edm2Config, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
         levels = len(cfg.channel_mult)
         self.downsampling = 2 ** (levels - 1)
-        if resolution % self.downsampling:
-            raise ConfigError(
-                f"{levels} levels need a side that is a multiple of {self.downsampling}; {resolution} is not."
-            )
         self._widths = [cfg.channels * mult for mult in cfg.channel_mult]
         self._blocks = per_level(cfg.num_blocks, levels, "num_blocks")
         self._dropouts = per_level(cfg.dropout, levels, "dropout")
@@ -183,7 +181,7 @@ class Edm2UNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = MpLogVariance()
 
-    def _build(self, cfg: NetworkConfig, emb: int) -> None:
+    def _build(self, cfg: Edm2Config, emb: int) -> None:
         """Build encoder and decoder; every decoder block named `block` takes a skip connection."""
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         sides = [self.resolution // 2**level for level in range(len(self._widths))]
@@ -221,18 +219,22 @@ class Edm2UNet(RawNetwork):
                 module.weight.copy_(module.unit())
 
     def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> Tensor:
-        emb = self.emb_noise(self.emb_fourier(c_noise).to(self.dtype))
+        emb = self.emb_noise(self._features(c_noise))
         if r is not None:
-            emb = emb + self.emb_noise_r(self.emb_fourier(r).to(self.dtype), self.emb_gain_r)
+            emb = emb + self.emb_noise_r(self._features(r), wide(self.emb_gain_r))
         if self.num_classes is not None:
             emb = mp_sum(emb, self._label(label, emb), LABEL_BALANCE)
-        return mp_silu(emb)
+        return mp_silu(emb).to(self.dtype)
+
+    def _features(self, c: Tensor) -> Tensor:
+        """Return the features of c (B,) in the format of the weights, in float32 where those are halves."""
+        return self.emb_fourier(c).to(torch.promote_types(self.dtype, torch.float32))
 
     def _label(self, label: Tensor | None, emb: Tensor) -> Tensor:
         """Return the embedding of labels (B, E); the null class is zero."""
         if label is None:
             return torch.zeros_like(emb)
-        table = self.emb_label.unit().t()
+        table = normalize(wide(self.emb_label.weight)).t()
         try:
             rows = F.embedding(label.clamp_min(0), table)
         except IndexError:

@@ -6,29 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError, UserError
+from cmtool.config.networks import MlpConfig
+from cmtool.errors import UserError
 from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
     RawNetwork,
     add_label,
     exact,
+    linear_wide,
+    per_level,
     positional_features,
     zeroed,
 )
-from cmtool.networks.normalization import wide
 
 
 class ResidualLayer(nn.Module):
     """LayerNorm, SiLU, linear, embedding (scale and shift, or added), SiLU, linear, plus the input."""
 
-    def __init__(self, width: int, cfg: NetworkConfig) -> None:
+    def __init__(self, width: int, cfg: MlpConfig) -> None:
         super().__init__()
-        self.dropout, self.scale_shift = (
-            float(cfg.dropout if isinstance(cfg.dropout, float | int) else 0),
-            cfg.scale_shift,
-        )
+        (self.dropout,) = per_level(cfg.dropout, 1, "dropout")
+        self.scale_shift = cfg.scale_shift
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         self.condition = nn.Linear(width, width * (2 if cfg.scale_shift else 1))
@@ -51,10 +50,8 @@ class ResidualLayer(nn.Module):
 class Mlp(RawNetwork):
     """F(x, c_noise, label, r) for images of exactly `channels` x `resolution` x `resolution`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: MlpConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
-        if not isinstance(cfg.num_blocks, int) or not isinstance(cfg.dropout, float | int):
-            raise ConfigError("an mlp has no levels: network.num_blocks and network.dropout are one number each.")
         self.downsampling, self.width = resolution, cfg.channels
         flat = channels * resolution**2
         if cfg.embedding == "fourier":
@@ -65,16 +62,15 @@ class Mlp(RawNetwork):
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, self.width)
         self.first = nn.Linear(flat, self.width)
-        self.layers = nn.ModuleList([ResidualLayer(self.width, cfg) for _ in range(cfg.num_blocks)])
+        (layers,) = per_level(cfg.num_blocks, 1, "num_blocks")
+        self.layers = nn.ModuleList([ResidualLayer(self.width, cfg) for _ in range(layers)])
         self.norm = nn.LayerNorm(self.width)
         self.last = zeroed(nn.Linear(self.width, flat))
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
 
     def _features(self, c: Tensor) -> Tensor:
-        c = wide(c)
-        features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
-        return features.to(self.dtype)
+        return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
@@ -82,12 +78,12 @@ class Mlp(RawNetwork):
         if x.shape[2:] != (self.resolution, self.resolution):
             raise UserError(f"an mlp takes {self.resolution}x{self.resolution} images, not {x.shape[2]}x{x.shape[3]}.")
         with exact(x):
-            emb = self.time_embed(self._features(c_noise))
+            emb = linear_wide(self.time_embed, self._features(c_noise))
             if r is not None:
-                emb = emb + self.time_embed_r(self._features(r))
+                emb = emb + linear_wide(self.time_embed_r, self._features(r))
             if label is not None:
                 emb = add_label(emb, self.label_emb.weight, label)
-            emb = F.silu(emb)
+            emb = F.silu(emb).to(self.dtype)
             h = self.first(x.flatten(1).to(self.dtype))
         for layer in self.layers:
             h = self.run(layer, h, emb)

@@ -1,8 +1,8 @@
-"""Group normalization, with the scale and shift that a residual block puts on it.
+"""Group normalization, with the scale and shift that a residual block applies to it.
 
-torch's CPU kernels for images that lie channels last are slow where a group has few channels, and backward where an
-image has many pixels: they walk through memory group by group. There the sums are taken here channel by channel, in
-whole vectors; elsewhere, and under every transform, torch's own operations answer.
+torch's CPU kernels for channels-last images are slow when a group has few channels and, in the backward pass, when an
+image has many pixels, because they walk through memory group by group. In those cases the sums are taken here channel
+by channel, in whole vectors; otherwise, and under every transform, torch's own operations are used.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ MAX_GROUPS = 32
 
 
 def wide(x: Tensor) -> Tensor:
-    """Return a half in float32, all else as it is."""
+    """Return a half-precision tensor in float32, any other unchanged."""
     return x.float() if x.dtype in HALF else x
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """Return images (B, C, H, W) that lie channels last as (B, H W, C), without a copy."""
+    """Return channels-last images (B, C, H, W) as (B, H W, C), without a copy."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Groups(NamedTuple):
-    """How the channels are grouped: `number` groups of `width` channels, each of `size` numbers in an image."""
+    """How the channels are grouped: `number` groups of `width` channels, each with `size` values per image."""
 
     number: int
     width: int
@@ -63,10 +63,10 @@ def conditioned(y: Tensor, condition: Tensor | None) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalize x (B, C, H, W), channels last, and put a condition (B, 2C, 1, 1) on it.
+    """Normalize x (B, C, H, W), channels last, and apply a condition (B, 2C, 1, 1).
 
-    `own`: sums by channels, of halves in float32; else torch's kernel. The backward pass is by channels in either case
-    and needs nothing but the inputs and the moments.
+    `own`: sums by channels, in float32 for half precision; otherwise torch's kernel. The backward pass goes by channels
+    in either case and needs only the inputs and the moments.
     """
 
     @staticmethod
@@ -102,7 +102,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _has_layout(x: Tensor) -> bool:
-    """Whether it can be asked how x lies in memory: not of many tensors at once (torch.vmap, is_grads_batched)."""
+    """Whether the memory layout of x can be asked for: not for many tensors at once (torch.vmap, is_grads_batched)."""
     try:
         x.is_contiguous(memory_format=torch.channels_last)
     except RuntimeError:
@@ -111,20 +111,20 @@ def _has_layout(x: Tensor) -> bool:
 
 
 def _by_torch(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
-    """Gradients by x, weight, bias and condition through torch's own operations, which have gradients themselves."""
+    """Gradients for x, weight, bias and condition by torch's own operations, which can be differentiated again."""
     x, weight, bias, condition, *_ = ctx.saved_tensors
     given = [x, weight, bias, condition]
     wanted = [tensor for tensor, needed in zip(given, ctx.needs_input_grad, strict=False) if needed]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Channels first: torch before 2.13 lacks some derivatives of the other layout.
+        # Channels first, because torch before 2.13 lacks some derivatives of the other layout.
         y = conditioned(F.group_norm(x.contiguous(), ctx.groups.number, weight, bias, ctx.eps), condition)
         found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), create_graph=again))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(given)]]
 
 
 def _by_channels(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The same four by sums over channels."""
+    """The same four gradients by sums over channels."""
     x, weight, bias, condition, mean, inverse = ctx.saved_tensors
     groups: Groups = ctx.groups
     gain = None if condition is None else wide(condition[:, : x.shape[1]]).flatten(1) + 1
@@ -133,7 +133,7 @@ def _by_channels(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     by_shift = moved.sum(1)
     by_gain = (product.sum(1) - groups.spread(mean) * by_shift) * groups.spread(inverse)
     slope = weight if gain is None else weight * gain
-    # The gradient by x is a straight line in x and the incoming gradient: coefficients for each group and channel.
+    # The gradient with respect to x is linear in x and the incoming gradient, with coefficients per group and channel.
     first, second = groups.sums(slope * by_shift) / groups.size, groups.sums(slope * by_gain) / groups.size
     by_x = -inverse.square() * second
     constant = groups.spread(-inverse * first - by_x * mean)
@@ -152,18 +152,19 @@ def _is_dual(*tensors: Tensor | None) -> bool:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization over min(32, channels / group_channels) groups, with statistics in float32 for halves.
+    """Group normalization over min(32, channels / group_channels) groups, with statistics in float32 for half
+    precision.
 
-    Widths that 32 does not divide take the largest common divisor, so that every width works.
+    Widths that 32 does not divide use the greatest common divisor, so that every width works.
     """
 
-    # From this many pixels on torch's CPU kernel adds up over whole rows (for halves in float32 as well) and is as fast
-    # as memory; below it takes another path that is up to eight times slower than ours. It subtracts squares: where the
-    # mean is 30 times the standard deviation, three in ten thousand are off.
+    # From this many pixels on, torch's CPU kernel adds up whole rows (in float32 for half precision as well) and is as
+    # fast as memory; below, it takes another path that is up to eight times slower than ours. It subtracts squares:
+    # where the mean is 30 times the standard deviation, three in ten thousand are off.
     KERNEL_PIXELS = 1024
-    # Groups of so many channels fill its vectors; then ours gains on images of that many numbers alone, with a
-    # condition or in halves of many pixels, whose gradients its kernel takes up to nine times as long for. The size of
-    # the batch does not decide: an image is normalized alike in every one.
+    # Groups of this many channels fill its vectors. Ours is then faster only for images of at least this many values,
+    # with a condition or in half precision with many pixels, for whose gradients torch's kernel takes up to nine times
+    # as long. The batch size must not decide: an image is normalized alike in every batch.
     WIDE_GROUP = 8
     LARGE_IMAGE = 16_384
 
@@ -174,7 +175,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalize x (B, C, ...) in its own dtype.
 
-        `condition` (B, 2C, 1, 1), scales and then shifts: the answer is times 1 + scale plus shift.
+        `condition` (B, 2C, 1, 1) holds scales, then shifts: the result is multiplied by 1 + scale and shifted.
         """
         if self._ours_pays(x, condition):
             how = self.num_groups, self.eps, not self._kernel_pays(x)
@@ -202,7 +203,7 @@ class GroupNorm(nn.GroupNorm):
         if x.dtype not in HALF or (x.device.type == "cpu" and self._kernel_pays(x)):
             return self._by_torch(x, self.weight, self.bias)
         if x.device.type == "cuda":
-            # Its kernel for halves adds up in float32; autocast would widen the images all the same.
+            # Its half-precision kernel adds up in float32 anyway, so autocast would widen the images for nothing.
             with torch.autocast("cuda", enabled=False):
                 return self._by_torch(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
         return self._by_torch(x.float(), self.weight.float(), self.bias.float()).to(x.dtype)
@@ -211,7 +212,7 @@ class GroupNorm(nn.GroupNorm):
         try:
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
         except RuntimeError:
-            # The forward-mode derivative of torch before 2.13 takes channels first only.
+            # Forward-mode derivatives in torch before 2.13 need channels first.
             if x.is_contiguous():
                 raise
             return F.group_norm(x.contiguous(), self.num_groups, weight, bias, self.eps)

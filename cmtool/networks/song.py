@@ -1,8 +1,8 @@
 """The DDPM++ and NCSN++ U-Nets (Song et al. 2021) in the form of EDM (Karras et al. 2022, Appendix F).
 
 DDPM++: positional embedding, box filter. NCSN++: Fourier embedding, FIR filter [1, 3, 3, 1], a residual pyramid that
-feeds the shrunken image to each level. Both rescale every residual sum by sqrt(1/2). Parameters carry the names of
-EDM's pickles (`map_layer0`, `enc.32x32_block0.conv0`, `dec.32x32_aux_conv`), so that those load without a map.
+feeds the shrunken image to each level. Both rescale every residual sum by sqrt(1/2). Parameters have the names of EDM's
+pickles (`map_layer0`, `enc.32x32_block0.conv0`, `dec.32x32_aux_conv`), so that those load without a map.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmtool.config.schema import NetworkConfig
-from cmtool.errors import ConfigError, UserError
+from cmtool.config.networks import SongConfig
+from cmtool.errors import UserError
 from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
@@ -25,6 +25,7 @@ from cmtool.networks.blocks import (
     exact,
     heads_of,
     joined,
+    linear_wide,
     number_of_heads,
     per_level,
     positional_features,
@@ -107,7 +108,7 @@ class SongBlock(nn.Module):
         self,
         cin: int,
         cout: int,
-        cfg: NetworkConfig,
+        cfg: SongConfig,
         dropout: float,
         *,
         resample: str = "",
@@ -150,16 +151,10 @@ class SongBlock(nn.Module):
 class SongUNet(RawNetwork):
     """F(x, c_noise, label, r) for images of any side that is a multiple of `downsampling`."""
 
-    def __init__(self, cfg: NetworkConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
+    def __init__(self, cfg: SongConfig, *, channels: int, resolution: int, num_classes: int | None) -> None:
         super().__init__(channels, resolution, num_classes, cfg.two_time, cfg.checkpointing)
         levels = len(cfg.channel_mult)
         self.downsampling = 2 ** (levels - 1)
-        if resolution % self.downsampling:
-            raise ConfigError(
-                f"{levels} levels need a side that is a multiple of {self.downsampling}; {resolution} is not."
-            )
-        if len(cfg.resample_filter) % 2:
-            raise ConfigError(f"network.resample_filter needs an even number of taps, not {len(cfg.resample_filter)}.")
         self._widths = [cfg.channels * mult for mult in cfg.channel_mult]
         self._blocks = per_level(cfg.num_blocks, levels, "num_blocks")
         self._dropouts = per_level(cfg.dropout, levels, "dropout")
@@ -168,7 +163,7 @@ class SongUNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
 
-    def _embeddings(self, cfg: NetworkConfig) -> None:
+    def _embeddings(self, cfg: SongConfig) -> None:
         fourier, emb = cfg.embedding == "fourier", 4 * cfg.channels
         self.features = cfg.channels * (2 if fourier else 1)
         if fourier:
@@ -179,10 +174,10 @@ class SongUNet(RawNetwork):
         if cfg.two_time:
             self.map_layer0_r, self.map_layer1_r = linear(self.features, emb), zeroed(nn.Linear(emb, emb))
 
-    def _attends(self, cfg: NetworkConfig, level: int) -> bool:
+    def _attends(self, cfg: SongConfig, level: int) -> bool:
         return self.resolution // 2**level in cfg.attention
 
-    def _encoder(self, cfg: NetworkConfig) -> list[int]:
+    def _encoder(self, cfg: SongConfig) -> list[int]:
         """Build the encoder and return the widths of its skip connections."""
         self.enc = nn.ModuleDict()
         current, image, skips = cfg.channels, self.channels, [cfg.channels]
@@ -204,7 +199,7 @@ class SongUNet(RawNetwork):
                 skips.append(current)
         return skips
 
-    def _decoder(self, cfg: NetworkConfig, skips: list[int]) -> None:
+    def _decoder(self, cfg: SongConfig, skips: list[int]) -> None:
         self.dec = nn.ModuleDict()
         current, last = self._widths[-1], len(self._widths) - 1
         for level in range(last, -1, -1):
@@ -225,16 +220,15 @@ class SongUNet(RawNetwork):
         self.dec[f"{side}x{side}_aux_conv"] = Conv(current, self.channels, 3, gain=ALMOST_ZERO)
 
     def _features(self, c: Tensor) -> Tensor:
-        c = wide(c)
         features = (
             self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.features, endpoint=True)
         )
         # These networks read the sine half first.
-        return features.roll(features.shape[1] // 2, dims=1).to(self.dtype)
+        return features.roll(features.shape[1] // 2, dims=1)
 
     def _label(self, label: Tensor | None) -> Tensor:
         """Return the embedding (1 or B, features) of labels; the null class is the bias alone."""
-        weight, bias = self.map_label.weight, self.map_label.bias
+        weight, bias = self.map_label.weight, wide(self.map_label.bias)
         if label is None:
             return bias[None]
         try:
@@ -243,16 +237,17 @@ class SongUNet(RawNetwork):
             raise UserError(
                 f"label {int(label.max())} is outside 0..{weight.shape[1] - 1}; -1 is the null class."
             ) from None
-        return rows * (label >= 0).unsqueeze(1) * math.sqrt(weight.shape[1]) + bias
+        return wide(rows) * (label >= 0).unsqueeze(1) * math.sqrt(weight.shape[1]) + bias
 
     def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> Tensor:
         features = self._features(c_noise)
         if self.num_classes is not None:
             features = features + self._label(label)
-        emb = self.map_layer1(F.silu(self.map_layer0(features)))
+        emb = linear_wide(self.map_layer1, F.silu(linear_wide(self.map_layer0, features)))
         if r is not None:
-            emb = emb + self.map_layer1_r(F.silu(self.map_layer0_r(self._features(r))))
-        return F.silu(emb)
+            hidden = F.silu(linear_wide(self.map_layer0_r, self._features(r)))
+            emb = emb + linear_wide(self.map_layer1_r, hidden)
+        return F.silu(emb).to(self.dtype)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""

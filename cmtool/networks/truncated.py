@@ -17,7 +17,7 @@ class TruncatedNetwork(nn.Module):
     def __init__(self, early: RawNetwork, late: RawNetwork, threshold: float) -> None:
         super().__init__()
         self.early, self.late = early.requires_grad_(False), late
-        # The threshold is a rounding lower, so that a level given in float32 falls on its own side.
+        # The threshold is slightly lower, so that a level rounded to float32 falls on the right side.
         self.threshold = threshold - 1e-6 * max(1.0, abs(threshold))
         self.channels, self.resolution, self.num_classes = late.channels, late.resolution, late.num_classes
         self.two_time, self.downsampling = late.two_time, late.downsampling

@@ -10,9 +10,9 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-import cmtool
 from cmtool.reporting import sections
 from cmtool.reporting.runs import RunRecord
+from cmtool.version import __version__
 
 if TYPE_CHECKING:
     from cmtool.reporting.pictures import Nearest, Picture
@@ -47,7 +47,7 @@ def render(runs: Sequence[RunRecord], galleries: Sequence[Gallery], now: Callabl
         now: tells the time of the page.
     """
     stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now()))
-    here = {"made": stamp, "cmtool": cmtool.__version__, "python": platform.python_version(),
+    here = {"made": stamp, "cmtool": __version__, "python": platform.python_version(),
             "system": platform.platform()}  # fmt: skip
     parts = {
         "overview": sections.overview(runs),
@@ -68,7 +68,7 @@ def render(runs: Sequence[RunRecord], galleries: Sequence[Gallery], now: Callabl
         f"<title>{title} - cmtool report</title>\n<style>\n{asset('page.css')}</style></head>\n<body>"
         f'<header><h1>{title}</h1><p class="soft">{escape(_subtitle(runs))}</p><nav>{links}</nav></header>\n'
         f"<main>{chr(10).join(body for body in parts.values() if body)}</main>\n"
-        f"<footer>Written by cmtool {cmtool.__version__}, {stamp}.</footer>\n"
+        f"<footer>Written by cmtool {__version__}, {stamp}.</footer>\n"
         f"<script>\n{asset('page.js')}</script></body></html>\n"
     )
 

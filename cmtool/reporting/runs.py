@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmtool.checkpoint import read_header
-from cmtool.config.compare import differing_keys
-from cmtool.config.load import from_toml
+from cmtool.config.load import differing_keys, from_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, ConfigError, DataError, nearest
 from cmtool.reporting.rows import json_rows, sound
@@ -95,14 +94,6 @@ class RunRecord:
             if usual is None or row.get("nfe") == usual:
                 return {key: value for key, value in row.get("metrics", {}).items() if value is not None}
         return dict(self.judged[-1]["eval"]) if self.judged else {}
-
-
-def span(seconds: float) -> str:
-    """Return a length of time shortly: 40 s, 12 min, 3 h 05 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def read_run(path: Path) -> RunRecord:

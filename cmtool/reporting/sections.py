@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cmtool.config.load import to_toml
 from cmtool.reporting.charts import Series, line_chart, number
-from cmtool.reporting.runs import RunRecord, differences, span
+from cmtool.reporting.runs import RunRecord, differences
+from cmtool.units import human_time
 
 if TYPE_CHECKING:
     from cmtool.reporting.pictures import Picture
@@ -71,7 +72,7 @@ def overview(runs: Sequence[RunRecord]) -> str:
         ("steps", lambda run: run.step),
         ("of", lambda run: run.config.train.steps),
         ("batch", lambda run: run.config.train.batch_size),
-        ("time in steps", lambda run: span(run.seconds) if run.seconds else None),
+        ("time in steps", lambda run: human_time(run.seconds) if run.seconds else None),
         ("last loss", lambda run: run.loss),
         ("FD", lambda run: run.figures().get("fid")),
         ("precision", lambda run: run.figures().get("precision")),
@@ -249,7 +250,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
         **{name: machine.get(name) for name in ("device", "precision", "threads", "deterministic", "system")},
         "seed": run.config.train.seed,
         "data": _dict(header.get("data")).get("fingerprint") or machine.get("data"),
-        "time in steps": span(run.seconds) if run.seconds else None,
+        "time in steps": human_time(run.seconds) if run.seconds else None,
         **{f"version of {name}": value for name, value in versions.items()},
     }
     return {name: _word(value) for name, value in said.items() if value is not None}

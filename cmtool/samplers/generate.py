@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,22 +12,14 @@ from torch import Tensor
 
 from cmtool.models import Model
 from cmtool.rng import SampleStreams
-from cmtool.samplers.exponential import (
-    sample_deis,
-    sample_dpm2,
-    sample_dpmpp_2m,
-    sample_jumps,
-    sample_progressive,
-)
-from cmtool.samplers.multistep import sample_multistep
-from cmtool.samplers.ode import sample_ancestral, sample_euler, sample_heun, sample_midpoint
-from cmtool.samplers.plan import SamplePlan
+from cmtool.samplers.plan import SAMPLERS, SamplePlan
+from cmtool.samplers.solvers import Denoise, Noise
 
-Run = Callable[[Model, SampleStreams, Sequence[float], Tensor | None, bool], Tensor]
+Solver = Callable[[Denoise, Tensor, Sequence[float], Noise], Tensor]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine has no memory left for what was asked."""
+    """Whether an error says that the device or the machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = str(error).lower()
@@ -40,40 +34,23 @@ class Batch(NamedTuple):
     labels: Tensor | None
 
 
-def _multistep(
-    model: Model, streams: SampleStreams, times: Sequence[float], label: Tensor | None, clamp: bool
-) -> Tensor:
-    return sample_multistep(model, streams, times, label, clamp=clamp)
+def bind(model: Callable[..., Tensor], label: Tensor | None, clamp: bool) -> Denoise:
+    """Return `model(x, t, label)` as a function of x and t; `clamp` confines its answers to [-1, 1], where images live.
+
+    The released code clamps every answer; the published algorithms do not.
+    """
+
+    def denoise(x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+        answer = model(x, t, label) if r is None else model(x, t, label, r)
+        return answer.clamp(-1.0, 1.0) if clamp else answer
+
+    return denoise
 
 
-def _from_noise(solve: Callable[..., Tensor]) -> Run:
-    def run(model: Model, streams: SampleStreams, times: Sequence[float], label: Tensor | None, clamp: bool) -> Tensor:
-        x = times[0] * streams.normal(model.image_shape)
-        return solve(model, x, times, streams, label, clamp=clamp)
-
-    return run
-
-
-def _progressive(
-    model: Model, streams: SampleStreams, times: Sequence[float], label: Tensor | None, clamp: bool
-) -> Tensor:
-    x = times[0] * streams.normal(model.image_shape)
-    return sample_progressive(model, x, times, streams, label, clamp=clamp, last=model.sigma_min)
-
-
-RUNS: dict[str, Run] = {
-    "multistep": _multistep,
-    "heun": _from_noise(sample_heun),
-    "euler": _from_noise(sample_euler),
-    "ancestral": _from_noise(sample_ancestral),
-    "dpm": _from_noise(sample_midpoint),
-    "ddim": _from_noise(sample_euler),
-    "dpm-solver-2": _from_noise(sample_dpm2),
-    "dpm-solver++-2m": _from_noise(sample_dpmpp_2m),
-    "deis-3": _from_noise(sample_deis),
-    "progressive": _progressive,
-    "jumps": _from_noise(sample_jumps),
-}
+def solver(sampler: str) -> Solver:
+    """Return the function that a row of SAMPLERS names."""
+    module, function = SAMPLERS[sampler].run.split(":")
+    return getattr(importlib.import_module(f"cmtool.samplers.{module}"), function)
 
 
 def streams_for(model: Model, seeds: Sequence[int]) -> SampleStreams:
@@ -91,12 +68,15 @@ def labels_for(model: Model, streams: SampleStreams, labels: Sequence[int] | Non
     return torch.tensor(list(labels), dtype=torch.int64, device=model.device)
 
 
+@torch.no_grad()
 def sample_batch(model: Model, plan: SamplePlan, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Batch:
     """Sample one image for each seed as one batch; see `generate`."""
     streams = streams_for(model, seeds)
     label = labels_for(model, streams, labels)
-    x0 = RUNS[plan.sampler](model, streams, plan.times, label, not model.float_samples)
-    return Batch(0, x0, label)
+    denoise = bind(model, label, clamp=not model.float_samples)
+    sigmas = (*plan.times, 0.0 if SAMPLERS[plan.sampler].to_zero else model.sigma_min)
+    noise = partial(streams.normal, model.image_shape)
+    return Batch(0, solver(plan.sampler)(denoise, sigmas[0] * noise(), sigmas, noise), label)
 
 
 def generate(
@@ -115,8 +95,8 @@ def generate(
         plan: sampler and noise levels.
         seeds: one for each sample; sample i depends on seeds[i] (and labels[i]) alone.
         labels: one for each sample; None draws each from its seed if the model is conditional.
-        batch_size: images at once; changes speed and memory only. Halved when memory runs out.
-        start: the first sample to make, for going on where an earlier call was cut off.
+        batch_size: images per batch; it affects only speed and memory, and is halved when memory runs out.
+        start: the first sample to make, to continue where an earlier call was cut off.
 
     Yields:
         `Batch` with x0 in [-1, 1] (float data: unbounded).

@@ -1,9 +1,10 @@
-"""Paths through noise: slerp between key points, and the noise of a given image by running a teacher's ODE upwards."""
+"""Paths through noise: slerp between key points, and the noise of an image by running a teacher's ODE upward."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from cmtool.diffusion.process import exact, expand
 from cmtool.diffusion.solvers import heun_step
 from cmtool.errors import UserError
 from cmtool.rng import SampleStreams, derive
-from cmtool.samplers.multistep import ConsistencyFunction, to_range, unchanged, walk
-from cmtool.samplers.ode import Denoiser
+from cmtool.samplers.generate import bind
+from cmtool.samplers.multistep import ConsistencyFunction, multistep
+from cmtool.samplers.solvers import levels
 
 # Noise that pictures get before they are encoded: about one byte.
 DITHER = 0.01
@@ -31,8 +33,8 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
     Returns:
         (sin((1 - s) psi) a + sin(s psi) b) / sin(psi), psi the angle between a and b. Homogeneous: noise may be scaled
-        before or after. Nearly parallel vectors are interpolated on a straight line; opposite ones have no shortest
-        arc and give the same.
+            before or after. Nearly parallel vectors are interpolated along a straight line, and so are opposite ones,
+            which have no shortest arc.
     """
     flat_a, flat_b = exact(a.reshape(len(a), -1)), exact(b.reshape(len(b), -1))
     cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1)).clamp_min(1e-300)
@@ -48,8 +50,8 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 def path(keys: Tensor, num: int, loop: bool = False) -> Tensor:
     """Return `num` points (num, ...) of the path through the key points (K, ...), evenly spaced by key.
 
-    Both ends are among them; a loop goes on from the last key to the first, which is not repeated at the end, so that
-    the frames can be played round and round.
+    Both ends are included. A loop continues from the last key to the first without repeating it at the end, so that the
+    frames play seamlessly.
 
     Raises:
         UserError: for fewer than two keys, or fewer frames than needed to show both ends.
@@ -80,37 +82,35 @@ def decode(
     Later evaluations add the same noise (a function of `seed`) to every picture, so that a path stays smooth.
     """
     shared = SampleStreams([derive(seed, "interpolation")] * len(noise), noise.device, noise.dtype)
-    return walk(model, times[0] * noise, shared, times, label, to_range if clamp else unchanged)
+    draw = partial(shared.normal, noise.shape[1:])
+    return multistep(bind(model, label, clamp), times[0] * noise, (*times, model.sigma_min), draw)
 
 
 @torch.no_grad()
-def encode(denoise: Denoiser, x0: Tensor, times: Sequence[float], label: Tensor | None = None) -> Tensor:
-    """Return the unit-variance noise (B, C, H, W) of images: the probability-flow ODE from clean to noisy, by Heun.
+def encode(denoise: Callable[..., Tensor], x0: Tensor, times: Sequence[float], label: Tensor | None = None) -> Tensor:
+    """Return the unit-variance noise (B, C, H, W) of images: Heun's method on the ODE from clean to noisy.
 
     Args:
         denoise: the teacher, called as (x, t, label).
-        x0: images in [-1, 1], taken to lie at the smallest time.
-        times: strictly descending noise levels, as a solver takes them; they are walked upwards. The last should be
-            the level of `dithered`.
+        x0: images in [-1, 1], assumed to be at the smallest time.
+        times: strictly descending noise levels, as a solver takes them; this walks them upward. The last should be the
+            level of `dithered`.
         label: classes (B,).
     """
-
-    def bound(x: Tensor, t: Tensor) -> Tensor:
-        return denoise(x, t, label)
-
+    bound = bind(denoise, label, clamp=False)
     upward = list(reversed(times))
     x = x0
     for t, r in itertools.pairwise(upward):
-        levels = [torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (t, r)]
-        x = heun_step(bound, x, *levels)
+        x = heun_step(bound, x, levels(x, t), levels(x, r))
     return x / upward[-1]
 
 
 def dithered(x0: Tensor, level: float) -> Tensor:
     """Add noise of `level` to images before they are encoded from that level; the same for every call.
 
-    Pictures of bytes are flatter than anything that the ODE carries to unit noise: encoded as they are, the shapes gave
-    noise of deviation .79, outside the sphere that slerp walks on; with .01, about one byte, .96.
+    Pictures stored as bytes are flatter than anything that the ODE maps to unit noise. Encoded as they are, the shapes
+    gave noise with a standard deviation of .79, off the sphere that slerp walks on; with .01, about one byte, they gave
+    .96.
     """
     streams = SampleStreams([derive(index, "dither") for index in range(len(x0))], x0.device, x0.dtype)
     return x0 + level * streams.normal(x0.shape[1:])

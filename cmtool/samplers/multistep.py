@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from cmtool.diffusion.process import VarianceExploding
-from cmtool.rng import SampleStreams
+from cmtool.samplers.solvers import Denoise, Noise, levels
 
 
 class ConsistencyFunction(Protocol):
@@ -32,59 +31,31 @@ class ConsistencyFunction(Protocol):
 AfterStep = Callable[[Tensor, bool], Tensor]
 
 
-def walk(
-    model: ConsistencyFunction,
-    x: Tensor,
-    streams: SampleStreams,
-    times: Sequence[float],
-    label: Tensor | None,
-    after: AfterStep,
-) -> Tensor:
-    """The loop of Algorithms 1 and 4: evaluate at times[0], apply `after`; renoise to the next time and repeat.
-
-    `x` (B, C, H, W) is at times[0] already. The noise added for time tau is sqrt(tau^2 - sigma_min^2), because f
-    answers at sigma_min. Returns what `after` returned last; len(times) evaluations.
-    """
-    process = VarianceExploding(sigma_min=model.sigma_min)
-    for index, level in enumerate(times):
-        t = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
-        if index:
-            x = process.renoise(x, streams.normal(x.shape[1:]), t)
-        x = after(model(x, t, label), index == len(times) - 1)
-    return x
-
-
-def to_range(x: Tensor, last: bool = True) -> Tensor:
-    """Clamp to [-1, 1], where images live."""
-    return x.clamp(-1.0, 1.0)
-
-
 def unchanged(x: Tensor, last: bool = True) -> Tensor:
-    """Leave f's answer as it is: for data that is not confined to [-1, 1]."""
+    """Leave f's answer as it is."""
     return x
 
 
-@torch.no_grad()
-def sample_multistep(
-    model: ConsistencyFunction,
-    streams: SampleStreams,
-    times: Sequence[float],
-    label: Tensor | None = None,
-    *,
-    clamp: bool = True,
+def multistep(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, after: AfterStep = unchanged
 ) -> Tensor:
-    """Sample one batch with len(times) evaluations an image; one time is one-step sampling.
+    """The loop of Algorithms 1 and 4: evaluate at sigmas[0], apply `after`; renoise to the next level and repeat.
 
     Args:
-        model: a consistency model.
-        streams: the noise of each sample; B is its length. One draw is taken for each evaluation.
-        times: strictly decreasing noise levels, checked by `validate_times`; times[0] is usually sigma_max.
-        label: classes (B,) of a conditional model.
-        clamp: confine every answer to [-1, 1], between the evaluations and at the end, as the released code does
-            (Algorithm 1 itself does not); False for data that is no image.
+        denoise: a consistency model with its label and clamp bound.
+        x: (B, C, H, W), at sigmas[0] already.
+        sigmas: strictly decreasing noise levels; the last is sigma_min, where f answers. Returning from there to level
+            t takes noise of sqrt(t^2 - sigma_min^2). n + 1 sigmas are n evaluations; one is one-step sampling.
+        noise: draws unit noise shaped like x, once for each evaluation but the first.
+        after: what happens to f's answers.
 
     Returns:
-        x0 (B, C, H, W) in float; sample i depends on its own stream alone.
+        What `after` returned last, (B, C, H, W).
     """
-    x = times[0] * streams.normal(model.image_shape)
-    return walk(model, x, streams, times, label, to_range if clamp else unchanged)
+    process = VarianceExploding(sigma_min=sigmas[-1])
+    for index, level in enumerate(sigmas[:-1]):
+        t = levels(x, level)
+        if index:
+            x = process.renoise(x, noise(), t)
+        x = after(denoise(x, t), index == len(sigmas) - 2)
+    return x

@@ -9,19 +9,23 @@ from typing import Any
 from cmtool.errors import UsageError, UserError, unknown
 from cmtool.samplers.times import default_times, header_range, solver_times, times_from_indices, validate_times
 
+# `seed=N` and --seed N mean the sample seeds N * SEED_BLOCK and up, so that two of them never share a sample.
+SEED_BLOCK = 1_000_000
+
 
 @dataclass(frozen=True)
 class SamplerInfo:
     """What is known of a sampler before it runs.
 
-    `kind` is the kind of model it fits, `steps` its usual number of noise levels, `evaluations` gives the network
-    evaluations an image for a number of noise levels. `to_zero`: the sampler goes on from its last level to 0 instead
-    of ending at sigma_min; `two_time`: it needs a model of two times.
+    `kind` is the kind of model it fits, `run` its "module:function" below `cmtool.samplers`, `steps` its usual number
+    of noise levels, and `evaluations` gives the network evaluations per image for a number of noise levels. `to_zero`:
+    it goes on from its last level to 0 instead of ending at sigma_min; `two_time`: it needs a model of two times.
     """
 
     name: str
     title: str
     kind: str
+    run: str
     steps: int
     evaluations: Callable[[int], int]
     to_zero: bool = True
@@ -36,20 +40,30 @@ def _twice(levels: int) -> int:
     return 2 * levels - 1
 
 
+def _diffusion(
+    name: str, title: str, run: str, steps: int, evaluations: Callable[[int], int] = _once, **more: bool
+) -> SamplerInfo:
+    return SamplerInfo(name, title, "diffusion", run, steps, evaluations, **more)
+
+
+def _consistency(name: str, title: str, run: str, **more: bool) -> SamplerInfo:
+    return SamplerInfo(name, title, "consistency", run, 1, _once, **more)
+
+
 SAMPLERS: dict[str, SamplerInfo] = {
     info.name: info
     for info in (
-        SamplerInfo("multistep", "Algorithm 1: evaluate, renoise, repeat", "consistency", 1, _once),
-        SamplerInfo("heun", "probability-flow ODE, order 2 (Karras et al. 2022)", "diffusion", 18, _twice),
-        SamplerInfo("euler", "probability-flow ODE, order 1 (DDIM)", "diffusion", 40, _once),
-        SamplerInfo("ancestral", "stochastic, Euler to below and noise up again", "diffusion", 100, _once),
-        SamplerInfo("dpm", "probability-flow ODE, midpoint of order 2 (OpenAI's dpm)", "diffusion", 18, _twice),
-        SamplerInfo("ddim", "probability-flow ODE, order 1 (Song et al. 2021)", "diffusion", 40, _once),
-        SamplerInfo("dpm-solver-2", "probability-flow ODE, order 2, midpoint in ln t", "diffusion", 18, _twice),
-        SamplerInfo("dpm-solver++-2m", "probability-flow ODE, order 2, remembers one step", "diffusion", 20, _once),
-        SamplerInfo("deis-3", "probability-flow ODE, order 3 once it remembers two steps", "diffusion", 20, _once),
-        SamplerInfo("progressive", "Euler steps of progressive distillation", "diffusion", 1, _once, to_zero=False),
-        SamplerInfo("jumps", "MeanFlow: straight jumps, no noise in between", "consistency", 1, _once, two_time=True),
+        _consistency("multistep", "Algorithm 1: evaluate, renoise, repeat", "multistep:multistep", to_zero=False),
+        _diffusion("heun", "probability-flow ODE, order 2 (Karras et al. 2022)", "solvers:heun", 18, _twice),
+        _diffusion("euler", "probability-flow ODE, order 1 (DDIM)", "solvers:euler", 40),
+        _diffusion("ancestral", "stochastic, Euler to below and noise up again", "solvers:ancestral", 100),
+        _diffusion("dpm", "probability-flow ODE, midpoint of order 2 (OpenAI's dpm)", "solvers:midpoint", 18, _twice),
+        _diffusion("ddim", "probability-flow ODE, order 1 (Song et al. 2021)", "solvers:euler", 40),
+        _diffusion("dpm-solver-2", "probability-flow ODE, order 2, midpoint in ln t", "solvers:dpm2", 18, _twice),
+        _diffusion("dpm-solver++-2m", "probability-flow ODE, order 2, remembers one step", "solvers:dpmpp_2m", 20),
+        _diffusion("deis-3", "probability-flow ODE, order 3 once it remembers two steps", "solvers:deis", 20),
+        _diffusion("progressive", "Euler steps of progressive distillation", "solvers:progressive", 1, to_zero=False),
+        _consistency("jumps", "MeanFlow: straight jumps, no noise in between", "solvers:jumps", two_time=True),
     )
 }
 # The sampler that a kind of model gets when none is named.
@@ -59,7 +73,7 @@ KIND_NAMES = {"consistency": "a consistency model", "diffusion": "a diffusion mo
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A sampler and its noise levels; `source` says in words where the levels are from."""
+    """A sampler and its noise levels; `source` says in words where the levels come from."""
 
     sampler: str
     times: tuple[float, ...]
@@ -67,7 +81,7 @@ class SamplePlan:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return SAMPLERS[self.sampler].evaluations(len(self.times))
 
 
@@ -95,7 +109,7 @@ def choose_sampler(name: str | None, kind: str, two_time: bool = False) -> Sampl
 def check_request(
     steps: int | None, times: Sequence[float] | None, indices: Sequence[int] | None, of: int | None
 ) -> None:
-    """Refuse ways of naming noise levels that contradict each other, before any model is looked at.
+    """Refuse contradictory ways of naming noise levels before any model is opened.
 
     Raises:
         UsageError: for more than one of steps, times and indices, or indices without their grid.
@@ -131,7 +145,7 @@ def plan_sampling(
     """Decide sampler and noise levels for the model with this header.
 
     At most one of `steps` (evaluations of a consistency model, solver steps of a teacher), `times` (noise levels) and
-    `indices` with `of` (points of a Karras grid from the noisy end) is given; with none a consistency model takes one
+    `indices` with `of` (points of a Karras grid from the noisy end) is given. With none, a consistency model takes one
     evaluation and a teacher its sampler's usual number of steps.
 
     Raises:

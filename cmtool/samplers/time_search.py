@@ -1,8 +1,8 @@
 """Where to evaluate: the search for the noise levels of multistep sampling (Song et al. 2023, Section 3).
 
-Everything here works on a score of times (lower is better) and knows no model. The paper's search is greedy: with the
-earlier times fixed, a new one is found by ternary search over the indices of a grid, on the assumption that the score
-has one valley. The joint search starts there and moves all times together.
+Everything here works on a score of times (lower is better) and knows nothing of models. The paper's search is greedy:
+it keeps the earlier times and finds the next by ternary search over the indices of a grid, assuming that the score has
+a single valley. The joint search starts there and moves all times together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Report = Callable[[Times, float], None]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Times found, their score, how they were found, and every (times, score) that was evaluated, in order."""
+    """The times found, their score, how they were found, and every (times, score) evaluated, in order."""
 
     times: Times
     value: float
@@ -50,10 +50,10 @@ class Memo:
 
 
 def ternary_search(score: Callable[[int], float], left: int, right: int) -> int:
-    """Return the index strictly between `left` and `right` with the lowest score, if the score has one valley.
+    """Return the index strictly between `left` and `right` with the lowest score, if the score has a single valley.
 
-    A bracket of three or more is cut to two thirds by comparing its inner points; what then remains is compared
-    point by point, the ends of the bracket included unless they are those of the start.
+    A bracket of three or more is cut to two thirds by comparing its inner points. What remains is compared point by
+    point, including the ends of the bracket unless they are the ones it started with.
 
     Raises:
         UsageError: if there is no index between the two.
@@ -95,10 +95,10 @@ def greedy_search(score: Memo, steps: int, levels: Sequence[float], start: Times
 
 
 def joint_search(score: Memo, start: Times, levels: Sequence[float], step: int | None = None) -> SearchResult:
-    """Improve `start` by moving one time after another along the grid, with steps that halve when nothing helps.
+    """Improve `start` by moving one time after another along the grid, halving the steps when nothing helps.
 
-    The first time stays. Times that are not on the grid are moved to its nearest point first; the result is never
-    worse than `start` on the same score.
+    The first time stays where it is. Times off the grid are first moved to its nearest point. The result never scores
+    worse than `start`.
     """
     places = [min(range(len(levels)), key=lambda i, t=time: abs(levels[i] - t)) for time in start]  # type: ignore[misc]
     best, value = start, score(start)
@@ -132,14 +132,14 @@ def search_times(
     candidates: Sequence[Times] = (),
     report: Report = lambda times, value: None,
 ) -> SearchResult:
-    """Greedy search, then a joint one from its answer; the winner is chosen on `fresh` seeds.
+    """Search greedily, then jointly from that answer; the winner is chosen on `fresh` seeds.
 
     Args:
         score: lower is better, with seeds of its own.
         steps: number of evaluations.
         levels: descending grid from sigma_max to sigma_min.
         joint: False stops after the greedy search.
-        fresh: the same score with seeds that the search has not seen: it decides between the candidates, because a
+        fresh: the same score with seeds that the search has not seen. It decides between the candidates, because a
             search on one set of seeds also fits their accidents. None: `score` decides.
         candidates: further times to be judged with those found (published or present ones).
         report: told every evaluation.

@@ -10,26 +10,26 @@ from typing import Any, NamedTuple
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError
 
-# Two evaluations meet the image again where one-step models err most: t = .3 to 1.5 for data of unit range, with
-# .821 the point of improved consistency training.
+# The second evaluation returns to where one-step models err most: t = .3 to 1.5 for data of unit range. Improved
+# consistency training uses .821.
 SECOND = 0.8
-# More evaluations are spread about SECOND by this ratio, as long as the range allows.
+# Further evaluations are spread around SECOND by this ratio, as far as the range allows.
 RATIO = 2.5
-# Not read from the schema, whose import would cost half of the time that an argument mistake may take.
+# Repeated here because importing the schema would cost half of the time allowed for answering a usage mistake.
 RANGE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
-# A header's range and a typed number may differ by a rounding.
+# A header's range and a typed number may differ by rounding.
 SLACK = 1e-6
 
 
 class ChosenTimes(NamedTuple):
-    """Noise levels and where they are from, in words for the user."""
+    """Noise levels, and where they come from in words for the user."""
 
     times: tuple[float, ...]
     source: str
 
 
 def validate_times(times: Sequence[float], sigma_min: float, sigma_max: float) -> tuple[float, ...]:
-    """Return `times` as floats after checking that they are usable by a model of that range.
+    """Return `times` as floats after checking that a model with this range can use them.
 
     Raises:
         UserError: for no times, a value that is not finite or outside [sigma_min, sigma_max], or values that do not
@@ -59,8 +59,8 @@ def times_from_indices(
 ) -> tuple[float, ...]:
     """Translate published indices on a grid of `of` points, counted from the noisy end, into noise levels.
 
-    Index 0 is sigma_max and of - 1 is sigma_min, where a consistency model is the identity: that last entry, which
-    published lists carry, costs no evaluation and is dropped. "0,22,39 of 40" is thus two evaluations.
+    Index 0 is sigma_max and of - 1 is sigma_min, where a consistency model is the identity. Published lists end with
+    that entry; it costs no evaluation and is dropped. "0,22,39 of 40" is thus two evaluations.
 
     Raises:
         UserError: for a grid of fewer than two points, indices outside it, not strictly ascending, or only the last.
@@ -107,14 +107,14 @@ def spread_times(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) 
     if steps == 2:
         return (sigma_max, center)
     reach = RATIO ** ((steps - 2) / 2)
-    # One ratio is kept free above and below, so that a long list stays inside the range and strictly decreasing.
+    # One ratio is left free at either end, so that a long list stays within the range and strictly decreasing.
     high = min(center * reach, sigma_max * (center / sigma_max) ** (1 / (steps - 1)))
     low = max(center / reach, sigma_min * (center / sigma_min) ** (1 / (steps - 1)))
     return (sigma_max, *geometric_times(steps - 1, high, low))
 
 
 def header_range(header: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Return (sigma_min, sigma_max, rho) of a model's header; what it leaves out is as in `ProcessConfig`."""
+    """Return (sigma_min, sigma_max, rho) of a model's header, with the defaults of `ProcessConfig`."""
     process = header.get("process") or {}
     return tuple(float(process.get(key, usual)) for key, usual in RANGE.items())  # type: ignore[return-value]
 
@@ -122,8 +122,8 @@ def header_range(header: Mapping[str, Any]) -> tuple[float, float, float]:
 def default_times(steps: int, header: Mapping[str, Any]) -> ChosenTimes:
     """Return the noise levels for `steps` evaluations of the model with this header.
 
-    They are the header's own for that number (found at the end of training or published); without any, sigma_max
-    and geometric levels below.
+    These are the header's own for that number, found at the end of training or published; without them, sigma_max and
+    geometric levels below it.
 
     Raises:
         UserError: for fewer than one step, or times in the header that are not usable.

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cmtool.api import Model, edit
+from cmtool.api import edit
+from cmtool.api.model import Model
 from cmtool.data import to_nhwc
 from cmtool.editing.photos import photo_of
 from cmtool.editing.tasks import tensor

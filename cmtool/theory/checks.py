@@ -1,11 +1,11 @@
-"""The known answers K01 to K28: what the formulas must give, to the digits, and where two routes must agree.
+"""The known answers K01 to K28: what the formulas must give, digit by digit, and where two routes must agree.
 
 An expected value is text, and its digits are the tolerance: one unit of the last. Kinds: A is a closed form
 independent of the code, B two numerical routes, R a number that only this recursion has given so far.
 
-W1 of the mixture recursions (K17, K18, K20) was first found with the plain trapezoid rule on 8001 nodes, which is
-off in the sixth digit where |gap| has a corner; the checks repeat that rule to its digits, and hold the converged
-values (marked "converged") beside it.
+W1 of the mixture recursions (K17, K18, K20) was first computed with the plain trapezoid rule on 8001 nodes, which is
+off in the sixth digit where |gap| has a corner. The checks repeat that rule to its digits and also hold the converged
+values (marked "converged").
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from cmtool.theory import chain, classes, edm, gap, gaussian, generator, population, typical
+from cmtool.theory import chain, classes, edm, gap, gaussian, population, typical
 from cmtool.theory.distances import folded, normal_nodes
 from cmtool.theory.laws import GMM_A, GMM_E, product
 from cmtool.theory.levels import Levels, geometric, karras, li, li_betas
 from cmtool.theory.line import LineMixture
 
-# What numpy hands back: floats, its own scalars, and arrays of one element.
+# What numpy returns: floats, its own scalars, and arrays of one element.
 Number = Any
 
 
@@ -135,15 +135,13 @@ def _gap() -> Iterator[Check]:
     yield digits("K13", "joint, equal angles, N = 1000", edm.joint_gain(np.linspace(0, np.pi / 2, 1000)), "0.398536579")
     yield digits("K13", "1/cosh(pi/2)", 1 / np.cosh(np.pi / 2), "0.398536815")
     yield digits("K13", "joint, Karras N = 1000", edm.joint_gain(karras(1000).angles(0.5)), "0.302294317")
-    yield digits("K14", "R_IC(1)", generator.residual_independent(0.5, 1), "0.2")
-    yield digits("K14", "R_GC(1)", generator.residual_generator(0.5, 1), "0.0233165015")
-    yield digits("K14", "R_GC(5)", generator.residual_generator(0.5, 5), "8.18947e-5")
-    yield digits("K15", "share 1, ideal, N = 18", generator.spread_ratio(karras(18).noise, 0.5, 1), "1.197392")
-    yield digits(
-        "K15", "share .5, own, N = 1280", generator.spread_ratio(karras(1280).noise, 0.5, 0.5, "own"), "1.127302"
-    )
-    yield digits("K15", "share 0, N = 18", generator.spread_ratio(karras(18).noise, 0.5, 0), "0.846070")
-    yield digits("K15", "limit", generator.spread_limit(), "1.25663937")
+    yield digits("K14", "R_IC(1)", gap.residual_independent(0.5, 1), "0.2")
+    yield digits("K14", "R_GC(1)", gap.residual_generator(0.5, 1), "0.0233165015")
+    yield digits("K14", "R_GC(5)", gap.residual_generator(0.5, 5), "8.18947e-5")
+    yield digits("K15", "share 1, ideal, N = 18", gap.spread_ratio(karras(18).noise, 0.5, 1), "1.197392")
+    yield digits("K15", "share .5, own, N = 1280", gap.spread_ratio(karras(1280).noise, 0.5, 0.5, "own"), "1.127302")
+    yield digits("K15", "share 0, N = 18", gap.spread_ratio(karras(18).noise, 0.5, 0), "0.846070")
+    yield digits("K15", "limit", gap.spread_limit(), "1.25663937")
     yield digits("K16", "l1 mass, limit", gap.minority_mass(0.7), "0.0964981291")
     yield digits("K16", "l1 mass, sigma_max = 80", gap.minority_mass(0.7, 80), "0.0986527")
     yield digits("K16", "W1 gap", 2 * (0.3 - gap.minority_mass(0.7)), "0.407003742")
@@ -167,7 +165,7 @@ def _mixtures() -> Iterator[Check]:
         yield digits("K17", f"GMM-A CT W1, T = {count}", _plain_w1(GMM_A, levels, f, "normal", 9.0), ct[count], "B")
         converged = population.errors(GMM_A, levels, f, count=20001)[0]
         yield digits("K17", f"converged, T = {count}", converged, ct_converged[count], "B")
-        # The first finder interpolated the composed map too: its last three digits hold that error.
+        # The first computation also interpolated the composed map, and its last three digits contain that error.
         yield near(
             "K18", f"GMM-A CD W1, T = {count}", _plain_w1(GMM_A, levels, g, "normal", 9.0), float(cd[count]), 1e-7
         )

@@ -1,14 +1,18 @@
-"""Plots of studies, drawn without any global state of matplotlib."""
+"""What a study leaves on disk: tables, a JSON document, and plots drawn without any of matplotlib's global state."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from cmtool.theory.study import Curve, Panel, Study
+from cmtool.errors import UserError
+from cmtool.files.atomic import atomic_bytes
+from cmtool.theory.study import Curve, Panel, Study, document, fits_table, slug, table_csv
 
-# Okabe and Ito's colors: apart from each other for every kind of color vision.
+# Okabe and Ito's colors, which every kind of color vision can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKS = "osD^vPX*"
 SETTINGS: Any = {
@@ -94,3 +98,25 @@ def _fixed(ticks: Sequence[float]) -> Any:
     from matplotlib.ticker import FixedLocator
 
     return FixedLocator(ticks)
+
+
+def write(study: Study, folder: Path) -> list[Path]:
+    """Write NAME.csv (and one CSV per further table), NAME.json, NAME.png and NAME.svg; return their paths.
+
+    Raises:
+        UserError: when `folder` cannot be a folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}", "choose another --out") from None
+    files = {folder / f"{study.name}.csv": table_csv(study.tables[0]).encode()}
+    for table in [*study.tables[1:], *([fits_table(study.fits)] if study.fits else [])]:
+        files[folder / f"{study.name}-{slug(table.title)}.csv"] = table_csv(table).encode()
+    files[folder / f"{study.name}.json"] = (json.dumps(document(study), indent=2, ensure_ascii=False) + "\n").encode()
+    if study.panels:
+        files[folder / f"{study.name}.png"] = render(study, "png")
+        files[folder / f"{study.name}.svg"] = render(study, "svg")
+    for path, data in files.items():
+        atomic_bytes(path, data)
+    return list(files)

@@ -1,4 +1,4 @@
-"""Closed forms for Gaussian data: per coordinate everything is one number, and covariances commute."""
+"""Closed forms for Gaussian data: covariances commute, so that every coordinate is a matter of single numbers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shrinkage(levels: Levels, std: float) -> float:
 
 
 def smallest_shrinkage(steps: int, angle: float = np.pi / 2) -> float:
-    """The eta no schedule of `steps` steps over `angle` radians can beat: equal steps, about angle^2 / (2 steps)."""
+    """The eta that no schedule of `steps` steps over `angle` radians beats: equal steps, about angle^2 / (2 steps)."""
     return float(-np.expm1(steps * np.log(np.cos(angle / steps))))
 
 
@@ -77,7 +77,7 @@ def li_constant(std: float) -> float:
 def output_error(levels: Levels, mean: float, std: float, start: str = "normal") -> tuple[float, float]:
     """(bias, spread) such that the output's quantile minus that of X_1 is bias + spread z.
 
-    `start` is "normal" for X_T ~ N(0, 1) as the theorem has it, or "exact" for X_T ~ p_T.
+    `start` is "normal" for X_T ~ N(0, 1), as in the theorem, or "exact" for X_T ~ p_T.
     """
     m, v = moments(levels, mean, std)
     gain = gains(levels, std)[-1]

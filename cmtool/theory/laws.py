@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, cov) on R^d: mean (d,), cov (d, d) symmetric and positive semidefinite, kept by its eigenbasis."""
+    """N(mean, cov) on R^d: mean (d,), cov (d, d) symmetric and positive semidefinite, stored in its eigenbasis."""
 
     mean: Array
     cov: Array

@@ -1,4 +1,4 @@
-"""Noise levels: the schedule of the theorem, its rivals, and the VE grids."""
+"""Noise levels: the theorem's schedule, its rivals, and the VE grids."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def li_betas(count: int, c0: float = 2.0, c1: float = 4.0) -> tuple[Array, float
 
 
 def smallest_count(c1: float) -> int:
-    """The smallest T from which on c1 log(T)/T < 1 holds for good (log(T)/T falls beyond T = e)."""
+    """The smallest T beyond which c1 log(T)/T < 1 always holds (log(T)/T falls beyond T = e)."""
     low, high = 2, 4
     while c1 * np.log(high) >= high:
         low, high = high, 2 * high
@@ -127,7 +127,7 @@ def build_levels(schedule: str, count: int, c0: float = 2.0, c1: float = 4.0) ->
     """VP levels by name; c0 and c1 belong to `li` alone.
 
     Raises:
-        UserError: for an unknown name, or a T at which the schedule is no schedule.
+        UserError: for an unknown name, or a T for which the schedule does not exist.
     """
     if schedule not in SCHEDULES:
         raise UserError(unknown("schedule", schedule, SCHEDULES))

@@ -29,7 +29,7 @@ def checked_weights(weights: Array) -> tuple[Array, str | None]:
 
 @dataclass(frozen=True)
 class LineMixture:
-    """sum_j w_j N(mu_j, s_j^2); arrays (J,), s_j >= 0 (zero is a Dirac). Weights are brought to sum one.
+    """sum_j w_j N(mu_j, s_j^2); arrays (J,), s_j >= 0 (zero is a Dirac). Weights are scaled to sum to one.
 
     Methods take the signal a and the noise b of a level and speak of X = a X_0 + b Z; `x` has any shape.
     """
@@ -123,7 +123,7 @@ class LineMixture:
             slope = np.exp(np.clip(self.log_density(x, a, b), -700, 700)) / np.maximum(tail, 1e-300)
             move = np.log(np.maximum(tail, 1e-300) / target) / np.maximum(slope, 1e-300)
             step = np.where(lower, x - move, x + move)
-            slack = 1e-13 * (1 + np.abs(x))  # rounding must not throw a finished point back to bisection
+            slack = 1e-13 * (1 + np.abs(x))  # rounding must not send a finished point back to bisection
             inside = (step > low - slack) & (step < high + slack)
             fresh = np.where(inside, step, 0.5 * (low + high))
             done = np.max(np.abs(fresh - x)) < 1e-13 * (1 + np.max(np.abs(fresh)))

@@ -1,4 +1,4 @@
-"""How many levels are enough: what the bound would ask for, and what the measured laws ask for."""
+"""How many levels are enough, according to the bound and according to the measured laws."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def mixture_error(dim: int, count: int) -> float:
 
 
 def mixture_levels(dim: int, eps: float) -> tuple[int | None, bool]:
-    """T for `mixture_error` <= eps, and whether it was reached by measuring (True) or by extrapolating (False).
+    """T for `mixture_error` <= eps, and whether it was measured (True) or extrapolated (False).
 
-    Above T = 2048 the error is carried on with the slope between the last two doublings, which still steepens: the
-    extrapolated T is on the high side.
+    Above T = 2048 the error is extrapolated with the slope between the last two doublings. The slope still steepens, so
+    the extrapolated T errs on the high side.
     """
     found = _smallest(lambda count: mixture_error(dim, count), eps, 16, MIXTURE_LIMIT)
     if found is not None:

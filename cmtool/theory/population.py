@@ -17,7 +17,7 @@ Map = Callable[[Array], Array]
 
 
 class Spline:
-    """A cubic spline that goes on as a straight line; linear pieces would add a viscosity of their own."""
+    """A cubic spline continued as a straight line; linear pieces would add numerical viscosity."""
 
     def __init__(self, x: Array, y: Array) -> None:
         self.curve = CubicSpline(x, y, bc_type="natural")
@@ -47,7 +47,8 @@ def identity(x: Array) -> Array:
 def level_grid(law: LineMixture, a: float, b: float, size: int, reach: float = 9.0) -> Array:
     """X (size,) that covers a X_0 + b Z to `reach` standard deviations of every component.
 
-    Even on VP levels. A noise far above the data (VE) gets spacing by sinh, so that the data keep their resolution.
+    Evenly spaced on VP levels. Where the noise is far above the data (VE), the spacing is that of sinh, so that the
+    data keep their resolution.
     """
     means, variances = law.components(a, b)
     low, high = np.min(means - reach * np.sqrt(variances)), np.max(means + reach * np.sqrt(variances))
@@ -94,7 +95,7 @@ def at(levels: Levels, index: int) -> tuple[float, float]:
 
 
 def train(law: LineMixture, levels: Levels, size: int = 2001, nodes: int = 16) -> list[Map]:
-    """f_1, ..., f_T of consistency training with every function allowed, infinite data and perfect fits."""
+    """f_1, ..., f_T of consistency training with no restriction of the function, infinite data and perfect fits."""
     functions: list[Map] = [identity]
     for index in range(1, levels.count):
         x = level_grid(law, *at(levels, index), size)
@@ -104,7 +105,7 @@ def train(law: LineMixture, levels: Levels, size: int = 2001, nodes: int = 16) -
 
 
 def distill(law: LineMixture, levels: Levels, step: Callable[..., Array] = ddim_step) -> Map:
-    """f_T of consistency distillation: the composition of the solver's steps, with nothing to average over."""
+    """f_T of consistency distillation: the composition of the solver's steps, with nothing to average."""
 
     def run(x: Array) -> Array:
         for index in range(levels.count - 1, 0, -1):
@@ -132,7 +133,7 @@ def gap_at_nodes(law: LineMixture, levels: Levels, f: Map, start: str, limit: fl
 
 
 def node_count(law: LineMixture) -> int:
-    """Nodes that resolve the quantile of X_1: near-Diracs make it jump, and an even number keeps z = 0 off the jump."""
+    """A number of nodes that resolves the quantile of X_1: near-Diracs make it jump, and even numbers avoid z = 0."""
     return 8001 if law.stds.min() > 0.05 else 80_000
 
 
@@ -141,7 +142,7 @@ def errors(
 ) -> tuple[float, float]:
     """W1 and W2 of f(X_T) against X_1, exact on the line by quadrature over z ~ N(0, 1) on `count` nodes.
 
-    Both laws are given as functions of z; sorting the output keeps this right where f is not increasing.
+    Both laws are given as functions of z; sorting the output makes this correct even where f is not increasing.
     """
     z, weight, gap = gap_at_nodes(law, levels, f, start, 9.0, count or node_count(law))
     return absolute_mean(gap, z, weight), float(np.sqrt(weight @ gap**2))

@@ -10,8 +10,7 @@ from typing import Any
 
 from cmtool.theory.checks import Check
 from cmtool.theory.figures import render
-from cmtool.theory.fit import Fit
-from cmtool.theory.study import Study, Table, fits_table
+from cmtool.theory.study import Fit, Study, Table, fits_table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6875; --line: #d9dfe5; --card: #ffffff; --page: #f5f7f9;
@@ -72,7 +71,7 @@ def prose(text: str) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A table that scrolls on a narrow screen, numbers to the right."""
+    """A table that scrolls on a narrow screen, with numbers aligned right."""
     numeric = [
         all(isinstance(row[i], (int, float)) or row[i] is None for row in table.rows) for i in range(len(table.columns))
     ]
@@ -111,7 +110,7 @@ def _fit(studies: Sequence[Study], name: str, start: str) -> Fit | None:
 
 
 def headlines(studies: Sequence[Study]) -> list[str]:
-    """The page's findings in plain language, each from a fit of this very run; a missing study leaves its line out."""
+    """The page's findings in plain language, each from a fit of this run; without its study a finding is left out."""
     lines = []
     if fit := _fit(studies, "scaling", "W1 in T/log T"):
         lines.append(

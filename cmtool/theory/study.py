@@ -1,20 +1,65 @@
-"""What an experiment hands back, and how it goes to disk: tables, exponents, curves, findings in plain language."""
+"""What an experiment returns: tables, exponents with their standard errors, curves, findings in plain language."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_bytes
+import numpy as np
+from numpy.typing import ArrayLike
+
 from cmtool.errors import UserError
-from cmtool.theory.fit import Fit
+
+
+@dataclass(frozen=True)
+class Fit:
+    """y ~ factor x^exponent over `points` points; `error` is the exponent's standard error from the residuals.
+
+    The points here are exact, so `error` measures curvature, not noise: how far the law is from a pure power.
+    `theorem` is what the proof gives for the same exponent, None where it says nothing.
+    """
+
+    name: str
+    exponent: float
+    error: float
+    factor: float
+    points: int
+    theorem: float | None = None
+
+
+def power_law(name: str, x: ArrayLike, y: ArrayLike, theorem: float | None = None) -> Fit:
+    """Least squares of log y on log x.
+
+    Raises:
+        UserError: with fewer than two different x, or values that have no logarithm.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(np.unique(x)) < 2 or (x <= 0).any() or (y <= 0).any():
+        raise UserError(
+            f"{name}: an exponent needs positive values at two or more different places, not at {x.tolist()}"
+        )
+    log_x, log_y = np.log(x), np.log(y)
+    center = log_x - log_x.mean()
+    slope = float(center @ log_y / (center @ center))
+    residual = log_y - log_y.mean() - slope * center
+    error = float(np.sqrt(residual @ residual / (len(x) - 2) / (center @ center))) if len(x) > 2 else float("nan")
+    return Fit(name, slope, error, float(np.exp(log_y.mean() - slope * log_x.mean())), len(x), theorem)
+
+
+def local_slopes(x: ArrayLike, y: ArrayLike) -> list[float]:
+    """Slopes between neighbors on log-log axes, one fewer than there are points."""
+    return [float(value) for value in np.diff(np.log(np.asarray(y, float))) / np.diff(np.log(np.asarray(x, float)))]
+
+
+def log_ratio(counts: ArrayLike) -> np.ndarray:
+    """T / log T: against it the theorem's schedule shows a clean exponent, its step being c1 log T / T."""
+    counts = np.asarray(counts, float)
+    return counts / np.log(counts)
 
 
 @dataclass(frozen=True)
@@ -64,7 +109,7 @@ class Study:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: numpy scalars as numbers, what is not finite as null."""
+    """A value in JSON's terms: numpy scalars become numbers, and what is not finite becomes null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -99,30 +144,6 @@ def fits_table(fits: Sequence[Fit]) -> Table:
     """Measured exponents with their standard errors beside the theorem's."""
     rows = []
     for fit in fits:
-        # Two points leave no residual: the exponent stands without an error.
+        # Two points leave no residual, so the exponent has no error.
         rows.append([fit.name, fit.exponent, None if fit.points < 3 else fit.error, fit.theorem, fit.points])
     return Table("Exponents", ["law", "measured", "std. error", "theorem", "points"], rows)
-
-
-def write(study: Study, folder: Path) -> list[Path]:
-    """Write NAME.csv (and one CSV per further table), NAME.json, NAME.png and NAME.svg; return their paths.
-
-    Raises:
-        UserError: when `folder` cannot be a folder.
-    """
-    from cmtool.theory.figures import render
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}", "choose another --out") from None
-    files = {folder / f"{study.name}.csv": table_csv(study.tables[0]).encode()}
-    for table in [*study.tables[1:], *([fits_table(study.fits)] if study.fits else [])]:
-        files[folder / f"{study.name}-{slug(table.title)}.csv"] = table_csv(table).encode()
-    files[folder / f"{study.name}.json"] = (json.dumps(document(study), indent=2, ensure_ascii=False) + "\n").encode()
-    if study.panels:
-        files[folder / f"{study.name}.png"] = render(study, "png")
-        files[folder / f"{study.name}.svg"] = render(study, "svg")
-    for path, data in files.items():
-        atomic_bytes(path, data)
-    return list(files)

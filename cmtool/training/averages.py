@@ -1,4 +1,4 @@
-"""Moving averages of the weights: the target's, and the ones used for sampling."""
+"""Moving averages of the weights: the target's, and those used for sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and which batch and precision this machine does best with."""
+"""Where the time of a training step goes, and with which batch and precision this machine trains fastest."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from cmtool.training.loop import Trainer
 from cmtool.training.setup import fresh_student, prepare
 
 PARTS = ("data", "noise and loss", "teacher", "target forward", "forward", "backward", "optimizer", "averages", "rest")
-# What a network costs; everything else is overhead.
+# The cost of the networks; everything else is overhead.
 NETWORK = ("teacher", "target forward", "forward", "backward")
 # What a step does once, however many passes it takes.
 ONCE = ("optimizer", "averages", "rest")
 # Seconds that a trial takes steps for.
 SPAN = 0.5
-# How many times as fast a half must be to be worth its rounding, and what trials one after the other leave open.
+# How much faster half precision must be to be worth its rounding, and the ratios that single trials leave undecided.
 WORTH, UNCLEAR = 1.1, (0.7, 1.4)
 
 
 @dataclass
 class Stopwatch:
-    """Seconds of named parts; what a part calls that is a part itself counts there alone."""
+    """Seconds of named parts; a part that another one calls counts for itself only."""
 
     clock: Callable[[], float] = time.perf_counter
     synchronize: Callable[[], None] = lambda: None
@@ -64,7 +64,7 @@ class Stopwatch:
 
 
 def watch(trainer: Trainer, watch: Stopwatch) -> None:
-    """Let a stopwatch time the parts of a trainer's steps from now on."""
+    """From now on, let a stopwatch time the parts of a trainer's steps."""
     state, nets = trainer.state, trainer.nets
 
     def forward() -> str:
@@ -75,16 +75,18 @@ def watch(trainer: Trainer, watch: Stopwatch) -> None:
     if nets.teacher is not None:
         nets.teacher.forward = watch.timed("teacher", nets.teacher.forward)  # type: ignore[method-assign]
     places: list[tuple[Any, str, str]] = [
-        (trainer, "batch", "data"),
-        (trainer, "objective", "noise and loss"),
-        (trainer, "_backward", "backward"),
-        (trainer, "_gradients_usable", "optimizer"),
+        (trainer.batches, "take", "data"),
+        (state.gradients, "descend", "backward"),
+        (state.gradients, "clip", "optimizer"),
         (state.optimizer, "step", "optimizer"),
         (state, "advance_averages", "averages"),
         (trainer, "step", "rest"),
     ]
     for owner, name, part in places:
         setattr(owner, name, watch.timed(part, getattr(owner, name)))
+    objective = trainer.objective
+    for name in ("draw", "loss"):  # of a frozen dataclass
+        object.__setattr__(objective, name, watch.timed("noise and loss", getattr(objective, name)))
 
 
 def profile(trainer: Trainer, steps: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
@@ -112,7 +114,7 @@ def overhead(parts: dict[str, float]) -> float:
 
 
 def stand_in_data(config: RunConfig, count: int = 256) -> Dataset:
-    """Random bytes of the shape that a preset's images have: they cost what real ones cost."""
+    """Return random bytes of the shape of a preset's images: they cost as much as real ones."""
     table = config.data
     g = torch.Generator().manual_seed(0)
     shape = (count, table.channels, table.resolution, table.resolution)
@@ -191,10 +193,10 @@ def trial(config: RunConfig, data: Dataset, device: torch.device, precision: str
 
 
 def in_turns(config: RunConfig, data: Dataset, device: torch.device, one: Trial, other: Trial) -> float:
-    """How many times as many images a second `other` trains as `one`: the median of pairs of steps.
+    """Return by what factor `other` trains more images a second than `one`: the median over pairs of steps.
 
-    A machine that is shared is a fifth faster in one second than in the next, which pairs do not see. Steps that take
-    seconds themselves are not taken again.
+    A shared machine can be a fifth faster in one second than in the next; pairs cancel that. Steps that take seconds
+    are not repeated.
     """
     by_trials = other.images_per_s / one.images_per_s
     if one.seconds + other.seconds > 8 * SPAN:
@@ -208,20 +210,20 @@ def in_turns(config: RunConfig, data: Dataset, device: torch.device, one: Trial,
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        return by_trials  # both at once do not fit
+        return by_trials  # the two do not fit the memory together
     return median(ratios)
 
 
 def best_of(trials: Sequence[Trial], gain: Callable[[Trial, Trial], float]) -> Trial:
-    """Return the fastest trial, but one in float32, which is more exact, if a half does not gain `WORTH` on it.
+    """Return the fastest trial; the exact one in float32, unless half precision is faster by a factor of `WORTH`.
 
-    `gain(one, other)` measures once more how many times as fast the other is, where that is not clear.
+    `gain(one, other)` measures again by what factor the other is faster, where the trials leave that undecided.
     """
     fastest = max(trials, key=lambda found: found.images_per_s)
     exact, halves = ([t for t in trials if (t.precision == "fp32") == wanted] for wanted in (True, False))
     if not exact or not halves:
         return fastest
-    # Of the same batch, if both were tried with it: which of two batches does better is no matter of precision.
+    # With the same batch, if both were tried with it: which batch does better has nothing to do with precision.
     one, other = (max(found, key=lambda t: (t.batch == fastest.batch, t.images_per_s)) for found in (exact, halves))
     ratio = other.images_per_s / one.images_per_s
     if not UNCLEAR[0] < ratio < UNCLEAR[1]:
@@ -230,7 +232,7 @@ def best_of(trials: Sequence[Trial], gain: Callable[[Trial, Trial], float]) -> T
 
 
 def search(config: RunConfig, data: Dataset, device: torch.device, seconds: float) -> Iterator[Trial]:
-    """Yield trials of the precisions that the recipe stands, the batch doubled until time, memory or the batch ends.
+    """Yield trials in the precisions that the recipe can take, doubling the batch until time, memory or the batch ends.
 
     Args:
         config: what would be trained; its batch size is the largest tried.

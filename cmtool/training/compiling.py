@@ -1,4 +1,4 @@
-"""torch.compile where it works: a network that cannot be compiled runs as it is, and why is said."""
+"""torch.compile where it works: a network that cannot be compiled runs as it is, and the reason is told."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def trial(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
 def compile_network(model: Model, batch: int, backend: str = "inductor") -> str | None:
     """Compile a model's network in place and try it, forward and (if it is trained) backward.
 
-    In place, so that weights keep their names. Costs minutes for large networks. Returns None, or in one line
-    why it failed: the network is as before then.
+    In place, so that weights keep their names; it takes minutes for large networks. Returns None, or one line on why it
+    failed: the network is then as it was before.
     """
     network: nn.Module = model.network
     trained = any(parameter.requires_grad for parameter in network.parameters())

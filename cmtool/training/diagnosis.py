@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cmtool.checkpoint import writing
+from cmtool.files.atomic import writing
 from cmtool.losses.diagnose import Discrepancy, diagnose
-from cmtool.losses.draw import Nets
+from cmtool.losses.terms import Nets
 from cmtool.schedules.curriculum import mix_at
 
 if TYPE_CHECKING:
     from cmtool.training.loop import Trainer
 
-# Images that are measured with: several times as many as an image has values, or the linear guess fits noise.
+# Images to measure with: several times as many as an image has values, or the linear guess would fit noise.
 LEAST, MOST, PER_VALUE = 512, 8192, 8
-# Numbers that are held at once: large images are fewer.
+# Numbers held at once: of large images there are fewer.
 NUMBERS = 2**24
 FILE = "discrepancy.jsonl"
 
@@ -33,7 +33,7 @@ class Diagnosis:
         first, labels = dataset.batch(torch.arange(1))
         values = first[0].numel()
         wanted = min(max(PER_VALUE * values, LEAST), MOST, max(NUMBERS // values, 64))
-        # Small data sets are gone through several times: the noise differs.
+        # A small data set is used several times over, with other noise.
         chosen = torch.arange(wanted) % len(dataset)
         images, labels = dataset.batch(chosen)
         self.images = images.to(trainer.device, trainer.dtype)

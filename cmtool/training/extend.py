@@ -1,4 +1,4 @@
-"""Longer than planned: a finished run goes on from before its learning rate decayed, in a folder of its own."""
+"""Longer than planned: a finished run goes on in a new folder, from before its learning rate decayed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmtool.checkpoint import atomic_text, read_header, writing
+from cmtool.checkpoint import read_header
 from cmtool.config.load import to_toml
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.errors import CheckpointError, UserError
+from cmtool.files.atomic import atomic_text, writing
 from cmtool.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ PLATEAU = "before-decay.safetensors"
 
 
 def plateau_end(train: TrainConfig) -> int | None:
-    """Return the last step whose learning rate has not begun to fall; None where it falls from the start or never."""
+    """Return the last step before the learning rate begins to fall; None if it falls from the start, or never."""
     if train.decay == "none" or train.restart == "stage":
         return None
     return int(train.decay_start * train.steps) or None
@@ -44,7 +45,7 @@ def state_before_decay(path: Path, config: RunConfig) -> Path:
     """Return the training state that a run can go on from.
 
     Raises:
-        CheckpointError: the run has none: it decayed from the start, or is of a version that kept none.
+        CheckpointError: the run has none, because it decayed from the start or an older version kept none.
     """
     folder = RunFolder(path)
     end = plateau_end(config.train)
@@ -78,7 +79,7 @@ def extended(old: RunConfig, steps: int, path: Path) -> RunConfig:
 def prepare_extension(old: Path, state: Path, config: RunConfig, new: Path) -> int:
     """Make the folder of the longer run, whole or not at all, and return the step it goes on from.
 
-    A folder that is there already is left as it is: it is the same extension going on, or refused when it is opened.
+    A folder that exists is left as it is: either it holds the same extension, or opening it will be refused.
 
     Args:
         old: the run that goes on.

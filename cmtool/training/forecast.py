@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cmtool.config.schema import RunConfig
 from cmtool.errors import UserError
-from cmtool.models import parameter_count
+from cmtool.networks import parameter_count
 from cmtool.training.state import TrainState
+from cmtool.units import human_bytes
 
 
 @dataclass(frozen=True)
@@ -26,28 +27,11 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """Return what to say at start-up."""
+        memory, disk = human_bytes(self.memory), human_bytes(self.disk)
         return [
-            f"{self.parameters:,} parameters; weights, averages and optimizer take {size(self.memory)} of memory "
-            f"besides the activations, the run up to {size(self.disk)} of disk"
+            f"{self.parameters:,} parameters; weights, averages and optimizer take {memory} of memory "
+            f"besides the activations, the run up to {disk} of disk"
         ]
-
-
-def size(count: float) -> str:
-    """Return a number of bytes as people read it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit in ("bytes", "kB") else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as people read it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def forecast(config: RunConfig, state: TrainState) -> Forecast:
@@ -81,6 +65,6 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed - _written(folder):
         raise UserError(
-            f"the disk under {place} has {size(free)} free and the run needs {size(needed)}.",
+            f"the disk under {place} has {human_bytes(free)} free and the run needs {human_bytes(needed)}.",
             "free some space, choose another disk with --out, or set train.checkpoint_every and train.keep_every",
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cmtool.config.combinations import check_combination, same_meaning
-from cmtool.config.schema import NetworkConfig, RunConfig
+from cmtool.config.networks import network_config
+from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, ConfigError
 
 # Settings that stay as configured: they do not give the weights their meaning.
@@ -40,7 +41,7 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
             f"{source_is} has {has}; the preset is {'conditional' if want.labels else 'unconditional'}.",
             f"--set data.labels={'false' if want.labels else 'true'}",
         )
-    network = NetworkConfig(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))
+    network = network_config(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))
     names = ["sigma_min", "sigma_max", "sigma_data", "rho", "noise_scale"]
     theirs = source["process"]["parameterization"]
     # Weights mean something under their own scalings only; and what stays frozen must stay what it was.

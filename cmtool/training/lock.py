@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cmtool.checkpoint import make_folder, writing
 from cmtool.errors import UserError
+from cmtool.files.atomic import make_folder, writing
 
 NAME = "run.lock"
 _ANSWER_WITHIN = 1.0

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
-from cmtool.data.order import batch_indices, flip_mask
 from cmtool.errors import DivergenceError
-from cmtool.losses.draw import Draw, Nets, Slice
-from cmtool.losses.objective import Loss, Objective
+from cmtool.losses.objective import Objective
+from cmtool.losses.terms import Nets, Slice
 from cmtool.models import Model
-from cmtool.rng import batch_uniform, moved
 from cmtool.samplers.generate import out_of_memory
-from cmtool.schedules.curriculum import CurriculumState, curriculum_at, halving_span
-from cmtool.schedules.learning_rate import lr_factor
-from cmtool.training.ahead import Ahead
+from cmtool.schedules.curriculum import CurriculumState, curriculum_at
+from cmtool.schedules.learning_rate import rate_at, span_at
+from cmtool.training.batches import Batches
 from cmtool.training.distributed import World
-from cmtool.training.numbers import all_finite, gradient_norm
+from cmtool.training.optimizers import all_finite, diverged
 from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
@@ -34,6 +32,15 @@ from cmtool.training.stopping import Stop
 
 # Steps between two questions to the other processes whether anyone was told to stop.
 AGREE_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Due:
+    """Why `Trainer.run` pauses: it has done `steps` more steps, it was told to stop, or `error` ended a step."""
+
+    steps: int
+    stopped: bool = False
+    error: DivergenceError | None = None
 
 
 class Trainer:
@@ -60,10 +67,12 @@ class Trainer:
         self.stopped = False
         self.notes: list[str] = []
         self.remarks: list[str] = []  # what turned out on the way, for the log
-        self._ahead = Ahead(self._load) if self.device.type == "cuda" else None
-        self.replay: Replay | None = None
-        if self._ahead is not None and replayable(config, self.device, self.world.size):
-            self.replay = Replay(self._looked, state.parameters, self._ahead.settle, self.remarks.append)
+        on_gpu = self.device.type == "cuda"
+        self.batches = Batches(config, dataset, self.device, self.dtype, ahead=on_gpu)
+        self.replay = self.recorder() if replayable(config, self.device, self.world.size) else None
+        # Reading a loss would stall a GPU's queue; and of several processes, one alone must not leave: the others would
+        # wait for it.
+        self._reads_losses = self.device.type == "cpu" and self.world.size == 1
         # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
 
@@ -72,142 +81,128 @@ class Trainer:
         recipe = self.config.recipe
         return curriculum_at(recipe.curriculum, recipe.target, recipe.gap, self.state.step, self.config.train.steps)
 
-    def batch(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Return rows `start` .. of the step's batch: images in [-1, 1], and labels (-1 where dropped) or None."""
-        if self._ahead is None:
-            return self._load(self.state.step, start, count)
-        return self._ahead.take(self.state.step, start, count)
-
-    def _load(self, step: int, start: int, count: int) -> tuple[Tensor, Tensor | None]:
-        train = self.config.train
-        indices = batch_indices(train.seed, step, train.batch_size, len(self.dataset))[start : start + count]
-        images, labels = self.dataset.batch(indices)
-        if self.config.data.flip:
-            flips = flip_mask(train.seed, step, train.batch_size)[start : start + count]
-            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-        images = moved(images, self.device).to(self.dtype)
-        if not self.config.data.labels or labels is None:
-            return images, None
-        if train.label_dropout > 0:
-            u = batch_uniform((train.batch_size,), train.seed, "label-dropout", step, start=start, count=count)
-            labels = torch.where(u < train.label_dropout, torch.full_like(labels, -1), labels)
-        return images, moved(labels, self.device)
+    def recorder(self) -> Replay:
+        """Return what does passes from now on: it records each kind once and replays it afterwards."""
+        state = self.state
+        return Replay(
+            lambda draw: self.objective.loss(self.nets, draw),
+            lambda loss: state.gradients.descend(loss.weighted, state.step),
+            state.parameters,
+            self.batches.settle,
+            self.remarks.append,
+        )
 
     def step(self) -> None:
         """Do one optimizer step.
 
         Raises:
-            DivergenceError: if loss or gradient is not finite; on a CPU nothing has been updated then, on other devices
+            DivergenceError: if loss or gradient is not finite. On a CPU nothing has been updated then; on other devices
                 `check_finite` and `report` find out before anything is saved.
         """
-        train, state = self.config.train, self.state
-        now = self.curriculum()
-        if train.restart == "stage" and state.step == self._span(state.step)[0]:
-            state.optimizer.state.clear()
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.rate(state.step)
-        while not self._passes(now):
-            pass
-        self._agree()
-        if self._gradients_usable():
+        state, gradients, tally = self.state, self.state.gradients, self._tally
+        now, total = self.curriculum(), self.config.train.batch_size
+        self._prepare_optimizer()
+        for start, count in self._passes():
+            try:
+                x0, label = self.batches.take(state.step, start, count)
+                draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
+                if self.replay is not None:
+                    loss = self.replay(draw)
+                else:
+                    loss = self.objective.loss(self.nets, draw)
+                    gradients.descend(loss.weighted, state.step, check=self._reads_losses)
+                tally.add(loss.weighted.detach(), loss.distance, loss.t)
+            except (RuntimeError, MemoryError) as error:
+                self._halve(error)
+        if self.world.size > 1:
+            if self.device.type == "cpu" and self.world.any(not tally.finite(), self.device):
+                raise diverged("loss", state.step)
+            gradients.collect(self.world)
+        norm = gradients.clip(state.step)
+        if norm is not None:
+            tally.norms.append(norm)
             state.optimizer.step()
             state.advance_averages(now.target_ema)
         state.step += 1
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        return self.config.train.lr * lr_factor(self.config.train, step, self._span(step))
-
-    def _span(self, step: int) -> tuple[int, int]:
-        train = self.config.train
-        if train.restart == "stage":
-            return halving_span(self.config.recipe.curriculum, step, train.steps)
-        return 0, train.steps
-
-    def _passes(self, now: CurriculumState) -> bool:
-        """Compute the gradients of this process's rows.
-
-        Returns False, with half the micro-batch for another try, if memory ran out and `micro_batch` is "auto".
-        """
+    def _passes(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, count) of this process's rows, pass by pass; all of them anew whenever `_halve` was called."""
         first, count = self.world.rows(self.config.train.batch_size)
-        size = min(self.micro, max(count, 1))
-        if self.replay is None or not self.replay.clear_gradients():
-            self.state.clear_gradients()
-        before = self._tally.mark()
-        try:
-            for start in range(first, first + count, size):
-                self._pass(now, start, min(size, first + count - start))
-        except (RuntimeError, MemoryError) as error:
-            if self.config.train.micro_batch != "auto" or size == 1 or not out_of_memory(error):
-                raise
-            self._tally.rewind(before)
-            self.micro = -(-size // 2)
-            self.remarks.append(f"step {self.state.step}: {size} images at once do not fit memory; {self.micro} now")
-            return False
-        return True
+        start, kept = first, self._tally.mark()
+        while True:
+            size = self.pass_size
+            if start == first:
+                self._tally.rewind(kept)
+                if self.replay is None or not self.replay.clear_gradients():
+                    self.state.gradients.clear()
+            if start >= first + count:
+                return
+            yield start, min(size, first + count - start)
+            start = start + size if self.pass_size == size else first
 
-    def _pass(self, now: CurriculumState, start: int, count: int) -> None:
-        """Add the gradients of the rows `start` .. `start + count` of the global batch."""
-        x0, label = self.batch(start, count)
-        rows = Slice(self.state.noise_seed, self.state.step, start, self.config.train.batch_size)
-        if self.replay is not None:
-            loss = self.replay(self.objective.drawn(self.nets, x0, label, now, rows), now.step / max(now.steps, 1))
-        else:
-            loss = self._descended(self.objective(self.nets, x0, label, now, rows))
-        self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
+    @property
+    def pass_size(self) -> int:
+        """Images in one pass."""
+        return min(self.micro, max(self.world.rows(self.config.train.batch_size)[1], 1))
 
-    def _looked(self, draw: Draw, share: Tensor) -> Loss:
-        return self._descended(self.objective.look(self.nets, draw, share))
+    def _halve(self, error: Exception) -> None:
+        """Halve the micro-batch after a pass that did not fit the memory; raise any other error again."""
+        size = self.pass_size
+        if self.config.train.micro_batch != "auto" or size == 1 or not out_of_memory(error):
+            raise error
+        self.micro = -(-size // 2)
+        self.remarks.append(f"step {self.state.step}: {size} images at once do not fit memory; {self.micro} now")
 
-    def _descended(self, loss: Loss) -> Loss:
-        mean = loss.weighted.sum() / self.config.train.batch_size
-        self._check(mean)
-        self._backward(mean)
-        return loss
+    def _prepare_optimizer(self) -> None:
+        """Set the step's learning rate; at the start of a stage that begins anew, forget the moments."""
+        state, step = self.state, self.state.step
+        if self.config.train.restart == "stage" and step == span_at(self.config, step)[0]:
+            state.optimizer.state.clear()
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate_at(self.config, step)
 
-    def _backward(self, loss: Tensor) -> None:
-        scale = self.state.scale
-        (loss * scale.value if scale.active else loss).backward()
+    def run(self, stop: Stop | None = None, intervals: Sequence[int] = ()) -> Iterator[Due]:
+        """Train to the end of the run, pausing whenever something else is due.
 
-    def _check(self, loss: Tensor) -> None:
-        # On a GPU reading the loss would stall the queue: there the report looks at all losses since the last one.
-        # Among several processes one alone must not leave: the others would wait for it.
-        if loss.device.type == "cpu" and self.world.size == 1 and not math.isfinite(loss.item()):
-            self._diverged()
+        Whoever iterates saves, samples or reports meanwhile. After a pause with an `error` the run goes on if the state
+        has been rolled back by then.
 
-    def _agree(self) -> None:
-        """Add up the gradients of all processes; on CPUs, stop together if any loss was not finite."""
-        if self.world.size == 1:
-            return
-        if self.device.type == "cpu" and self.world.any(not self._tally.finite(), self.device):
-            self._diverged()
-        self.state.collect_gradients(self.world)
+        Args:
+            stop: asked before every step whether to leave.
+            intervals: pause at every multiple of these, and at the end; zeros do not count.
 
-    def _gradients_usable(self) -> bool:
-        """Clip the gradients; whether the step is to be taken: float16 leaves one out whose gradients overflow.
+        Yields:
+            Why it pauses. A pause because of `stop` is the last.
 
         Raises:
-            DivergenceError: if they are not finite (on a CPU; elsewhere reading them would stall the queue).
+            DivergenceError: if loss or gradient is not finite and nobody rolled back.
         """
-        scale = self.state.scale
-        clip = self.config.train.grad_clip
-        norm = gradient_norm(self.state.trained, scale.value, clip, self.state.total_norm)
-        if scale.active:
-            finite = bool(torch.isfinite(norm))
-            scale.update(finite)
-            if finite:
-                self._tally.norms.append(norm)
-            return finite
-        self._tally.norms.append(norm)
-        if norm.device.type == "cpu" and not math.isfinite(norm.item()):
-            self._diverged("gradient")
-        return True
+        total = self.config.train.steps
+        while self.state.step < total and not self.stopped:
+            # Whatever happened since the last step (saving, sampling) does not count for the measured speed.
+            self._tally.started += time.perf_counter() - self._tally.paused
+            began, retries, error = self.state.step, self.state.retries, None
+            until = min([total, *(began - began % n + n for n in intervals if n)])
+            try:
+                while self.state.step < until and not self._asked_to_stop(stop):
+                    self.step()
+            except DivergenceError as raised:
+                error = raised.with_traceback(None)  # which would hold on to the tensors of the step
+            self._tally.paused = time.perf_counter()
+            bad = self.state.step
+            yield Due(bad - began, self.stopped, error)
+            if error is not None and (self.state.step, self.state.retries) == (bad, retries):
+                raise error  # nobody went back
 
-    def _diverged(self, what: str = "loss") -> None:
-        raise DivergenceError(
-            f"the {what} is not finite at step {self.state.step}.",
-            "try a smaller --set train.lr, a --set train.grad_clip=1.0, or --precision fp32",
-        )
+    def _asked_to_stop(self, stop: Stop | None) -> bool:
+        """Whether to leave. Several processes agree on it every few steps, since asking one another costs a wait."""
+        if stop is None:
+            return False
+        if self.world.size == 1:
+            self.stopped = stop.now
+        elif self.state.step % AGREE_EVERY == 0:
+            self.stopped = self.world.any(stop.now, self.device)
+        return self.stopped
 
     def report(self) -> Report:
         """Sum up the steps since the last report and start anew.
@@ -217,7 +212,7 @@ class Trainer:
         """
         self.check_finite()
         tally, train = self._tally, self.config.train
-        losses, distance, t = self._gathered()
+        losses, distance, t = tally.gathered(self.world)
         seconds = max(time.perf_counter() - tally.started, 1e-9)
         self._tally = Tally()
         done = self.state.step - 1
@@ -231,21 +226,11 @@ class Trainer:
             bands=band_means(distance, t),
             num_scales=last.num_scales,
             target_ema=last.target_ema,
-            lr=self.rate(done),
+            lr=rate_at(self.config, done),
             grad_norm=float(torch.stack(tally.norms).mean()) if tally.norms else math.nan,
             images_per_s=tally.images * self.world.size / seconds,
             images_seen=self.state.step * train.batch_size,
         )
-
-    def _gathered(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses, distances and times since the last report, of all processes."""
-        tally = self._tally
-        mine = [torch.cat(kept).cpu() for kept in (tally.losses, tally.distances, tally.times)]
-        mine[1] = mine[1].double()
-        if self.world.size > 1:
-            parts = self.world.gather(mine)
-            mine = [torch.cat(columns) for columns in zip(*parts, strict=True)]
-        return mine[0], mine[1], mine[2]
 
     def check_finite(self, weights: bool = False) -> None:
         """Look at losses and gradients since the last report, and at the weights if asked: before anything is saved.
@@ -254,47 +239,15 @@ class Trainer:
             DivergenceError: if one of them is not finite.
         """
         if self.world.any(not self._tally.finite(), self.device):
-            self._diverged("loss or gradient")
+            raise diverged("loss or gradient", self.state.step)
         if weights and self.world.any(not all_finite((self.state.student, self.state.ema)), self.device):
-            self._diverged("weight")
+            raise diverged("weight", self.state.step)
 
     def forget(self) -> None:
         """Drop what was recorded since the last report: those steps have been undone."""
         self._tally = Tally()
 
-    def restart_clock(self) -> None:
-        """Leave what happened since the last step (saving, sampling) out of the measured speed."""
-        self._tally.started += time.perf_counter() - self._tally.paused
-
-    def run_to(self, step: int, stop: Stop | None = None) -> None:
-        """Train until `step` steps are done, or until `stop` asks to leave."""
-        while self.state.step < step and not self._asked_to_stop(stop):
-            self.step()
-        self._tally.paused = time.perf_counter()
-
     @property
     def has_news(self) -> bool:
         """Whether any step was done since the last report."""
         return bool(self._tally.losses)
-
-    def _asked_to_stop(self, stop: Stop | None) -> bool:
-        """Whether to leave; several processes agree on it every few steps, since asking each other costs a wait."""
-        if stop is None:
-            return False
-        if self.world.size == 1:
-            self.stopped = stop.now
-        elif self.state.step % AGREE_EVERY == 0:
-            self.stopped = self.world.any(stop.now, self.device)
-        return self.stopped
-
-    def reports(self) -> Iterator[Report]:
-        """Train to the end of the run, yielding a report every `log_every` steps and at the last.
-
-        Between two reports the caller may save, sample or stop; the next `next` goes on.
-        """
-        every, total = self.config.train.log_every, self.config.train.steps
-        self.restart_clock()
-        while self.state.step < total:
-            self.run_to(min(self.state.step - self.state.step % every + every, total))
-            yield self.report()
-            self.restart_clock()

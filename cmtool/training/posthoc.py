@@ -41,7 +41,7 @@ class Snapshot:
 def overlaps(steps: Array, gammas: Array, other_steps: Array, other_gammas: Array) -> Array:
     """Integrals of the product of every two profiles, (n, m): (g + 1)(h + 1) min(t, u)^(g+h+1) / ((g+h+1) t^.. u^..).
 
-    `steps`, `gammas` (n,) of the one side and (m,) of the other. Computed with ratios, for powers of steps overflow.
+    `steps` and `gammas` are (n,) for one side and (m,) for the other. Ratios are taken first: powers of steps overflow.
     """
     t, g = steps[:, None], gammas[:, None]
     u, h = other_steps[None, :], other_gammas[None, :]
@@ -52,7 +52,7 @@ def overlaps(steps: Array, gammas: Array, other_steps: Array, other_gammas: Arra
 def combination(snapshots: list[Snapshot], step: int, gamma: float) -> tuple[Array, float]:
     """Return the weights (n,) of the snapshots and the relative error (0 to 1) of the profile they make.
 
-    The weights make the L2 distance of the combined profile to the one of (step, gamma) least.
+    They minimize the L2 distance between the combined profile and that of (step, gamma).
     """
     steps = np.array([float(s.step) for s in snapshots])
     gammas = np.array([s.gamma for s in snapshots])
@@ -96,7 +96,7 @@ def find_snapshots(run: Path) -> list[Snapshot]:
 
 
 def check_std(std: float) -> None:
-    """Refuse widths that no power average has.
+    """Refuse a width that no power average can have.
 
     Raises:
         ConfigError: with the range.
@@ -131,7 +131,7 @@ def reconstruct(run: Path, std: float, out: Path) -> dict[str, Any]:
         step, number of snapshots, and `error`, the relative error of the profile.
 
     Raises:
-        UserError: for a run without snapshots, or a width that is none.
+        UserError: if the run has no snapshots, or no power average has that width.
     """
     check_std(std)
     snapshots = find_snapshots(run)

@@ -1,4 +1,4 @@
-"""In which number format a run computes: what `auto` means on this machine, and what a recipe stands."""
+"""The number format of a run: what `auto` means on this machine, and how much rounding a recipe can take."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 import torch
 
+from cmtool.config.networks import NETWORKS
 from cmtool.config.schema import RunConfig
 from cmtool.errors import ConfigError
-from cmtool.models import Model
+from cmtool.models import HALF, Model
 from cmtool.networks.convolution import hold_in, set_backward_dtype
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Below these a network computes no faster in bfloat16: its layers are too narrow, its tensors too small.
 LEAST_CHANNELS, LEAST_SIDE = 64, 32
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A precision: its name, and what is rounded: all passes (`autocast`), gradients of convolutions, the teacher.
+    """A precision: its name, and the format of all passes (`autocast`), of convolutions' gradients, of the teacher.
 
-    None: computed in the weights' own format. `paired`: with the gradients the convolutions of student and target too,
-    those of the target as differences from the student's.
-    `tf32`: convolutions of float32 numbers may round their operands to ten bits, as a GPU does if nobody forbids it.
+    None stands for the weights' own format. `paired` rounds, besides the gradients, the convolutions of student and
+    target, those of the target as differences from the student's. `tf32` lets convolutions of float32 numbers round
+    their operands to ten bits, which a GPU does unless it is forbidden.
     """
 
     name: str
@@ -75,34 +75,37 @@ def has_fast_bf16(device: torch.device) -> bool:
 def gains(config: RunConfig) -> bool:
     """Whether the network is large enough to be faster in bfloat16."""
     network = config.network
-    is_unet = network.kind in ("adm", "song")
-    return is_unet and network.channels >= LEAST_CHANNELS and config.data.resolution >= LEAST_SIDE
+    return (
+        network.halves == "convolutions" and network.channels >= LEAST_CHANNELS and config.data.resolution >= LEAST_SIDE
+    )
 
 
 def refused(config: RunConfig) -> str | None:
     """Return why a recipe does not train in bfloat16, None if it does.
 
-    A recipe that differentiates through a tangent has no gradient-only form; networks without these convolutions
-    have no half-precision backward pass, and rounding their forward passes drowns the small differences.
+    A recipe that differentiates through a tangent has no form in which gradients alone are rounded. Networks without
+    these convolutions have no backward pass in half precision, and rounding their forward passes drowns the small
+    differences that a consistency model learns from.
     """
     target = config.recipe.target
     if target.rule == "data":
         return None
     if target.differentiates and not target.stop_gradient:
         return "it differentiates through the tangent, which bfloat16 rounds away"
-    if config.train.half_passes != "all" and config.network.kind not in ("adm", "song"):
+    if config.train.half_passes != "all" and config.network.halves == "none":
+        able = " and ".join(kind for kind, table in NETWORKS.items() if table.halves == "convolutions")
         return (
-            "bfloat16 rounds away the small differences that it learns from, and gradients alone are rounded in adm "
-            f"and song networks, not in network.kind = '{config.network.kind}'"
+            "bfloat16 rounds away the small differences that it learns from, and gradients alone are rounded in "
+            f"{able} networks, not in network.kind = '{config.network.kind}'"
         )
     return None
 
 
 def pairs(config: RunConfig) -> bool:
-    """Whether prediction and target are one network (or its average) at two points, asked alike by both passes.
+    """Whether prediction and target come from one network (or its average) at two points, by the same operations.
 
-    A network whose convolutions depend on the noise level, one that is split over processes or compiled keeps its
-    forward passes in float32; so does one that saves memory by computing blocks again, for the pair holds on to them.
+    Forward passes stay in float32 for a network whose convolutions depend on the noise level, and for one that is split
+    over processes or compiled; also for one that recomputes blocks to save memory, since a pair would hold on to them.
     """
     whole = config.process.truncated_at is None and not config.train.shard and not config.train.compile
     whole = whole and not config.network.checkpointing
@@ -112,12 +115,12 @@ def pairs(config: RunConfig) -> bool:
 def settle_precision(config: RunConfig, device: torch.device) -> Plan:
     """Return how a run computes on a device.
 
-    On a GPU the convolutions of a diffusion model in float32 are TF32's. For a consistency model that is too coarse
-    where scales are many: with 1,281, at t = 10, the gradient of a random network has a cosine of .74 to the exact one.
+    `auto` is bfloat16 where device, network and recipe gain by it and can take it, otherwise float32. bfloat16 rounds
+    all passes of a diffusion model; of a consistency model it rounds the gradients and, in pairs, the forward passes,
+    or what `train.half_passes` says.
 
-    `auto` is float32, or bfloat16 where device, network and recipe gain by it and train in it. bfloat16 rounds all
-    passes of a diffusion model; of a consistency model the gradients and, in pairs, the forward passes, or what
-    `train.half_passes` says.
+    On a GPU a diffusion model in float32 has its convolutions in TF32. That is too coarse for a consistency model with
+    many scales: with 1,281 of them, at t = 10, the gradient of a random network has a cosine of .74 to the exact one.
 
     Raises:
         ConfigError: if the recipe does not train in bfloat16, or the device lacks the precision.

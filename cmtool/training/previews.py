@@ -1,4 +1,4 @@
-"""Pictures of a run on the way: a grid of the sampling average's samples, always of the same seeds."""
+"""Pictures of a run in progress: a grid of the sampling average's samples, always from the same seeds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import RunConfig
-from cmtool.data.images import save_grid
-from cmtool.data.scatter import save_scatter
+from cmtool.data.images import save_grid, save_scatter
 from cmtool.models import Model
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling

@@ -1,4 +1,4 @@
-"""What a run has to say of itself so that somebody can repeat it: the command, the versions, the machine."""
+"""What a run writes down so that somebody can repeat it: the command, the versions, the machine."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
-import cmtool
 from cmtool.checkpoint import model_hash
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError
+from cmtool.version import __version__
 
 _LIBRARIES = ("numpy", "safetensors", "pillow", "scikit-learn", "pydantic")
 
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide the numbers."""
-    return {"cmtool": cmtool.__version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+    return {"cmtool": __version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
 
 
 def machine(device: torch.device, config: RunConfig, precision: str) -> dict[str, Any]:
-    """What decides the last bits of the numbers: device, precision, threads, deterministic algorithms.
+    """Return what decides the last bits of the numbers: device, precision, threads, deterministic algorithms.
 
-    `precision` is the one that was used, where the settings may say "auto".
+    `precision` is the one that is used, where the settings may say "auto".
     """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -41,7 +41,7 @@ def machine(device: torch.device, config: RunConfig, precision: str) -> dict[str
 def provenance(
     config: RunConfig, device: torch.device, fingerprint: str, arguments: Sequence[str], precision: str
 ) -> dict[str, Any]:
-    """Return what `run.log` opens with: with `config.toml` beside it, all that is needed to run it again."""
+    """Return what `run.log` begins with: together with `config.toml`, all that is needed to run it again."""
     found = {}
     for name in _LIBRARIES:
         try:

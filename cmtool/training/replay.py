@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cmtool.config.schema import RunConfig
-from cmtool.losses.draw import Draw, Slice
+from cmtool.losses.assemble import has_dropout
 from cmtool.losses.objective import Loss
-from cmtool.losses.recipes import has_dropout
+from cmtool.losses.terms import Draw
 from cmtool.recorded import Recorded
 from cmtool.rng import moved
 
@@ -19,44 +21,77 @@ IN_QUEUE = 4
 
 
 def replayable(config: RunConfig, device: torch.device, processes: int = 1) -> bool:
-    """Whether a pass may be recorded: no masks are drawn in it, and no number that it needs is on the processor.
+    """Whether a pass may be recorded: it draws no masks, and needs no number that is on the processor.
 
-    Not in one of several processes: how that goes beside their gradients' sums has not been seen.
+    Not with several processes: nobody has yet seen how recordings get along with summing gradients between them.
     """
     train = config.train
     asked = train.cuda_graphs and not train.compile and processes == 1
     return asked and device.type == "cuda" and train.precision != "fp16" and not has_dropout(config)
 
 
+def flattened(draw: Draw) -> tuple[list[Tensor | None], Callable[[tuple[Tensor | None, ...]], Draw]]:
+    """Return every tensor of a draw, None where one is missing, and what puts others in their places.
+
+    What is no tensor stays as it is in `draw`: images drawn by another schedule or for other rows look the same to a
+    recording.
+    """
+    found: list[Tensor | None] = []
+    places: list[tuple[str, int | None]] = []  # a field, and how many tensors a tuple in it has
+    for entry in fields(draw):
+        value: Any = getattr(draw, entry.name)
+        if isinstance(value, tuple):
+            found += value
+            places.append((entry.name, len(value)))
+        elif value is None or isinstance(value, Tensor):
+            found.append(value)
+            places.append((entry.name, None))
+
+    def put(tensors: tuple[Tensor | None, ...]) -> Draw:
+        left = list(tensors)
+        new: dict[str, Any] = {}
+        for name, count in places:
+            taken, left = left[: count or 1], left[count or 1 :]
+            new[name] = taken[0] if count is None else tuple(taken)
+        return replace(draw, **new)
+
+    return found, put
+
+
 class Replay:
     """Passes that add to gradients in memory of their own, which recordings write to.
 
-    `work(draw, share)` does a pass with its backward pass; `pause` lets the thread that loads images come to rest;
-    `tell` is told why passes are not recorded, if so.
+    Args:
+        loss: runs the networks of a pass.
+        descend: adds the gradients of its loss.
+        parameters: those that gradients are kept for.
+        pause: lets the thread that loads images come to rest.
+        tell: hears why passes are not recorded, if they are not.
     """
 
     def __init__(
         self,
-        work: Callable[[Draw, Tensor], Loss],
+        loss: Callable[[Draw], Loss],
+        descend: Callable[[Loss], None],
         parameters: Callable[[], list[nn.Parameter]],
         pause: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:
-        self._work, self._parameters, self._pause = work, parameters, pause
+        self._loss, self._descend, self._parameters, self._pause = loss, descend, parameters, pause
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._reached: set[nn.Parameter] = set()
         self._steps: list[torch.cuda.Event] = []
-        self._rows = Slice(0, 0, 0, 0)
+        self._put: Callable[[tuple[Tensor | None, ...]], Draw] | None = None
         self.calls = Recorded(
             self._pass, self._before, tell=lambda why: tell(f"train.cuda_graphs: a pass is not recorded: {why}")
         )
 
-    def __call__(self, draw: Draw, share: float) -> Loss:
-        """Do a pass of `draw`, with `share` of the run done; the gradients are added up."""
-        device = draw.x0.device
-        done = moved(torch.tensor(share, dtype=torch.float32), device)
-        self._rows = draw.rows
-        weighted, distance = self.calls(draw.x0, draw.z, draw.t, draw.r, draw.label, draw.made, done)
+    def __call__(self, draw: Draw) -> Loss:
+        """Do a pass, and add its gradients to those of the step."""
+        share = moved(torch.tensor(draw.share, dtype=torch.float32), draw.x0.device)
+        tensors, self._put = flattened(replace(draw, share=share))
+        weighted, distance = self.calls(*tensors)
+        self._put = None  # it holds on to the images
         return Loss(weighted, distance, draw.t)
 
     def clear_gradients(self) -> bool:
@@ -76,12 +111,10 @@ class Replay:
             self._steps.pop(0).synchronize()
         return True
 
-    def _pass(
-        self, x0: Tensor, z: Tensor, t: Tensor, r: Tensor, label: Tensor | None, made: Tensor | None, share: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        # Of a recipe whose images the model makes in part `made` says which: the share itself is not looked at again.
-        draw = Draw(x0, z, t, r, label, 0.0 if made is None else 1.0, self._rows, made)
-        loss = self._work(draw, share)
+    def _pass(self, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self._put is not None
+        loss = self._loss(self._put(tensors))
+        self._descend(loss)
         return loss.weighted.detach(), loss.distance
 
     def _before(self) -> None:

@@ -1,16 +1,26 @@
-"""What a training run reports: the numbers of the steps since the last report."""
+"""What a training run tells: the numbers since its last report, who listens to them, what looks like divergence."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
 
+from cmtool.talk import Talk, Update
+from cmtool.training.distributed import World
+from cmtool.training.forecast import Forecast
+from cmtool.units import human_time
+
 # Edges of the noise-level bands that reports break the distance down by.
 BANDS = (0.02, 0.1, 0.5, 2.0, 10.0)
+# How many reports the watch remembers, and with how many it begins to judge.
+_MEMORY, _ENOUGH = 20, 5
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ def _odd(value: object) -> bool:
 
 @dataclass
 class Tally:
-    """Numbers since the last report, left on their device: reading one would wait for it."""
+    """Numbers since the last report. They stay on their device, since reading one would wait for it."""
 
     losses: list[Tensor] = field(default_factory=list)
     distances: list[Tensor] = field(default_factory=list)
@@ -58,14 +68,22 @@ class Tally:
         self.images += len(t)
 
     def mark(self) -> tuple[int, int]:
-        """Return what `rewind` needs to forget all passes after this point."""
+        """Return what `rewind` needs to forget every pass after this point."""
         return len(self.losses), self.images
 
     def rewind(self, mark: tuple[int, int]) -> None:
-        """Forget the passes since `mark`: they are done once more."""
+        """Forget the passes since `mark`: they are going to be repeated."""
         kept, self.images = mark
         for numbers in (self.losses, self.distances, self.times):
             del numbers[kept:]
+
+    def gathered(self, world: World) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the losses, distances (float64) and times of all processes, on the CPU."""
+        mine = [torch.cat(kept).cpu() for kept in (self.losses, self.distances, self.times)]
+        mine[1] = mine[1].double()
+        if world.size > 1:
+            mine = [torch.cat(columns) for columns in zip(*world.gather(mine), strict=True)]
+        return mine[0], mine[1], mine[2]
 
     def finite(self) -> bool:
         """Whether every loss and gradient norm so far is a finite number (reads them: waits for the device)."""
@@ -79,3 +97,128 @@ def band_means(distance: Tensor, t: Tensor) -> dict[str, float]:
     band = torch.bucketize(t, edges)
     names = [f"<{BANDS[0]:g}", *(f"<{edge:g}" for edge in BANDS[1:]), f">={BANDS[-1]:g}"]
     return {name: float(distance[band == i].mean()) for i, name in enumerate(names) if bool((band == i).any())}
+
+
+class Listener:
+    """Whoever wants to hear from a session overrides what it needs."""
+
+    def started(self, step: int, steps: int, needs: Forecast) -> None:
+        """Training begins at `step` of `steps`."""
+
+    def report(self, report: Report) -> None:
+        """Some steps are done."""
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint, grid or model was written."""
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """The sampling average was judged."""
+
+    def warn(self, message: str) -> None:
+        """Something is wrong but the run goes on."""
+
+
+class Teller(Listener):
+    """Tells a person what happens: notes beside the progress bar, what was saved, warnings."""
+
+    def __init__(self, talk: Talk, update: Update) -> None:
+        self._talk = talk
+        self._update = update
+        self._forecast = True
+
+    def started(self, step: int, steps: int, needs: Forecast) -> None:
+        """Say what the run needs, and where it goes on from."""
+        for line in needs.lines():
+            self._talk.say(line)
+        if step:
+            self._talk.say(f"going on from step {step} of {steps}")
+        self._update(completed=step, note="starting")
+
+    def report(self, report: Report) -> None:
+        """Move the bar; after the first report say how long the run will take."""
+        # The most wanted first: what a narrow line has no room for is left out from the end.
+        note = f"loss {report.loss:.4g}  {report.images_per_s:,.0f} images/s  N {report.num_scales}  lr {report.lr:.1e}"
+        self._update(completed=report.step, note=note)
+        if self._forecast and report.step < report.steps:
+            left = (report.steps - report.step) * report.images_seen / report.step / max(report.images_per_s, 1e-9)
+            self._talk.say(f"about {human_time(left)} to go at {report.images_per_s:,.0f} images/s")
+        self._forecast = False
+
+    def saved(self, path: Path) -> None:
+        """Say where a sample grid went."""
+        if path.suffix == ".png":
+            self._talk.say(f"samples: {path}")
+
+    def warn(self, message: str) -> None:
+        """Pass a warning on."""
+        self._talk.warn(message)
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Say the figures in one line."""
+        self._talk.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended: the model if the run is finished, else why it stopped."""
+
+    model: Path | None
+    step: int
+    signal: int = 0
+    out_of_time: bool = False
+
+
+class Watch:
+    """Warns of signs of divergence that leave every number finite; it changes nothing.
+
+    The loss is compared with the median of the last reports at the same N, since it moves with N by itself; the norm of
+    the sampling average with the median of its last values; a quality figure (FID: smaller is better) with its best.
+    """
+
+    def __init__(self) -> None:
+        self._recent: dict[str, deque[float]] = {}
+        self._best: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def report(self, report: Report, average_norm: float) -> list[str]:
+        """Return warnings about a report and the Euclidean norm of the sampling average's weights at its step."""
+        here = f"step {report.step}"
+        loss = self._jumps(f"loss at N = {report.num_scales}", report.loss, 10.0)
+        norm = self._jumps("norm of the sampling average", average_norm, 3.0)
+        return [
+            f"{here}: the {what}. The run may be diverging; a smaller train.lr or train.grad_clip=1.0 helps."
+            for what in (loss, norm)
+            if what
+        ]
+
+    def quality(self, step: int, name: str, value: float) -> list[str]:
+        """Return a warning if a figure (smaller is better) has become much worse than its best."""
+        best = self._best.setdefault(name, value)
+        self._best[name] = min(best, value)
+        if value <= 2.0 * best:
+            self._warned.discard(name)
+            return []
+        if name in self._warned:
+            return []
+        self._warned.add(name)
+        return [f"step {step}: {name} is {value:.4g} after {best:.4g} at its best. The run may be diverging."]
+
+    def _jumps(self, name: str, value: float, factor: float) -> str | None:
+        """Say so, once, when `value` leaves the `factor`-fold of the median of its last values.
+
+        A loss with learned weights passes zero on its way down: there the largest of the last values sets the scale.
+        """
+        recent = self._recent.setdefault(name, deque(maxlen=_MEMORY))
+        if len(recent) < _ENOUGH:
+            recent.append(value)
+            return None
+        usual = median(recent)
+        scale = usual if min(recent) > 0 else max(abs(number) for number in recent)
+        recent.append(value)
+        if value <= usual + (factor - 1) * scale:
+            self._warned.discard(name)
+            return None
+        if name in self._warned:
+            return None
+        self._warned.add(name)
+        return f"{name} is {value:.4g} where {usual:.4g} was usual"

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmtool.checkpoint import atomic_text, verify, writing
-from cmtool.config.compare import differing_keys
-from cmtool.config.load import from_toml, to_toml
+from cmtool.checkpoint import read_header, verify
+from cmtool.config.load import differing_keys, from_toml, to_toml
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, DivergenceError, UserError
+from cmtool.files.atomic import atomic_text, writing
 from cmtool.training.lock import NAME as LOCK
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run; see DESIGN section 7."""
+    """The files of a run, and what may be done to them."""
 
     path: Path
 
@@ -61,15 +61,24 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:07d}" / "state.safetensors"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """(step, state file) of every checkpoint that is there, newest first."""
+        """Return (step, state file) of every checkpoint, newest first."""
         found = []
         for file in (self.path / "checkpoints").glob("step-*/state.safetensors"):
             with contextlib.suppress(ValueError):
                 found.append((int(file.parent.name.removeprefix("step-")), file))
         return sorted(found, reverse=True)
 
+    def data_of_checkpoint(self) -> dict[str, Any] | None:
+        """Return the data table of the newest checkpoint that tells one: classes, names, source."""
+        for _, file in self.checkpoints():
+            with contextlib.suppress(CheckpointError):
+                found = read_header(file).get("data")
+                if found is not None:
+                    return dict(found)
+        return None
+
     def kept(self, error: DivergenceError) -> DivergenceError:
-        """Return the error with what is left of the run: its last checkpoint, or nothing before the first."""
+        """Return the error with a word on what is left of the run: its last checkpoint, or nothing yet."""
         left = "the last checkpoint is kept" if self.checkpoints() else "no checkpoint had been written yet"
         return DivergenceError(f"{error.message.removesuffix('.')}; {left}.", error.hint)
 
@@ -95,7 +104,7 @@ class RunFolder:
                     file.unlink()
 
     def data(self) -> str | None:
-        """Return the fingerprint of the data that the run last trained on, None where `run.log` tells none."""
+        """Return the fingerprint of the data that the run last trained on, None if `run.log` names none."""
         with contextlib.suppress(OSError):
             for line in reversed((self.path / "run.log").read_text(encoding="utf-8", errors="replace").splitlines()):
                 said = line.partition(" start at step ")[2].partition("{")
@@ -109,7 +118,7 @@ class RunFolder:
             stream.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of `metrics.jsonl`; lines that are none (a kill leaves a half-written last one) are dropped."""
+        """Return the rows of `metrics.jsonl` without damaged lines (a kill leaves the last one half-written)."""
         return [row for row in map(_row, self._lines()) if row is not None]
 
     def _lines(self) -> list[str]:
@@ -118,7 +127,7 @@ class RunFolder:
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
     def damaged_rows(self) -> int:
-        """Number of lines of `metrics.jsonl` that are no rows, a last one without its end not counted."""
+        """Return how many lines of `metrics.jsonl` are damaged, not counting a last one that has no end."""
         return sum(_row(line) is None for line in self._lines() if line.endswith("\n"))
 
     def forget_after(self, step: int) -> None:
@@ -175,7 +184,7 @@ def _same_run(path: Path, old: RunConfig, config: RunConfig) -> None:
 
 
 def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
-    """Open `path` for `config`: a new folder, or one that holds the same configuration. Only while holding the lock.
+    """Open `path` for `config`: a new folder, or one with the same configuration. The caller must hold the lock.
 
     Raises:
         UserError: as `check_run`, or if the place cannot be written.
@@ -194,7 +203,7 @@ def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
 def _clear(path: Path) -> None:
     """Remove what a run writes, and nothing else a user may have put there."""
     names = ["model.safetensors", "best.safetensors", *(file.name for file in path.glob("ema-*.safetensors"))]
-    # The settings go last: a kill half-way leaves a folder that --fresh (or the same command) still understands.
+    # The settings go last: a kill halfway leaves a folder that --fresh (or the same command) still understands.
     for name in (*names, "checkpoints", "samples", "metrics.jsonl", "evaluations.jsonl", "before-decay.safetensors",
                  "tensorboard", "wandb", "run.log", "config.toml"):  # fmt: skip
         target = path / name

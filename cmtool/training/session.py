@@ -1,4 +1,4 @@
-"""A run from its folder to its model: resume, train, sample and save at their intervals, stop cleanly.
+"""A run from its folder to its model: resume, sample, report and save at their intervals, roll back, stop cleanly.
 
 Talks to its caller through a `Listener`; prints nothing.
 """
@@ -13,45 +13,41 @@ from typing import Any
 
 import torch
 
-from cmtool.checkpoint import writing
-from cmtool.config.schema import RunConfig
 from cmtool.errors import DivergenceError, UserError
+from cmtool.files.atomic import writing
 from cmtool.models import Model
-from cmtool.training.forecast import check_disk, forecast
-from cmtool.training.listener import Listener, Outcome
-from cmtool.training.loop import Trainer
+from cmtool.training.forecast import forecast
+from cmtool.training.loop import Due, Trainer
 from cmtool.training.posthoc import write_snapshots
 from cmtool.training.previews import write_preview
 from cmtool.training.provenance import provenance
+from cmtool.training.report import Listener, Outcome, Watch
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
 from cmtool.training.state import restore_newest
 from cmtool.training.stopping import Stop
-from cmtool.training.watch import Watch
 
 # Roll-backs to one checkpoint before a run gives up.
 RETRIES = 3
 
-
-# What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which is kept as the
-# best), and what to add to the finished model's header (its sampling times), cut short when the time is up.
+# What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which model is kept as
+# the best), and what to add to the finished model's header (its sampling times), cut short when the time is up.
 Judge = Callable[[Model], dict[str, float]]
 Closing = Callable[[Model, Callable[[], bool]], dict[str, Any]]
 
 
 class Session:
-    """Drives a trainer inside a run folder."""
+    """Attends to a trainer inside a run folder: `begin`, then `attend` to every pause of `Trainer.run`, then `end`."""
 
     def __init__(
         self,
-        config: RunConfig,
         trainer: Trainer,
         folder: RunFolder,
         listener: Listener,
         judge: Judge | None = None,
         closing: Closing | None = None,
     ) -> None:
-        self.config = config
+        self.config = trainer.config
         self.judge = judge
         self.closing = closing
         self.trainer = trainer
@@ -66,12 +62,12 @@ class Session:
         self._real = trainer.dataset.batch(torch.arange(min(len(trainer.dataset), 512)))[0]
         # What else is done at intervals: (every so many steps, what).
         self.chores: list[tuple[int, Callable[[], None]]] = []
-        if config.train.snapshot_every:
-            self.chores.append((config.train.snapshot_every, lambda: write_snapshots(self.state, folder.path)))
+        if self.config.train.snapshot_every:
+            self.chores.append((self.config.train.snapshot_every, lambda: write_snapshots(self.state, folder.path)))
 
     @property
     def _takes_part(self) -> bool:
-        """Whether this process has a hand in what is saved: the first, and all that hold rows of its weights."""
+        """Whether this process has a part in what is saved: the first one, and all that hold rows of the weights."""
         return self.world.main or self.state.sharding is not None
 
     def log(self, text: str) -> None:
@@ -89,7 +85,7 @@ class Session:
         self.listener.warn(message)
 
     def resume(self) -> int:
-        """Restore the newest whole checkpoint; damaged ones are named and set aside. Return the step."""
+        """Restore the newest whole checkpoint and return its step; name damaged ones and set them aside."""
         step, damaged = restore_newest(self.folder, self.state)
         for message in damaged.values():
             self.warn(f"{message} An older checkpoint is used.")
@@ -134,39 +130,46 @@ class Session:
                 "A smaller recipe.curriculum.s1 or more --steps helps the 2023 schedule; recipe ict is sturdier."
             )
 
-    def _stops(self) -> int:
-        """Return the next step at which anything happens."""
-        train, now = self.config.train, self.state.step
-        every = [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every, *dict(self.chores)]
-        return min([train.steps, *(now - now % n + n for n in every if n)])
+    def intervals(self) -> list[int]:
+        """Return every how many steps there is something to attend to; zeros stand for what is never done."""
+        train = self.config.train
+        return [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every, *dict(self.chores)]
 
-    def run(self, stop: Stop, arguments: Sequence[str] = ()) -> Outcome:
-        """Train until the end, a signal or the time limit; always leave a whole checkpoint behind.
+    def begin(self, stop: Stop, arguments: Sequence[str] = ()) -> None:
+        """Resume the run, and make up for what it still owed when it was killed.
 
-        Raises:
-            UserError: if the disk is too full to start or to go on, or the loss is not finite.
+        Args:
+            stop: what asks the run to leave.
+            arguments: the command line, for the log.
         """
         self._stop = stop
         step = self.resume()
-        needs = forecast(self.config, self.state)
-        check_disk(self.folder.path, needs.disk)
         self._log_start(step, arguments)
         if self.config.train.bad_step == "rollback" and self._saved < 0:
             self.checkpoint()  # a bad step before the first checkpoint needs one to go back to
-        self.listener.started(step, self.config.train.steps, needs)
+        self.listener.started(step, self.config.train.steps, forecast(self.config, self.state))
         self._catch_up()
-        self.trainer.restart_clock()
-        while self.state.step < self.config.train.steps:
-            before = self.state.step
-            try:
-                self.trainer.run_to(self._stops(), stop)
-                if self.state.step > before:
-                    self._at_interval()
-                if self.trainer.stopped and self.state.step < self.config.train.steps:
-                    return self._leave()
-            except DivergenceError as error:
-                self._roll_back(error)
-        return self._finish()
+
+    def attend(self, due: Due) -> None:
+        """Do what is due at this step, or go back to the newest checkpoint if a number is not finite.
+
+        Raises:
+            UserError: if a number is not finite and there is no going back, or the disk is full.
+        """
+        try:
+            if due.error is not None:
+                raise due.error
+            if due.steps:
+                self._at_interval()
+            if due.stopped:
+                self.trainer.check_finite(weights=True)
+        except DivergenceError as error:
+            self._roll_back(error)
+
+    def end(self) -> Outcome:
+        """Save everything after the last step, and say how it ended; a whole checkpoint is always left behind."""
+        stopped = self.trainer.stopped and self.state.step < self.config.train.steps
+        return self._leave() if stopped else self._finish()
 
     def _log_start(self, step: int, arguments: Sequence[str]) -> None:
         fingerprint = self.trainer.dataset.fingerprint
@@ -174,9 +177,9 @@ class Session:
         self.log(f"start at step {step} of {self.config.train.steps} {json.dumps(said, ensure_ascii=False)}")
 
     def _roll_back(self, error: DivergenceError) -> None:
-        """Go back to the newest checkpoint and on from there with other noise, if `train.bad_step` says so.
+        """Go back to the newest checkpoint if `train.bad_step` says so; from there the run goes on with other noise.
 
-        The noise depends on how often the run rolled back, which checkpoints keep: a killed run repeats it.
+        The noise depends on how often the run rolled back. Checkpoints keep that number, so a killed run repeats it.
         """
         bad, retries = self.state.step, self.state.retries
         if self.config.train.bad_step != "rollback" or self._rollbacks == RETRIES:
@@ -198,7 +201,7 @@ class Session:
             self.trainer.check_finite(weights=True)
         if (step % train.log_every == 0 or step == train.steps) and self.trainer.has_news:
             self._report()
-        # Before the checkpoint: a run that is killed in between goes on from an earlier step and does them again.
+        # Before the checkpoint: a run that is killed in between resumes at an earlier step and does them again.
         for every, chore in self.chores:
             if self._takes_part and (step % every == 0 or step == train.steps):
                 chore()
@@ -208,7 +211,6 @@ class Session:
             self.sample()
         if train.eval_every and step % train.eval_every == 0:
             self.evaluate()
-        self.trainer.restart_clock()
 
     def _catch_up(self) -> None:
         """Do what a run that was killed just after its checkpoint still owed at that step."""
@@ -223,7 +225,7 @@ class Session:
                 self.evaluate()
 
     def _owes(self, flag: bool) -> bool:
-        """What the first process sees in the folder, told to all: another may look a moment later."""
+        """Tell all processes what the first one sees in the folder: another one may look a moment later."""
         return self.world.any(flag and self.world.main, self.trainer.device)
 
     def _grid(self) -> Path:
@@ -240,7 +242,7 @@ class Session:
         self._stop.unless_stopped(lambda: self._keep(judge(model), model))
 
     def _keep(self, figures: dict[str, float], model: Model) -> None:
-        """Keep figures, and before them the model that they call the best: a run killed in between judges again."""
+        """Keep the model if it is the best, and then its figures: a run killed in between judges it again."""
         before = [row["eval"]["fid"] for row in self.folder.rows() if "fid" in row.get("eval", {})]
         if "fid" in figures and figures["fid"] < min(before, default=float("inf")):
             self.state.export(self.folder.best, {"figures": figures}, network=model.network)
@@ -262,14 +264,13 @@ class Session:
 
     def _leave(self) -> Outcome:
         stop = self._stop
-        self.trainer.check_finite(weights=True)
         self.checkpoint()
         why = "the time limit" if stop.out_of_time and not stop.signal else f"signal {stop.signal}"
         self.log(f"stopped by {why} at step {self.state.step}")
         return Outcome(None, self.state.step, stop.signal, stop.out_of_time)
 
     def _closed(self, model: Model | None) -> dict[str, Any]:
-        """Return what the closing adds to the model's header; a model without it is a model all the same."""
+        """Return what the closing adds to the model's header; without it the model is complete too."""
         stop, closing = self._stop, self.closing
         if closing is None or model is None:
             return {}
@@ -288,7 +289,7 @@ class Session:
         if not self._takes_part:
             return Outcome(self.folder.model, self.state.step)
         extra = self._closed(self.state.average())
-        # Grid and times are owed yet. Of several processes one alone must not leave: there the run ends without them.
+        # Grid and times are still owed. With several processes, one must not leave alone: the run ends without them.
         if self._stop.signal and self.world.size == 1:
             return self._leave()
         for index, average in enumerate(self.state.extra_emas):

@@ -1,7 +1,8 @@
-"""From a configuration to a trainer: networks, teacher, starting weights, reference images, precision."""
+"""From a configuration to a trainer: networks, teacher, starting weights, what the recipe needs, precision."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,26 +10,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cmtool.checkpoint import load_tensors, resolve_file, save_model
 from cmtool.config.combinations import leaves_one_alone
+from cmtool.config.parts import CouplingPart, DirectionPart
 from cmtool.config.schema import RunConfig, TrainConfig
 from cmtool.data.dataset import Dataset
 from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
-from cmtool.losses.recipes import build_objective
+from cmtool.files.cache import cache_dir, file_digest
+from cmtool.losses.assemble import Supplies, build_objective
+from cmtool.losses.coupling import Pairs
+from cmtool.losses.diagnose import level_density
+from cmtool.losses.direction import Reference
 from cmtool.memory import keep_freed_memory
 from cmtool.models import Model, build_model, load, model_header, placed
-from cmtool.networks.convolution import hold_in
 from cmtool.networks.truncated import TruncatedNetwork, doubled
+from cmtool.rng import batch_normal, generator
+from cmtool.samplers.generate import bind
+from cmtool.samplers.solvers import heun, no_noise
+from cmtool.samplers.times import solver_times
+from cmtool.schedules.density import LevelDensity
+from cmtool.training.batches import some_images
+from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all
 from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
-from cmtool.training.precision import HALF, settle_precision
+from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
 from cmtool.training.state import TrainState
-from cmtool.training.supplies import frozen_predictor, gather
 
-# A head that only some recipes use: a student without it starts from a model with it all the same.
+# A head that only some recipes use: a student without it may still start from a model that has it.
 OPTIONAL = "log_variance_head."
+# Images at once when pairs are made, and images that the discrepancy is measured with.
+CHUNK, MEASURED = 256, 2048
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -61,21 +75,6 @@ def set_up_torch(train: TrainConfig) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def apply_precision(model: Model, precision: str) -> Model:
-    """Set how a model computes: fp64 in double, bf16 and fp16 by autocast around the network, else float32.
-
-    The scalings, the time embedding, the first and the last convolution stay in float32 for half precisions. For
-    models that are used, not trained: a half rounds their weights for good.
-    """
-    if precision == "fp64":
-        return model.double()
-    half = HALF.get(precision)
-    model.autocast = half
-    if half is not None:
-        hold_in(model.network, half)
-    return model
-
-
 def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> Model:
     """Load the diffusion model that a distillation follows.
 
@@ -101,7 +100,8 @@ def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
     if config.data.labels and classes is None:
         raise DataError("the preset wants class labels and the data has none.", "--set data.labels=false")
     names = list(dataset.class_names) if classes and dataset.class_names else None
-    header = model_header(config, num_classes=classes, class_names=names, fingerprint=dataset.fingerprint)
+    found = {"fingerprint": dataset.fingerprint, "source": dataset.info.source}
+    header = model_header(config, num_classes=classes, class_names=names, **found)
     return build_model(header)
 
 
@@ -127,7 +127,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     """Build everything that `config` describes and return a trainer at step 0.
 
     Raises:
-        UserError: whatever a user can have got wrong about teacher, starting weights, labels or precision.
+        UserError: for anything a user can get wrong about teacher, starting weights, labels or precision.
     """
     check_needs(config)
     check_rows(config, world or World())
@@ -137,8 +137,9 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     teacher = load_teacher(config.teacher, config, device) if config.teacher else None
     source = teacher if teacher is not None else load(config.init) if config.init else None
     if source is not None:
+        check_same_classes(dataset, source.header["data"], f"the model {config.teacher or config.init}")
         start_from(student, source)
-    # What is to be split stays in the machine's memory until then: whole, it may not fit the device.
+    # A network that will be split stays in main memory until then: it may not fit the device in one piece.
     student = precision.apply(student if sharding else placed(student, device, config.train.compile))
     if teacher is not None:
         teacher = placed(precision.apply_to_teacher(teacher), device, config.train.compile)
@@ -151,12 +152,110 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
     trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes), *_said(config, trainer.world)]
-    trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, device))
+    frozen = frozen_predictor(config.recipe.coupling, device)
+    if frozen is not None:
+        check_same_classes(dataset, frozen.header["data"], f"the predictor {config.recipe.coupling.model}")
+    trainer.nets = replace(trainer.nets, frozen=frozen)
     return trainer
 
 
+def level_law(config: RunConfig, dataset: Dataset, device: torch.device) -> LevelDensity | None:
+    """Return the law of noise levels measured on the images; None where the recipe has another one."""
+    part = config.recipe.times
+    if part.kind != "discrepancy":
+        return None
+    return level_density(
+        some_images(config, dataset, device, MEASURED)[0], config.process, part.floor, config.train.seed
+    )
+
+
+def reference_images(config: RunConfig, dataset: Dataset, device: torch.device) -> Reference | None:
+    """Return the images that a posterior mean runs over, all or as many as the recipe says; None where there is none.
+
+    Mirrored copies are among them where training mirrors images.
+    """
+    part = config.recipe.direction
+    if part.kind != "posterior_mean" or part.pool == "batch":
+        return None
+    images, labels = some_images(config, dataset, device, part.reference)
+    return Reference(images, labels, whole=not 0 < part.reference < len(dataset))
+
+
+def gather(config: RunConfig, dataset: Dataset, device: torch.device, teacher: Model | None) -> Supplies:
+    """Return everything that the recipe's parts ask for besides settings.
+
+    Raises:
+        ConfigError: for guidance that the teacher cannot give.
+    """
+    recipe = config.recipe
+    check_guidance(recipe.direction, teacher)
+    density = level_law(config, dataset, device)
+    reference = reference_images(config, dataset, device)
+    return Supplies(teacher, reference, stored_pairs(recipe.coupling, config, teacher), density)
+
+
+def check_guidance(part: DirectionPart, teacher: Model | None) -> None:
+    """Refuse guidance by a teacher that never saw an image without its label.
+
+    Raises:
+        ConfigError: with the setting that trains such a teacher.
+    """
+    if part.guidance != 1 and teacher is not None and not teacher.header.get("label_dropout"):
+        raise ConfigError(
+            "guidance needs a teacher trained with dropped labels, and this one was not.",
+            "cmtool train-edm ... --set train.label_dropout=0.1",
+        )
+
+
+def _pairs_file(part: CouplingPart, config: RunConfig) -> Path:
+    given = f"{config.teacher}|{config.train.seed}|{part.pairs}|{part.solver_steps}|{config.train.precision}"
+    key = hashlib.blake2b(given.encode(), digest_size=8)
+    key.update(file_digest(resolve_file(str(config.teacher)), "blake2b").encode())
+    return cache_dir() / "pairs" / f"{key.hexdigest()}.safetensors"
+
+
+@torch.no_grad()
+def make_pairs(part: CouplingPart, config: RunConfig, teacher: Model) -> dict[str, Tensor]:
+    """Solve the teacher's ODE from `part.pairs` draws of noise; return noisy, clean and, if it has classes, labels."""
+    seed, count, shape = config.train.seed, part.pairs, teacher.image_shape
+    noisy = teacher.sigma_max * batch_normal((count, *shape), seed, "pairs-noise")
+    labels = None
+    if teacher.num_classes is not None:
+        labels = torch.randint(teacher.num_classes, (count,), generator=generator(seed, "pairs-labels"))
+    times = solver_times(part.solver_steps, teacher.sigma_min, teacher.sigma_max, teacher.rho)
+    clean = []
+    for first in range(0, count, CHUNK):
+        x = noisy[first : first + CHUNK].to(teacher.device, teacher.dtype)
+        label = None if labels is None else labels[first : first + CHUNK].to(teacher.device)
+        denoise = bind(teacher, label, clamp=not teacher.float_samples)
+        clean.append(heun(denoise, x, (*times, 0.0), no_noise).float().cpu())
+    found = {"noisy": noisy, "clean": torch.cat(clean)}
+    return found if labels is None else {**found, "labels": labels}
+
+
+def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -> Pairs | None:
+    """Return the teacher's pairs, from the cache if they were made before; None where the coupling needs none."""
+    if part.kind != "teacher" or teacher is None:
+        return None
+    path = _pairs_file(part, config)
+    try:
+        tensors = load_tensors(path)[0]
+    except CheckpointError:
+        tensors = make_pairs(part, config, teacher)
+        save_model(path, tensors, {"kind": "pairs", "teacher": str(config.teacher)})
+    on = {name: tensor.to(teacher.device) for name, tensor in tensors.items()}
+    return Pairs(on["noisy"], on["clean"], on.get("labels"), teacher.sigma_max)
+
+
+def frozen_predictor(part: CouplingPart, device: torch.device) -> Model | None:
+    """Return the frozen model that the generator coupling asks for; None where it asks for none."""
+    if part.kind != "generator" or part.predictor != "frozen" or part.model is None:
+        return None
+    return load(part.model, device)
+
+
 def check_rows(config: RunConfig, world: World) -> None:
-    """Refuse a batch that leaves a process without images, or optimal transport a pass with a single one.
+    """Refuse a batch that leaves a process without images, or optimal transport with a single image in a pass.
 
     Raises:
         ConfigError: with a batch that fits.
@@ -178,7 +277,7 @@ def check_rows(config: RunConfig, world: World) -> None:
 
 
 def _sharding(config: RunConfig, device: torch.device, world: World | None) -> Sharding | None:
-    """Return what splits the networks of a run over its processes; None where nothing is split."""
+    """Return what splits the networks of a run over its processes; None if nothing is split."""
     if not config.train.shard or world is None or world.size == 1:
         return None
     check_shardable(config.train.batch_size, world)
@@ -202,10 +301,10 @@ def _said(config: RunConfig, world: World) -> list[str]:
 
 
 def spread(images: Tensor) -> float:
-    """Standard deviation over a batch (B, ...), averaged over the values of an image: how much images differ."""
+    """Return how much images (B, ...) differ: the standard deviation over the batch, averaged over values."""
     return float(images.float().std(dim=0).mean())
 
 
 def collapsed(samples: Tensor, real: Tensor) -> bool:
-    """Whether samples differ from one another far less than real images do: a loss cannot show this."""
+    """Whether samples differ from one another far less than real images do, which no loss shows."""
     return spread(samples) < 0.3 * spread(real)

@@ -1,8 +1,8 @@
 """Networks in pieces: with `train.shard` every process keeps its rows of each weight (torch's FSDP2, `fully_shard`).
 
 torch gathers a block's weights before its pass, frees them after it, and sums gradients into each process's rows.
-Optimizer and averages work on those rows as on any tensor: what they do is done value by value. Checkpoints are
-gathered into the form that a single process writes.
+Optimizer and averages work value by value, so they take those rows like any other tensor. Checkpoints are gathered into
+the form that a single process writes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEAD = "log_variance_head."
 
 def local(tensor: Tensor) -> Tensor:
     """Return this process's rows of a sharded tensor, sharing its memory; any other tensor as it is."""
-    # torch's class of sharded tensors takes long to import: it is known by its method.
+    # torch's class of sharded tensors takes long to import; this method gives it away.
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():
@@ -57,7 +57,7 @@ def share(full: Tensor, like: Tensor) -> Tensor:
 def units(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the blocks of a network whose weights are gathered together: modules of several layers with one call.
 
-    Lists are walked through, those with a `forward` of their own too: `fully_shard` before torch 2.13 takes none.
+    It looks inside lists, even those with a `forward` of their own: before torch 2.13 `fully_shard` takes none.
     """
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
@@ -69,7 +69,7 @@ def units(network: nn.Module) -> Iterator[nn.Module]:
 class Sharding:
     """Splits networks over the processes of a run.
 
-    `device` is this process's; networks may lie anywhere before, and lie there in pieces afterwards.
+    `device` is that of this process. A network may be on any device before it is split; its rows end up on this one.
     """
 
     def __init__(self, world: World, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class Sharding:
 
         kept = {p for name, p in network.named_parameters() if p.dim() == 0 or name.startswith(HEAD)}
         for parameter in network.parameters():
-            # fully_shard takes dense rows only, and leaves alone what it does not split.
+            # fully_shard takes dense rows only, and does not touch what it does not split.
             parameter.data = parameter.data.contiguous()
             if parameter in kept:
                 parameter.data = parameter.data.to(self.device)
@@ -100,7 +100,7 @@ class Sharding:
 
     def total_norm(self, rows: Sequence[Tensor], kept: Sequence[Tensor]) -> Tensor:
         """Return the Euclidean norm, () in float64, of tensors of which this process has `rows`, and all `kept`."""
-        # One format everywhere: a process without any row would answer in another.
+        # In one format everywhere: a process without any row would answer in a different one.
         square, other = (nn.utils.get_total_norm(part).to(self.device, torch.float64) ** 2 for part in (rows, kept))
         dist.all_reduce(square)
         return (square + other).sqrt()
@@ -122,7 +122,7 @@ class Sharding:
         for name, value in moments.items():
             like: Any = parameters[name.rsplit(".", 1)[0]]
             if is_sharded(like) and value.dim():
-                # Said outright, for processes may hold different numbers of rows.
+                # Given explicitly, because processes may hold different numbers of rows.
                 layout = {"shape": like.shape, "stride": like.stride(), "run_check": False}
                 value = DTensor.from_local(value, like.device_mesh, like.placements, **layout)
             rows[name] = value
@@ -148,7 +148,7 @@ def check_derivative(part: TargetPart) -> None:
 
 
 def check_shardable(batch_size: int, world: World) -> None:
-    """Refuse a batch of which the processes would make different numbers of passes: one would wait for ever.
+    """Refuse a batch that gives the processes different numbers of passes: one would wait forever.
 
     Raises:
         ConfigError: with the nearest batches that fit.

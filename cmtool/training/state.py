@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, save_model
@@ -15,26 +14,24 @@ from cmtool.errors import CheckpointError
 from cmtool.models import Model, build_model, placed
 from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
-from cmtool.training.distributed import World
-from cmtool.training.numbers import LossScale
-from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
+from cmtool.training.optimizers import Gradients, build_optimizer, optimizer_tensors, restore_optimizer
 from cmtool.training.provenance import machine, versions
 from cmtool.training.run_folder import RunFolder
-from cmtool.training.sharding import Sharding, is_sharded, local, share
+from cmtool.training.sharding import Sharding, local, share
 
 
 class TrainState:
     """Student, target, sampling averages and optimizer at a step.
 
     `target` is the student itself unless the recipe gives it a decay of its own. With `sharding` every process holds
-    its rows of each; what saves, exports or copies a network must then be called in all of them.
+    its rows of each network, and whatever saves, exports or copies one must be called in all processes.
     """
 
     def __init__(
         self, config: RunConfig, student: Model, sharding: Sharding | None = None, precision: str | None = None
     ) -> None:
         self.config = config
-        # The format that is computed in, where the settings leave it to the machine.
+        # The format of the computation, which the settings may leave to the machine.
         self.precision = precision or config.train.precision
         self.sharding = sharding
         self.student = student.train()
@@ -49,13 +46,13 @@ class TrainState:
         # What the optimizer moves: the weights, or this process's rows of them in the same memory.
         self.trained = self.parameters() if sharding is None else [nn.Parameter(local(p)) for p in self.parameters()]
         self.optimizer = build_optimizer(config.train, self.trained)
+        self.gradients = Gradients(config.train, self.parameters, self.trained, sharding)
         self.step = 0
-        self.scale = LossScale(config.train.precision == "fp16")
         self.retries = 0
 
     @property
     def noise_seed(self) -> int:
-        """Seed of noise, times and dropout: the run's own, another one after each roll-back to a checkpoint."""
+        """Seed of noise, times and dropout: the run's own, and a new one after each roll-back to a checkpoint."""
         seed = self.config.train.seed
         return derive(seed, "retry", self.retries) if self.retries else seed
 
@@ -65,41 +62,17 @@ class TrainState:
 
     @property
     def writes(self) -> bool:
-        """Whether files of a sharded run are written here; without sharding whoever asks writes."""
+        """Whether this process writes the files of a sharded run; without sharding, whoever asks does."""
         return self.sharding is None or self.sharding.world.main
-
-    def clear_gradients(self) -> None:
-        """Forget the gradients."""
-        for parameter in (*self.parameters(), *self.trained):
-            parameter.grad = None
-
-    def collect_gradients(self, world: World) -> None:
-        """Sum the gradients over all processes; of a sharded network torch has done so, but for what stays whole."""
-        parameters = self.parameters()
-        if self.sharding is None:
-            return world.sum_gradients(parameters)
-        world.sum_gradients([p for p in parameters if not is_sharded(p)])
-        for parameter, rows in zip(parameters, self.trained, strict=True):
-            rows.grad = torch.zeros_like(rows) if parameter.grad is None else local(parameter.grad)
-
-    def total_norm(self, tensors: list[Tensor]) -> Tensor:
-        """Return the Euclidean norm, (), of tensors like `trained` (gradients, an average's weights), over all rows."""
-        if self.sharding is None:
-            return nn.utils.get_total_norm(tensors)
-        split = [is_sharded(parameter) for parameter in self.parameters()]
-        return self.sharding.total_norm(
-            [tensor for tensor, here in zip(tensors, split, strict=True) if here],
-            [tensor for tensor, here in zip(tensors, split, strict=True) if not here],
-        ).to(self.student.dtype)
 
     def average_norm(self) -> float:
         """Return the Euclidean norm of the sampling average's weights, over all processes."""
-        return float(self.total_norm([local(parameter) for parameter in self.ema.network.parameters()]))
+        return float(self.gradients.total_norm([local(parameter) for parameter in self.ema.network.parameters()]))
 
     def average(self, network: Model | None = None) -> Model | None:
-        """Return the sampling average (or another model of the run) ready to be called by process 0 alone.
+        """Return the sampling average (or another model of the run), ready to be called by process 0 alone.
 
-        Of a sharded run a whole copy, and None in all other processes; all must call this.
+        Of a sharded run it is a whole copy in process 0 and None in the others; all of them must call this.
         """
         model = network or self.ema
         if self.sharding is None:
@@ -116,7 +89,7 @@ class TrainState:
         return copy.deepcopy(self.student).requires_grad_(False)
 
     def advance_averages(self, target_ema: float) -> None:
-        """Move the sampling averages and the target after the optimizer's step, in the released code's order."""
+        """Move the sampling averages and the target after an optimizer step, in the order of the released code."""
         train = self.config.train
         # A magnitude-preserving network keeps its weights at unit size; the averages follow the normalized ones.
         normalize = getattr(self.student.network, "normalize_weights", None)
@@ -136,7 +109,7 @@ class TrainState:
         return networks
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the complete training state by name (of a sharded run in process 0; the others get nothing)."""
+        """Return the complete training state by name; of a sharded run process 0 gets it and the others nothing."""
         found = {
             f"{role}.{name}": tensor
             for role, network in self._networks().items()
@@ -151,7 +124,9 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write the state to `path` (safetensors with a digest), whole or not at all."""
         header = {"kind": "training-state", "step": self.step, "versions": versions()}
-        header |= {"loss_scale": self.scale.state(), "retries": self.retries}
+        # What the rows of the label embedding mean: whoever goes on from here has to number classes alike.
+        header["data"] = self.student.header["data"]
+        header |= {"loss_scale": self.gradients.scale.state(), "retries": self.retries}
         tensors = self.tensors()
         if self.writes:
             save_model(path, tensors, header)
@@ -170,13 +145,13 @@ class TrainState:
             state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
             restore_optimizer(self.optimizer, self.names, self._own_rows(state))
             self.step = int(header["step"])
-            self.scale.restore(header.get("loss_scale", self.scale.state()))
+            self.gradients.scale.restore(header.get("loss_scale", self.gradients.scale.state()))
             self.retries = int(header.get("retries", 0))
         except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not fit this run's network: {str(error).splitlines()[0]}") from error
 
     def _load(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Put weights into a network; of a sharded one every process takes its rows."""
+        """Load weights into a network; every process takes its rows of a sharded one."""
         if self.sharding is None:
             network.load_state_dict(tensors)
             return

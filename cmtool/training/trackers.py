@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cmtool.config.schema import RunConfig
-from cmtool.data.cache import offline
+from cmtool.files.cache import offline
 from cmtool.training.forecast import Forecast
-from cmtool.training.listener import Listener
-from cmtool.training.report import Report
+from cmtool.training.report import Listener, Report
 
 
 def scalars(report: Report) -> dict[str, float]:

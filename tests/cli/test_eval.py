@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from cmtool.checkpoint import read_header
+from cmtool.config.load import resolve, to_toml
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset, save_folder, save_npz
 from cmtool.evaluation.inception import WEIGHTS
-from cmtool.evaluation.names import KEYS
+from cmtool.evaluation.metrics import KEYS
+from cmtool.files.atomic import atomic_text
 from tests.cli.tiny import Shell, write_model
 from tests.evaluation.stand_in import write_stand_in
 
@@ -32,7 +34,9 @@ def digits(count=None, noise=0.0, seed=0):
 
 
 def write_digits_model(folder, name="tiny", **more):
-    return write_model(folder, name, channels=1, source="digits", **more)
+    path = write_model(folder, name, channels=1, source="digits", **more)
+    atomic_text(path.parent / "config.toml", to_toml(resolve("digits").config))
+    return path
 
 
 def test_one_file_as_a_document(shell, workdir):
@@ -58,6 +62,25 @@ def test_real_digits_score_perfectly_and_noise_does_not(shell):
     assert abs(real["metrics"]["fid"]) < 1e-6
     assert (real["metrics"]["precision"], real["metrics"]["recall"]) == (1, 1)
     assert noisy["metrics"]["fid"] > 100 and noisy["metrics"]["precision"] < 0.6
+
+
+def test_num_of_class_folders_is_spread_over_the_classes_and_skips_are_said(shell, workdir):
+    data = load_dataset(DataConfig(source="digits", resolution=8, channels=1, labels=True))
+    for digit in range(10):
+        rows = data.images[data.labels == digit][:40].permute(0, 2, 3, 1).numpy()
+        save_folder(rows, f"set/{digit}")
+    (workdir / "set" / "3" / "torn.png").write_bytes(b"no image")
+    (workdir / "set" / "7" / "gone.png").symlink_to("nowhere")
+    (workdir / "set" / "__MACOSX").mkdir()
+    document = shell.json("eval", "set", "--ref", "digits", "--num", "100", "--metrics", "fid")
+    [row] = document["results"]
+    skipped = "skipped 2 of 402 files: 1 a broken link, 1 unreadable"
+    assert row["count"] == 100
+    assert row["notes"][:2] == [skipped, "100 of 400 images, spread evenly over its 10 classes"]
+    first = shell.json("eval", "set/0", "--ref", "digits", "--metrics", "fid")["results"][0]["metrics"]["fid"]
+    assert row["metrics"]["fid"] < first / 4  # zeros alone lie far from all digits
+    _, _, said = shell("eval", "set", "--ref", "digits", "--num", "100", "--metrics", "fid")
+    assert f"set: {skipped}" in said and "set: 100 of 400 images, spread evenly over its 10 classes" in said
 
 
 def test_several_sets_make_one_table_and_a_comparison(shell):
@@ -298,3 +321,25 @@ def test_argument_mistakes_do_not_import_torch(cmtool_process, workdir):
     done = cmtool_process("eval", "--ref", "digit", PYTHONPROFILEIMPORTTIME="1")
     assert done.code == 1 and "Did you mean digits" in done.err
     assert " torch\n" not in done.err and " numpy\n" not in done.err
+
+
+def test_a_set_against_itself_is_at_zero_in_table_document_and_interval(shell, workdir):
+    save_npz("a.npz", digits(300))
+    save_npz("again.npz", digits(300)[::-1].copy())
+    words = ("eval", "a.npz", "again.npz", "--ref", "a.npz", "--features", "digits", "--bootstrap", 20)
+    document = shell.json(*words, "--metrics", "fid,kid")
+    for row in document["results"]:
+        assert (row["metrics"]["fid"], row["metrics"]["kid"], row["metrics"]["kid_std"]) == (0, 0, None)
+        assert row["intervals"]["fid"][0] == 0 < row["intervals"]["fid"][1]
+    assert "-0.0" not in json.dumps(document["results"])
+    out = shell.out(*words[:2], *words[3:7], "--metrics", "fid,kid")
+    values = [line.split()[-1] for line in out.splitlines() if "FD (digits)" in line or "KD (digits)" in line]
+    assert values == ["0", "0"]
+
+
+def test_a_kernel_distance_of_few_images_has_no_error_and_says_so(shell, workdir):
+    save_npz("a.npz", digits(300, 0.2))
+    code, out, err = shell("eval", "a.npz", "--ref", "digits", "--metrics", "kid")
+    assert code == 0 and "±" not in out and "stands without an error" in " ".join(err.split())
+    metrics = shell.json("eval", "a.npz", "--ref", "digits", "--metrics", "kid")["results"][0]["metrics"]
+    assert metrics["kid"] > 0 and metrics["kid_std"] is None

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from cmtool.config.load import resolve, to_toml
 from cmtool.evaluation.features import Batch, Features
 from cmtool.evaluation.measure import _run, _together
 from cmtool.evaluation.samples import from_array
+from cmtool.files.atomic import atomic_text
 from cmtool.training.distributed import World
 from tests.cli.tiny import write_model
 
@@ -55,6 +57,7 @@ def test_two_processes_find_the_figures_of_one(tmp_path, judge):
 
 def test_samples_are_made_and_judged_together_with_one_log(tmp_path, judge):
     model = write_model(tmp_path, channels=1, source="digits")
+    atomic_text(model.parent / "config.toml", to_toml(resolve("digits").config))
     arguments = ("--model", str(model), "--ref", "digits", "-n", "41", "--batch-size", "16", "--metrics", "fid,pr")
     two = judge(2, *arguments)
     rows = (model.parent / "evaluations.jsonl").read_text().splitlines()

@@ -78,7 +78,7 @@ def test_a_finished_share_is_not_made_again(tmp_path, monkeypatch):
     before = {file.name: file.stat().st_mtime_ns for file in share.iterdir()}
     (tmp_path / ".all.npz.share-0-of-5.partial").mkdir()
     with monkeypatch.context() as unable:
-        unable.setattr("cmtool.cli.run_model.load_model", lambda *_: pytest.fail("the share is there"))
+        unable.setattr("cmtool.api.find.load_model", lambda *_: pytest.fail("the share is there"))
         assert make_in(Process(1, 2), job["made"], None, "cpu") is None
     assert {file.name: file.stat().st_mtime_ns for file in share.iterdir()} == before
     assert make_in(Process(0, 2), job["made"], None, "cpu") == Path("all.npz")

@@ -11,7 +11,7 @@ import pytest
 
 from cmtool.theory import report, study
 from cmtool.theory.checks import near
-from cmtool.theory.fit import power_law
+from cmtool.theory.study import power_law
 
 SMALL = {
     "scaling": ["--d", "1,2", "--T", "16,32", "--data", "gauss:0;1"],
@@ -113,7 +113,7 @@ def tiny_study(name: str) -> study.Study:
 
 def test_all_and_report_are_made_of_every_study(cmtool, workdir, monkeypatch):
     made = [tiny_study(name) for name in ("gap", "scaling")]
-    monkeypatch.setattr("cmtool.theory.batch.run_all", lambda: iter(made))
+    monkeypatch.setattr("cmtool.theory.studies.run_all", lambda: iter(made))
     typed = cmtool("theory", "all", "--out", "made")
     assert typed.code == 0 and typed.out.rstrip().endswith("made")
     assert {path.name for path in (workdir / "made").glob("*.json")} == {"gap.json", "scaling.json"}
@@ -138,8 +138,8 @@ def test_everything_within_its_budget(cmtool_process, workdir):
     [
         (["scaling", "--T", "8"], ["T = 8", "c1", "T >= 9"]),
         (["scaling", "--T", "64", "--c1", "1000"], ["T = 64", "T >= 9119"]),
-        (["scaling", "--T", "a"], ["'a'", "--T 16,32,64"]),
-        (["scaling", "--T", ""], ["no number of levels"]),
+        (["scaling", "--T", "a"], ["--T: 'a'", "whole number"]),
+        (["scaling", "--T", ""], ["--T", "empty entry"]),
         (["scaling", "--d", "0"], ["dimension"]),
         (["scaling", "--data", "laplace:0;1"], ["laplace", "gauss:MU;S"]),
         (["scaling", "--data", "gmm:-1,2;0,1;1"], ["non-negative"]),

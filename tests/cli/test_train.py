@@ -56,7 +56,7 @@ def test_the_three_commands_one_after_another(cmtool, monkeypatch):
     assert cd.code == 0, cd.err
     assert "model runs/digits-edm/model.safetensors" in cd.err and "newest finished run of a teacher" in cd.err
     assert read_header("runs/digits-cd/model.safetensors")["kind"] == "consistency"
-    monkeypatch.setattr("cmtool.cli.train_judges.judges", lambda trainer, output: (None, None))  # seconds each
+    monkeypatch.setattr("cmtool.api.train.judges", lambda trainer, talk: (None, None))  # seconds each
     ct = cmtool("train-ct", *SMALL, "--recipe", "ict", "--out", "runs/a b/ü")
     assert ct.code == 0 and ct.out == "runs/a b/ü/model.safetensors\n"
     assert "next: cmtool sample --model 'runs/a b/ü'" in ct.err
@@ -305,7 +305,7 @@ def test_a_disk_that_fills_during_the_run_keeps_the_last_good_checkpoint(cmtool,
     def full_later(path, tensors, header):
         if header["step"] == 6:
             raise_full = OSError(errno.ENOSPC, "No space left on device")
-            from cmtool.checkpoint import writing
+            from cmtool.files.atomic import writing
 
             with writing(Path(path)):
                 raise raise_full

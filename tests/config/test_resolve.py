@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cmtool.config.compare import differing_keys
 from cmtool.config.find import find_preset, list_presets
-from cmtool.config.load import from_toml, merge, resolve, to_toml
+from cmtool.config.load import differing_keys, from_toml, merge, resolve, to_toml
 from cmtool.config.overrides import Override
 from cmtool.config.toml import parse_value
 from cmtool.errors import ConfigError

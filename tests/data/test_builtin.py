@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
 from cmtool.config.schema import DataConfig
-from cmtool.data import describe, load_dataset
+from cmtool.data import describe, load_dataset, split_indices
 from cmtool.data.shapes import (
     COLORS,
     GROUNDS,
@@ -12,7 +12,6 @@ from cmtool.data.shapes import (
     SHAPES,
     hashed_uniforms,
     shapes_attributes,
-    shapes_image,
     shapes_images,
 )
 from cmtool.data.toy import KINDS, RING_NOISE, RING_RADIUS, toy2d_points
@@ -21,6 +20,10 @@ from cmtool.errors import DataError
 
 def config(source, **kw):
     return DataConfig(**{"source": source, "resolution": 8, "channels": 1, "labels": True, **kw})
+
+
+def shapes_image(index, resolution):
+    return shapes_images(index, 1, resolution)[0][0]
 
 
 def test_digits_are_the_scans():
@@ -151,3 +154,11 @@ def test_toy_data_stay_floats():
     data = load_dataset(config("toy2d", resolution=1, channels=2, kind="rings", size=50))
     assert data.float_samples and torch.equal(data.batch(torch.arange(50))[0], data.images)
     assert describe(data)[0] == "toy2d: 50 points in the plane"
+
+
+def test_split_is_disjoint_complete_and_stable():
+    train, held = split_indices(1797)
+    assert len(train) == 1438 and sorted([*train.tolist(), *held.tolist()]) == list(range(1797))
+    again, _ = split_indices(1797)
+    assert torch.equal(train, again)
+    assert len(split_indices(10, 0.5)[0]) == 5

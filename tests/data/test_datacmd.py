@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from cmtool.cli.app import run
-from cmtool.cli.loading import load_data
 from cmtool.cli.output import Output
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset, read_png_text
@@ -121,8 +120,8 @@ def test_a_packed_file_of_another_size_is_refused_in_training(tmp_path, capsys, 
 
 def test_a_first_packing_is_said_once(capsys, class_folder):
     table = DataConfig(source="folder", path=str(class_folder), resolution=8)
-    assert len(load_data(table, Output())) == 6
+    assert len(load_dataset(table, Output())) == 6
     captured = capsys.readouterr()
     assert captured.err == "packing 6 images into the cache; the next start reads that copy\n" and captured.out == ""
-    load_data(table, Output())
+    load_dataset(table, Output())
     assert capsys.readouterr().err == ""

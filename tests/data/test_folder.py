@@ -1,5 +1,6 @@
 import os
 import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,20 @@ from cmtool.errors import DataError
 
 def config(path, **kw):
     return DataConfig(**{"source": "folder", "path": str(path), "resolution": 8, "labels": True, **kw})
+
+
+class Told:
+    """A Talk that remembers."""
+
+    def __init__(self):
+        self.said, self.moved = [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    @contextmanager
+    def progress(self, total, description=""):
+        yield lambda advance=1, note="", completed=None: self.moved.append((description, total, completed))
 
 
 def test_class_folders(class_folder):
@@ -39,9 +54,10 @@ def test_same_size_images_keep_their_bytes(class_folder, pixels):
 
 
 def test_second_start_reads_the_packed_copy_and_changes_are_seen(class_folder, monkeypatch, pixels):
-    seen = []
-    first = load_dataset(config(class_folder), lambda *row: seen.append(row))
-    assert seen[-1] == ("packing", 6, 6) and first.summary["path"] == str(class_folder)
+    talk = Told()
+    first = load_dataset(config(class_folder), talk)
+    assert talk.said == ["packing 6 images into the cache; the next start reads that copy"]
+    assert talk.moved == [("packing", 6, done) for done in range(1, 7)] and first.summary["path"] == str(class_folder)
     packs = []
     real = load_module.pack
     monkeypatch.setattr(load_module, "pack", lambda *a, **k: packs.append(1) or real(*a, **k))

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from cmtool.config.schema import DataConfig
-from cmtool.data.cache import cache_dir
 from cmtool.data.decode import read_image
 from cmtool.data.load import load_dataset
-from cmtool.data.packing import Rules, pack
+from cmtool.data.packed import Rules, pack
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+from cmtool.files.cache import cache_dir
 
 GOLDEN = Path(__file__).parent / "golden"
 ROUNDS = 40

@@ -18,10 +18,10 @@ from cmtool.data.images import (
     save_npz,
     save_png,
     save_points,
+    save_scatter,
     to_nhwc,
     to_uint8,
 )
-from cmtool.data.scatter import save_scatter
 from cmtool.errors import DataError, UserError
 
 LEVELS = torch.arange(256, dtype=torch.uint8)

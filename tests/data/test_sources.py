@@ -142,7 +142,7 @@ def test_zip_of_class_folders_inside_one_folder(tmp_path, pixels):
             archive.writestr(f"photos/{name}", png(pixels(index)))
     data = load(tmp_path / "x.zip")
     assert data.class_names == ("cat", "dog") and data.labels.tolist() == [0, 1, 1]
-    assert data.summary["skipped"] == {"not an image": 2} and data.summary["found"] == 5
+    assert data.summary["skipped"] == {"not an image": 1} and data.summary["found"] == 4
 
 
 def test_edm_folder_one_hot_labels_and_gaps(tmp_path, pixels):
@@ -250,4 +250,4 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="needs the package pyarrow") as caught:
         load(tmp_path / "x.parquet")
-    assert caught.value.hint == "pip install 'cmtool[data]'"
+    assert caught.value.hint == "pip install 'cmtool-consistency[data]'"

@@ -37,12 +37,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def here(folder, monkeypatch):
-    import cmtool.cli.train_judges as judges
-    import cmtool.interop.names as names
+    import cmtool.api.train as training
+    import cmtool.interop.published as names
 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CMTOOL_CACHE", str(folder / "cache"))
     monkeypatch.setattr(names, "DEMOS", folder / "demo")
     # The search for sampling times at the end of a training takes longer than everything else here together.
-    monkeypatch.setattr(judges, "judges", lambda trainer, output: (None, None))
+    monkeypatch.setattr(training, "judges", lambda trainer, talk: (None, None))
     return folder

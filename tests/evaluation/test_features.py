@@ -8,9 +8,9 @@ import torch
 
 from cmtool.errors import DataError, OfflineError, UsageError
 from cmtool.evaluation import domain, train_features
+from cmtool.evaluation.choices import FEATURES, MODES
 from cmtool.evaluation.features import build_features
 from cmtool.evaluation.inception import RESIZERS, WEIGHTS, resize_tensorflow
-from cmtool.evaluation.names import FEATURES, MODES
 from tests.evaluation.stand_in import write_stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmtool.errors import DataError
-from cmtool.evaluation.frechet import covariance_factor, frechet_distance, frechet_from_features
+from cmtool.evaluation.frechet import covariance_factor, frechet_distance, frechet_from_features, frechet_to_fit
 from cmtool.evaluation.statistics import CHUNK, Moments, Statistics, statistics
 from tests.evaluation.known import GOLDEN, degenerate_sets, golden_sets, plain_frechet
 
@@ -152,3 +152,38 @@ def test_the_fast_route_of_large_matrices_is_taken_only_where_it_is_exact(spread
     assert frechet_distance(first, second) == pytest.approx(
         ((std1 - std2) ** 2).sum(), rel=1e-9, abs=2e-6 if spread > 9 else 1e-10
     )
+
+
+def spectra(dim):
+    """Rows of features with the spectra that real ones have, single precision as networks answer."""
+    random = np.random.default_rng(dim)
+    turn = scipy.linalg.qr(random.standard_normal((dim, dim)))[0]
+    for name, scale in {
+        "flat": np.ones(dim),
+        "falling": 1 / np.arange(1, dim + 1),
+        "steep": np.exp(-np.linspace(0, 20, dim)),
+        "constant": np.zeros(dim),
+    }.items():
+        for count in (2, dim // 2 + 2, dim + 1, 3 * dim + 5):
+            rows = random.standard_normal((count, dim)) * scale @ turn + (100 if name == "flat" else 1)
+            yield rows.astype(np.float32)
+
+
+@pytest.mark.parametrize("dim", [2, 16, 64, 300])
+def test_where_rounding_is_all_there_is_the_distance_is_zero_and_not_below(dim):
+    for rows in spectra(dim):
+        mixed = rows[np.random.default_rng(1).permutation(len(rows))]
+        fits = statistics(rows), statistics(mixed)
+        ways = (frechet_distance(*fits), frechet_from_features(rows, mixed), frechet_to_fit(rows, fits[1]))
+        assert [str(value) for value in ways] == ["0.0"] * 3
+
+
+@pytest.mark.parametrize("dim", [2, 64, 300])
+@pytest.mark.parametrize("step", [1e-4, 1e-6])
+def test_small_distances_that_are_true_are_not_hidden(dim, step):
+    rows = np.random.default_rng(0).standard_normal((2 * dim + 9, dim))
+    fit, aside = statistics(rows), np.eye(dim)[0] * step
+    moved = Statistics(fit.count, fit.mean + aside, fit.covariance)
+    assert frechet_distance(fit, moved) == pytest.approx(step**2, rel=1e-6)
+    wider = Statistics(fit.count, fit.mean, fit.covariance * (1 + step) ** 2)
+    assert frechet_distance(fit, wider) == pytest.approx(step**2 * np.trace(fit.covariance), rel=1e-3)

@@ -9,11 +9,11 @@ import torch
 from cmtool.config.schema import EvalConfig, ProcessConfig
 from cmtool.errors import DataError, UsageError, UserError
 from cmtool.evaluation.bootstrap import compare, frechet_statistic, interval, share_statistic
+from cmtool.evaluation.closing_search import RunJudge, descending_grid, short_search
 from cmtool.evaluation.consistency import measure_consistency
 from cmtool.evaluation.memorization import copies
-from cmtool.evaluation.models import TimesScore, evaluate_model, make_images
+from cmtool.evaluation.models import TimesScore, judge_model, make_images
 from cmtool.evaluation.statistics import statistics
-from cmtool.evaluation.tuning import Judge, descending_grid, search_is_cheap, short_search
 from cmtool.models import ConsistencyModel, Denoiser
 from cmtool.samplers.plan import plan_sampling
 
@@ -138,7 +138,7 @@ def test_the_exact_model_is_consistent_and_an_identity_is_not():
 
 
 def judge(count=200):
-    return Judge.of(EvalConfig(reference="digits", count=count), exact())
+    return RunJudge.of(EvalConfig(reference="digits", count=count), exact())
 
 
 def test_samples_of_a_model_are_those_of_its_seeds_in_any_batch():
@@ -150,16 +150,16 @@ def test_samples_of_a_model_are_those_of_its_seeds_in_any_batch():
 
 
 def test_times_that_begin_alike_share_their_evaluations_and_change_nothing():
-    found, model = judge(), exact()
+    found, model = judge().judge, exact()
     seeds = range(50)
-    score = TimesScore(model, found.network, found.side, seeds, batch_size=20)
+    score = TimesScore(model, found, seeds, batch_size=20)
     value = score((80.0, 3.0, 0.5))
     calls = model.network.calls
     again = score((80.0, 3.0, 0.2))
     assert model.network.calls - calls == 50
     for times, expected in (((80.0, 3.0, 0.5), value), ((80.0, 3.0, 0.2), again)):
         plan = plan_sampling(model.header, times=times)
-        direct = evaluate_model(model, plan, seeds, found.network, found.side, ("fid",)).values["fid"]
+        direct = judge_model(found, model, plan, seeds, ("fid",)).values["fid"]
         assert expected == pytest.approx(direct, rel=1e-3)
 
 
@@ -168,19 +168,19 @@ def test_the_judge_of_a_training_run_repeats_itself():
     first = found(model)
     assert set(first) == {"fid", "precision", "recall"}
     assert found(model) == first
-    assert search_is_cheap(found)
+    assert found.is_cheap
     with pytest.raises(UserError, match="names no reference"):
-        Judge.of(EvalConfig(), model)
+        RunJudge.of(EvalConfig(), model)
 
 
 def test_a_short_search_ends_with_times_for_every_number_and_never_loses_to_those_it_started_with():
-    found, model = judge(), exact()
+    found, model = judge().judge, exact()
     extra = short_search(model, found, steps=(2, 3), count=100, points=10)
     assert set(extra["times"]) == {"1", "2", "3"} == set(extra["figures"])
     for key, times in extra["times"].items():
         assert len(times) == int(key) and times[0] == pytest.approx(80)
         assert all(a > b for a, b in pairwise(times))
-    fresh = TimesScore(model, found.network, found.side, range(1002_000_000, 1002_000_200))
+    fresh = TimesScore(model, found, range(1002_000_000, 1002_000_200))
     assert extra["figures"]["2"] <= fresh((80.0, 0.5)) + 1e-3
 
 
@@ -191,7 +191,17 @@ def test_grid_descends_over_the_whole_range():
 
 
 def test_a_short_search_stops_where_no_level_is_left_below():
-    found, model = judge(), exact()
+    found, model = judge().judge, exact()
     extra = short_search(model, found, steps=(2, 3, 4), count=60, points=3)
     assert set(extra["times"]) >= {"1", "2"}
     assert "4" not in extra["figures"]
+
+
+def test_an_interval_stays_among_possible_values_and_holds_its_value():
+    inside = np.ones(50, dtype=bool)
+    inside[:2] = False
+    found = interval(share_statistic(inside), 50, 60, possible=(0, 1))
+    assert found.low <= found.value <= found.high == 1
+    rows = np.random.default_rng(0).standard_normal((40, 4))
+    found = interval(frechet_statistic(rows, statistics(rows)), 40, 60, possible=(0, np.inf))
+    assert (found.low, found.value) == (0, 0) and found.high > 0

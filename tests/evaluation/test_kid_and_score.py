@@ -5,7 +5,8 @@ import pytest
 
 from cmtool.errors import DataError
 from cmtool.evaluation.inception_score import inception_score
-from cmtool.evaluation.kid import kernel_distance, mmd, subset_draws
+from cmtool.evaluation.kid import KernelDistance, kernel_distance, mmd, subset_draws
+from cmtool.evaluation.metrics import kid_notes
 from tests.evaluation.known import GOLDEN, degenerate_sets, golden_sets
 
 
@@ -63,7 +64,8 @@ def test_golden_inception_score():
         expected = GOLDEN["inception_score"][f"splits{splits}"]
         found = inception_score(chances, splits=splits)
         assert found.blocks == pytest.approx(expected, rel=1e-12)
-        assert (found.mean, found.std) == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-9)
+        assert found.mean == pytest.approx(np.mean(expected), rel=1e-9)
+        assert found.std == (pytest.approx(np.std(expected), rel=1e-9) if splits > 1 else None)
 
 
 def test_score_ends_and_blocks():
@@ -83,3 +85,53 @@ def test_refusals():
         kernel_distance(np.full((9, 3), np.nan), np.zeros((9, 3)))
     with pytest.raises(DataError, match="no images"):
         inception_score(np.zeros((0, 10)))
+
+
+@pytest.mark.parametrize("count", [40, 1200])
+def test_a_set_against_itself_is_at_distance_zero_in_any_order_and_single_precision(count):
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((count, 24)).astype(np.float32) * 3 + 5
+    again = (rows * (1 + random.uniform(-1e-7, 1e-7, rows.shape))).astype(np.float32)
+    for other in (rows, again[random.permutation(count)]):
+        assert str(kernel_distance(rows, other).mean) == "0.0" and kernel_distance(rows, other).std is None
+    assert str(kernel_distance(np.ones((30, 4)) * 0.3, np.ones((20, 4)) * 0.3).mean) == "0.0"
+
+
+@pytest.mark.parametrize("change", ["one row", "one value", "a small shift"])
+def test_sets_that_differ_a_little_are_not_at_distance_zero(change):
+    rows = np.random.default_rng(0).standard_normal((50, 8))
+    other = rows.copy()
+    if change == "one row":
+        other[7] = other[8]
+    elif change == "one value":
+        other[7, 3] += 1e-4
+    else:
+        other += 1e-4
+    assert kernel_distance(rows, other).mean != 0
+
+
+def test_the_spread_is_given_only_where_subsets_are_smaller_than_the_sets():
+    random = np.random.default_rng(5)
+    for n, m in ((300, 300), (300, 1500), (1500, 1000), (1000, 1000)):
+        rows, others = random.standard_normal((n, 6)), random.standard_normal((m, 6)) * 1.1
+        found = kernel_distance(rows, others, subsets=4)
+        assert found.std is None and found.subset == min(n, m)
+        if n == m:
+            assert found.mean == pytest.approx(mmd(rows, others), rel=1e-12)
+    found = kernel_distance(random.standard_normal((1200, 6)), random.standard_normal((1300, 6)), subsets=4)
+    assert found.std is not None and found.std > 1e-6
+
+
+def test_the_notes_say_what_the_spread_is_worth():
+    (one,) = kid_notes(KernelDistance(0.1, None, 300), 300, 5000)
+    assert "all 300 images" in one and "without an error" in one
+    (two,) = kid_notes(KernelDistance(0.1, 0.01, 1000), 1797, 1500)
+    assert "less than its error" in two.replace("\n", " ")
+    assert kid_notes(KernelDistance(0.1, 0.01, 1000), 5000, 5000) == []
+    assert "same features" in kid_notes(KernelDistance(0.0, None, 300), 300, 300)[0]
+
+
+def test_one_block_of_the_inception_score_has_no_spread():
+    chances = np.random.default_rng(0).dirichlet(np.ones(10), 400)
+    assert inception_score(chances).std is None
+    assert inception_score(chances, block=200).std > 0

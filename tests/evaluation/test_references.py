@@ -6,16 +6,16 @@ import pytest
 from cmtool.config.load import resolve
 from cmtool.data import save_npz
 from cmtool.errors import DataError, OfflineError
+from cmtool.evaluation.choices import REFERENCES
 from cmtool.evaluation.features import build_features
-from cmtool.evaluation.figures import compute_figures
 from cmtool.evaluation.frechet import frechet_distance, frechet_to_fit
+from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.make_reference import make_reference
 from cmtool.evaluation.measure import measure, measure_reference
-from cmtool.evaluation.names import REFERENCES
 from cmtool.evaluation.references import NAMED, check_reference, resolve_reference
-from cmtool.evaluation.samples import from_array, open_images
+from cmtool.evaluation.samples import from_array
 from cmtool.evaluation.statistics import statistics
-from cmtool.evaluation.store import cache_dir
+from cmtool.files.cache import cache_dir
 from tests.evaluation.stand_in import write_stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
@@ -60,18 +60,15 @@ def test_a_published_file_put_in_its_place_is_used_as_adm_uses_it(place):
     remote.path.parent.mkdir(parents=True)
     np.savez(remote.path, **arrays)
     write_stand_in(cache_dir() / "features" / "inception-2015-12-05.pt")
-    reference = resolve_reference("imagenet64", (64, 64, 3))
-    network = build_features("inception", (64, 64, 3), reference.mode)
-    side = measure_reference(reference, network, 10)
-    assert np.array_equal(side.fit.mean, arrays["mu"])
-    samples = measure(from_array(pictures(12, 64, seed=1), "fake"), network, 6)
-    figures = compute_figures(samples, side, network).values
-    assert figures["fid"] == pytest.approx(frechet_to_fit(samples.features, side.fit))
-    assert figures["sfid"] is None and figures["precision"] is not None and figures["is"] > 0
+    judge = Judge.of("imagenet64", (64, 64, 3), batch_size=10)
+    assert np.array_equal(judge.side.fit.mean, arrays["mu"])
+    found = judge(from_array(pictures(12, 64, seed=1), "fake"))
+    assert found.values["fid"] == pytest.approx(frechet_to_fit(found.measured.features, judge.side.fit))
+    assert found.values["sfid"] is None and found.values["precision"] is not None and found.values["is"] > 0
     with pytest.raises(
         DataError, match=r"statistics of inception \(legacy_tensorflow\) features, not of inception \(clean\)"
     ):
-        measure_reference(reference, build_features("inception", (64, 64, 3), "clean"), 10)
+        measure_reference(judge.reference, build_features("inception", (64, 64, 3), "clean"), 10)
 
 
 def test_statistics_alone_give_fid_and_refuse_precision(place):
@@ -83,25 +80,22 @@ def test_statistics_alone_give_fid_and_refuse_precision(place):
     with pytest.raises(DataError, match="statistics of inception"):
         measure_reference(reference, network)
     save_npz("digits.npz", pictures(60, channels=1))
-    made = make_reference(place / "ref.npz", open_images("digits.npz"), network, "legacy_tensorflow", "digits", kept=0)
-    side = measure_reference(resolve_reference(str(made)), network)
-    samples = measure(from_array(pictures(50, channels=1, seed=1), "fake"), network)
-    figures = compute_figures(samples, side, network)
-    assert figures.values["fid"] > 0 and figures.values["precision"] is None
+    made = make_reference(place / "ref.npz", Judge.of("digits.npz", features="digits"), "digits", kept=0)
+    judge, samples = Judge.of(str(made), (8, 8, 1)), from_array(pictures(50, channels=1, seed=1), "fake")
+    found = judge(samples)
+    assert found.values["fid"] > 0 and found.values["precision"] is None
     with pytest.raises(DataError, match="holds statistics only"):
-        compute_figures(samples, side, network, ("pr",))
+        judge(samples, ("pr",))
 
 
 def test_a_reference_of_ones_own_equals_its_images(place):
-    network = build_features("shapes", (16, 16, 3))
-    images = pictures(90, 16)
-    save_npz("real.npz", images)
-    make_reference(place / "ref.npz", open_images("real.npz"), network, "legacy_tensorflow", "shapes", kept=30)
+    save_npz("real.npz", pictures(90, 16))
+    real = Judge.of("real.npz", features="shapes")
+    make_reference(place / "ref.npz", real, "shapes", kept=30)
     reference = resolve_reference("ref.npz")
     assert (reference.images.count, reference.features, reference.given.count) == (30, "shapes", 90)
-    samples = measure(from_array(pictures(80, 16, seed=2), "fake"), network)
-    direct = compute_figures(samples, measure_reference(resolve_reference("real.npz"), network), network).values
-    through = compute_figures(samples, measure_reference(reference, network), network).values
+    samples = from_array(pictures(80, 16, seed=2), "fake")
+    direct, through = real(samples).values, Judge.of(reference)(samples).values
     assert through["fid"] == pytest.approx(direct["fid"], rel=1e-9)
     with pytest.raises(DataError, match="statistics of shapes features"):
         measure_reference(reference, build_features("digits", (8, 8, 1)))
@@ -139,7 +133,7 @@ def test_builtin_references():
         ({"mu": np.zeros(3), "sigma": np.zeros((4, 4))}, "do not fit together"),
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
         ({"mu": np.array([None] * 3, dtype=object), "sigma": np.eye(3)}, "holds Python objects"),
-        ({"a": np.zeros(3)}, "no entry arr_0"),
+        ({"a": np.zeros(3)}, "has no images: its arrays are a"),
     ],
 )
 def test_reference_files_that_are_none(arrays, words):
@@ -155,21 +149,19 @@ def test_a_damaged_reference_file(place):
 
 
 def test_figures_by_request_and_notes():
-    network = build_features("digits", (8, 8, 1))
-    reference = resolve_reference("digits")
-    side = measure_reference(reference, network)
-    small = measure(reference.images.first(40), network)
-    figures = compute_figures(small, side, network, ("fid", "is", "classes"), reference.images.labels[:40])
-    assert figures.values["kid"] is None and figures.values["precision"] is None
-    assert "40 samples for 64 features" in figures.notes[0]
-    assert figures.values["class_agreement"] > 0.97 and set(figures.per_class) == set("0123456789")
-    assert "biased upward" in compute_figures(measure(reference.images, network), side, network, ("fid",)).notes[0]
+    judge = Judge.of("digits", (8, 8, 1))
+    images = judge.reference.images
+    found = judge(images.first(40), ("fid", "is", "classes"))
+    assert found.values["kid"] is None and found.values["precision"] is None
+    assert "40 samples for 64 features" in found.notes[0]
+    assert found.values["class_agreement"] > 0.97 and set(found.per_class) == set("0123456789")
+    assert "biased upward" in judge(images, ("fid",)).notes[0]
     with pytest.raises(DataError, match="sfid"):
-        compute_figures(small, side, network, ("sfid",))
+        judge(images.first(40), ("sfid",))
     with pytest.raises(DataError, match="more than 5 images"):
-        compute_figures(measure(reference.images.first(4), network), side, network, ("pr",))
-    few = compute_figures(measure(reference.images.first(4), network), side, network)
-    assert few.values["precision"] is None and "more than 5" in few.notes[0]
+        judge(images.first(4), ("pr",))
+    few = judge(images.first(4))
+    assert few.values["precision"] is None and any("more than 5" in note for note in few.notes)
 
 
 @pytest.mark.parametrize("preset", ["digits", "shapes", "shapes64", "toy2d"])

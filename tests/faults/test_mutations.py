@@ -11,19 +11,20 @@ import pytest
 
 from cmtool import checkpoint
 from cmtool.errors import CheckpointError, UserError
-from cmtool.training import lock, loop, numbers, state
+from cmtool.files import atomic
+from cmtool.training import lock, loop, optimizers, state
 from tests.faults.commands import half_done
 from tests.faults.harness import broken_files, fsync_fails, kill_at, trial
 from tests.faults.test_damage import damage_one, newest_checkpoint
 from tests.training.test_session import breaks
-from tests.training.tiny import config_of, session_of
+from tests.training.tiny import config_of, run, session_of
 
 
 @contextlib.contextmanager
 def written_in_place(path):
     """What `atomic_write` would be without its temporary file: the final name at once."""
-    checkpoint.make_folder(Path(path).parent)
-    with checkpoint.writing(Path(path)):
+    atomic.make_folder(Path(path).parent)
+    with atomic.writing(Path(path)):
         yield Path(path)
         with open(path, "rb+") as stream:
             os.fsync(stream.fileno())
@@ -99,13 +100,13 @@ def test_without_the_lock_two_processes_train_in_one_folder(tmp_path, monkeypatc
 
 
 def test_without_the_checks_nan_reaches_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.math, "isfinite", lambda value: True)
+    monkeypatch.setattr(optimizers.math, "isfinite", lambda value: True)
     monkeypatch.setattr(loop, "all_finite", lambda modules: True)
     monkeypatch.setattr("cmtool.training.report.Tally.finite", lambda self: True)
     session, _ = session_of(config_of("edm", "train.checkpoint_every=4", steps=9), tmp_path / "run")
     breaks(session, {2}, "always")
     with contextlib.suppress(UserError):
-        session.run(checkpoint_free_stop())
+        run(session, checkpoint_free_stop())
     tensors, _ = checkpoint.load_tensors(session.folder.checkpoints()[0][1])
     assert any(bool(tensor.isnan().any()) for tensor in tensors.values() if tensor.is_floating_point())
 
@@ -155,12 +156,12 @@ def test_without_minding_fsync_a_failing_disk_goes_unsaid(known, tmp_path, monke
 
     folder = known["train"].folder(tmp_path / "good")
     assert trial("mutant", known["train"].words, folder, arm=fsync_fails(4)).code == 1
-    monkeypatch.setattr(checkpoint, "writing", careless)
+    monkeypatch.setattr(atomic, "writing", careless)
     folder = known["train"].folder(tmp_path / "mutant")
     assert "could not be written" not in trial("mutant", known["train"].words, folder, arm=fsync_fails(4)).err
 
 
 def test_the_protections_are_what_the_mutants_replace():
     """Names that the mutations patch: a rename must not turn them into tests of nothing."""
-    assert callable(checkpoint.atomic_write) and callable(checkpoint.verify) and callable(lock._try_lock)
-    assert loop.all_finite is numbers.all_finite and issubclass(CheckpointError, UserError)
+    assert callable(atomic.atomic_write) and callable(checkpoint.verify) and callable(lock._try_lock)
+    assert loop.all_finite is optimizers.all_finite and issubclass(CheckpointError, UserError)

@@ -97,9 +97,8 @@ def small_disk(tmp_path):
 def no_forecast() -> None:
     """Let a run start on a disk that is too small for it; an `arm`."""
     import cmtool.training.forecast
-    import cmtool.training.session
 
-    cmtool.training.forecast.check_disk = cmtool.training.session.check_disk = lambda folder, needed: None
+    cmtool.training.forecast.check_disk = lambda folder, needed: None
 
 
 def fill(command: Command, disk: Path) -> Ended:

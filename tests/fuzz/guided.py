@@ -1,4 +1,4 @@
-"""Fuzzing guided by coverage, with atheris (libFuzzer for Python): pip install 'cmtool[fuzz]', then
+"""Fuzzing guided by coverage, with atheris (libFuzzer for Python): pip install '.[fuzz]', then
 
     python -m tests.fuzz.guided                       # names the readers
     python -m tests.fuzz.guided msgpack -max_total_time=600 corpus/

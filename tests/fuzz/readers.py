@@ -34,7 +34,7 @@ from cmtool.models import load
 from cmtool.reporting.page import Gallery, render
 from cmtool.reporting.runs import read_run
 from cmtool.studio.work import TASKS, Workshop
-from cmtool.theory.studies.chain import read_points
+from cmtool.theory.chain import read_points
 from cmtool.training.lock import check_free
 from cmtool.training.run_folder import RunFolder
 from tests.cli.tiny import write_model
@@ -48,7 +48,7 @@ from tests.training.tiny import config_of
 def _packed(folder: Path) -> bytes:
     from cmtool.config.schema import DataConfig
     from cmtool.data.load import rules_of
-    from cmtool.data.packing import pack
+    from cmtool.data.packed import pack
 
     photos = folder / "photos"
     photos.mkdir(parents=True)

@@ -71,7 +71,7 @@ def test_the_slow_tier_tries_a_hundred_thousand():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not find_spec("atheris"), reason="atheris is not installed (pip install 'cmtool[fuzz]')")
+@pytest.mark.skipif(not find_spec("atheris"), reason="atheris is not installed (pip install '.[fuzz]')")
 @pytest.mark.parametrize("name", ["faulty", "safetensors", "msgpack", "lmdb", "network pickle", "packed"])
 def test_guided_by_coverage(name, tmp_path):
     """Half a minute of libFuzzer each; it must find the reader that is at fault."""

@@ -16,7 +16,7 @@ import pytest
 from cmtool.checkpoint import read_header, save_model
 from cmtool.config.load import resolve
 from cmtool.config.toml import parse_value
-from cmtool.data.sources.folder import list_files
+from cmtool.data.listing import list_folder
 from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
 from cmtool.evaluation.samples import open_images
 from cmtool.reporting.pictures import grid_pictures
@@ -118,11 +118,12 @@ def test_pipes_and_devices_among_images_are_passed_over(tmp_path):
     (tmp_path / "c.png").symlink_to("/dev/zero")
     (tmp_path / "loop").symlink_to(".")
     found: list[object] = []
-    reader = threading.Thread(target=lambda: found.extend(list_files(tmp_path)), daemon=True)
+    reader = threading.Thread(target=lambda: found.append(list_folder(tmp_path)), daemon=True)
     reader.start()
     reader.join(20)
-    listing, skipped = found
-    assert [name for name, *_ in listing] == ["b.png"] and skipped == {"no plain file": 2}
+    [listing] = found
+    assert listing.images == ["b.png"]
+    assert listing.skipped == {"no plain file": 2, "a link to a folder around it": 1}
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])

@@ -3,13 +3,13 @@
 import torch
 
 from cmtool.checkpoint import save_model
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.networks import build_network
 
 
 def own_model(path, network=None, process=None, kind="consistency", classes=3, side=8, **header):
     """A small model of ours with weights by torch's initialization and a live last layer."""
-    config = network or NetworkConfig(channels=32, channel_mult=(1, 2), attention=(4,))
+    config = network or network_config(channels=32, channel_mult=(1, 2), attention=(4,))
     built = build_network(config, channels=3, resolution=side, num_classes=classes)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)

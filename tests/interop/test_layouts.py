@@ -7,7 +7,7 @@ import torch
 
 from cmtool import models
 from cmtool.checkpoint import read_header, save_model
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.errors import CheckpointError, UsageError, UserError
 from cmtool.interop import edm, openai, unet2d
 from cmtool.interop.layout import reorder_qkv, shapes_of
@@ -15,10 +15,10 @@ from cmtool.interop.reading import ImportOptions, import_model, read_foreign
 from cmtool.networks import build_network
 from tests.interop import foreign
 
-IMAGENET64 = NetworkConfig(
+IMAGENET64 = network_config(
     channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3, attention=(32, 16, 8), head_channels=64
 )
-LSUN256 = NetworkConfig(
+LSUN256 = network_config(
     channels=256,
     channel_mult=(1, 1, 2, 2, 4, 4),
     num_blocks=2,
@@ -27,7 +27,7 @@ LSUN256 = NetworkConfig(
     scale_shift=False,
 )
 FULL = [(IMAGENET64, 64, 1000, 541, 629, 553), (LSUN256, 256, None, 566, 630, None)]
-TINY = NetworkConfig(channels=32, channel_mult=(1, 2, 3, 4), attention=(32, 16, 8), head_channels=32)
+TINY = network_config(channels=32, channel_mult=(1, 2, 3, 4), attention=(32, 16, 8), head_channels=32)
 
 
 def tensors_of(config, side, classes, device="cpu"):
@@ -125,7 +125,7 @@ def test_a_state_dict_within_a_training_checkpoint(tiny, tmp_path, nested):
 
 
 def test_unusual_multipliers_need_a_resolution(tmp_path):
-    config = NetworkConfig(channels=32, channel_mult=(1, 2), attention=(16,), head_channels=64)
+    config = network_config(channels=32, channel_mult=(1, 2), attention=(16,), head_channels=64)
     path = save(tmp_path / "cd.pt", tensors_of(config, 32, None))
     with pytest.raises(UserError, match="cannot be known from channel multipliers 1-2") as caught:
         read_foreign(path, ImportOptions())

@@ -7,7 +7,7 @@ import torch
 
 from cmtool import models
 from cmtool.checkpoint import load_tensors, read_header
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.errors import UserError
 from cmtool.interop import programs
 from cmtool.interop.reading import ImportOptions, import_model
@@ -91,12 +91,12 @@ def test_a_diffusers_export_says_how_to_take_two_steps(tmp_path):
         ({"process": {"noise_scale": 0.25}}, "diffusers", "feeds the network 250 ln t, and this one was trained with 0.25 ln t"),
         ({"process": {"noise_scale": 0.25}}, "openai", "its images would be wrong there"),
         ({}, "edm-state", "feeds the network 0.25 ln t"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), two_time=True)}, "openai", "no place for a second time input"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), group_channels=4)}, "openai", "32 channels in 32 groups, and this network in 8"),
-        ({"network": NetworkConfig(channels=48, channel_mult=(1, 2))}, "diffusers", "normalizes 32 groups everywhere"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), num_blocks=(1, 2))}, "diffusers", "one number of blocks"),
-        ({"network": NetworkConfig(kind="song", channels=32, channel_mult=(1, 2))}, "openai", "holds adm networks, and this model has a song network"),
-        ({"network": NetworkConfig(channels=32, channel_mult=(1, 2), scale_shift=False, group_channels=4), "process": {"noise_scale": 0.25}}, "edm-state", "needs scale-shift"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), two_time=True)}, "openai", "no place for a second time input"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), group_channels=4)}, "openai", "32 channels in 32 groups, and this network in 8"),
+        ({"network": network_config(channels=48, channel_mult=(1, 2))}, "diffusers", "normalizes 32 groups everywhere"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), num_blocks=(1, 2))}, "diffusers", "one number of blocks"),
+        ({"network": network_config(kind="song", channels=32, channel_mult=(1, 2))}, "openai", "holds adm networks, and this model has a song network"),
+        ({"network": network_config(channels=32, channel_mult=(1, 2), scale_shift=False, group_channels=4), "process": {"noise_scale": 0.25}}, "edm-state", "needs scale-shift"),
         ({"kind": "diffusion"}, "torchscript", "a teacher is not"),
     ],
 )  # fmt: skip
@@ -151,7 +151,7 @@ def test_onnx_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UserError, match="needs the package 'onnx'") as caught:
         export_model(own_model(tmp_path / "m.safetensors"), "onnx", tmp_path / "m.onnx")
-    assert caught.value.hint == "pip install 'cmtool[onnx]'"
+    assert caught.value.hint == "pip install 'cmtool-consistency[onnx]'"
 
 
 def test_a_hub_folder_is_whole_and_loads(tmp_path):

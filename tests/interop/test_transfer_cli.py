@@ -10,7 +10,7 @@ import torch
 
 from cmtool import models
 from cmtool.interop import hub
-from cmtool.interop.names import DEMOS
+from cmtool.interop.published import DEMOS
 from tests.interop import foreign
 from tests.interop.own import own_model
 
@@ -131,10 +131,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_importing_takes_at_most_one_extra_copy(tmp_path):
     """A file of 60 MB, mapped into memory, may add itself and one copy to the process, and little else."""
     assert resource.RUSAGE_SELF == 0
-    from cmtool.config.schema import NetworkConfig
+    from cmtool.config.networks import network_config
     from cmtool.networks import build_network
 
-    config = NetworkConfig(channels=64, channel_mult=(1, 2, 3, 4), num_blocks=2, attention=(8,), head_channels=64)
+    config = network_config(channels=64, channel_mult=(1, 2, 3, 4), num_blocks=2, attention=(8,), head_channels=64)
     with torch.device("meta"):
         shapes = build_network(config, channels=3, resolution=64).state_dict()
     torch.save({name: torch.zeros(value.shape) for name, value in shapes.items()}, tmp_path / "cd.pt")

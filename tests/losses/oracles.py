@@ -6,7 +6,7 @@ from torch import nn
 from cmtool.config.load import resolve
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.grid import karras_grid
-from cmtool.losses.draw import Slice
+from cmtool.losses.terms import Slice
 from cmtool.models import ConsistencyModel
 
 D = torch.float64
@@ -20,6 +20,11 @@ def gaussian_denoise(s=0.5, mean=0.0):
         return mean + s**2 / (s**2 + t**2) * (x - mean)
 
     return denoise
+
+
+def gaussian_consistency(x, t, std, sigma_min):
+    """The exact consistency function of N(0, std^2): x sqrt((std^2 + sigma_min^2) / (std^2 + t^2))."""
+    return x * (((std**2 + sigma_min**2) / (std**2 + t**2)).sqrt()).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def walk(step, denoise, x, n):
@@ -82,6 +87,11 @@ def config_of(recipe, *sets, preset="digits", **flags):
     given = {"train.steps": 40, "train.batch_size": 8, **flags}
     small = SMALL if preset == "digits" else ("network.channels=16", "data.size=64")
     return resolve(preset, recipe=recipe, sets=(*small, *sets), flags=given).config
+
+
+def loss_of(objective, nets, x0, label, state, rows):
+    """The loss of the images x0 at these rows of a batch."""
+    return objective.loss(nets, objective.draw(x0, label, state, rows))
 
 
 def rows(total, start=0, step=0, seed=0):

@@ -9,7 +9,7 @@ import torch
 
 from cmtool.config.parts import DistancePart
 from cmtool.errors import ConfigError
-from cmtool.losses.distance import build_distance
+from cmtool.losses.assemble import build_distance
 from tests.losses.oracles import D, config_of
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_it_takes_as_few_lines_as_the_page_says():
 
 def test_cauchy_distance_at_its_constant():
     b = torch.full((1, 1, 2, 2), 0.25, dtype=D)  # of norm one half
-    distance = build_distance(DistancePart(kind="cauchy", c=0.5), 4)(0 * b, b)
+    distance = build_distance(DistancePart(kind="cauchy", c=0.5), 4).between(0 * b, b)
     assert float(distance) == pytest.approx(math.log(1.5))
 
 

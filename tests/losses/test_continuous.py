@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
+from cmtool.config.networks import network_config
 from cmtool.config.parts import DistancePart, TargetPart, WeightingPart
-from cmtool.config.schema import NetworkConfig, ProcessConfig
+from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import RectifiedFlow, TrigFlow, expand
 from cmtool.diffusion.solvers import euler_step
-from cmtool.losses.distance import build_distance
-from cmtool.losses.draw import Nets
-from cmtool.losses.tangent import build_tangent, log_derivative, normalized, trig_tangent
-from cmtool.losses.target import Points, build_target
+from cmtool.losses.assemble import build_distance, build_target
+from cmtool.losses.tangent import log_derivative, normalized, trig_tangent
+from cmtool.losses.terms import Nets, Points
 from cmtool.losses.weighting import build_weighting
 from cmtool.models import ConsistencyModel
 from cmtool.networks import build_network
@@ -21,7 +21,7 @@ from tests.losses.oracles import D, Given, Linear, column, gaussian_denoise, ima
 
 def points(x_t, t, denoise, r=None, share=1.0, seed=None):
     r = t if r is None else r
-    return Points(x_t, x_t, x_t, t, r, None, denoise, euler_step, seed, share)
+    return Points(x_t, x_t, x_t, (t, r), None, denoise, euler_step, seed, share)
 
 
 class Toy(torch.nn.Module):
@@ -52,7 +52,7 @@ def discrete_gradient(student, distance, denoise, x0, z, u, n, stop_gradient, ki
     x_t = x0 + expand(t, x0) * z
     x_r = euler_step(denoise, x_t, t, r)
     target = student(x_r, r)
-    loss = distance(student(x_t, t), target.detach() if stop_gradient else target).mean()
+    loss = distance.between(student(x_t, t), target.detach() if stop_gradient else target).mean()
     return gradient(student, loss) * (n - 1) ** kind
 
 
@@ -108,16 +108,16 @@ def test_the_exact_map_has_no_tangent_along_its_own_flow():
 
 
 NETWORKS = {
-    "adm": NetworkConfig(channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
-    "song": NetworkConfig(kind="song", channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
-    "song residual": NetworkConfig(
+    "adm": network_config(channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
+    "song": network_config(kind="song", channels=8, head_channels=8, attention=(4,), attention_kernel="math"),
+    "song residual": network_config(
         kind="song", channels=8, head_channels=8, attention=(4,), encoder="residual", embedding="fourier",
         fourier_scale=0.02, resample_filter=(1, 3, 3, 1), attention_kernel="math",
     ),
-    "edm2": NetworkConfig(
+    "edm2": network_config(
         kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8, attention_kernel="math"
     ),
-    "mlp": NetworkConfig(kind="mlp", channels=16, num_blocks=2),
+    "mlp": network_config(kind="mlp", channels=16, num_blocks=2),
 }  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def trig_student(function):
 def tangent_of(student, clean, share, normalize="none"):
     part = TargetPart(rule="trig_tangent", normalize=normalize, warmup=1.0)
     pts = points(images(X / SCALE), column(SIGMA), lambda x, t: clean, share=share)
-    pair = build_tangent(part)(Nets(student, student), pts)
+    pair = build_target(part)(Nets(student, student), pts)
     return float(pair.target - pair.prediction)
 
 
@@ -222,7 +222,7 @@ def test_tangent_of_scm_is_cos_times_df_dtau():
 
     part = TargetPart(rule="trig_tangent", normalize="none", warmup=0.0)
     pts = points(images(x0 + SIGMA * z), column(SIGMA), lambda x, t: images(x0))
-    pair = build_tangent(part)(Nets(student, student), pts)
+    pair = build_target(part)(Nets(student, student), pts)
     expected = math.cos(TAU) * (f(TAU + h) - f(TAU - h)) / (2 * h)
     assert float(pair.target - pair.prediction) == pytest.approx(expected, rel=1e-7)
 
@@ -239,7 +239,7 @@ def test_a_network_with_edm_scalings_is_trigflow_with_the_sign_turned():
     x, t = images(0.3, 2.0, -50.0), column(0.02, 1.0, 60.0)
     assert torch.allclose(trig(x, t), edm(x, t), atol=1e-12)
     part = TargetPart(rule="trig_tangent", normalize="norm", warmup=0.0)
-    one, other = (build_tangent(part)(Nets(m, m), points(x, t, gaussian_denoise())) for m in (trig, edm))
+    one, other = (build_target(part)(Nets(m, m), points(x, t, gaussian_denoise())) for m in (trig, edm))
     assert torch.allclose(one.prediction, other.prediction, atol=1e-12)
     assert torch.allclose(one.target, other.target, atol=1e-10)
 
@@ -258,7 +258,7 @@ def test_tangent_stays_finite_and_accurate_at_both_ends_in_float32():
         t = torch.tensor([0.002, 80.0], dtype=dtype)
         x_t = x0.to(dtype) + expand(t, x0.to(dtype)) * z.to(dtype)
         part = TargetPart(rule="trig_tangent", normalize="none", warmup=0.0)
-        pair = build_tangent(part)(Nets(student, student), points(x_t, t, lambda x, t: x0.to(x.dtype)))
+        pair = build_target(part)(Nets(student, student), points(x_t, t, lambda x, t: x0.to(x.dtype)))
         found.append((pair.target - pair.prediction).detach().double())
     assert bool(torch.isfinite(found[0]).all())
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 2e-3
@@ -316,7 +316,7 @@ def test_meanflow_identity_on_gaussian_data():
     x = images(0.7 / 0.2)  # own coordinates are .2 of these
     assert float(average_velocity(images(0.7), column(0.8), column(0.3))) == pytest.approx(0.5995193751, abs=1e-9)
     student = model(AverageVelocity(), parameterization="flow")
-    rule = build_tangent(TargetPart(rule="average_velocity"))
+    rule = build_target(TargetPart(rule="average_velocity"))
     pair = rule(Nets(student, student), points(x, t, gaussian_denoise(), r=r))
     assert float(pair.prediction) == pytest.approx(0.5995193751, abs=1e-9)
     assert float(pair.target - pair.prediction) == pytest.approx(0.0, abs=1e-12)
@@ -333,7 +333,7 @@ def test_meanflow_residual_over_many_times():
     t, r = flow.level(tau), flow.level(tau * share)
     x = torch.randn(200, 1, 1, 1, generator=g, dtype=D) * torch.sqrt(0.25 + t**2).reshape(-1, 1, 1, 1)
     student = model(AverageVelocity(), parameterization="flow")
-    rule = build_tangent(TargetPart(rule="average_velocity"))
+    rule = build_target(TargetPart(rule="average_velocity"))
     pair = rule(Nets(student, student), points(x, t, gaussian_denoise(), r=r))
     assert float((pair.target - pair.prediction).detach().abs().max()) < 1e-10
 
@@ -341,7 +341,7 @@ def test_meanflow_residual_over_many_times():
 def test_meanflow_with_equal_times_is_flow_matching():
     student = model(Linear(0.3, 0.2, 0.1), parameterization="flow")
     x0, z, t = images(0.4, -0.2), images(1.0, 0.5), column(0.5, 3.0)
-    pair = build_tangent(TargetPart(rule="average_velocity"))(
+    pair = build_target(TargetPart(rule="average_velocity"))(
         Nets(student, student), points(x0 + expand(t, x0) * z, t, lambda x, t: x0)
     )
     assert torch.allclose(pair.target, z - x0, atol=1e-12)
@@ -362,7 +362,7 @@ def test_meanflow_map_of_one_jump():
 
 
 def test_dropout_is_shared_by_both_sides_of_a_difference():
-    config = NetworkConfig(kind="mlp", channels=16, num_blocks=1, dropout=0.5)
+    config = network_config(kind="mlp", channels=16, num_blocks=1, dropout=0.5)
     network = build_network(config, channels=1, resolution=8, seed=1).double().train()
     with torch.no_grad():
         for parameter in network.parameters():

@@ -13,7 +13,7 @@ from cmtool.data.load import load_dataset
 from cmtool.losses.coupling import build_coupling
 from cmtool.losses.diagnose import diagnose, discrepancy_exact, level_density, linear_residual
 from cmtool.losses.direction import Reference
-from cmtool.losses.draw import Nets
+from cmtool.losses.terms import Nets
 from cmtool.rng import generator
 from tests.losses.oracles import D, config_of
 

@@ -7,7 +7,8 @@ import torch
 
 from cmtool.config.parts import DistancePart, TimesPart, WeightingPart
 from cmtool.config.schema import ProcessConfig
-from cmtool.losses.distance import build_distance, l1, l2, pseudo_huber
+from cmtool.losses.assemble import build_distance
+from cmtool.losses.distance import l1, l2, pseudo_huber
 from cmtool.losses.weighting import build_weighting
 from tests.losses.oracles import D, column
 
@@ -29,7 +30,7 @@ def test_pseudo_huber_golden(norm, value, slope):
     assert pytest.approx(0.0299298380, abs=1e-10) == C
     a = torch.zeros(1, 3, 32, 32, dtype=D, requires_grad=True)
     b = torch.full((1, 3, 32, 32), norm / math.sqrt(3072), dtype=D)
-    distance = build_distance(DistancePart(kind="pseudo_huber"), 3072)(a, b)
+    distance = build_distance(DistancePart(kind="pseudo_huber"), 3072).between(a, b)
     assert float(distance.detach()) == pytest.approx(value, rel=1e-6)
     distance.sum().backward()
     if slope is not None:
@@ -52,7 +53,7 @@ def test_huber_keeps_its_digits_in_float32():
 @pytest.mark.parametrize("c", [0.0, 0.5])
 def test_gradient_at_equal_images_is_zero_and_finite(kind, c):
     a = torch.randn(2, 1, 3, 3, requires_grad=True)
-    build_distance(DistancePart(kind=kind, c=c), 9)(a, a.detach()).sum().backward()
+    build_distance(DistancePart(kind=kind, c=c), 9).between(a, a.detach()).sum().backward()
     assert torch.equal(a.grad, torch.zeros_like(a))
 
 
@@ -60,7 +61,7 @@ def test_reductions():
     a, b = torch.zeros(2, 1, 2, 2), torch.tensor([[[[1.0, -1], [2, 0]]], [[[0, 0], [0, 4.0]]]])
     assert l2(a, b).tolist() == [1.5, 4.0]
     assert l1(a, b).tolist() == [1.0, 1.0]
-    assert build_distance(DistancePart(kind="squared_norm"), 4)(a, b).tolist() == [6.0, 16.0]
+    assert build_distance(DistancePart(kind="squared_norm"), 4).between(a, b).tolist() == [6.0, 16.0]
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,9 @@ def test_local_forms_are_the_limits(kind, c, power):
     f, v = torch.randn(3, 1, 2, 2, generator=g, dtype=D), torch.randn(3, 1, 2, 2, generator=g, dtype=D)
     distance = build_distance(DistancePart(kind=kind, c=c), 4)
     h = 1e-5
-    assert torch.allclose(distance(f, f + h * v) / h**power, distance.form(f, v), rtol=1e-4)
+    assert torch.allclose(distance.between(f, f + h * v) / h**power, distance.form(f, v), rtol=1e-4)
     y = f.clone().requires_grad_(True)
-    distance(y, f - h * v).sum().backward()
+    distance.between(y, f - h * v).sum().backward()
     assert torch.allclose(y.grad / h ** (power - 1), distance.pull(f, v), rtol=1e-4, atol=1e-9)
 
 

@@ -18,10 +18,9 @@ from cmtool.config.parts import CouplingPart, DistancePart, GapPart, TargetPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.grid import karras_grid
 from cmtool.diffusion.solvers import euler_step
+from cmtool.losses.assemble import build_distance, build_target
 from cmtool.losses.coupling import build_coupling
-from cmtool.losses.distance import build_distance
-from cmtool.losses.draw import Draw, Nets
-from cmtool.losses.target import Points, build_target
+from cmtool.losses.terms import Draw, Nets, Points
 from cmtool.losses.weighting import FACTORS
 from cmtool.schedules.times import grid_tensor, lognormal_masses, ratio_map
 from cmtool.theory.laws import GMM_E
@@ -59,7 +58,7 @@ def level(t, like):
 def pair_of(net, x0, z, t, r, denoise=None):
     """What the rule of training makes of images and noise at neighbors t > r."""
     x_t = x0 + t * z
-    points = Points(x0, z, x_t, level(t, x0), level(r, x0), None, denoise or (lambda x, t: x0), euler_step, None)
+    points = Points(x0, z, x_t, (level(t, x0), level(r, x0)), None, denoise or (lambda x, t: x0), euler_step, None)
     return build_target(TargetPart())(Nets(net, net), points), x_t
 
 
@@ -120,7 +119,7 @@ def test_k12_on_a_mixture():
 def generated(net, x0, z, t, r, mix=1.0):
     """The images after the coupling of generator-augmented flows with `net` as its predictor."""
     part = CouplingPart(kind="generator", predictor="online", mix=1.0)
-    draw = Draw(x0, z, level(t, x0), level(r, x0), None, mix, rows(len(x0)))
+    draw = Draw(x0, z, (level(t, x0), level(r, x0)), None, mix, rows(len(x0)))
     return build_coupling(part)(Nets(net, net), draw).x0
 
 
@@ -167,7 +166,7 @@ def test_k16_the_l1_distance_sends_too_little_to_the_rare_mode():
             at = (level(t, x), level(r, x))
             ends = [euler_step(lambda x, t, c=c: torch.full_like(x, c), x, *at) for c in (-1.0, 1.0)]
             share = torch.sigmoid(math.log(0.7 / 0.3) + 2 * x.flatten() / t**2)
-            costs = [(1 - share) * distance(y, ends[0]) + share * distance(y, ends[1]) for y in ends]
+            costs = [(1 - share) * distance.between(y, ends[0]) + share * distance.between(y, ends[1]) for y in ends]
             x = torch.where((costs[0] < costs[1])[:, None, None, None], ends[0], ends[1])
         last = int((x < 0).sum()) - 1
         assert 0 <= last < 40

@@ -132,4 +132,4 @@ def test_a_complete_file_is_used(tmp_path, monkeypatch, backbone):
     distance = build_lpips(DistancePart(kind="lpips", resize=0))
     a, b = pictures().float(), pictures(seed=1).float()
     direct = Lpips(backbone, channel_weights(), 0).double()(a.double(), b.double())
-    assert torch.allclose(distance(a, b).double(), direct, rtol=1e-3)
+    assert torch.allclose(distance.between(a, b).double(), direct, rtol=1e-3)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from scipy.special import ndtri
 
+from cmtool.config.networks import network_config
 from cmtool.config.parts import CouplingPart, DistancePart, GapPart, TargetPart, TimesPart, WeightingPart
-from cmtool.config.schema import NetworkConfig, ProcessConfig
+from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.solvers import euler_step
+from cmtool.losses.assemble import build_distance, build_target
 from cmtool.losses.coupling import build_coupling
 from cmtool.losses.diagnose import diagnose
 from cmtool.losses.direction import Reference
-from cmtool.losses.distance import build_distance
-from cmtool.losses.draw import Nets
 from cmtool.losses.tangent import log_derivative
-from cmtool.losses.target import Points, build_target
+from cmtool.losses.terms import Nets, Points
 from cmtool.losses.weighting import build_weighting
 from cmtool.models import ConsistencyModel
 from cmtool.networks import build_network
@@ -114,7 +114,7 @@ def test_a_lagging_target_breaks_the_gradient_on_fine_grids(lag, golden):
         grid = grid_tensor(count, PROCESS)
         t, r = grid[1:], grid[:-1]
         x0, z = torch.ones(count - 1, 1, 1, 1, dtype=D), torch.full((count - 1, 1, 1, 1), 0.7, dtype=D)
-        points = Points(x0, z, x0 + t.reshape(-1, 1, 1, 1) * z, t, r, None, lambda x, t, x0=x0: x0, euler_step, None)
+        points = Points(x0, z, x0 + t.reshape(-1, 1, 1, 1) * z, (t, r), None, lambda x, t, x0=x0: x0, euler_step, None)
         student = Bent(0.3)
         pair = build_target(TargetPart())(Nets(student, Bent(0.3 - lag) if lag else student), points)
         loss = weigh(pair.measure(distance), t, r, student).mean()
@@ -157,7 +157,7 @@ def test_limit_of_training_minus_distillation(slope, power, golden):
         total = torch.zeros_like(t)
         for scale, x0, z in ((0.5, one, nothing), (1.0, nothing, one)):
             denoise = gaussian_denoise(0.5) if toward == "flow" else lambda x, t, x0=x0: x0
-            points = Points(x0, z, x0 + at * z, t, t, None, denoise, None, None)
+            points = Points(x0, z, x0 + at * z, (t, t), None, denoise, None, None)
             total += scale**2 * build_target(TargetPart(rule="tangent"))(Nets(net, net), points).tangent.flatten() ** 2
         return total
 
@@ -221,7 +221,7 @@ def test_transport_cost_of_two_modes():
 @pytest.mark.parametrize("form", ["two times", "labels", "truncated"])
 def test_forward_mode_with_every_part_of_a_network(kind, form):
     width = {"channels": 16, "num_blocks": 2} if kind == "mlp" else {"channels": 16, "head_channels": 8}
-    config = NetworkConfig(kind=kind, attention=(4,), attention_kernel="math", two_time=form == "two times", **width)
+    config = network_config(kind=kind, attention=(4,), attention_kernel="math", two_time=form == "two times", **width)
     shape = {"channels": 1, "resolution": 8, "num_classes": 3 if form == "labels" else None}
     network = build_network(config, **shape, seed=1)
     if form == "truncated":

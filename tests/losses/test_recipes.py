@@ -77,7 +77,7 @@ def test_every_recipe_trains_and_its_model_samples(recipe, preset, sources, tmp_
 def test_pairs_are_made_once(sources, tmp_path, monkeypatch):
     monkeypatch.setenv("CMTOOL_CACHE", str(tmp_path))
     first = started("kd", sources, *FEW_PAIRS)
-    monkeypatch.setattr("cmtool.training.supplies.make_pairs", lambda *given: pytest.fail("made again"))
+    monkeypatch.setattr("cmtool.training.setup.make_pairs", lambda *given: pytest.fail("made again"))
     again = started("kd", sources, *FEW_PAIRS)
     for trainer in (first, again):
         trainer.step()
@@ -278,7 +278,7 @@ def test_guidance_by_a_teacher_without_dropped_labels_is_refused():
     from types import SimpleNamespace
 
     from cmtool.config.parts import DirectionPart
-    from cmtool.training.supplies import check_guidance
+    from cmtool.training.setup import check_guidance
 
     part = DirectionPart(kind="teacher", guidance=1.5)
     with pytest.raises(ConfigError, match="dropped labels"):

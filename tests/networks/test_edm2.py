@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.networks import build_network, parameter_count
 from cmtool.networks.edm2 import MpFourier, MpLayer, mp_cat, mp_silu, mp_sum, normalize
 from tests.networks.network_helpers import inputs
 
-SMALL = NetworkConfig(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+SMALL = network_config(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
 
 
 def noise(*shape, seed=0):
@@ -18,7 +18,7 @@ def noise(*shape, seed=0):
 
 
 def test_the_published_small_network_has_its_size():
-    config = NetworkConfig(
+    config = network_config(
         kind="edm2",
         channels=192,
         channel_mult=(1, 2, 3, 4),

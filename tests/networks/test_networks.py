@@ -1,21 +1,26 @@
 """What every network must do: derivatives, labels, independence of images in a batch, and clear refusals."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks import build_network, set_attention_kernel
-from cmtool.networks.blocks import attention, positional_features
-from cmtool.networks.convolution import Conv2d, hold_in
+from cmtool.networks import adm, build_network, edm2, mlp, set_attention_kernel, song
+from cmtool.networks.blocks import FourierFeatures, attention, positional_features
+from cmtool.networks.convolution import Conv2d, Tape, hold_in, set_backward_dtype
 from cmtool.networks.normalization import GroupNorm
 from tests.networks.network_helpers import inputs, redraw
 
-ADM = NetworkConfig(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
-SONG = NetworkConfig(kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4)
+ADM = network_config(channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+SONG = network_config(
+    kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4
+)
+BLOCKS = (adm.ResBlock, song.SongBlock, edm2.MpBlock, mlp.ResidualLayer)
 NCSNPP = {"embedding": "fourier", "fourier_scale": 1.0, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
-EDM2 = NetworkConfig(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+EDM2 = network_config(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
 CASES = {
     "adm": (ADM, 1, 8, 10),
     "adm-additive": (
@@ -39,9 +44,9 @@ CASES = {
         8,
         None,
     ),
-    "mlp": (NetworkConfig(kind="mlp", channels=32, num_blocks=2), 2, 1, 4),
+    "mlp": (network_config(kind="mlp", channels=32, num_blocks=2), 2, 1, 4),
     "mlp-two-time": (
-        NetworkConfig(kind="mlp", channels=32, num_blocks=1, two_time=True, scale_shift=False),
+        network_config(kind="mlp", channels=32, num_blocks=1, two_time=True, scale_shift=False),
         1,
         4,
         None,
@@ -250,7 +255,7 @@ def test_labels_for_an_unconditional_network_and_a_missing_second_time_are_refus
 )
 def test_settings_that_do_not_fit_are_named(change, resolution, words):
     with pytest.raises(ConfigError, match=words):
-        build_network(ADM.model_copy(update=change), channels=1, resolution=resolution)
+        build_network(network_config(**(ADM.model_dump() | change)), channels=1, resolution=resolution)
 
 
 def test_an_mlp_takes_its_own_side_only():
@@ -296,7 +301,7 @@ def test_a_convolution_after_doubling_rounds_its_gradients_alone() -> None:
 
 def test_weights_held_in_a_half_change_no_bit_of_an_autocast_pass() -> None:
     """Every convolution but those after doubling, whose sums of weights are rounded once more."""
-    config = NetworkConfig(kind="adm", channels=32, channel_mult=[1], num_blocks=1, attention=[8], head_channels=32)
+    config = network_config(kind="adm", channels=32, channel_mult=[1], num_blocks=1, attention=[8], head_channels=32)
     network = build_network(config, channels=3, resolution=8, num_classes=None, seed=0).requires_grad_(False)
     for parameter in network.parameters():
         parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(5))
@@ -320,10 +325,73 @@ def test_normalization_of_halves_is_that_of_float32_rounded_once(side: int) -> N
 
 def test_a_network_without_memory_draws_nothing_and_keeps_its_shapes():
     """On the meta device there is nothing to fill; elsewhere weights are drawn as ever."""
-    cfg = NetworkConfig(kind="adm", channels=16, channel_mult=[1, 2], num_blocks=1, attention=[4], head_channels=16)
+    cfg = network_config(kind="adm", channels=16, channel_mult=[1, 2], num_blocks=1, attention=[4], head_channels=16)
     with torch.device("meta"):
         shell = build_network(cfg, channels=3, resolution=8)
     full = build_network(cfg, channels=3, resolution=8)
     assert all(tensor.is_meta for tensor in shell.state_dict().values())
     assert {k: v.shape for k, v in shell.state_dict().items()} == {k: v.shape for k, v in full.state_dict().items()}
     assert full.time_embed["0"].weight.std() > 0 and full.time_embed["0"].bias.std() > 0
+
+
+def embeddings_of(network, *given, grad=False):
+    """What the network's blocks are told about the noise level, in one pass."""
+    seen = []
+    first = next(module for module in network.modules() if isinstance(module, BLOCKS))
+    hook = first.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    with torch.set_grad_enabled(grad):
+        network(*given)
+    hook.remove()
+    return seen[0].detach()
+
+
+def noise_levels(network):
+    """x, c_noise = 250 ln t and r at levels whose difference a half cannot hold, and labels."""
+    x, _, label, r = inputs(network, batch=4, dtype=torch.float32)
+    c = 250 * torch.tensor([80.0, 79.99, 1.5, 0.002]).log()
+    return x, c, label, None if r is None else c - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_time_embedding_in_float32_to_the_bit(network, dtype):
+    given = noise_levels(network.float())
+    exact = embeddings_of(network, *given)
+    hold_in(network, dtype)
+    with torch.autocast("cpu", dtype):
+        half = embeddings_of(network, *given)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, exact)
+
+
+def test_a_pair_of_passes_in_halves_embeds_the_time_in_float32_to_the_bit(network):
+    """Consistency training in bfloat16: convolutions are rounded in both passes, what they are told is not."""
+    given = noise_levels(network.float())
+    exact = embeddings_of(network, *given)
+    set_backward_dtype(network, torch.bfloat16)
+    tape = Tape()
+    for passing in (tape.writing, tape.reading):
+        with passing():
+            half = embeddings_of(network, *given, grad=True)
+        assert half.dtype == torch.float32
+        assert torch.equal(half, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_weights_embeds_the_time_in_float32(network, dtype):
+    """The embedding is to the bit that of the rounded weights in float32, but for the one rounding at its end."""
+    given = noise_levels(network.float().to(dtype))
+    assert all(buffer.dtype == torch.float32 for name, buffer in network.named_buffers() if "resample" not in name)
+    half = embeddings_of(network, *given)
+    assert half.dtype == dtype
+    exact = embeddings_of(network.float(), *given)
+    assert torch.equal(half, exact.to(dtype))
+    assert not torch.equal(exact[0], exact[1]), "two levels that a half cannot tell apart"
+
+
+def test_features_are_never_narrower_than_float32():
+    """Given 250 ln t as a half they take it as it is; their frequencies are never rounded."""
+    c = torch.tensor([250 * math.log(80), 3.0])
+    for features in (FourierFeatures(32), edm2.MpFourier(32), lambda c: positional_features(c, 32)):
+        exact = features(c.bfloat16().float())
+        rounded = features.bfloat16() if isinstance(features, torch.nn.Module) else features
+        assert torch.equal(rounded(c.bfloat16()), exact)

@@ -7,13 +7,13 @@ it, "d" or "u" a residual block that halves or doubles the side.
 import pytest
 import torch
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.networks import build_network, parameter_count
 
-IMAGENET64 = NetworkConfig(
+IMAGENET64 = network_config(
     channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3, attention=(32, 16, 8), head_channels=64
 )
-LSUN256 = NetworkConfig(
+LSUN256 = network_config(
     channels=256,
     channel_mult=(1, 1, 2, 2, 4, 4),
     num_blocks=2,

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from cmtool.config.schema import NetworkConfig
+from cmtool.config.networks import network_config
 from cmtool.networks import build_network, parameter_count
 from cmtool.networks.song import Conv
 from tests.networks.network_helpers import redraw
 
-DDPMPP = NetworkConfig(
+DDPMPP = network_config(
     kind="song",
     channels=128,
     channel_mult=(2, 2, 2),

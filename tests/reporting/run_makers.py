@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from cmtool.checkpoint import atomic_text, save_model
+from cmtool.checkpoint import save_model
 from cmtool.config.load import resolve, to_toml
+from cmtool.files.atomic import atomic_text
 from cmtool.models import build_model, model_header
 from cmtool.rng import generator
 

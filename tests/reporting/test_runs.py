@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cmtool.errors import DataError
-from cmtool.reporting.runs import differences, find_run_folders, read_run, read_runs, span
+from cmtool.reporting.runs import differences, find_run_folders, read_run, read_runs
 from tests.reporting.run_makers import write_evaluation, write_run
 
 
@@ -68,11 +68,6 @@ def test_differences_are_settings_then_results(tmp_path):
     assert found["finished"] == (True, False)
     assert found["FD"] == (10.0, 20.0)
     assert differences(a, a) == []
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (11_100, "3 h 05 min")])
-def test_spans(seconds, text):
-    assert span(seconds) == text
 
 
 def test_runs_are_listed(cmtool):

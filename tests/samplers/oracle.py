@@ -1,8 +1,13 @@
 """Exact answers for Gaussian data, as models that the samplers accept."""
 
+from functools import partial
+
 import torch
 
 from cmtool.rng import SampleStreams
+from cmtool.samplers.generate import bind
+from cmtool.samplers.multistep import multistep
+from cmtool.samplers.solvers import no_noise
 
 
 class GaussianConsistency:
@@ -31,3 +36,16 @@ class GaussianDenoiser:
 
 def streams(count, first=0, dtype=torch.float32):
     return SampleStreams(range(first, first + count), dtype=dtype)
+
+
+def solve(solver, model, x, times, draws=None, *, clamp=False, last=0.0, **settings):
+    """Run a sampler on a bare model: `times` above 0, `draws` streams of noise, down to `last`."""
+    noise = no_noise if draws is None else partial(draws.normal, x.shape[1:])
+    return solver(bind(model, None, clamp), x, (*times, last), noise, **settings)
+
+
+def sample_multistep(model, draws, times, clamp=False):
+    """Algorithm 1 from the streams' own noise down to the model's sigma_min."""
+    return solve(
+        multistep, model, times[0] * draws.normal(model.image_shape), times, draws, clamp=clamp, last=model.sigma_min
+    )

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from cmtool.diffusion.solvers import dpmpp_2m_along
 from cmtool.errors import UserError
-from cmtool.samplers.exponential import (
-    deis_step,
-    lagrange_integrals,
-    sample_deis,
-    sample_dpm2,
-    sample_dpmpp_2m,
-    sample_jumps,
-    sample_progressive,
-)
-from cmtool.samplers.ode import sample_euler
+from cmtool.samplers.generate import bind
 from cmtool.samplers.plan import SAMPLERS, plan_sampling
+from cmtool.samplers.solvers import deis, deis_step, dpm2, dpmpp_2m, euler, jumps, lagrange_integrals, progressive
 from cmtool.samplers.times import geometric_times, solver_times
-from tests.samplers.oracle import GaussianDenoiser
+from tests.samplers.oracle import GaussianDenoiser, solve
 
 X = torch.tensor([[[[1.0]]], [[[-20.0]]]], dtype=torch.float64)
 
@@ -29,14 +22,14 @@ def error(sample, n, first=10.0, last=0.1, s=0.5):
     """Relative error at level `last`, where the last step to 0 then answers D: compared with the exact D there."""
     times = geometric_times(n, first, last)
     exact = X * math.sqrt((s**2 + last**2) / (s**2 + first**2)) * s**2 / (s**2 + last**2)
-    return float(((sample(GaussianDenoiser(s), X, times, clamp=False) - exact) / exact).abs().max())
+    return float(((solve(sample, GaussianDenoiser(s), X, times) - exact) / exact).abs().max())
 
 
 def fitted(sample, sizes, **span):
     return -np.polyfit(np.log([n - 1 for n in sizes]), np.log([error(sample, n, **span) for n in sizes]), 1)[0]
 
 
-@pytest.mark.parametrize(("sample", "order"), [(sample_euler, 1), (sample_dpm2, 2), (sample_dpmpp_2m, 2)])
+@pytest.mark.parametrize(("sample", "order"), [(euler, 1), (dpm2, 2), (dpmpp_2m, 2)])
 def test_fitted_order(sample, order):
     assert fitted(sample, (33, 65, 129, 257)) == pytest.approx(order, abs=0.25)
 
@@ -61,29 +54,29 @@ def test_fitted_order_of_deis():
 
 def test_fitted_order_of_deis_with_its_own_start():
     """The first step, which is Euler's, leaves an error of order 2; from sigma_max down it hides below 129 steps."""
-    assert fitted(sample_deis, (129, 257, 513)) == pytest.approx(2, abs=0.1)
-    assert fitted(sample_deis, (17, 33, 65, 129), first=80.0, last=0.02) > 3.0
+    assert fitted(deis, (129, 257, 513)) == pytest.approx(2, abs=0.1)
+    assert fitted(deis, (17, 33, 65, 129), first=80.0, last=0.02) > 3.0
 
 
 @pytest.mark.parametrize(
     ("sample", "name"),
-    [(sample_dpm2, "dpm-solver-2"), (sample_dpmpp_2m, "dpm-solver++-2m"), (sample_deis, "deis-3")],
+    [(dpm2, "dpm-solver-2"), (dpmpp_2m, "dpm-solver++-2m"), (deis, "deis-3")],
 )
 def test_evaluations_are_those_announced(sample, name):
     for n in (1, 2, 7):
         oracle = GaussianDenoiser()
-        sample(oracle, X, solver_times(n), clamp=False)
+        solve(sample, oracle, X, solver_times(n))
         assert oracle.calls == SAMPLERS[name].evaluations(n)
 
 
 def test_remembering_pays_at_equal_evaluations():
-    assert error(sample_deis, 24) < error(sample_dpmpp_2m, 24) < error(sample_euler, 24) / 5
+    assert error(deis, 24) < error(dpmpp_2m, 24) < error(euler, 24) / 5
 
 
 def test_of_order_one_deis_is_euler():
     times = solver_times(9)
-    one = sample_deis(GaussianDenoiser(), X, times, clamp=False, order=1)
-    assert torch.allclose(one, sample_euler(GaussianDenoiser(), X, times, clamp=False), atol=1e-10)
+    one = solve(deis, GaussianDenoiser(), X, times, order=1)
+    assert torch.allclose(one, solve(euler, GaussianDenoiser(), X, times), atol=1e-10)
 
 
 def test_lagrange_integrals_of_polynomials():
@@ -100,7 +93,7 @@ def test_lagrange_integrals_of_polynomials():
 
 
 def test_progressive_ends_at_its_last_level():
-    out = sample_progressive(GaussianDenoiser(), X, (10.0, 1.0), clamp=False, last=0.002)
+    out = solve(progressive, GaussianDenoiser(), X, (10.0, 1.0), last=0.002)
 
     def factor(t, r):
         return (0.25 + t * r) / (0.25 + t * t)
@@ -116,8 +109,8 @@ def test_jumps_with_the_average_velocity_are_exact_in_any_number():
         landed = x * torch.sqrt((0.25 + r**2) / (0.25 + t**2))
         return (landed - r / t * x) / (1 - r / t)
 
-    one = sample_jumps(model, X, (10.0,), clamp=False)
-    many = sample_jumps(model, X, (10.0, 3.0, 0.2), clamp=False)
+    one = solve(jumps, model, X, (10.0,))
+    many = solve(jumps, model, X, (10.0, 3.0, 0.2))
     assert torch.allclose(one, X * math.sqrt(0.25 / 100.25))
     assert torch.allclose(one, many)
 
@@ -138,3 +131,13 @@ def test_jumps_need_a_model_of_two_times():
         plan_sampling({**HEADER, "kind": "consistency"}, sampler="jumps")
     plan = plan_sampling({**HEADER, "kind": "consistency", "network": {"two_time": True}}, sampler="jumps")
     assert plan.nfe == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_sampler_and_the_solver_of_training_walk_the_same_2m(dtype):
+    """DPM-Solver++ 2M is one loop, for levels that are numbers and for those that are tensors of the batch."""
+    x, levels = X.to(dtype), (10.0, 4.0, 1.0, 0.3)
+    denoise = bind(GaussianDenoiser(), None, clamp=False)
+    numbers = solve(dpmpp_2m, GaussianDenoiser(), x, levels)
+    at = dpmpp_2m_along(denoise, x, [torch.full((2,), level, dtype=dtype) for level in levels])
+    torch.testing.assert_close(numbers, denoise(at, torch.full((2,), levels[-1], dtype=dtype)))

@@ -1,5 +1,7 @@
 """Noise levels: published values, and requests that must be refused."""
 
+import inspect
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,10 +147,11 @@ def test_contradictory_requests_are_usage_errors(request_):
         plan_sampling(CONSISTENCY, **request_)
 
 
-def test_every_sampler_has_a_runner():
-    from cmtool.samplers.generate import RUNS
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_function_that_a_sampler_names_is_a_solver(name):
+    from cmtool.samplers.generate import solver
 
-    assert set(RUNS) == set(SAMPLERS)
+    assert list(inspect.signature(solver(name)).parameters)[:4] == ["denoise", "x", "sigmas", "noise"]
 
 
 def test_the_usual_range_is_the_schemas():

@@ -187,7 +187,7 @@ def test_it_listens_on_this_machine_alone_and_says_when_it_cannot(server, worksh
 
 
 def test_without_any_model_it_says_what_to_do(cmtool, workdir, monkeypatch):
-    import cmtool.interop.names as names
+    import cmtool.interop.published as names
 
     monkeypatch.setattr(names, "DEMOS", workdir / "none")
     said = cmtool("studio", "--no-browser")

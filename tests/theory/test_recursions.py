@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from cmtool.errors import UserError
-from cmtool.theory import chain, classes, edm, gaussian, population, progressive, solvers, trained
+from cmtool.theory import chain, classes, edm, gaussian, population, solvers, trained
 from cmtool.theory.distances import normal_nodes
-from cmtool.theory.fit import log_ratio, power_law
 from cmtool.theory.laws import GMM_A, GMM_E, Mixture, parse_law, product
 from cmtool.theory.levels import karras, li, uniform_angle
-from cmtool.theory.studies import training
+from cmtool.theory.study import log_ratio, power_law
+from tests.theory.oracle import gaussian_sde_sd, sampled_w1
 
 
 def moments(law, levels, f):
@@ -104,16 +104,16 @@ def test_the_bound_holds_for_restricted_classes(family, size):
 
 def test_ddim_progressive_and_distillation_are_one_map():
     levels, x = uniform_angle(17), np.linspace(-3, 3, 101)
-    one = progressive.distill_progressively(GMM_A, levels, 4001)(x)
+    one = solvers.distill_progressively(GMM_A, levels, 4001)(x)
     assert np.abs(one - population.distill(GMM_A, levels)(x)).max() < 1e-6
     with pytest.raises(UserError, match="halved"):
-        progressive.distill_progressively(GMM_A, uniform_angle(16))
+        solvers.distill_progressively(GMM_A, uniform_angle(16))
 
 
 def test_progressive_noise_law():
     rng = np.random.default_rng(0)
     gains = np.prod(1 + 0.02 * rng.standard_normal((20_000, 63)), axis=1)
-    assert gains.std() == pytest.approx(progressive.relative_sd(63, 0.02), rel=0.02)
+    assert gains.std() == pytest.approx(solvers.relative_sd(63, 0.02), rel=0.02)
 
 
 def test_sde_law_on_gaussian_data_is_its_variance_recursion():
@@ -122,7 +122,7 @@ def test_sde_law_on_gaussian_data_is_its_variance_recursion():
     for index in range(levels.count - 1, 0, -1):
         state = state.spread(*solvers.ancestral_step(law, levels, index))
     sd = float(np.sqrt(state.mass @ state.centers**2 - (state.mass @ state.centers) ** 2))
-    assert sd == pytest.approx(solvers.gaussian_sde_sd(levels, 0.5), rel=2e-4)
+    assert sd == pytest.approx(gaussian_sde_sd(levels, 0.5), rel=2e-4)
     assert state.mass.sum() == pytest.approx(1.0, abs=1e-12)
 
 
@@ -148,12 +148,12 @@ def small_training():
 def test_trained_models_meet_the_theorem(small_training):
     """eps at most half the population error, the result below population plus eps, CT worse than CD by 3 s.e."""
     levels, found = small_training
-    errors = training.coupled_errors(GMM_A, levels, found, seed=0)
+    errors = trained.coupled_errors(GMM_A, levels, found, seed=0)
     ct = [i for i, member in enumerate(found.members) if member.method == "ct"]
     assert found.eps[ct].mean() <= 0.5 * errors.population["ct"]
     assert errors.runs[ct].mean() <= errors.population["ct"] + found.eps[ct].mean() + 2 * errors.error["ct"]
     assert abs(errors.runs[ct].mean() - errors.population["ct"]) <= found.eps[ct].mean()
-    assert training.gap_in_errors(errors, found) >= 3
+    assert trained.gap_in_errors(errors, found) >= 3
 
 
 def test_trained_outputs_are_near_the_population_function(small_training):
@@ -164,13 +164,13 @@ def test_trained_outputs_are_near_the_population_function(small_training):
     for gap, eps, member in zip(gaps, found.eps, found.members, strict=True):
         if member.method == "ct":
             assert gap <= eps * 1.1
-    w1, floor = training.sampled_w1(GMM_A, levels, found(x)[0], np.random.default_rng(0))
+    w1, floor = sampled_w1(GMM_A, levels, found(x)[0], np.random.default_rng(0))
     assert w1 > floor
 
 
 @pytest.mark.slow
 def test_full_training_and_its_learning_rate_rules():
-    found = training.run_training()
+    found = trained.run_training()
     assert found.eps_share <= 0.5 and found.excess_errors <= 2 and found.ct_over_cd_errors >= 3
     assert found.best_rate == "restarted"
 

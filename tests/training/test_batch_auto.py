@@ -21,10 +21,13 @@ class SmallMemory:
         self.objective, self.fits, self.error = objective, fits, error
         self.tried: list[int] = []
 
-    def __call__(self, nets, x0, label, state, rows):
-        self.tried.append(len(x0))
-        loss = self.objective(nets, x0, label, state, rows)
-        if len(x0) > self.fits:
+    def draw(self, *arguments):
+        return self.objective.draw(*arguments)
+
+    def loss(self, nets, draw):
+        self.tried.append(len(draw.x0))
+        loss = self.objective.loss(nets, draw)
+        if len(draw.x0) > self.fits:
             raise self.error
         return loss
 
@@ -59,11 +62,14 @@ def test_a_failure_in_the_middle_of_a_step_leaves_nothing_behind():
     auto.micro = 4
     memory = SmallMemory(auto.objective, 8, OOM[0])
 
+    plain = memory.loss
+
     def second_fails(*arguments):
         memory.fits = 2 if len(memory.tried) == 1 else 8
-        return memory(*arguments)
+        return plain(*arguments)
 
-    auto.objective = second_fails
+    memory.loss = second_fails
+    auto.objective = memory
     whole.step()
     auto.step()
     assert memory.tried == [4, 4, 2, 2, 2, 2]

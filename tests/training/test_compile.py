@@ -5,7 +5,7 @@ import torch
 
 from cmtool.errors import ConfigError
 from cmtool.training import compiling
-from cmtool.training.ahead import Ahead
+from cmtool.training.batches import Ahead, Batches
 from cmtool.training.compiling import compile_all, compile_network
 from tests.training.tiny import FLAGS, config_of, teacher_file, trainer_of, with_source
 
@@ -89,7 +89,7 @@ def test_the_next_step_is_made_ahead_and_what_is_not_asked_for_is_dropped():
 @pytest.mark.parametrize("recipe", ["ict", "edm"])
 def test_images_made_ahead_are_those_of_their_step(recipe):
     plain, early = (trainer_of(config_of(recipe, steps=3)) for _ in range(2))
-    early._ahead = Ahead(early._load)
+    early.batches = Batches(early.config, early.dataset, early.device, early.dtype, ahead=True)
     for _ in range(3):
         plain.step()
         early.step()

@@ -20,9 +20,9 @@ SETS = [word for value in TINY for word in ("--set", value)]
 
 @pytest.fixture
 def train(cmtool, monkeypatch):
-    import cmtool.cli.train_judges as judges
+    import cmtool.api.train as training
 
-    monkeypatch.setattr(judges, "judges", lambda trainer, output: (None, None))
+    monkeypatch.setattr(training, "judges", lambda trainer, talk: (None, None))
 
     def typed(*words, sets=SETS):
         return cmtool("train-ct", *words, *sets)
@@ -136,4 +136,4 @@ def test_a_missing_tracker_is_said_before_training(train, monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else found(name, *rest)
     )
     said = train("--track", "wandb", "--name", "other")
-    assert said.code == 1 and "cmtool[track]" in said.err
+    assert said.code == 1 and "cmtool-consistency[track]" in said.err

@@ -31,17 +31,17 @@ def train_for(folder: Path, first: int, last: int) -> int:
     from cmtool.training.run_folder import RunFolder
     from cmtool.training.session import Session
     from cmtool.training.stopping import Stop
-    from tests.training.tiny import Heard, config_of, trainer_of
+    from tests.training.tiny import Heard, config_of, run, trainer_of
 
     every = max(first // 2, 1)
     rhythm = [f"train.{name}_every={every}" for name in ("checkpoint", "sample")]
     network = ("network.kind=mlp", "network.num_blocks=1", "network.channels=16")
     config = config_of("ict", *network, *rhythm, steps=last, batch=4)
     folder.mkdir(parents=True)
-    session = Session(config, trainer_of(config), RunFolder(folder), Heard())
+    session = Session(trainer_of(config), RunFolder(folder), Heard())
     sizes: list[int] = []
     session.chores.append((first, lambda: sizes.append(resident())))
-    session.run(Stop())
+    run(session, Stop())
     return sizes[-1] - sizes[0]
 
 

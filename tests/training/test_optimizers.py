@@ -7,8 +7,13 @@ import torch
 from torch import nn
 
 from cmtool.config.schema import TrainConfig
-from cmtool.training.fused_radam import FusedRAdam, rectification
-from cmtool.training.optimizers import build_optimizer, optimizer_tensors, restore_optimizer
+from cmtool.training.optimizers import (
+    FusedRAdam,
+    build_optimizer,
+    optimizer_tensors,
+    rectification,
+    restore_optimizer,
+)
 
 KINDS = ["radam", "adam", "adamw", "lion", "sgd"]
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 
 from cmtool.config.load import resolve
 from cmtool.errors import ConfigError
-from cmtool.losses.draw import Draw, Slice
 from cmtool.losses.objective import Objective
+from cmtool.losses.terms import Draw, Slice
 from cmtool.networks.convolution import Conv2d, set_backward_dtype
 from cmtool.rng import batch_normal
 from cmtool.training.precision import gains, has_fast_bf16, refused, settle_precision
+from tests.losses.oracles import loss_of
 from tests.training.tiny import CPU, config_of, trainer_of
 
 SIDE = ("data.resolution=16", "data.channels=3", "network.channels=16", "network.group_channels=4")
@@ -97,7 +98,7 @@ class At:
 
     def __call__(self, objective, x0, label, state, rows) -> Draw:
         z = batch_normal(tuple(x0.shape), rows.seed, "noise", rows.step)
-        return Draw(x0, z, torch.full((len(x0),), self.t), torch.full((len(x0),), self.r), label, 0.0, rows)
+        return Draw(x0, z, (torch.full((len(x0),), self.t), torch.full((len(x0),), self.r)), label, 0.0, rows)
 
 
 def lively(recipe: str, *sets: str, precision: str, **flags: object):
@@ -116,9 +117,9 @@ def gradient_at(trainer, t: float, r: float, monkeypatch) -> torch.Tensor:
     """The gradient of one batch at (t, r)."""
     draw = At(trainer.objective, t, r)
     monkeypatch.setattr(Objective, "draw", lambda self, x0, label, state, rows: draw(self, x0, label, state, rows))
-    x0, label = trainer.batch(0, 8)
+    x0, label = trainer.batches.take(0, 0, 8)
     trainer.state.optimizer.zero_grad()
-    loss = trainer.objective(trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8))
+    loss = loss_of(trainer.objective, trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8))
     loss.weighted.mean().backward()
     return torch.cat([p.grad.flatten() for p in trainer.state.parameters()])
 

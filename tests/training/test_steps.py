@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from cmtool.data.order import batch_indices
 from cmtool.errors import DivergenceError, UserError
+from cmtool.training.batches import batch_indices
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from cmtool.training.stopping import Stop
-from tests.training.tiny import Heard, config_of, same, train, trainer_of, with_source
+from tests.training.tiny import (
+    Heard,
+    advance,
+    change_loss,
+    config_of,
+    reports,
+    run,
+    same,
+    train,
+    trainer_of,
+    with_source,
+)
 
 TWO_AVERAGES = ('train.extra_emas=[{kind="exponential",decay=0.9}]', 'train.ema={kind="power",std=0.10}')
 
@@ -25,7 +37,7 @@ def weights(trainer):
 def test_the_same_seed_gives_the_same_bits(recipe):
     def run(seed=0):
         trainer = trainer_of(config_of(recipe, steps=3, **{"train.seed": seed}))
-        trainer.run_to(3)
+        advance(trainer, 3)
         return weights(trainer)
 
     first = run()
@@ -45,7 +57,7 @@ def test_torchs_own_generator_has_no_say():
         torch.manual_seed(seed)
         trainer = trainer_of(config)
         torch.manual_seed(seed + 10)
-        trainer.run_to(2)
+        advance(trainer, 2)
         results.append(weights(trainer))
     assert same(*results)
 
@@ -80,7 +92,7 @@ def test_twenty_steps_are_ten_and_ten_to_the_bit(tmp_path, recipe, sets):
 
     trainer.state.advance_averages = dies
     with pytest.raises(Killed):
-        Session(config, trainer, RunFolder(tmp_path / "cut"), Heard()).run(Stop())
+        run(Session(trainer, RunFolder(tmp_path / "cut"), Heard()))
     assert [step for step, _ in RunFolder(tmp_path / "cut").checkpoints()] == [10]
     train(config, tmp_path / "cut")
     whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
@@ -122,7 +134,7 @@ def test_every_image_is_seen_once_in_an_epoch():
     trainer = trainer_of(config)
     seen = torch.cat([batch_indices(0, step, 8, 64) for step in range(8)])
     assert sorted(seen.tolist()) == list(range(64))
-    images = trainer.batch(0, 8)[0]
+    images = trainer.batches.take(0, 0, 8)[0]
     expected = trainer.dataset.batch(batch_indices(0, 0, 8, 64))[0]
     assert torch.equal(images, expected)
 
@@ -130,21 +142,21 @@ def test_every_image_is_seen_once_in_an_epoch():
 def test_flips_are_half_of_the_images_and_follow_the_row():
     trainer = trainer_of(config_of("edm", "data.flip=true", batch=32))
     plain = trainer_of(config_of("edm", batch=32))
-    flipped, straight = trainer.batch(0, 32)[0], plain.batch(0, 32)[0]
+    flipped, straight = trainer.batches.take(0, 0, 32)[0], plain.batches.take(0, 0, 32)[0]
     turned = [torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(flipped, straight, strict=True)]
     kept = [torch.equal(a, b) for a, b in zip(flipped, straight, strict=True)]
     assert all(t or k for t, k in zip(turned, kept, strict=True)) and 6 < sum(turned) < 26
-    assert torch.equal(trainer.batch(10, 7)[0], flipped[10:17])
+    assert torch.equal(trainer.batches.take(0, 10, 7)[0], flipped[10:17])
 
 
 def test_labels_and_their_dropout():
     sets = ("data.labels=true", "train.label_dropout=0.3")
     trainer = trainer_of(config_of("edm", *sets, batch=64))
-    _, labels = trainer.batch(0, 64)
-    plain = trainer_of(config_of("edm", "data.labels=true", batch=64)).batch(0, 64)[1]
+    _, labels = trainer.batches.take(0, 0, 64)
+    plain = trainer_of(config_of("edm", "data.labels=true", batch=64)).batches.take(0, 0, 64)[1]
     dropped = labels == -1
     assert 8 < int(dropped.sum()) < 32 and torch.equal(labels[~dropped], plain[~dropped])
-    assert torch.equal(trainer.batch(30, 20)[1], labels[30:50])
+    assert torch.equal(trainer.batches.take(0, 30, 20)[1], labels[30:50])
 
 
 def test_a_target_with_a_decay_follows_slowly(tmp_path):
@@ -161,11 +173,11 @@ def test_a_target_with_a_decay_follows_slowly(tmp_path):
 
 def test_reports_sum_up_the_steps_since_the_last():
     trainer = trainer_of(config_of("ict", "train.log_every=4", steps=10))
-    reports = list(trainer.reports())
-    assert [report.step for report in reports] == [4, 8, 10]
-    assert [report.images_seen for report in reports] == [32, 64, 80]
-    assert all(report.images_per_s > 0 and report.loss > 0 for report in reports)
-    assert all(set(report.bands) <= {"<0.02", "<0.1", "<0.5", "<2", "<10", ">=10"} for report in reports)
+    found = list(reports(trainer))
+    assert [report.step for report in found] == [4, 8, 10]
+    assert [report.images_seen for report in found] == [32, 64, 80]
+    assert all(report.images_per_s > 0 and report.loss > 0 for report in found)
+    assert all(set(report.bands) <= {"<0.02", "<0.1", "<0.5", "<2", "<10", ">=10"} for report in found)
 
 
 def test_a_student_takes_over_its_teachers_weights(tmp_path):
@@ -180,11 +192,10 @@ def test_a_student_takes_over_its_teachers_weights(tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_stop_before_the_averages(where, bad):
     trainer = trainer_of(config_of("edm", steps=8))
-    trainer.run_to(2)
+    advance(trainer, 2)
     before = weights(trainer)
     if where == "loss":
-        plain = trainer.objective
-        trainer.objective = lambda *a: _times(plain(*a), bad)
+        change_loss(trainer, lambda loss: _times(loss, bad))
     else:
         trainer.state.parameters()[3].register_hook(lambda grad: torch.full_like(grad, bad))
     with pytest.raises(DivergenceError, match="not finite at step 2"):
@@ -200,16 +211,53 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     config = config_of("edm", "train.checkpoint_every=4", "train.sample_every=1000", steps=12)
     trainer = trainer_of(config)
     (tmp_path / "run").mkdir()
-    plain = trainer.objective
-
-    def breaks_at_6(*a):
-        return _times(plain(*a), float("nan") if trainer.state.step == 6 else 1.0)
-
-    trainer.objective = breaks_at_6
+    change_loss(trainer, lambda loss: _times(loss, float("nan") if trainer.state.step == 6 else 1.0))
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match="step 6"):
-        Session(config, trainer, folder, Heard()).run(Stop())
+        run(Session(trainer, folder, Heard()))
     assert [step for step, _ in folder.checkpoints()] == [4] and not folder.finished()
     train(config, tmp_path / "run")
     train(config, tmp_path / "whole")
     assert folder.model.read_bytes() == RunFolder(tmp_path / "whole").model.read_bytes()
+
+
+def test_a_run_pauses_where_something_is_due_and_at_its_end():
+    trainer = trainer_of(config_of("edm", steps=10))
+    found = [(trainer.state.step, due.steps, due.stopped) for due in trainer.run(intervals=[4, 0, 3])]
+    assert found == [(3, 3, False), (4, 1, False), (6, 2, False), (8, 2, False), (9, 1, False), (10, 1, False)]
+    assert list(trainer.run()) == []
+
+
+def test_a_run_that_is_told_to_stop_pauses_once_more():
+    trainer, stop = trainer_of(config_of("edm", steps=10)), Stop()
+    found = []
+    for due in trainer.run(stop, [4]):
+        found.append((trainer.state.step, due.steps, due.stopped))
+        stop.signal = 15
+    assert found == [(4, 4, False), (4, 0, True)]
+
+
+def test_a_bad_step_ends_a_run_that_nobody_rolls_back():
+    trainer = trainer_of(config_of("edm", steps=10))
+    change_loss(trainer, lambda loss: _times(loss, float("nan") if trainer.state.step == 6 else 1.0))
+    found = []
+    with pytest.raises(DivergenceError, match="not finite at step 6"):
+        for due in trainer.run(intervals=[4]):
+            found.append((trainer.state.step, due.steps, due.error is not None))
+    assert found == [(4, 4, False), (6, 2, True)]
+
+
+def test_time_spent_in_pauses_does_not_count_for_the_speed():
+    trainer, taken = trainer_of(config_of("edm", steps=4)), []
+    plain = trainer.step
+
+    def timed():
+        began = time.perf_counter()
+        plain()
+        taken.append(time.perf_counter() - began)
+
+    trainer.step = timed
+    for _ in trainer.run(intervals=[1]):
+        if trainer.state.step < 4:
+            time.sleep(0.3)
+    assert 4 * 8 / trainer.report().images_per_s < sum(taken) + 0.6, "the pauses took 0.9 s"

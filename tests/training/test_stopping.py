@@ -17,7 +17,7 @@ from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from cmtool.training.stopping import Stop, stoppable
 from tests.conftest import heeded_signals
-from tests.training.tiny import config_of, session_of, train
+from tests.training.tiny import config_of, run, session_of, train
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +112,9 @@ def closed(path, closing, stop=None, steps=4):
     session, heard = session_of(config_of("ict-pm", steps=steps), path)
     session.closing = closing
     if stop is not None:
-        return session.run(stop), heard
+        return run(session, stop), heard
     with stoppable() as real:
-        return session.run(real), heard
+        return run(session, real), heard
 
 
 def finds(model, late):
@@ -157,7 +157,7 @@ def test_stopped_before_its_first_step_a_run_does_nothing_twice(tmp_path):
         stop = Stop(deadline=0.0 if turn != 1 else None)
         if turn == 1:
             heard.evaluated = lambda step, figures, stop=stop: setattr(stop, "signal", signal.SIGTERM)
-        assert session.run(stop).step == (0, 4, 4)[turn]
+        assert run(session, stop).step == (0, 4, 4)[turn]
         assert (tmp_path / "run/samples").exists() == (turn > 0)
     assert [row["step"] for row in session.folder.rows() if "eval" in row] == [4]
 
@@ -174,7 +174,7 @@ def test_a_signal_while_samples_are_drawn_leaves_at_once_and_they_are_drawn_late
     session, _ = session_of(config, tmp_path / "cut")
     with monkeypatch.context() as patched, stoppable() as stop:
         patched.setattr("cmtool.training.session.write_preview", hangs)
-        outcome = session.run(stop)
+        outcome = run(session, stop)
     assert outcome.signal == signal.SIGTERM and outcome.step == 4 and outcome.model is None
     assert train(config, tmp_path / "cut").model is not None
     train(config, tmp_path / "whole")
@@ -192,10 +192,10 @@ def test_a_signal_while_the_model_is_judged_leaves_at_once_and_it_is_judged_late
     session, _ = session_of(config, tmp_path / "run")
     session.judge = hangs
     with stoppable() as stop:
-        assert session.run(stop).step == 4
+        assert run(session, stop).step == 4
     again, _ = session_of(config, tmp_path / "run")
     again.judge = lambda model: {"fid": 5.0}
-    again.run(Stop())
+    run(again, Stop())
     assert [row["step"] for row in again.folder.rows() if "eval" in row] == [4, 8]
 
 
@@ -225,7 +225,7 @@ def test_snapshots_owed_at_the_step_of_a_kill_are_written_all_the_same(tmp_path,
     session, _ = session_of(config, tmp_path / "cut")
     with monkeypatch.context() as patched, pytest.raises(Killed):
         killed_once_in(patched, session.state, "save", "after")
-        session.run(Stop())
+        run(session, Stop())
     train(config, tmp_path / "cut")
     made = {place: sorted(file.name for file in (tmp_path / place / FOLDER).iterdir()) for place in ("cut", "whole")}
     assert made["cut"] == made["whole"] == ["step-0000004-0.safetensors", "step-0000008-0.safetensors"]
@@ -248,10 +248,10 @@ def test_the_best_model_survives_a_kill_beside_its_figures(tmp_path, monkeypatch
     else:
         killed_once_in(monkeypatch, session.state, "export", "before")
     with pytest.raises(Killed):
-        session.run(Stop())
+        run(session, Stop())
     monkeypatch.undo()
     again = judged(tmp_path / "run", lambda model: next(figures))
-    again.run(Stop())
+    run(again, Stop())
     assert again.folder.best.is_file()
     assert read_header(again.folder.best)["step"] == 4
 

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from cmtool.errors import DivergenceError
-from cmtool.training.numbers import LossScale, all_finite, gradient_norm
-from cmtool.training.report import Report
-from cmtool.training.watch import Watch
-from tests.training.tiny import config_of, same, trainer_of
+from cmtool.training.optimizers import LossScale, all_finite, gradient_norm
+from cmtool.training.report import Report, Watch
+from tests.training.tiny import advance, config_of, same, trainer_of
 
 
 def report(step, loss, scales=10):
@@ -107,14 +106,14 @@ def test_loss_scale_halves_doubles_and_gives_up():
 
 def test_float16_leaves_out_a_step_whose_gradients_overflow():
     trainer = trainer_of(config_of("edm", "train.precision=fp16", steps=8))
-    trainer.run_to(2)
-    assert trainer.state.scale.good == 2, "ordinary steps fit float16"
+    advance(trainer, 2)
+    assert trainer.state.gradients.scale.good == 2, "ordinary steps fit float16"
     before = {name: tensor.clone() for name, tensor in trainer.state.tensors().items()}
     handle = trainer.state.parameters()[0].register_hook(lambda grad: grad * float("inf"))
     trainer.step()
     handle.remove()
     assert same(before, trainer.state.tensors()) and trainer.state.step == 3
-    assert trainer.state.scale.state() == [32768.0, 0]
+    assert trainer.state.gradients.scale.state() == [32768.0, 0]
     trainer.step()
     assert not same(before, trainer.state.tensors())
     assert trainer.report().grad_norm > 0
@@ -125,8 +124,8 @@ def test_the_loss_scale_changes_no_update():
     results = []
     for value in (1.0, 1024.0):
         trainer = trainer_of(config_of("edm", "train.precision=fp32", steps=2))
-        trainer.state.scale = LossScale(True, value)
-        trainer.run_to(2)
+        trainer.state.gradients.scale = LossScale(True, value)
+        advance(trainer, 2)
         results.append(trainer.state.tensors())
     assert same(*results)
 
@@ -134,15 +133,15 @@ def test_the_loss_scale_changes_no_update():
 def test_the_loss_scale_is_kept_by_checkpoints(tmp_path):
     config = config_of("edm", "train.precision=fp16", steps=8)
     first, second = trainer_of(config), trainer_of(config)
-    first.state.scale.update(False)
-    first.run_to(2)
+    first.state.gradients.scale.update(False)
+    advance(first, 2)
     first.state.save(tmp_path / "state.safetensors")
     second.state.restore(tmp_path / "state.safetensors")
-    assert second.state.scale.state() == [32768.0, 2]
+    assert second.state.gradients.scale.state() == [32768.0, 2]
 
 
 def test_bfloat16_trains(tmp_path):
     trainer = trainer_of(config_of("ict", "train.precision=bf16", steps=3))
-    trainer.run_to(3)
-    assert trainer.report().loss > 0 and not trainer.state.scale.active
+    advance(trainer, 3)
+    assert trainer.report().loss > 0 and not trainer.state.gradients.scale.active
     assert all(p.dtype == torch.float32 for p in trainer.state.parameters())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -10,7 +12,9 @@ from cmtool.checkpoint import save_model
 from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
 from cmtool.data.load import load_dataset
-from cmtool.training.listener import Listener, Outcome
+from cmtool.losses.objective import Loss
+from cmtool.training.loop import Trainer
+from cmtool.training.report import Listener, Outcome, Report
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from cmtool.training.setup import fresh_student, prepare
@@ -30,9 +34,27 @@ def config_of(
     return resolve(preset, recipe=recipe, sets=(*small, *sets), flags=given).config
 
 
-def trainer_of(config: RunConfig):
+def trainer_of(config: RunConfig) -> Trainer:
     """Return a trainer at step 0."""
     return prepare(config, load_dataset(config.data), CPU)
+
+
+def advance(trainer: Trainer, step: int) -> None:
+    """Train until `step` steps are done."""
+    while trainer.state.step < step:
+        trainer.step()
+
+
+def reports(trainer: Trainer) -> Iterator[Report]:
+    """Train to the end of the run; a report every `log_every` steps and at the last."""
+    for _ in trainer.run(intervals=[trainer.config.train.log_every]):
+        yield trainer.report()
+
+
+def change_loss(trainer: Trainer, change: Callable[[Loss], Loss]) -> None:
+    """Let every loss pass through `change` before it is descended."""
+    plain = trainer.objective
+    trainer.objective = SimpleNamespace(draw=plain.draw, loss=lambda *a: change(plain.loss(*a)))
 
 
 def teacher_file(path: Path, seed: int = 5, scale: float = 0.2, preset: str = "digits") -> Path:
@@ -79,12 +101,21 @@ def session_of(config: RunConfig, path: Path) -> tuple[Session, Heard]:
     """Return a session in the run folder `path`, and what it will tell."""
     path.mkdir(parents=True, exist_ok=True)
     heard = Heard()
-    return Session(config, trainer_of(config), RunFolder(path), heard), heard
+    return Session(trainer_of(config), RunFolder(path), heard), heard
+
+
+def run(session: Session, stop: Stop | None = None, arguments: Sequence[str] = ()) -> Outcome:
+    """Run a session until it ends."""
+    stop = stop or Stop()
+    session.begin(stop, arguments)
+    for due in session.trainer.run(stop, session.intervals()):
+        session.attend(due)
+    return session.end()
 
 
 def train(config: RunConfig, path: Path, stop: Stop | None = None) -> Outcome:
-    """Run a session to its end."""
-    return session_of(config, path)[0].run(stop or Stop())
+    """Run a new session to its end."""
+    return run(session_of(config, path)[0], stop)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

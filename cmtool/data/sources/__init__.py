@@ -1,1 +1,1 @@
-"""Readers of other people's data: each yields records (name, label, undecoded image) in a fixed order."""
+"""Readers of data sets in many formats: each yields records (name, undecoded image, label) in a fixed order."""

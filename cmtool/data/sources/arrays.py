@@ -1,9 +1,8 @@
-"""Image collections stored as arrays: .npz files, CIFAR-10's batches, image-net.org's downsampled batches."""
+"""Images stored as arrays: .npz files, the batches of CIFAR-10, and image-net.org's downsampled batches."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,15 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmtool.data.archives import NpzReader
-from cmtool.data.cache import file_digest
+from cmtool.data.array_images import class_numbers, layout, open_array_images, to_nhwc
 from cmtool.data.pickles import read_array_pickle
 from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.data.sources.known import CIFAR10_MD5
 from cmtool.errors import DataError, unknown
+from cmtool.files.cache import file_digest
 
-IMAGE_KEYS = ("arr_0", "images", "data", "x", "samples")
-LABEL_KEYS = ("arr_1", "labels", "label", "y")
 CIFAR_FOLDER = "cifar-10-batches-py"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_MD5 = {
@@ -32,6 +29,7 @@ CIFAR_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
+_DEVKIT_FILES = ("train_data_batch", "val_data")
 DEVKIT_NOTE = (
     "class numbers are the ImageNet development kit's, not the sorted WordNet order of published class-conditional "
     "models; put map_clsloc.txt beside the batches to have them mapped"
@@ -39,31 +37,15 @@ DEVKIT_NOTE = (
 
 
 def _pixels(block: NDArray[Any], place: Path) -> NDArray[np.uint8]:
-    """Bring a block of rows to (B, H, W, C): flat planar rows, (B, H, W), (B, H, W, C) or (B, C, H, W)."""
+    """Rearrange the rows of a pickled batch to (B, H, W, C)."""
     if block.dtype != np.uint8:
         raise DataError(f"{place} holds {block.dtype} images; only bytes (uint8) are images here.")
-    if block.ndim == 2:
-        side = math.isqrt(block.shape[1] // 3)
-        if 3 * side * side != block.shape[1]:
-            raise DataError(f"{place}: rows of {block.shape[1]} bytes are no square RGB images.")
-        block = block.reshape(-1, 3, side, side)
-    if block.ndim == 3:
-        return block[..., None]
-    if block.ndim != 4 or not {block.shape[1], block.shape[3]} & {1, 3, 4}:
-        raise DataError(f"{place}: an array {tuple(block.shape)} is no batch of images.")
-    return block if block.shape[3] in (1, 3, 4) else block.transpose(0, 2, 3, 1)
-
-
-def _labels(values: Any, count: int, place: Path) -> list[int]:
-    array = np.asarray(values)
-    if array.shape != (count,) or array.dtype.kind not in "iu" or (count and array.min() < 0):
-        raise DataError(f"{place} has labels {array.dtype} {array.shape} where {count} class numbers are expected.")
-    return [int(label) for label in array]
+    return to_nhwc(block, layout(block.shape, place)[0])
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a collection: how many images, their labels, and its pixels in blocks on demand."""
+    """One file of a collection: number of images, labels, and pixels in blocks on demand."""
 
     path: Path
     count: int
@@ -71,53 +53,59 @@ class Part:
     blocks: Callable[[], Iterator[NDArray[Any]]]
 
 
-def collect(kind: str, place: Path, parts: list[Part], signature: str, **facts: Any) -> Source:
-    """Join files into one source; either all have labels or the labels are dropped."""
-    labeled = all(part.labels is not None for part in parts)
+def collect(
+    kind: str, place: Path, parts: list[Part], signature: str, notes: tuple[str, ...] = (), **facts: Any
+) -> Source:
+    """Join files into one source. If some have no labels, all labels are dropped and a note says so."""
+    without = sum(part.labels is None for part in parts)
+    if 0 < without < len(parts):
+        notes += (f"{without:,} of {len(parts):,} files have no labels, so that none is used",)
     top = max((max(part.labels or [0]) for part in parts), default=0)
 
     def records() -> Iterator[Record]:
         for part in parts:
             index = 0
             for block in part.blocks():
-                for image in _pixels(block, part.path):
-                    yield Record(f"{part.path.name}[{index}]", image, part.labels[index] if part.labels else None)
+                for image in block:
+                    label = part.labels[index] if part.labels and not without else None
+                    yield Record(f"{part.path.name}[{index}]", image, label)
                     index += 1
 
     count = sum(part.count for part in parts)
-    return Source(kind, place, count, records, signature, classes=top + 1 if labeled else None, **facts)
+    return Source(kind, place, count, records, signature, classes=None if without else top + 1, notes=notes, **facts)
 
 
-def npz_part(path: Path, shift: int = 0) -> Part:
-    """Open one .npz; `shift` is subtracted from its labels."""
-    reader = NpzReader(path)
-    image = next((key for key in IMAGE_KEYS if key in reader.arrays), None)
-    if image is None:
-        raise DataError(
-            f"{path} has no images: its arrays are {', '.join(reader.arrays)}, none of {', '.join(IMAGE_KEYS)}."
-        )
-    count = reader.arrays[image].shape[0] if reader.arrays[image].shape else 0
-    label = next((key for key in LABEL_KEYS if key in reader.arrays), None)
-    labels = None if label is None else _labels(reader.read(label).astype(np.int64) - shift, count, path)
-    return Part(path, count, labels, lambda: reader.rows(image))
+def _shifted(labels: NDArray[np.int64], devkit: bool) -> list[int]:
+    """Return labels that start from 0; in image-net.org's batches they start from 1."""
+    return (labels - (devkit and labels.min(initial=1) > 0)).tolist()
+
+
+def npz_part(path: Path) -> tuple[Part, tuple[str, ...]]:
+    """Open one .npz; also return notes for the user."""
+    images = open_array_images(path)
+    if images.points:
+        raise DataError(f"{path} are points, not images: there is nothing to pack.")
+    devkit = path.name.startswith(_DEVKIT_FILES) and images.key == "data"
+    labels = None if images.labels is None else _shifted(images.labels, devkit)
+    notes = (DEVKIT_NOTE,) if devkit else images.notes
+    return Part(path, images.count, labels, images.blocks), notes
 
 
 def open_npz(path: Path) -> Source:
-    """Open an .npz of images: `arr_0` or `images`, `data`, `x`, `samples`; labels `arr_1` or `labels`, `label`, `y`.
+    """Open an .npz of images, see `open_array_images`.
 
     Raises:
-        DataError: it holds objects, expands like a bomb, is damaged, or has no images of bytes.
+        DataError: it holds objects, would expand like a bomb, is damaged, or has no images.
     """
-    first_of_1000 = 1 if path.name.startswith(("train_data_batch", "val_data")) else 0
-    notes = (DEVKIT_NOTE,) if first_of_1000 else ()
-    return collect("npz", path, [npz_part(path, first_of_1000)], sign_file("npz", path), notes=notes)
+    part, notes = npz_part(path)
+    return collect("npz", path, [part], sign_file("npz", path), notes=notes)
 
 
-def pickle_part(path: Path, shift: int = 0, blob: bytes | None = None) -> Part:
-    """Open one pickled batch; `shift` is subtracted from its labels.
+def pickle_part(path: Path, blob: bytes | None = None) -> Part:
+    """Open one pickled batch.
 
-    A batch of the 64-pixel set is 1.6 GB: only its labels are kept, and its pixels are read again when they are due.
-    `blob` is the file's content where it is not on the disk by itself.
+    A batch of the 64-pixel set takes 1.6 GB, so only its labels are kept, and its pixels are read again when needed.
+    `blob` is the content of a batch that is not a file of its own.
     """
 
     def read() -> dict[str, Any]:
@@ -131,14 +119,14 @@ def pickle_part(path: Path, shift: int = 0, blob: bytes | None = None) -> Part:
     if not isinstance(data, np.ndarray):
         raise DataError(f"{path} has no array 'data'; it has {', '.join(held)}.")
     values = held.get("labels", held.get("fine_labels"))
-    labels = None if values is None else _labels(np.asarray(values, dtype=np.int64) - shift, len(data), path)
-    return Part(path, len(data), labels, lambda: iter([read()["data"]]))
+    devkit = path.name.startswith(_DEVKIT_FILES)
+    labels = None if values is None else _shifted(class_numbers(values, len(data), path), devkit)
+    return Part(path, len(data), labels, lambda: iter([_pixels(read()["data"], path)]))
 
 
 def open_pickle(path: Path) -> Source:
-    """Open one pickled batch (`data`, `labels`) with the restricted reader."""
-    shift = 1 if path.name.startswith(("train_data_batch", "val_data")) else 0
-    return collect("pickled batch", path, [pickle_part(path, shift)], sign_file("pickle", path))
+    """Open one pickled batch (`data`, `labels`) with the restricted unpickler."""
+    return collect("pickled batch", path, [pickle_part(path)], sign_file("pickle", path))
 
 
 def _cifar_names(part: str | None) -> list[str]:
@@ -161,14 +149,14 @@ def _cifar(place: Path, blobs: dict[str, bytes], signature: str) -> Source:
 
 
 def open_cifar_folder(path: Path, part: str | None = None) -> Source:
-    """Open CIFAR-10's python batches; every file's MD5 is compared before anything in it is read.
+    """Open the Python batches of CIFAR-10. Each file's MD5 is checked before anything in it is read.
 
     Args:
         path: `cifar-10-batches-py`, or the folder that holds it.
         part: "train" (or None): the 50,000; "test": the 10,000.
 
     Raises:
-        DataError: a batch is missing or not the published one.
+        DataError: a batch is missing, or is not the published one.
     """
     folder = path / CIFAR_FOLDER if (path / CIFAR_FOLDER).is_dir() else path
     files = [folder / name for name in _cifar_names(part)]

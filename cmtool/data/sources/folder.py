@@ -1,82 +1,130 @@
-"""A folder of image files, with nested folders or file-name prefixes as class labels."""
+"""Folders and zips of image files, with labels from EDM's dataset.json, class folders or file-name prefixes."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from stat import S_ISREG
+from typing import Any
 
-from cmtool.data.decode import FOREIGN, SUFFIXES
-from cmtool.data.sources.base import Record, Source, index_labels, sign
-from cmtool.errors import DataError, unknown
+from cmtool.data.archives import open_zip, read_member
+from cmtool.data.listing import TABLE, Classes, Listing, class_labels, find_table, list_archive, list_folder
+from cmtool.data.sources.base import Payload, Record, Source, sign, sign_file
+from cmtool.errors import DataError
 
-RULES = ("folders", "prefix")
-
-
-def _files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """All visible files below `root` as relative names with "/" and their stat; links are followed, loops are not."""
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            full = os.path.join(folder, name)
-            if not name.startswith(".") and os.path.exists(full):
-                yield Path(full).relative_to(root).as_posix(), os.stat(full)
+_LARGEST_JSON = 1_000_000_000
 
 
-def list_files(root: Path) -> tuple[list[tuple[str, int, int]], Counter[str]]:
-    """Return the image files below `root` as (name, bytes, time of change), sorted by name, and counts of the rest."""
-    skipped: Counter[str] = Counter()
-    listing: list[tuple[str, int, int]] = []
-    for name, stat in _files(root):
-        if not S_ISREG(stat.st_mode):  # opening a pipe waits for ever, a device has no end
-            skipped["no plain file"] += 1
-        elif name.lower().endswith(SUFFIXES):
-            listing.append((name, stat.st_size, stat.st_mtime_ns))
-        else:
-            foreign = name.lower().endswith(FOREIGN)
-            skipped["in a format to be converted first (HEIC, raw, ...)" if foreign else "not an image"] += 1
-    return sorted(listing), skipped
+def _is_other(text: bytes) -> bool:
+    """Whether a dataset.json belongs to some other tool: valid JSON, but without labels."""
+    with suppress(ValueError, RecursionError):
+        held = json.loads(text)
+        return isinstance(held, dict) and "labels" not in held
+    return False
 
 
-def class_labels(names: list[str], rule: str | None) -> tuple[tuple[str, ...] | None, list[int] | None]:
-    """Class of each file: its first folder, or (rule "prefix", OpenAI's) its file name up to the first underscore."""
-    if rule not in (None, *RULES):
-        raise DataError(unknown("label rule of a folder", str(rule), RULES))
-    if rule == "prefix":
-        return index_labels([name.rsplit("/", 1)[-1].split("_", 1)[0] for name in names])
-    if any("/" not in name for name in names):
-        return None, None
-    return index_labels([name.split("/", 1)[0] for name in names])
+def _class_of(value: Any, place: Path) -> int:
+    """Return a label in dataset.json, an integer or a one-hot vector, as a class index."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, list) and sorted(value) == [0] * (len(value) - 1) + [1]:
+        return value.index(1)
+    raise DataError(
+        f"{place}: dataset.json has the label {str(value)[:40]}, neither a class index nor a one-hot vector.",
+        "remove the labels, or make them integers",
+    )
+
+
+def _table_labels(text: bytes, names: list[str], place: Path) -> tuple[list[int] | None, tuple[str, ...]]:
+    """Return labels in the order of `names`, None if dataset.json has none; and notes for the user."""
+    try:
+        listed = json.loads(text)["labels"]
+        table = None if listed is None else {str(name).replace("\\", "/"): label for name, label in listed}
+    except (ValueError, TypeError, RecursionError):
+        raise DataError(f"{place}: dataset.json is damaged or not in EDM's form.") from None
+    if not table:
+        return None, ()
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise DataError(f"{place}: dataset.json has no label for {len(missing):,} images, the first {missing[0]}.")
+    labels = [_class_of(table[name], place) for name in names]
+    count = max(labels) + 1
+    gaps = count - len(set(labels))
+    notes = (f"dataset.json leaves {gaps} of {count} class numbers unused",) if gaps else ()
+    absent = len(table) - len(names)
+    return labels, (*notes, *((f"dataset.json lists {absent:,} images that are not there",) if absent else ()))
+
+
+def _open_images(
+    path: Path,
+    found: Listing,
+    rule: str | None,
+    signature: str,
+    read: Callable[[str], bytes],
+    fetch: Callable[[], Callable[[str], Payload]],
+    form: str,
+) -> Source:
+    """Make a source from a listing. `read` returns the bytes of a table; `fetch` starts a pass over the images."""
+    names = found.images
+    table = find_table(found.images, [name for name in found.tables if not _is_other(read(name))], path)
+    found.skipped["not an image"] += sum(name != table for name in found.tables)
+    kind = f"EDM {form}" if table is not None else f"{form} of images"
+    numbered: list[int] | None = None
+    if table is not None:
+        inside = [name.removeprefix(table.removesuffix(TABLE)) for name in names]
+        numbered, notes = _table_labels(read(table), inside, path) if names else (None, ())
+        found_classes = Classes(None, numbered, notes)
+    else:
+        found_classes = class_labels(names, rule) if names else Classes()
+    labels = found_classes.labels
+    if rule is not None and numbered is not None:
+        found_classes = Classes(None, labels, (*found_classes.notes, "the labels are those of dataset.json"))
+
+    def records() -> Iterator[Record]:
+        load = fetch()
+        for index, name in enumerate(names):
+            yield Record(name, load(name), labels[index] if labels else None)
+
+    classes = 1 + max(labels) if labels else None
+    return Source(
+        kind, path, len(names), records, signature, found_classes.names, classes, +found.skipped, found_classes.notes
+    )
 
 
 def open_folder(root: Path, rule: str | None = None) -> Source:
-    """List a folder of images, sorted by name.
+    """Open a folder of images, sorted by name: labels from EDM's `dataset.json`, else from folders or prefixes.
 
     Args:
-        root: searched with all its subfolders; hidden files are ignored.
-        rule: "folders" or None: the top-level folder is the class, sorted by name (no labels when an image lies at
-            the top); "prefix": OpenAI's rule, the file name up to the first underscore (one stray prefix shifts
-            every index behind it).
+        root: the folder; see `listing` for which files below it count.
+        rule: see `class_labels`.
 
     Raises:
-        DataError: the folder holds no image file, or there is no such rule.
+        DataError: it holds no image, there is no such rule, or its labels are not class indices.
     """
-    listing, skipped = list_files(root)
-    names = [name for name, *_ in listing]
-    classes, labels = class_labels(names, rule) if names else (None, None)
+    found = list_folder(root)
+    rows: list[tuple[object, ...]] = [(name, *stamp) for name, stamp in zip(found.images, found.stamps, strict=True)]
+    texts = [(name, (root / name).read_bytes()) for name in found.tables]
+    signature = sign(f"folder {root.resolve()} {rule}", [*rows, *texts, *sorted(found.skipped.items())])
+    return _open_images(
+        root, found, rule, signature, dict(texts).__getitem__, lambda: lambda name: root / name, "folder"
+    )
 
-    def records() -> Iterator[Record]:
-        for index, name in enumerate(names):
-            yield Record(name, root / name, labels[index] if labels else None)
 
-    signature = sign(f"folder {root.resolve()} {rule}", listing)
-    count = len(classes) if classes else None
-    return Source("folder of images", root, len(names), records, signature, classes, count, skipped)
+def open_image_zip(path: Path, rule: str | None = None) -> Source | None:
+    """Open a zip of images in place, with labels as in a folder; None if it holds only arrays, like an .npz.
+
+    Raises:
+        DataError: the archive is refused or damaged, or its labels are not class indices.
+    """
+    with open_zip(path) as archive:
+        found, members = list_archive(archive)
+        if not found.images and any(name.endswith(".npy") for name in members):
+            return None
+        texts = {name: read_member(archive, members[name], _LARGEST_JSON) for name in found.tables}
+
+    def fetch() -> Callable[[str], Payload]:
+        opened = open_zip(path)
+        return lambda name: read_member(opened, members[name])
+
+    return _open_images(path, found, rule, sign_file(f"zip {rule}", path), texts.__getitem__, fetch, "zip")

@@ -15,7 +15,7 @@ SQUASH_NOTE = "images were squashed to squares by the publisher: neither ADM's n
 
 
 def batch_files(folder: Path) -> list[Path]:
-    """Return the training batches in a folder, in their numbered order."""
+    """Return the training batches in a folder, sorted by number."""
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _BATCH.fullmatch(path.name))]
     return [path for _number, path in sorted(found)]
 
@@ -24,7 +24,7 @@ def read_class_map(path: Path) -> tuple[list[int], tuple[str, ...]]:
     """Read map_clsloc.txt (lines "n02119789 1 kit_fox") into ranks by sorted WordNet id and the ids themselves.
 
     Raises:
-        DataError: it does not list every number from 1 to 1000 once.
+        DataError: it does not list every number from 1 to 1000 exactly once.
     """
     try:
         rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -45,13 +45,13 @@ def _mapped(part: Part, ranks: list[int]) -> Part:
 
 
 def open_downsampled_imagenet(folder: Path) -> Source:
-    """Open the batches; labels 1..1000 become 0..999, in sorted WordNet order when map_clsloc.txt lies beside them.
+    """Open the batches. Labels 1..1000 become 0..999, in WordNet order if map_clsloc.txt is in the same folder.
 
     Raises:
-        DataError: a batch is refused or damaged, or the class map is.
+        DataError: a batch or the class map is refused or damaged.
     """
     files = batch_files(folder)
-    parts = [npz_part(path, 1) if path.suffix == ".npz" else pickle_part(path, 1) for path in files]
+    parts = [npz_part(path)[0] if path.suffix == ".npz" else pickle_part(path) for path in files]
     class_map = folder / "map_clsloc.txt"
     if class_map.is_file():
         ranks, names = read_class_map(class_map)

@@ -1,4 +1,4 @@
-"""The published data sets by name: where they are looked for, and where they come from."""
+"""Published data sets by name: where they are looked for, and where they can be downloaded."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmtool.config.schema import DataConfig
-from cmtool.data.cache import Progress, cache_dir, download
 from cmtool.errors import DataError
+from cmtool.files.cache import cache_dir
+from cmtool.files.download import Download, download
+from cmtool.talk import SILENCE, Talk
 
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 
 
 @dataclass(frozen=True)
 class Known:
-    """A published data set: its names on disk, its address, and whether that address answers without a login."""
+    """A published data set: its names on disk and its address, with MD5 and size if no login is needed to fetch it."""
 
     names: tuple[str, ...]
     url: str
@@ -38,17 +40,32 @@ KNOWN = {
 
 
 def data_dir() -> Path:
-    """Return where published data sets are looked for: `$CMTOOL_DATA`, else `data` in the cache folder."""
+    """Return the folder for published data sets: `$CMTOOL_DATA`, else `data` in the cache folder."""
     given = os.environ.get("CMTOOL_DATA")
     return Path(given).expanduser() if given else cache_dir() / "data"
 
 
-def locate(cfg: DataConfig, progress: Progress | None = None) -> Path:
-    """Return where the data of a [data] table lies; CIFAR-10 is fetched when it is not there.
+def _fetch(file: Download, talk: Talk) -> Path:
+    """Download a data set; `talk` hears of it once the first bytes are there."""
+    with talk.progress(file.size, "fetching") as update:
+        said = False
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal said
+            if not said:
+                talk.say(f"fetching the data set, {file.size:,} bytes; an interrupted download is resumed")
+            said = True
+            update(completed=done)
+
+        return download(file, progress)
+
+
+def locate(cfg: DataConfig, talk: Talk = SILENCE) -> Path:
+    """Return the path of the data that a [data] table names; CIFAR-10 is downloaded if it is missing.
 
     Raises:
-        DataError: it is not there; the sentence names the place and the address.
-        OfflineError: it would have to be fetched and cannot be.
+        DataError: the data are missing; the message names the expected path and the address.
+        OfflineError: the data have to be downloaded and cannot be.
     """
     if cfg.path is not None:
         return Path(cfg.path.removeprefix("lsun:")).expanduser()
@@ -59,7 +76,8 @@ def locate(cfg: DataConfig, progress: Progress | None = None) -> Path:
         if (data_dir() / name).exists():
             return data_dir() / name
     if known.md5:
-        return download(known.url, data_dir() / known.names[-1], known.md5, known.size, progress)
+        file = Download(known.url, data_dir() / known.names[-1], size=known.size, digest=f"md5:{known.md5}")
+        return _fetch(file, talk)
     raise DataError(
         f"{cfg.source} is not at {data_dir() / known.names[0]}; it comes from {known.url} and cannot be fetched here.",
         f"put it there, or name its place with --data PATH (CMTOOL_DATA moves {data_dir()})",

@@ -1,8 +1,8 @@
-"""LSUN's lmdb, read without the library: a memory map of a damaged or hostile file would end the whole process.
+"""LSUN's lmdb, read without the library, which can crash the process on a damaged or hostile file.
 
-The form (LMDB 0.9, data version 1, as little-endian 64-bit machines write it): pages of one size; pages 0 and 1 say
-where the tree begins, the one with the higher transaction number counts; branch pages list pages, leaf pages list keys
-with values; a value too long for a leaf lies on pages of its own.
+The format (LMDB 0.9, data version 1, as written by little-endian 64-bit machines): all pages have one size; pages 0 and
+1 say where the tree starts, and the one with the higher transaction number is valid; branch pages list pages, leaf
+pages list keys and values; a value too long for a leaf has pages of its own.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _MAGIC = 0xBEEFC0DE
 _NO_PAGE = (1 << 64) - 1
 _BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
 _LONG, _NESTED = 1, 2 | 4
-_KEY_ORDERS = 2 | 8  # compared from their ends, or as integers: the pages are in that order already
+_KEY_ORDERS = 2 | 8  # keys compared in reverse or as integers; the pages are already in that order
 _PAGE_SIZES = frozenset(1 << power for power in range(9, 17))
 
 
 class _Bad(Exception):
-    """What does not fit; told with the file's name."""
+    """Something does not fit; it is reported with the name of the file."""
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """Where the records are: page size, how keys are kept, page of the root, how deep it goes, how many records."""
+    """Where the records are: page size, order of keys, page of the root, depth of the tree, number of records."""
 
     page_size: int
     flags: int
@@ -57,7 +57,7 @@ def _meta(data: bytes) -> _Tree:
 
 
 class _Pages:
-    """Pages of an open file. A sound file is read at most once in a pass, so that no loop of pages goes on for ever."""
+    """Pages of an open file. A pass over a valid file reads each page once, so reading more means pages form a loop."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream = stream
@@ -77,11 +77,11 @@ class _Pages:
         return data
 
     def tree(self) -> _Tree:
-        """Return the newer of the two states that the file keeps."""
+        """Return the newer of the two states stored in the file."""
         first = _meta(self.read(0, 152))
         try:
             second = _meta(self.read(first.page_size, 152))
-        except _Bad:  # the state before is whole: that is what two are kept for
+        except _Bad:  # the previous state is intact, which is why there are two
             second = first
         newer = max(first, second, key=lambda tree: tree.transaction)
         if newer.flags & ~_KEY_ORDERS:
@@ -125,10 +125,10 @@ class _Pages:
 def open_lmdb(path: Path) -> Source:
     """Open an LSUN lmdb (a folder with data.mdb, or the .mdb file): values are WebP or JPEG files, in key order.
 
-    The file is read without a lock, as the export of a data set that nobody writes to; nothing is written beside it.
+    The file is read without a lock, on the assumption that nobody writes to it, and no lock file is made.
 
     Raises:
-        DataError: the file is damaged or no lmdb.
+        DataError: the file is damaged or not an lmdb.
     """
     file = path / "data.mdb" if path.is_dir() else path
     size = file.stat().st_size

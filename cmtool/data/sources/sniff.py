@@ -1,29 +1,33 @@
-"""Which reader a path needs, told from what lies there and never from its name alone."""
+"""Chooses the reader for a path by looking at what is there, never by the name alone."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cmtool.config.schema import DATA_SOURCES, DataConfig
+from cmtool.config.schema import DataConfig
+from cmtool.config.sources import DATA_SOURCES
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import SUFFIXES
+from cmtool.data.listing import is_hidden, list_folder
 from cmtool.data.packed import MAGIC, read_packed
 from cmtool.data.sources.arrays import CIFAR_FOLDER, open_cifar_archive, open_cifar_folder, open_npz, open_pickle
 from cmtool.data.sources.base import Record, Source, sign_file
-from cmtool.data.sources.folder import open_folder
+from cmtool.data.sources.folder import open_folder, open_image_zip
 from cmtool.data.sources.imagenet import batch_files, open_downsampled_imagenet
 from cmtool.data.sources.lmdb import open_lmdb
-from cmtool.data.sources.tables import open_parquet, parquet_files
-from cmtool.data.sources.zipped import open_edm_folder, open_image_zip
+from cmtool.data.sources.tables import has_images, open_parquet
 from cmtool.errors import DataError, nearest
 
 FORMS = "a folder of images, an EDM zip, .npz, .parquet, .cmdata, an lmdb, CIFAR-10's or image-net.org's batches"
 
 
+class UnknownForm(DataError):
+    """A file that does not start like any known data set."""
+
+
 def dataset_source(data: Dataset, path: Path, signature: str) -> Source:
-    """Turn a loaded data set into a source, so that it can be packed (again, at another size)."""
+    """Turn a loaded data set into a source, so that it can be packed again at another size."""
     if data.float_samples:
         raise DataError(f"{path} are points in the plane, not images: there is nothing to pack.")
 
@@ -36,27 +40,32 @@ def dataset_source(data: Dataset, path: Path, signature: str) -> Source:
     return Source(kind, path, len(data), records, signature, data.class_names, data.classes, notes=notes)
 
 
-def _open_folder(path: Path, kind: str | None) -> Source:
-    if (path / "dataset.json").is_file():
-        return open_edm_folder(path)
+def _published(path: Path, kind: str | None) -> Source | None:
+    """Open a folder in one of the published formats; None if it is in none of them."""
     if (path / "data.mdb").is_file():
         return open_lmdb(path)
     if (path / CIFAR_FOLDER).is_dir() or (path / "data_batch_1").is_file():
         return open_cifar_folder(path, kind)
     if batch_files(path):
         return open_downsampled_imagenet(path)
-    if parquet_files(path):
-        return open_parquet(path)
-    return open_folder(path, kind)
+    return open_parquet(path) if has_images(path) else None
 
 
-def _open_zip(path: Path, kind: str | None) -> Source:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = any(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path} is damaged or no zip archive ({error}).") from None
-    return open_npz(path) if arrays else open_image_zip(path, kind)
+def _only_folder(path: Path) -> Path | None:
+    """Return the only entry of a folder if it is a folder too, as unpacking often leaves it; otherwise None."""
+    inside = [place for place in path.iterdir() if not is_hidden(place.name)]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else None
+
+
+def _open_folder(path: Path, kind: str | None) -> Source:
+    inner = _only_folder(path)
+    source = _published(path, kind) or (_published(inner, kind) if inner else None)
+    if source is None:
+        return open_folder(path, kind)
+    beside = len(list_folder(path).images)
+    if beside:
+        source.notes += (f"{beside:,} image files lie in the same folder and are left out ({source.kind} is read)",)
+    return source
 
 
 def _open_file(path: Path, kind: str | None) -> Source:
@@ -65,7 +74,7 @@ def _open_file(path: Path, kind: str | None) -> Source:
     if start == MAGIC:
         return dataset_source(read_packed(path), path, sign_file("packed", path))
     if start[:2] == b"PK":
-        return _open_zip(path, kind)
+        return open_image_zip(path, kind) or open_npz(path)
     if start[:4] == b"PAR1":
         return open_parquet(path)
     if start[:2] == b"\x1f\x8b":
@@ -76,18 +85,18 @@ def _open_file(path: Path, kind: str | None) -> Source:
         return open_pickle(path)
     if path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path} is a single image; training needs a folder of them.", f"use --data {path.parent}")
-    raise DataError(f"{path} is in no known form; known are {FORMS}.")
+    raise UnknownForm(f"{path} is in no known form; known are {FORMS}.")
 
 
 def open_source(path: str | Path, cfg: DataConfig | None = None) -> Source:
-    """Open any data set that is read here; the reader is chosen by what lies at `path`.
+    """Open a data set in any known format, which is detected.
 
     Args:
         path: a file or folder, or `lsun:PATH` for an lmdb.
         cfg: the [data] table; only its `kind` is used (label rule of a folder, part of CIFAR-10).
 
     Raises:
-        DataError: nothing is there, it is empty, refused, damaged or in no known form.
+        DataError: there is nothing at the path, or it is empty, refused, damaged or in no known format.
     """
     text = str(path)
     lmdb = text.startswith("lsun:")

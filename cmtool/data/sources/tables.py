@@ -1,90 +1,170 @@
-"""Parquet tables of images; they need a package of the extra `data`."""
+"""Parquet tables of images; reading them needs the extra `data`."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cmtool.data.listing import is_hidden, list_folder
 from cmtool.data.sources.base import Record, Source, sign_file
-from cmtool.errors import DataError
+from cmtool.errors import DataError, install_extra
 
 _ROWS = 256
-INSTALL = "pip install 'cmtool[data]'"
+_LABELS = ("label", "labels", "class", "fine_label", "y")  # usual names of the column of class numbers
+INSTALL = install_extra("data")
 
 
 def _package(name: str, place: Path) -> ModuleType:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError:
         raise DataError(f"{place} needs the package {name.split('.')[0]}, which is not installed.", INSTALL) from None
 
 
-def _first_split(files: list[Path]) -> list[Path]:
-    """The hub's file names begin with the split; of several splits only "train" is used."""
-    train = [file for file in files if file.name.startswith("train")]
-    return train or files
-
-
 def parquet_files(path: Path) -> list[Path]:
-    """Return the tables at `path`: itself, or those in it or in its subfolder `data`, sorted by name."""
+    """Return the tables at `path`: the file itself, or those in the folder or its subfolder `data`, sorted by name."""
     if path.is_file():
         return [path]
     for folder in (path, path / "data"):
-        files = sorted(folder.glob("*.parquet"))
+        files = sorted(file for file in folder.glob("*.parquet") if file.is_file() and not is_hidden(file.name))
         if files:
-            return _first_split(files)
+            return files
     return []
 
 
-def _columns(schema: Any, types: Any, path: Path) -> tuple[str, bool, str | None]:
-    """Find the image column (a struct with `bytes`, or plain bytes) and the label column of a table."""
+def _first_split(files: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """Keep only the split "train" if there are several, and say so. On the hub, file names start with the split."""
+    train = [file for file in files if file.name.startswith("train")]
+    left = len(files) - len(train)
+    if not train or not left:
+        return files, ()
+    return train, (f"of {len(files):,} tables the {len(train):,} of the split train are used",)
+
+
+def has_images(path: Path) -> bool:
+    """Whether there are tables of images at `path`, rather than metadata of image files in the same folder."""
+    files = parquet_files(path)
+    if not files or importlib.util.find_spec("pyarrow") is None:
+        return bool(files)
+    with _said(path):
+        tables = [_package("pyarrow.parquet", path).ParquetFile(file) for file in files]
+    return any(_image_columns(table.schema_arrow, _package("pyarrow", path).types) for table in tables) or not (
+        list_folder(path).images
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns hold the images (structs with `bytes`, or plain bytes) and labels, and the names of the classes."""
+
+    image: str
+    nested: bool
+    label: str | None
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """Return the hub's description of each column, from the table's metadata; empty for other tables."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _image_columns(schema: Any, types: Any) -> list[str]:
+    """Return the columns that may hold images: those described so, else structs with `bytes`, else plain bytes."""
+    said = _features(schema)
     nested = [
         field.name for field in schema if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
     ]
     plain = [field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)]
-    if not nested and not plain:
+    named = [name for name in nested + plain if isinstance(said.get(name), dict) and said[name].get("_type") == "Image"]
+    return named or nested or plain
+
+
+def _chosen(found: list[str], usual: tuple[str, ...], what: str, path: Path) -> tuple[str, tuple[str, ...]]:
+    """Choose the column with the usual name among several, and say so.
+
+    Raises:
+        DataError: none of them has a usual name.
+    """
+    if len(found) == 1:
+        return found[0], ()
+    for name in usual:
+        if name in found:
+            return name, (f"of the columns {', '.join(found)} {name} is taken for the {what}",)
+    raise DataError(
+        f"{path} has several columns of {what}: {', '.join(found)}.", f"name the wanted one {usual[0]}, or leave one"
+    )
+
+
+def _columns(schema: Any, types: Any, path: Path) -> _Columns:
+    images = _image_columns(schema, types)
+    if not images:
         raise DataError(f"{path} has no column of images; its columns are {', '.join(schema.names)}.")
+    image, notes = _chosen(images, ("image", "img", "jpg", "png", "webp", "pixels"), "images", path)
     whole = [field.name for field in schema if types.is_integer(field.type)]
-    label = next((name for name in ("label", "labels", "class", "fine_label", "y") if name in whole), None)
-    return (nested or plain)[0], bool(nested), label
+    labels = [name for name in _LABELS if name in whole]
+    label, more = _chosen(labels, tuple(labels), "labels", path) if labels else (None, ())
+    if label is None:
+        other = [f"{name} ({schema.field(name).type})" for name in _LABELS if name in schema.names]
+        more = (f"the column {other[0]} holds no class numbers and is not used",) if other else ()
+    nested = types.is_struct(schema.field(image).type)
+    return _Columns(image, nested, label, _class_names(schema, label), (*notes, *more))
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
-    """Names of the classes as the hub stores them in the table's metadata."""
+    """Return the class names that the hub stores in the table's metadata."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+        return tuple(str(name) for name in _features(schema)[str(label)]["names"])
+    except (KeyError, TypeError):
         return None
 
 
-def _tables(path: Path) -> list[Any]:
-    """Open the tables at `path`."""
-    parquet = _package("pyarrow.parquet", path)
-    return [parquet.ParquetFile(file) for file in parquet_files(path)]
+def _same_columns(tables: list[Any], types: Any, files: list[Path]) -> _Columns:
+    """Return the columns that all tables share.
+
+    Raises:
+        DataError: a table has its images or labels in other columns than the first, or other class names.
+    """
+    found = [_columns(table.schema_arrow, types, file) for table, file in zip(tables, files, strict=True)]
+    for columns, file in zip(found, files, strict=True):
+        if columns != found[0]:
+            raise DataError(
+                f"{file} has other columns or class names than {files[0].name}.", "give tables of one data set"
+            )
+    return found[0]
+
+
+def _tables(files: list[Path]) -> list[Any]:
+    """Open tables."""
+    parquet = _package("pyarrow.parquet", files[0])
+    return [parquet.ParquetFile(file) for file in files]
 
 
 @contextlib.contextmanager
 def _said(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises over a damaged table into one sentence: its own errors, and OSError for most damage."""
+    """Turn errors of pyarrow about a damaged table into one sentence; most are OSError, some are its own."""
     arrow = _package("pyarrow", path)
     try:
         yield
     except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's error, not the table's
+        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the table
             raise
         why = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(f"{path} is damaged or no parquet table ({why}).") from None
 
 
 def _images(table: Any, image: str, nested: bool) -> Iterator[bytes]:
-    """Yield the embedded files of one table; empty where a row has none."""
+    """Yield the embedded files of one table, empty bytes for rows without one."""
     for batch in table.iter_batches(_ROWS, columns=[image]):
         for value in batch.column(0).to_pylist():
             yield (value.get("bytes") if nested and value else value) or b""
@@ -93,30 +173,32 @@ def _images(table: Any, image: str, nested: bool) -> Iterator[bytes]:
 def open_parquet(path: Path) -> Source:
     """Open a parquet table of image files, or a folder of them: rows {image: {bytes, path}, label}.
 
-    Only embedded bytes are read; a row's `path` is a name and never opened.
+    Only embedded bytes are read. A row's `path` is just a name and is never opened.
 
     Raises:
         DataError: the package pyarrow is missing, or a table is damaged or has no images.
     """
     arrow = _package("pyarrow", path)
-    files = parquet_files(path)
+    files, notes = _first_split(parquet_files(path))
     with _said(path):
-        tables = _tables(path)
-        schema = tables[0].schema_arrow
-        image, nested, label = _columns(schema, arrow.types, files[0])
-        labels = [_label_column(table, label) for table in tables] if label else []
-        names = _class_names(schema, label)
+        tables = _tables(files)
+        columns = _same_columns(tables, arrow.types, files)
+        labels = [_label_column(table, columns.label) for table in tables] if columns.label else []
         rows = [int(table.metadata.num_rows) for table in tables]
-        if label and rows != [len(column) for column in labels]:
+        if columns.label and rows != [len(column) for column in labels]:
             raise ValueError("its columns differ in length")
-    unlabeled = label is None or any(value is None or value < 0 for column in labels for value in column)
+    notes += columns.notes
+    without = sum(value is None or value < 0 for column in labels for value in column)
+    unlabeled = columns.label is None or without > 0
+    if without:
+        notes += (f"{without:,} of {sum(rows):,} rows have no label, so that none is used",)
     top = 0 if unlabeled else 1 + max((value or 0 for column in labels for value in column), default=-1)
 
     def records() -> Iterator[Record]:
         with _said(path):
-            for number, (file, table) in enumerate(zip(files, _tables(path), strict=True)):
+            for number, (file, table) in enumerate(zip(files, _tables(files), strict=True)):
                 index = 0
-                for index, data in enumerate(_images(table, image, nested), 1):
+                for index, data in enumerate(_images(table, columns.image, columns.nested), 1):
                     if index > rows[number]:
                         break
                     given = None if unlabeled else labels[number][index - 1]
@@ -124,9 +206,9 @@ def open_parquet(path: Path) -> Source:
                 if index != rows[number]:
                     raise ValueError(f"{file.name} has not the {rows[number]:,} rows that it counts")
 
-    names = names if not unlabeled and names and len(names) >= top else None
+    names = columns.names if not unlabeled and columns.names and len(columns.names) >= top else None
     classes = None if unlabeled else len(names or ()) or top
-    return Source("parquet", path, sum(rows), records, sign_file("parquet", *files), names, classes)
+    return Source("parquet", path, sum(rows), records, sign_file("parquet", *files), names, classes, notes=notes)
 
 
 def _label_column(table: Any, label: str) -> list[int | None]:

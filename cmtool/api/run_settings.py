@@ -1,0 +1,210 @@
+"""From what somebody asks for to the settings of a run and its folder; refuses mistakes without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmtool.api.find import find_model
+from cmtool.checkpoint import read_header
+from cmtool.config.judgments import describe_judging, is_teacher_of
+from cmtool.config.load import from_toml, resolve
+from cmtool.config.schema import DataConfig, Family, RunConfig
+from cmtool.config.sources import DATA_SOURCES, SOURCES
+from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
+from cmtool.talk import Talk
+
+TRACKERS = ("tensorboard", "wandb")
+Settings = Mapping[str, Any] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is trained and where; `origins` tells for each setting that is no default where it was written."""
+
+    config: RunConfig
+    folder: Path
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run goes: a folder, or a name below `runs/`; None leaves it to the usual name."""
+
+    out: Path | None = None
+    name: str | None = None
+
+    def folder(self, usual: str) -> Path:
+        """Return the run folder.
+
+        Raises:
+            UsageError: both are given, or the name is not that of a single folder.
+        """
+        if self.name is None:
+            return self.out or Path("runs") / usual
+        if self.out is not None:
+            raise UsageError("--name and --out both say where the run goes; give one of them.")
+        if not re.fullmatch(r"[\w][\w.+-]*", self.name):
+            raise UsageError(
+                f"--name {self.name!r} is no name of a folder.", "letters, digits, - . _ +; another place: --out"
+            )
+        return Path("runs") / self.name
+
+
+def batch_flags(batch_size: int | str | None, micro_batch: int | str | None) -> dict[str, int | str | None]:
+    """Return the settings that the two batch sizes stand for.
+
+    The batch that trains is a setting: what "auto" leaves to the machine is how much of it is computed at once.
+    """
+    found = {"train.batch_size": batch_size, "train.micro_batch": micro_batch}
+    if "auto" in (micro_batch, batch_size) and micro_batch in (None, "auto"):
+        found["train.micro_batch"] = "auto"
+    return found | {"train.batch_size": None if batch_size == "auto" else batch_size}
+
+
+def plan_run(
+    preset: str,
+    family: Family | None,
+    recipe: str | None,
+    settings: Settings,
+    flags: Mapping[str, Any],
+    place: Place,
+    talk: Talk,
+) -> RunPlan:
+    """Resolve the settings of a run, and find its teacher or the model that it starts from.
+
+    Raises:
+        UserError: whatever is wrong with the settings or the models they name.
+    """
+    resolved = resolve(preset, family=family, recipe=recipe, sets=settings, flags=dict(flags))
+    said = describe_judging(resolved.config, resolved.other_data)
+    if said is not None:
+        talk.say(said)
+    config = _with_models(resolved.config, talk)
+    return RunPlan(config, place.folder(f"{config.preset}-{config.recipe_name}"), resolved.origins)
+
+
+def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
+    """Name the teacher or the model to start from, and take over its network and scalings."""
+    from cmtool.training.inherit import adopt, check_needs
+
+    if config.recipe.needs == "teacher" and config.teacher is None:
+        try:
+            found = find_model(
+                None,
+                kinds=("diffusion",),
+                fits=lambda header: is_teacher_of(config, header),
+                wanted="teacher",
+                option="--teacher",
+            )
+        except UserError:
+            check_needs(config)
+            raise
+        talk.say(found.describe())
+        config = config.model_copy(update={"teacher": str(found.path)})
+    check_needs(config)
+    for name in ("teacher", "init"):
+        value = getattr(config, name)
+        if value is not None:
+            kinds = ("diffusion",) if name == "teacher" else ("consistency", "diffusion")
+            path = find_model(value, kinds=kinds, option=f"--{name}").path
+            config = adopt(config, read_header(path)).model_copy(update={name: str(path)})
+    return config
+
+
+def plan_extension(
+    old: Path,
+    steps: int | None,
+    family: Family | None,
+    decided: Mapping[str, Any],
+    place: Place,
+    talk: Talk,
+    dry_run: bool = False,
+    fresh: bool = False,
+) -> RunPlan:
+    """Make the folder of a finished run that goes on (unless `dry_run`), and return its settings.
+
+    Args:
+        old: the finished run.
+        steps: the length to go on to.
+        family: the command that asks; None takes any.
+        decided: by option name what the run has decided already; anything given there is refused.
+        place: where the longer run goes.
+        talk: told from which step it goes on.
+        dry_run: write nothing.
+        fresh: refused: it would start over.
+
+    Raises:
+        UserError: the run is of another family, not finished, too long already, or keeps no state from before its
+            decay; or settings are given that the run has decided.
+    """
+    from cmtool.training.extend import extended, prepare_extension, state_before_decay
+    from cmtool.training.run_folder import RunFolder
+
+    config = _config_of(old, family)
+    if steps is None:
+        raise UsageError("--extend needs --steps, the length to go on to.", f"e.g. --steps {2 * config.train.steps}")
+    changed = ", ".join(f"--{key}" for key, value in decided.items() if value not in (None, (), [], {}))
+    if changed:
+        raise UsageError(f"{changed}: --extend goes on with the settings of {old}; leave it out.")
+    if not RunFolder(old).finished():
+        raise UserError(f"the run in {old} is not finished.", "its own command goes on with it; --extend is for later")
+    longer = extended(config, steps, old)
+    folder = place.folder(f"{old.resolve().name}-{steps}")
+    state = state_before_decay(old, config)
+    if not dry_run:
+        if fresh:
+            raise UsageError("--fresh starts over and --extend goes on; give one of them.")
+        step = prepare_extension(old, state, longer, folder)
+        talk.say(f"{old} goes on from step {step} to {steps} in {folder}; its schedules span the new length.")
+    said = describe_judging(longer, decided=True)
+    if said is not None:
+        talk.say(said)
+    return RunPlan(longer, folder)
+
+
+def _config_of(old: Path, family: str | None) -> RunConfig:
+    if not (old / "config.toml").is_file():
+        raise UserError(f"{old} is no run folder: it holds no config.toml.", "cmtool runs lists the runs")
+    config = from_toml(old / "config.toml")
+    if family not in (None, config.family):
+        raise UserError(
+            f"the run in {old} belongs to train-{config.family}, not to train-{family}.",
+            f"cmtool train-{config.family} --extend {old} --steps N",
+        )
+    return config
+
+
+def check_data(data: DataConfig) -> None:
+    """Refuse data that are not named or not there, without loading anything.
+
+    Raises:
+        DataError: with what to name.
+    """
+    if data.path is None:
+        if SOURCES[data.source].needs_path:
+            raise DataError(f"the data source '{data.source}' needs a path.", "name a folder or file with --data")
+        return
+    place = Path(data.path.removeprefix("lsun:")).expanduser()
+    if data.path not in DATA_SOURCES and not place.exists():
+        close = nearest(data.path, DATA_SOURCES)
+        hint = f"did you mean {close[0]}?" if close else "name a folder of images or a data file with --data"
+        raise DataError(f"there is no data at {place}.", hint)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that is unknown, or whose package is not installed.
+
+    Raises:
+        UsageError: an unknown tracker.
+        UserError: its package is missing.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UsageError(unknown("tracker", name, TRACKERS))
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--track {name} needs the package {name}.", install_extra("track"))

@@ -1,0 +1,336 @@
+"""Training as one call: find the preset and its models, open the run folder, train, close. Every command calls this."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cmtool.api.run_settings import (
+    Place,
+    RunPlan,
+    Settings,
+    batch_flags,
+    check_data,
+    check_trackers,
+    plan_extension,
+    plan_run,
+)
+from cmtool.config.schema import Family, RunConfig
+from cmtool.errors import UsageError, UserError
+from cmtool.launch import is_first, local_rank
+from cmtool.talk import SILENCE, Talk
+
+if TYPE_CHECKING:
+    import torch
+
+    from cmtool.losses.diagnose import Discrepancy
+    from cmtool.models import Model
+    from cmtool.training.distributed import World
+    from cmtool.training.loop import Trainer
+    from cmtool.training.report import Listener
+    from cmtool.training.run_folder import RunFolder
+    from cmtool.training.session import Closing, Judge, Session
+    from cmtool.training.stopping import Stop
+
+Images = int | Literal["auto"] | None
+# Called with the step and what was measured at each noise level.
+Diagnosed = Callable[[int, "Sequence[Discrepancy]"], None]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """How a training ended.
+
+    `model` is the finished model's file, None where the run was stopped before its end (by `signal`, or since it was
+    `out_of_time`); the same call goes on from there. `was_finished`: there was nothing left to do.
+    """
+
+    config: RunConfig
+    folder: Path
+    model: Path | None = None
+    step: int = 0
+    signal: int = 0
+    out_of_time: bool = False
+    was_finished: bool = False
+    origins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return self.model is not None
+
+
+def train(
+    data: str | Path | None = None,
+    *,
+    preset: str = "digits",
+    family: Family | None = None,
+    recipe: str | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    extend: str | Path | None = None,
+    steps: int | None = None,
+    batch_size: Images = None,
+    micro_batch: Images = None,
+    seed: int | None = None,
+    small: Literal["skip", "upscale"] | None = None,
+    fit: Literal["crop", "pad", "stretch"] | None = None,
+    init: str | Path | None = None,
+    teacher: str | Path | None = None,
+    settings: Settings = (),
+    precision: Precision = "auto",
+    deterministic: bool = False,
+    device: str = "auto",
+    fresh: bool = False,
+    dry_run: bool = False,
+    max_time: str | float | None = None,
+    diagnose: bool | Diagnosed = False,
+    track: Sequence[str] = (),
+    talk: Talk = SILENCE,
+    listener: Listener | None = None,
+) -> TrainedRun:
+    """Train a model, or go on with a run that was interrupted: the same call finds its folder again.
+
+    The run saves checkpoints as it goes. Ctrl-C, SIGTERM and the time limit end it between two steps with everything
+    saved; then `model` of the answer is None.
+
+    Args:
+        data: folder or file of images in place of the preset's.
+        preset: a preset's name, or the path of a TOML file.
+        family: "ct", "cd" or "edm" (what `train-ct`, ... take); None: that of the recipe, usually "ct".
+        recipe: a recipe of the preset, or any method by name; None: the preset's default.
+        out: the run folder; None: `runs/<preset>-<recipe>`.
+        name: the folder is `runs/<name>`, in place of `out`.
+        extend: a finished run that goes on from before its decay, to `steps`.
+        steps: optimizer steps; every schedule scales with it.
+        batch_size: images for each optimizer step; "auto": the preset's, in parts that fit the memory.
+        micro_batch: images at once; "auto": halved until they fit.
+        seed: seed of weights, noise and data order.
+        small: what becomes of images smaller than the resolution; usually "skip".
+        fit: how images of other shapes become square; usually "crop".
+        init: a model whose weights the student starts from.
+        teacher: the diffusion model to distil; None: the newest finished run that fits.
+        settings: any setting, as {"train.lr": 1e-4} or as `--set` takes them, ["train.lr=1e-4"].
+        precision: number format; "auto" suits the device.
+        deterministic: use only algorithms that repeat to the bit (GPU).
+        device: "auto" (the fastest present), "cpu", "cuda" or "mps".
+        fresh: start over: remove what the run folder holds.
+        dry_run: settle and check the settings, write nothing; the answer's `config` holds them.
+        max_time: save and stop after this long: "3h55m", or seconds.
+        diagnose: measure discrepancy and transport cost per noise level, into `discrepancy.jsonl`; a function
+            is called with (step, levels) each time.
+        track: also write for "tensorboard" or "wandb".
+        talk: told what happens; nobody unless given.
+        listener: gets every report of losses and figures as numbers, see `cmtool.training.report.Listener`.
+
+    Returns:
+        How the run ended, with its settings, its folder and its model.
+
+    Raises:
+        UserError: whatever can be wrong with settings, data, models or the place; nothing is written then.
+    """
+    deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
+    check_trackers(track)
+    talk = talk if is_first() else SILENCE
+    place = Place(None if out is None else Path(out), name)
+    flags = {
+        "train.steps": steps,
+        **batch_flags(batch_size, micro_batch),
+        "train.seed": seed,
+        "train.precision": None if precision == "auto" else precision,
+        "train.deterministic": deterministic or None,
+        **{"data.path": _text(data), "data.small": small, "data.fit": fit},
+        **{"init": _text(init), "teacher": _text(teacher)},
+    }
+    if extend is None:
+        plan = plan_run(preset, family, recipe, settings, flags, place, talk)
+    else:
+        decided: dict[str, Any] = {"recipe": recipe, "data": data, "small": small, "fit": fit, "batch-size": batch_size}
+        decided |= {"micro-batch": micro_batch, "seed": seed, "init": init, "teacher": teacher, "set": settings}
+        plan = plan_extension(Path(extend), steps, family, decided, place, talk, dry_run, fresh)
+    if dry_run:
+        return TrainedRun(plan.config, plan.folder, origins=plan.origins)
+    folder = _checked(plan, fresh)
+    if folder.finished() and not fresh and _is_whole(folder, talk):
+        return TrainedRun(plan.config, folder.path, folder.model, plan.config.train.steps, was_finished=True)
+    check_data(plan.config.data)
+    with ExitStack() as held:
+        session, stop = _open(held, plan, folder, device, fresh, deadline, diagnose, track, talk, listener)
+        session.begin(stop, sys.argv)
+        for due in session.trainer.run(stop, session.intervals()):
+            session.attend(due)
+        end = session.end()
+    return TrainedRun(plan.config, folder.path, end.model, end.step, end.signal, end.out_of_time)
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def seconds_of(span: str | float) -> float:
+    """Return a time span in seconds, which "3h55m" or a number of seconds says.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    from cmtool.training.stopping import parse_span
+
+    return parse_span(span) if isinstance(span, str) else float(span)
+
+
+def _checked(plan: RunPlan, fresh: bool) -> RunFolder:
+    """Return the run folder if the run may go there: everything that can be refused without torch is refused here."""
+    from cmtool.training.lock import check_free
+    from cmtool.training.run_folder import check_run
+
+    folder = check_run(plan.folder, plan.config, fresh)
+    check_free(plan.folder)
+    return folder
+
+
+def _is_whole(folder: RunFolder, talk: Talk) -> bool:
+    """Say that the run is finished; False if its model is damaged and has to be made again."""
+    damage = folder.damage()
+    if damage:
+        talk.warn(f"{damage} It is made again from the newest whole checkpoint.")
+        return False
+    talk.say(f"the run in {folder.path} is finished; --fresh starts it over.")
+    return True
+
+
+# --- opening a run ---------------------------------------------------------------------------------------------------
+
+
+def _open(
+    held: ExitStack,
+    plan: RunPlan,
+    folder: RunFolder,
+    device: str,
+    fresh: bool,
+    deadline: float | None,
+    diagnose: bool | Diagnosed,
+    track: Sequence[str],
+    talk: Talk,
+    listener: Listener | None,
+) -> tuple[Session, Stop]:
+    """Build the trainer, take the run folder, and return what attends to both, and what asks it to stop.
+
+    Everything that has to be given back (the other processes, the lock, the progress bar, signal handlers, trackers) is
+    put on `held`.
+    """
+    from cmtool.training.distributed import join_world
+    from cmtool.training.extend import keep_plateau
+    from cmtool.training.report import Teller
+    from cmtool.training.session import Session
+    from cmtool.training.setup import choose_device
+    from cmtool.training.stopping import stoppable
+    from cmtool.training.trackers import Several, tracked
+
+    place = choose_device(device, local_rank())
+    world = held.enter_context(join_world(place.type))
+    trainer = _trainer(plan, None if fresh else folder, place, world, talk)
+    if diagnose and trainer.state.sharding is not None:
+        raise UsageError("--diagnose asks networks that train.shard = true has split; leave one of them out.")
+    _take_folder(held, plan, fresh, trainer, talk)
+    judge, closing = judges(trainer, talk)
+    config = plan.config
+    update = held.enter_context(talk.progress(config.train.steps, f"{config.preset} {config.recipe_name}"))
+    stop = held.enter_context(stoppable(deadline))
+    view: Listener = Teller(talk, update)
+    view = view if listener is None else Several([view, listener])
+    view = held.enter_context(tracked(view, track if world.main else (), folder.path, config))
+    session = Session(trainer, folder, view, judge, closing)
+    session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
+    if diagnose:
+        session.chores.append((config.train.checkpoint_every, _diagnosis(session, diagnose)))
+    return session, stop
+
+
+def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, world: World, talk: Talk) -> Trainer:
+    """Load the data and build everything, so that what can be refused is refused before the run folder is touched."""
+    from cmtool.data.dataset import describe
+    from cmtool.data.load import load_dataset
+    from cmtool.training.classes import settle_classes
+    from cmtool.training.forecast import check_disk, forecast
+    from cmtool.training.setup import prepare, set_up_torch
+
+    config = plan.config
+    set_up_torch(config.train)
+    dataset = load_dataset(config.data, talk)
+    for line in describe(dataset):
+        talk.say(line)
+    if config.train.compile:
+        talk.say("compiling the networks: some seconds for small ones, minutes for large ones")
+    trainer = prepare(config, settle_classes(config, dataset, goes_on, talk), device, world)
+    for note in trainer.notes:
+        talk.say(note)
+    check_disk(plan.folder, forecast(config, trainer.state).disk)
+    return trainer
+
+
+def _take_folder(held: ExitStack, plan: RunPlan, fresh: bool, trainer: Trainer, talk: Talk) -> None:
+    """Lock the run folder and open it, in the first process; the others wait for it."""
+    from cmtool.training.lock import locked
+    from cmtool.training.run_folder import open_run
+
+    if trainer.world.main:
+        left = held.enter_context(locked(plan.folder))
+        if left is not None:
+            talk.say(f"the process that trained here before (pid {left.pid} on {left.host}) was killed.")
+        folder = open_run(plan.folder, plan.config, fresh)
+        before = folder.data()
+        if folder.checkpoints() and before not in (None, trainer.dataset.fingerprint):
+            talk.warn(
+                f"the data have changed since {folder.path} was last trained: the run goes on with the images of "
+                "today. For one that sees them from its start add --fresh."
+            )
+    trainer.world.wait()
+
+
+def judges(trainer: Trainer, talk: Talk) -> tuple[Judge | None, Closing | None]:
+    """Return what evaluates on the way and what searches sampling times at the end; either may be missing.
+
+    Without a reference, or where its files are not on this machine, a run goes on unjudged, and says so if evaluation
+    was asked for. Only small feature networks are asked for a search: Inception would take longer than the training.
+    """
+    config = trainer.config
+    if not trainer.world.main:
+        return None, None
+    if config.eval.reference is None:
+        if config.train.eval_every:
+            talk.warn("no evaluation during training: the run has no reference (--set eval.reference=...).")
+        return None, None
+    from cmtool.evaluation.closing_search import RunJudge, short_search
+
+    try:
+        judge = RunJudge.of(config.eval, trainer.state.ema)
+    except UserError as error:
+        if config.train.eval_every:
+            talk.warn(f"no evaluation during training: {error.message}")
+        return None, None
+
+    def closing(model: Model, late: Callable[[], bool]) -> dict[str, Any]:
+        talk.say("searching sampling times for 2 to 4 steps")
+        return short_search(model, judge.judge, late=late)
+
+    return judge, closing if config.family != "edm" and judge.is_cheap else None
+
+
+def _diagnosis(session: Session, told: bool | Diagnosed) -> Callable[[], None]:
+    """Return the chore that measures a run's coupling and tells it."""
+    from cmtool.training.diagnosis import Diagnosis
+
+    diagnosis = Diagnosis(session.trainer, session.folder.path)
+
+    def chore() -> None:
+        levels = diagnosis()
+        if callable(told):
+            told(session.state.step, levels)
+
+    return chore

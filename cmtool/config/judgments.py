@@ -1,0 +1,155 @@
+"""What a preset says about its own pictures, and when that still holds: for other pictures it is worth nothing.
+
+Needs no torch: commands look here for the reference, the sampling times and the editing levels of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from cmtool.config.find import PACKAGE
+from cmtool.config.overrides import Override
+from cmtool.config.schema import DataConfig, PresetFile, RunConfig
+from cmtool.config.sources import SOURCES, named_source, source_of_path
+from cmtool.config.toml import read_toml
+from cmtool.errors import ConfigError
+
+# The settings of [data] that decide which pictures a run sees, pixel by pixel. The others do not: `flip`, `labels` and
+# `num_classes` say what training does with them, and `size` takes fewer of the same set, which its reference still
+# describes.
+PICTURES = ("source", "path", "kind", "resolution", "channels", "fit", "filter", "small")
+# What holds for the preset's pictures alone, by the beginning of its dotted key. `sample.sampler` and `sample.steps`
+# stay: they belong to the method.
+ABOUT_PICTURES = (
+    ("about",),
+    ("edit",),
+    ("sample", "times"),
+    ("eval", "reference"),
+    ("eval", "features"),
+    ("recipe", "expected"),
+)
+
+
+def name_source(data: Mapping[str, Any], by_hand: Sequence[str]) -> dict[str, Any]:
+    """Return a [data] table whose `source` is that of its `path`.
+
+    A path given by hand that is the name of a source (and no file) means that source; any other path wins over the
+    preset's source, which must then not be named as the origin of its images.
+
+    Args:
+        data: the [data] table as written.
+        by_hand: the keys of it that the command line set.
+    """
+    path = data.get("path")
+    if "path" not in by_hand or not isinstance(path, str):
+        return dict(data)
+    named = named_source(path)
+    if named:
+        return {**data, "source": named, "path": None}
+    if "source" in by_hand:
+        return dict(data)
+    return {**data, "source": source_of_path(path)}
+
+
+def are_other_pictures(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a run with the (unchecked) [data] table `after` sees other pictures than the preset's own, `before`.
+
+    A preset for any folder has no pictures of its own, so that naming some changes none.
+    """
+    usual = {key: DataConfig.model_fields[key].get_default() for key in PICTURES}
+    placeless = before.get("path") is None and _needs_path(before.get("source"))
+    keys = [key for key in PICTURES if not (placeless and key in ("source", "path"))]
+    return any(before.get(key, usual[key]) != after.get(key, usual[key]) for key in keys)
+
+
+def _needs_path(source: Any) -> bool:
+    return source in SOURCES and SOURCES[source].needs_path
+
+
+def is_about_pictures(override: Override) -> bool:
+    """Whether a setting of a preset holds for the preset's pictures alone."""
+    return any(override.keys[: len(start)] == start for start in ABOUT_PICTURES)
+
+
+def describe_judging(config: RunConfig, other_data: bool = False, decided: bool = False) -> str | None:
+    """Return the sentence that a run on other data than its preset's, or without a reference, begins with.
+
+    Args:
+        config: the run.
+        other_data: whether the command line changed which pictures are used.
+        decided: whether the run goes on with settings that can no longer be changed.
+    """
+    reference, preset = config.eval.reference, config.preset
+    lacks = [] if reference is not None else ["there is no reference"]
+    if lacks and config.recipe.model_kind == "consistency":
+        lacks.append("no sampling times are searched at the end")
+    hint = "" if decided else "name a reference with --set eval.reference=FOLDER, FILE.npz or a name, or "
+    rest = f"{' and '.join(lacks)} ({hint}search later: cmtool search-times --ref)" if lacks else ""
+    if other_data:
+        left_out = (
+            f"what preset {preset} says of its own pictures (reference, sampling times, editing levels) is left out"
+        )
+        return f"Other pictures than the preset's: {left_out}; {rest or f'the reference is {reference}'}."
+    if rest:
+        return f"{rest[0].upper()}{rest[1:]}." if len(lacks) > 1 else None
+    source = next((name for name in _BUILT_IN_REFERENCES if str(reference).startswith(name)), None)
+    if source is not None and config.data.source != source:
+        data = config.data.path or config.data.source
+        return f"Preset {preset} trains on {data} and is judged against {reference}, as its file says."
+    return None
+
+
+_BUILT_IN_REFERENCES = ("digits", "shapes", "toy2d", "cifar10", "imagenet64", "lsun")
+
+
+# --- from the header of a model --------------------------------------------------------------------------------------
+
+
+def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the data tables of two headers name the same pictures, as far as names go."""
+    return all(one.get(key) == other.get(key) for key in ("source", "path", "kind", "resolution", "channels"))
+
+
+def is_teacher_of(config: RunConfig, header: Mapping[str, Any]) -> bool:
+    """Whether a model that nobody named may teach a run: one of train-edm, of the same preset and the same pictures."""
+    data, mine = header.get("data") or {}, config.data
+    source = mine.source if mine.path is None else data.get("source")  # a path's is found by looking
+    wanted = {**mine.model_dump(include={"path", "kind", "resolution", "channels"}), "source": source}
+    ours = header.get("preset") == config.preset and header.get("recipe", {}).get("family", "edm") == "edm"
+    return ours and same_data(data, wanted)
+
+
+def reference_of(header: Mapping[str, Any]) -> str | None:
+    """Return what a model is compared with when nobody says: what its run was judged against, None if nothing.
+
+    A model that was written without a word on it (published, or older) has the reference of the shipped preset that
+    it names, if it was trained on that preset's data.
+    """
+    written = header.get("eval")
+    tables = written if written is not None else (preset_of_data(header) or {}).get("eval", {})
+    reference = tables.get("reference")
+    return reference if isinstance(reference, str) else None
+
+
+def preset_of_data(header: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the tables of the shipped preset on whose data a model was trained; None where there is none such.
+
+    A preset of the same name in the working folder is not meant: it may be of other data.
+    """
+    name = header.get("preset")
+    places = [folder / "presets" / f"{name}.toml" for folder in (PACKAGE, PACKAGE.parent)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None or not str(name).isidentifier():
+        return None
+    try:
+        tables = read_toml(path)
+        PresetFile.model_validate(tables)
+    except (ConfigError, ValidationError):
+        return None
+    data = header.get("data") or {}
+    trained_on = data.get("source", name)
+    own = data.get("path") is None and trained_on in (name, tables["data"].get("source"))
+    return tables if own else None

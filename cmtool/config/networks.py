@@ -1,0 +1,227 @@
+"""The `[network]` table: one for each kind of raw network F(x, c_noise, label, r), told apart by `kind`.
+
+A new network is a file in `cmtool/networks/` and its table here, with its place in `Network`. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BeforeValidator, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+
+from cmtool.config.parts import Table
+from cmtool.errors import ConfigError, nearest
+
+Embedding = Literal["positional", "fourier"]
+GROUPS = "fewest channels of a normalization group (1: OpenAI, 4: EDM); 32 groups at most"
+SCALE_SHIFT = "time embedding scales and shifts (FiLM) instead of being added"
+
+
+class NetworkConfig(Table):
+    """What every network has.
+
+    `builds` is the "module:class" below `cmtool.networks`. `halves` says what bfloat16 may round in it while the
+    forward passes stay in float32: the gradients of its convolutions, or nothing.
+    """
+
+    # The order in which files and lists name the settings.
+    ORDER: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "channels",
+        "channel_mult",
+        "num_blocks",
+        "attention",
+        "head_channels",
+        "group_channels",
+        "dropout",
+        "scale_shift",
+        "embedding",
+        "fourier_scale",
+        "encoder",
+        "resample_filter",
+        "two_time",
+        "log_variance",
+        "attention_kernel",
+        "checkpointing",
+    )
+    builds: ClassVar[str]
+    halves: ClassVar[Literal["convolutions", "none"]] = "none"
+
+    kind: str
+    channels: int = Field(32, ge=4, description="base width of a U-Net, hidden width of an MLP")
+    num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")
+    dropout: float | tuple[float, ...] = 0.0
+    two_time: bool = Field(False, description="takes a second time input r")
+    log_variance: bool = Field(False, description="has a learned log-variance head w(t)")
+    attention_kernel: Literal["auto", "math"] = Field("auto", description="math works under forward-mode derivatives")
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+    @property
+    def forward_mode(self) -> bool:
+        """Whether it can be differentiated in forward mode."""
+        return True
+
+    def check(self, side: int) -> None:
+        """Refuse settings that do not fit each other or images of this side in pixels.
+
+        Raises:
+            ValueError: one sentence that names the settings.
+        """
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        own = handler(self)
+        if type(self) not in _FIRST:
+            return own
+        # Files of the first four kinds name every setting of all four, as they did when these had one table.
+        rest = {
+            key: list(value) if isinstance(value, tuple) and info.mode == "json" else value
+            for key, value in _REST.items()
+        }
+        return {key: own.get(key, rest[key]) for key in self.ORDER}
+
+
+class UNetConfig(NetworkConfig):
+    """What every U-Net has."""
+
+    channel_mult: tuple[int, ...] = Field((1, 2), min_length=1)
+    attention: tuple[int, ...] = Field((), description="resolutions in pixels that have attention")
+    head_channels: int = Field(32, ge=1)
+
+    @property
+    def forward_mode(self) -> bool:
+        """Whether it can be differentiated in forward mode: fused attention cannot."""
+        return self.attention_kernel == "math"
+
+    def check(self, side: int) -> None:
+        """Refuse lists that are not one value a level, and sides and widths that cannot be divided.
+
+        Raises:
+            ValueError: one sentence that names the settings.
+        """
+        levels = len(self.channel_mult)
+        for name, value in (("num_blocks", self.num_blocks), ("dropout", self.dropout)):
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(
+                    f"network.{name} has {len(value)} values and network.channel_mult {levels}: one a level"
+                )
+        if side % 2 ** (levels - 1):
+            raise ValueError(
+                f"network.channel_mult has {levels} levels, each half the side of the one before: data.resolution = "
+                f"{side} must be a multiple of {2 ** (levels - 1)}"
+            )
+        for level, mult in enumerate(self.channel_mult):
+            channels, attends = self.channels * mult, side // 2**level in self.attention or level == levels - 1
+            if attends and channels // self.head_channels > 1 and channels % self.head_channels:
+                raise ValueError(
+                    f"network.head_channels = {self.head_channels} does not divide the {channels} channels of an "
+                    "attention layer"
+                )
+
+
+class AdmConfig(UNetConfig):
+    """The U-Net of OpenAI's ADM (Dhariwal & Nichol 2021)."""
+
+    builds = "adm:AdmUNet"
+    halves = "convolutions"
+
+    kind: Literal["adm"] = "adm"
+    group_channels: int = Field(1, ge=1, description=GROUPS)
+    scale_shift: bool = Field(True, description=SCALE_SHIFT)
+    embedding: Embedding = "positional"
+    fourier_scale: float = Field(16.0, gt=0)
+
+
+class MlpConfig(NetworkConfig):
+    """A residual MLP, for points in the plane."""
+
+    builds = "mlp:Mlp"
+
+    kind: Literal["mlp"] = "mlp"
+    scale_shift: bool = Field(True, description=SCALE_SHIFT)
+    embedding: Embedding = "positional"
+    fourier_scale: float = Field(16.0, gt=0)
+
+    def check(self, side: int) -> None:
+        """Refuse lists of one value a level.
+
+        Raises:
+            ValueError: one sentence that names the settings.
+        """
+        if isinstance(self.num_blocks, tuple) or isinstance(self.dropout, tuple):
+            raise ValueError("an mlp has no levels: network.num_blocks and network.dropout are one number each")
+
+
+class SongConfig(UNetConfig):
+    """DDPM++ and NCSN++ (Song et al. 2021) in the form of EDM."""
+
+    builds = "song:SongUNet"
+    halves = "convolutions"
+
+    kind: Literal["song"] = "song"
+    group_channels: int = Field(1, ge=1, description=GROUPS)
+    scale_shift: bool = Field(True, description=SCALE_SHIFT)
+    embedding: Embedding = "positional"
+    fourier_scale: float = Field(16.0, gt=0)
+    encoder: Literal["standard", "residual"] = Field("standard", description="NCSN++ input pyramid (song)")
+    resample_filter: tuple[int, ...] = Field((1, 1), description="FIR filter of a song network")
+
+    def check(self, side: int) -> None:
+        """Refuse what no U-Net can be, and a filter of an odd number of taps.
+
+        Raises:
+            ValueError: one sentence that names the settings.
+        """
+        super().check(side)
+        if len(self.resample_filter) % 2:
+            raise ValueError(f"network.resample_filter needs an even number of taps, not {len(self.resample_filter)}")
+
+
+class Edm2Config(UNetConfig):
+    """EDM2's magnitude-preserving U-Net (Karras et al. 2024)."""
+
+    builds = "edm2:Edm2UNet"
+
+    kind: Literal["edm2"] = "edm2"
+
+
+AnyNetwork = AdmConfig | MlpConfig | SongConfig | Edm2Config  # every kind has its place here
+NETWORKS: dict[str, type[NetworkConfig]] = {table.model_fields["kind"].default: table for table in get_args(AnyNetwork)}
+_FIRST = (AdmConfig, MlpConfig, SongConfig, Edm2Config)
+_REST = {name: field.default for name, field in SongConfig.model_fields.items()}
+
+
+def own_settings(values: Any) -> Any:
+    """Name the kind ("adm" unless said) and leave out what only other kinds have.
+
+    A preset's table stays usable when `--set network.kind=...` asks for another kind, and so do headers of models from
+    the time when all kinds had one table.
+    """
+    if not isinstance(values, dict):
+        return values
+    kind = values.get("kind", "adm")
+    table = NETWORKS.get(kind) if isinstance(kind, str) else None
+    if table is None:
+        return {**values, "kind": kind}
+    foreign = {name for other in NETWORKS.values() for name in other.model_fields} - set(table.model_fields)
+    return {"kind": kind} | {key: value for key, value in values.items() if key not in foreign}
+
+
+# The table of a run's network.
+Network = Annotated[AnyNetwork, Field(discriminator="kind"), BeforeValidator(own_settings)]
+
+
+def network_config(**values: Any) -> Any:
+    """Return the table of the kind that `values` name.
+
+    Raises:
+        ConfigError: for an unknown kind.
+        ValidationError: for unknown settings, or values out of bounds.
+    """
+    own = own_settings(values)
+    kind = own["kind"]
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        close = nearest(str(kind), NETWORKS)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"network.kind = {kind!r} is unknown; choose {', '.join(NETWORKS)}.{hint}")
+    return NETWORKS[kind].model_validate(own)

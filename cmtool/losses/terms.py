@@ -1,0 +1,101 @@
+"""What the parts of an objective hand to one another: rows of a batch, networks, a draw, the points of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from cmtool.diffusion.solvers import Denoise, Step
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows `start` .. `start + len(x0)` of a global batch of `total` images: what one forward pass sees."""
+
+    seed: int
+    step: int
+    start: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The networks that a step may call.
+
+    `target` is the student itself where it has no weights of its own; `sample_ema` is the average used for sampling;
+    `frozen` is another model that some couplings ask for.
+    """
+
+    student: nn.Module
+    target: nn.Module
+    sample_ema: nn.Module | None = None
+    teacher: nn.Module | None = None
+    frozen: nn.Module | None = None
+
+    @property
+    def paired(self) -> bool:
+        """Whether student and target run as a pair of passes that share their half-precision rounding errors."""
+        return bool(getattr(self.student, "paired", False))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything that is settled about a pass before a network runs.
+
+    Images `x0` and unit noise `z` are (B, C, H, W), `times` are (B,) each, from the noisiest to the cleanest, `label`
+    is (B,) or None. `group` neighboring rows form one sample set (1: every row stands alone). `mix` is the scheduled
+    share of images that the model generates itself, and `made` (B,) bool says which ones they are. `share` is the part
+    of the run that is done, in [0, 1]; a tensor () in a recorded pass, which must not hold the number itself.
+    """
+
+    x0: Tensor
+    z: Tensor
+    times: tuple[Tensor, ...]
+    label: Tensor | None
+    mix: float
+    rows: Slice
+    group: int = 1
+    share: float | Tensor = 0.0
+    made: Tensor | None = None
+
+    @property
+    def t(self) -> Tensor:
+        """The noisiest time (B,)."""
+        return self.times[0]
+
+    @property
+    def r(self) -> Tensor:
+        """The cleanest time (B,)."""
+        return self.times[-1]
+
+
+@dataclass(frozen=True)
+class Points:
+    """What a target rule works with: the images of a draw, and the way from one noise level to another.
+
+    `x0`, `z` and `x_t` are (B, C, H, W), `times` (B,) each in the images' dtype, `label` (B,) or None. `denoise` gives
+    the slope of the path and `solver` follows it. With a `dropout_seed` every call of a network draws the same masks.
+    `share` and `group` are those of the draw.
+    """
+
+    x0: Tensor
+    z: Tensor
+    x_t: Tensor
+    times: tuple[Tensor, ...]
+    label: Tensor | None
+    denoise: Denoise
+    solver: Step
+    dropout_seed: int | None
+    share: float | Tensor = 0.0
+    group: int = 1
+
+    @property
+    def t(self) -> Tensor:
+        """The noisiest time (B,)."""
+        return self.times[0]
+
+    @property
+    def r(self) -> Tensor:
+        """The cleanest time (B,)."""
+        return self.times[-1]
