@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cmtool.data.profiles import to_srgb
+from cmtool.data.profiles import other_profile, to_srgb
 from cmtool.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -178,7 +178,11 @@ def channels_of(image: Bytes, channels: int) -> Bytes:
 
 
 def read_image(
-    source: str | Path | bytes, channels: int | None = 3, name: str | None = None, animated: bool = False
+    source: str | Path | bytes,
+    channels: int | None = 3,
+    name: str | None = None,
+    animated: bool = False,
+    converted: list[str] | None = None,
 ) -> Bytes:
     """Decode one image file into bytes, upright as the EXIF orientation says.
 
@@ -190,6 +194,7 @@ def read_image(
         channels: 1 (gray), 3 (RGB), 4 (RGBA), or None: 1 if the file stores gray values, else 3.
         name: the image's name in messages; None: its path.
         animated: take the first frame of an animation instead of refusing it.
+        converted: takes the name of the image's color profile if it is not sRGB (see `profiles.converted_note`).
 
     Returns:
         uint8 (H, W, channels).
@@ -202,7 +207,7 @@ def read_image(
     source = Path(source) if isinstance(source, str) else source
     label = name or ("an image" if isinstance(source, bytes) else str(source))
     with _checked(source, label, animated) as picture:
-        return _decode(picture, channels, label)
+        return _decode(picture, channels, label, converted)
 
 
 def upright(source: Path, name: str | None = None) -> Image.Image:
@@ -260,9 +265,12 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
 
 
-def _decode(picture: Image.Image, channels: int | None, name: str) -> Bytes:
+def _decode(picture: Image.Image, channels: int | None, name: str, converted: list[str] | None) -> Bytes:
     channels = channels or (1 if _is_gray(picture) else 3)
     turned = _loaded(picture, name)
+    other = other_profile(turned) if converted is not None else None
+    if converted is not None and other is not None:
+        converted.append(other)
     try:
         return to_bytes(turned, channels, name)
     except DataError:

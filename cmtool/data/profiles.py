@@ -7,6 +7,8 @@ RGB profile on a gray picture), is ignored, as viewers do.
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +51,14 @@ def other_profile(image: Image.Image) -> str | None:
     if not profile or mode is None or _transform(profile, mode, False) is None:
         return None
     return _name(profile)
+
+
+def converted_note(names: Sequence[str], total: int) -> list[str]:
+    """Say once for all pictures of a set that some were converted; `names` are those of their profiles."""
+    if not names:
+        return []
+    kinds = ", ".join(f"{count:,} of {name}" for name, count in Counter(names).most_common(3))
+    return [f"{len(names):,} of {total:,} images have another color profile and are converted to sRGB ({kinds})"]
 
 
 def own_profile(image: Image.Image, channels: int) -> bytes | None:

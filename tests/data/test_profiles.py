@@ -101,3 +101,22 @@ def test_a_profile_is_carried_only_by_pixels_of_its_kind():
         (gray, WIDE, 1, None),
     ):
         assert own_profile(Image.open(io.BytesIO(encoded(image, icc_profile=profile))), channels) == own
+
+
+def test_a_set_says_once_how_many_were_converted(tmp_path):
+    from cmtool.data.packed import Rules, pack, read_packed
+    from cmtool.data.sources.sniff import open_source
+    from cmtool.evaluation.samples import open_images
+
+    for index in range(5):
+        Image.fromarray(colors()).save(tmp_path / f"{index}.png", **({"icc_profile": WIDE} if index < 2 else {}))
+    said = "2 of 5 images have another color profile and are converted to sRGB (2 of wide test)"
+    header = pack(open_source(tmp_path), tmp_path / "a.cmdata", Rules(16))
+    assert header["notes"] == [said]
+    (tmp_path / "a.cmdata").rename(tmp_path.parent / "a.cmdata")
+    images = open_images(tmp_path)
+    assert list(images.notes) == [said]
+    judged = np.concatenate(list(images.batches(8)))
+    packed = read_packed(tmp_path.parent / "a.cmdata").images.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(judged, packed)
+    assert np.abs(judged[0] - expected(colors())).max() < 2 and np.array_equal(judged[4], colors())
