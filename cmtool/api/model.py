@@ -12,10 +12,10 @@ from torch import Tensor
 from cmtool import models
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
+from cmtool.machine.device import choose_device
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 from cmtool.samplers.plan import SamplePlan, plan_sampling
-from cmtool.training.setup import choose_device
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
