@@ -188,7 +188,7 @@ def open_sink(job: Job) -> Sink:
 def _make(job: Job, batch_size: int | None, device: str, output: Output) -> None:
     from time import perf_counter
 
-    from cmtool.launch import in_world
+    from cmtool.machine.launch import in_world
 
     began, start = perf_counter(), 0
     if in_world():
@@ -237,8 +237,8 @@ def _fill(job: Job, model: LoadedModel, sink: Sink, batch_size: int, output: Out
     """Make the samples that are missing and hand them to the sink; returns the signal that ended it, or 0."""
     from cmtool.data.images import to_uint8
     from cmtool.data.sample_files import in_background
+    from cmtool.machine.stopping import stoppable
     from cmtool.samplers.generate import generate
-    from cmtool.training.stopping import stoppable
 
     batches = generate(model, job.plan, job.seeds, job.labels, batch_size=batch_size, start=sink.start)
     with (
