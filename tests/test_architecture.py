@@ -17,6 +17,7 @@ ROOMS = [
     "talk",
     "files",
     "launch",
+    "machine",
     "config",
     "memory",
     "rng",

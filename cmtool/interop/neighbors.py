@@ -39,6 +39,13 @@ def _stem(name: str) -> str:
     return re.sub(r"[._-]+", "", kept.lower())
 
 
+def full_beside(path: Path) -> list[str]:
+    """Return the files next to one in half precision that hold the same in full: `x.safetensors` for `x.fp16...`."""
+    plain = re.sub(r"(?i)[._-](fp16|bf16|half)(?=[._-])", "", path.name)
+    names = (f"{plain.removesuffix(path.suffix)}{ending}" for ending in dict.fromkeys((path.suffix, *_ENDINGS)))
+    return [name for name in names if plain != path.name and (path.parent / name).is_file()][:1]
+
+
 def averages_beside(path: Path) -> list[str]:
     """Return the averages of raw weights among their neighbors, e.g. `x-EMA.ckpt` for `x.ckpt`.
 

@@ -15,7 +15,7 @@ from cmtool.errors import CheckpointError, UsageError, UserError
 from cmtool.interop import diffusers, edm, edm2, jax, openai, pickles
 from cmtool.interop.known import Published, by_file_name
 from cmtool.interop.layout import Foreign, Form, compare_names, named, shapes_of, widen
-from cmtool.interop.neighbors import averages_beside, newest_of_series
+from cmtool.interop.neighbors import averages_beside, full_beside, newest_of_series
 from cmtool.interop.torch_file import find_tensors, load_torch, read_safetensors
 from cmtool.interop.weights import choose
 from cmtool.networks import build_network
@@ -116,7 +116,9 @@ def _said_of_file(said: str | None, path: Path) -> list[str]:
     """Return sentences about one file's weights: which were taken, and whether a neighbor holds an average."""
     beside = averages_beside(path)
     lies = f"an average lies beside {path.name}: import {' or '.join(beside)} to take it." if beside else None
-    return [text for text in (said, lies) if text]
+    full = full_beside(path)
+    widths = f"{path.name} is in half precision; {full[0]} next to it is not." if full else None
+    return [text for text in (said, lies, widths) if text]
 
 
 def read_foreign(path: Path, options: ImportOptions) -> Foreign:

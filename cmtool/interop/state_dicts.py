@@ -312,7 +312,13 @@ def weights_in(content: Any) -> list[Found[Tensors]]:
             known += _from_list(entry, raws)
     if not known:
         return sorted(found, key=lambda one: -len(one.contents))[:1]
-    return _once(list(_filled(settled(known))))
+    return _once([replace(one, half=_is_half(one.contents)) for one in _filled(settled(known))])
+
+
+def _is_half(tensors: Tensors) -> bool:
+    """Return whether most of the tensors are in half precision."""
+    halves = sum(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors.values())
+    return 2 * halves > len(tensors)
 
 
 def _holds(entry: _Entry, found: Found[Tensors]) -> bool:

@@ -43,8 +43,9 @@ class Found(Generic[T]):
 
     `parts` are the keys that lead to it, outermost first. `average` tells whether it is an average, and `explicit`
     whether a name says so or denies it. `reach` is the average's decay or width, where known: a larger one reaches
-    further back. `begun` is False if nothing was averaged yet. `filled` counts the tensors taken from the raw weights
-    because the average lacks them. `fault` is the reason why it cannot be used, or None.
+    further back. `begun` is False if nothing was averaged yet, `half` is True if most tensors are in half precision.
+    `filled` counts the tensors taken from the raw weights because the average lacks them. `fault` is the reason why it
+    cannot be used, or None.
     """
 
     parts: tuple[str, ...]
@@ -53,6 +54,7 @@ class Found(Generic[T]):
     explicit: bool = True
     reach: float | None = None
     begun: bool = True
+    half: bool = False
     filled: int = 0
     fault: str | None = None
 
@@ -128,20 +130,18 @@ def _usual(found: Found[Any]) -> int:
 
 
 def _best(found: Sequence[Found[T]], where: Path | str) -> Found[T]:
-    """Return the average that reaches furthest back, or else the weights with the likeliest name.
+    """Return the average that reaches furthest back; of equals the one in full precision, then of the likeliest name.
 
     Raises:
-        UserError: if neither decides.
+        UserError: if nothing decides.
     """
-    if len(found) == 1:
-        return found[0]
-    if all(one.reach is not None for one in found):
-        ranked = sorted(found, key=lambda one: -(one.reach or 0))
-        first, second = ranked[0].reach, ranked[1].reach
-    else:
-        ranked = sorted(found, key=_usual)
-        first, second = _usual(ranked[0]), _usual(ranked[1])
-    if first == second:
+    compared = all(one.reach is not None for one in found)
+
+    def order(one: Found[T]) -> tuple[float, bool, int]:
+        return (-(one.reach or 0.0) if compared else 0.0), one.half, (0 if compared else _usual(one))
+
+    ranked = sorted(found, key=order)
+    if len(ranked) > 1 and order(ranked[0]) == order(ranked[1]):
         kind = "averages" if found[0].average else "sets of weights"
         raise UserError(
             f"{where} holds several {kind}: {_list(found)}.", f"name one: --weights {found[0].name or 'NAME'}"

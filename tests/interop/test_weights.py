@@ -489,6 +489,17 @@ def test_full_precision_in_several_files_wins_over_a_half_in_one(tmp_path):
         factor(folder)
 
 
+def test_of_two_sets_of_one_kind_the_one_in_full_precision_wins(tmp_path):
+    halves = {name: (value * 2).half() for name, value in RAW.items()}
+    assert taken(tmp_path / "x.pt", {"model": halves, "model_fp32": RAW})[0] == "raw"
+    assert taken(tmp_path / "x.pt", {"ema": halves, "ema_fp32": EMA, "model": RAW})[0] == "ema"
+    which, said = taken(tmp_path / "x.pt", {"ema": halves, "model": RAW})
+    assert which == "other" and "took the average 'ema'" in said
+    torch.save(RAW, tmp_path / "net.pt")
+    said = taken(tmp_path / "net.fp16.pt", halves)[1]
+    assert "net.fp16.pt is in half precision; net.pt next to it is not." in said
+
+
 def test_a_file_that_holds_itself_is_answered(tmp_path):
     loop = {"model": RAW}
     loop["again"] = [loop] * 300

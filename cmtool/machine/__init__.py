@@ -1,0 +1,1 @@
+"""The machine below a run: how its threads wait for one another."""
