@@ -11,11 +11,11 @@ class Update(Protocol):
     """Moves a progress display."""
 
     def __call__(self, advance: float = 1, note: str = "", completed: float | None = None) -> None:
-        """Move by `advance`, or to `completed` where that is given, and show `note` beside the bar."""
+        """Move by `advance`, or to `completed` if that is given, and show `note` next to the bar."""
 
 
 class Talk(Protocol):
-    """Where work says what it does. It never decides anything: leaving a Talk out changes no result."""
+    """Receives what long work has to say. It never decides anything: leaving it out changes no result."""
 
     def say(self, text: str) -> None:
         """Tell the user one sentence."""
@@ -28,7 +28,7 @@ class Talk(Protocol):
 
 
 class Silence:
-    """A Talk that nobody hears."""
+    """A Talk that discards everything."""
 
     def say(self, text: str) -> None:
         """Drop a sentence."""

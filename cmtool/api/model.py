@@ -1,4 +1,4 @@
-"""A model as a Python program uses it: load it by path or name, call it, sample from it."""
+"""A model for Python programs: load it by path or name, call it, sample from it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Model:
     def plan(
         self, *, steps: int | None = None, times: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplePlan:
-        """Return sampler and noise levels, from the model's header where nothing is said.
+        """Return sampler and noise levels, from the model's header where none are given.
 
         Raises:
             UserError: contradictory or unusable requests.
@@ -106,14 +106,14 @@ class Model:
         Sample i depends on its seed (and label) alone. The same numbers come from `cmtool sample` with the same seeds.
 
         Args:
-            num: how many; 64 unless `seeds` says it.
+            num: how many; 64 unless `seeds` is given.
             steps: network evaluations of each image (solver steps of a teacher); usually 1 (18).
-            times: noise levels of all evaluations in place of `steps`, the first included, e.g. (80, 0.8).
+            times: noise levels of all evaluations in place of `steps`, including the first, e.g. (80, 0.8).
             sampler: "multistep", or for teachers "heun", "euler", "ancestral", "dpm".
-            label: a class by name or number, or several that take turns; None draws each from its seed.
+            label: a class by name or number, or several to take in turn; None draws each from its seed.
             seed: `seed=N` means the seeds N * 1,000,000 and up.
             seeds: one seed for each sample in place of `num` and `seed`.
-            batch_size: images computed together; changes speed and memory alone.
+            batch_size: images computed together; changes only speed and memory.
 
         Raises:
             UserError: contradictory or unusable requests, or a class that the model does not have.
@@ -141,7 +141,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """Load a model.
 
     Args:
-        path: a model file, a run folder, or a name: `demo/digits` and `demo/shapes` come along, `openai/...` and
+        path: a model file, a run folder, or a name: `demo/digits` and `demo/shapes` are bundled, `openai/...` and
             `hf:owner/name` are fetched (`cmtool models` lists the names).
         device: "auto" (the fastest present), "cpu", "cuda" or "mps".
         precision: "auto" is float32; "bf16" and "fp16" by autocast around the network; "fp64".

@@ -1,4 +1,4 @@
-"""From what somebody asks for to the settings of a run and its folder; refuses mistakes without torch."""
+"""From a request to the settings of a run and its folder; refuses mistakes without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Settings = Mapping[str, Any] | Sequence[str]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is trained and where; `origins` tells for each setting that is no default where it was written."""
+    """What is trained and where; `origins` says for each setting that is not a default where it was written."""
 
     config: RunConfig
     folder: Path
@@ -33,7 +33,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run goes: a folder, or a name below `runs/`; None leaves it to the usual name."""
+    """Where a run goes: a folder, or a name below `runs/`; None takes the usual name."""
 
     out: Path | None = None
     name: str | None = None
@@ -42,7 +42,7 @@ class Place:
         """Return the run folder.
 
         Raises:
-            UsageError: both are given, or the name is not that of a single folder.
+            UsageError: both are given, or the name is not the name of a single folder.
         """
         if self.name is None:
             return self.out or Path("runs") / usual
@@ -56,9 +56,9 @@ class Place:
 
 
 def batch_flags(batch_size: int | str | None, micro_batch: int | str | None) -> dict[str, int | str | None]:
-    """Return the settings that the two batch sizes stand for.
+    """Return the settings that the two batch sizes mean.
 
-    The batch that trains is a setting: what "auto" leaves to the machine is how much of it is computed at once.
+    The training batch is a fixed setting; "auto" lets the machine decide only how much of it is computed at once.
     """
     found = {"train.batch_size": batch_size, "train.micro_batch": micro_batch}
     if "auto" in (micro_batch, batch_size) and micro_batch in (None, "auto"):
@@ -126,21 +126,21 @@ def plan_extension(
     dry_run: bool = False,
     fresh: bool = False,
 ) -> RunPlan:
-    """Make the folder of a finished run that goes on (unless `dry_run`), and return its settings.
+    """Make the folder of the run that extends a finished one (unless `dry_run`), and return its settings.
 
     Args:
         old: the finished run.
-        steps: the length to go on to.
-        family: the command that asks; None takes any.
-        decided: by option name what the run has decided already; anything given there is refused.
+        steps: the new length.
+        family: the calling command's family; None takes any.
+        decided: by option name, what the run has already decided; any value given here is refused.
         place: where the longer run goes.
-        talk: told from which step it goes on.
+        talk: told from which step the run continues.
         dry_run: write nothing.
-        fresh: refused: it would start over.
+        fresh: refused, because it would start over.
 
     Raises:
-        UserError: the run is of another family, not finished, too long already, or keeps no state from before its
-            decay; or settings are given that the run has decided.
+        UserError: the run is of another family, not finished, already as long, or keeps no state from before its
+            decay; or settings are given that the run has already decided.
     """
     from cmtool.training.extend import extended, prepare_extension, state_before_decay
     from cmtool.training.run_folder import RunFolder
@@ -180,10 +180,10 @@ def _config_of(old: Path, family: str | None) -> RunConfig:
 
 
 def check_data(data: DataConfig) -> None:
-    """Refuse data that are not named or not there, without loading anything.
+    """Refuse data that are not named or do not exist, without loading anything.
 
     Raises:
-        DataError: with what to name.
+        DataError: says what to name.
     """
     if data.path is None:
         if SOURCES[data.source].needs_path:
