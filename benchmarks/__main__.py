@@ -18,6 +18,7 @@ MODULES = {
     "overhead": "overhead",
     "scale": "scale",
     "card": "card",
+    "side-by-side": "side_by_side",
 }
 SCRIPTS = {
     "data": "data_loading",

@@ -23,7 +23,7 @@ from benchmarks.pairs import timed
 from benchmarks.scale import evaluations, size_of
 from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
-from cmtool.recorded import WARM_UP
+from cmtool.machine.recorded import WARM_UP
 from cmtool.samplers.generate import out_of_memory
 from cmtool.training.bench import stand_in_data
 from cmtool.training.loop import Trainer

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from cmtool.memory import keep_freed_memory
-from cmtool.recorded import WARM_UP
+from cmtool.machine.memory import keep_freed_memory
+from cmtool.machine.recorded import WARM_UP
 
 
 @dataclass(frozen=True)

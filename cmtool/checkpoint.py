@@ -1,4 +1,4 @@
-"""The one format of model files.
+"""The model file format.
 
 A model file is safetensors with one JSON header under the metadata key `cmtool`, and a digest over header and
 tensors under `cmtool_digest`. Reading the header needs only the standard library; only the functions that touch

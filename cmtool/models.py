@@ -18,11 +18,11 @@ from cmtool.config.sources import SOURCES
 from cmtool.diffusion.parameterization import Coefficients, build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
+from cmtool.machine.recorded import Recorded
 from cmtool.networks import build_network
 from cmtool.networks.convolution import hold_in
 from cmtool.networks.normalization import wide
 from cmtool.networks.truncated import TruncatedNetwork
-from cmtool.recorded import Recorded
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

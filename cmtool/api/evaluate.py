@@ -27,11 +27,11 @@ from cmtool.evaluation.models import BATCH, TimesScore, make_images
 from cmtool.evaluation.references import resolve_reference
 from cmtool.evaluation.samples import ImageSet, from_array, image_shape, open_images
 from cmtool.evaluation.verdict import Candidate, Judging, Opened, judge_sets
+from cmtool.machine.device import choose_device
 from cmtool.samplers.plan import SEED_BLOCK
 from cmtool.samplers.time_search import Memo
 from cmtool.samplers.time_search import search_times as find_times
 from cmtool.talk import SILENCE, Talk
-from cmtool.training.setup import choose_device
 
 Samples: TypeAlias = "Model | str | Path | Tensor | NDArray[np.uint8]"
 TRAJECTORIES = 256  # at most, for the consistency of a model

@@ -46,7 +46,7 @@ class FoundModel:
         return model_hash(self.path)
 
     def describe(self) -> str:
-        """One line for the user: what it is and why it was taken."""
+        """Return one line for the user: what the model is and why it was chosen."""
         step = self.header.get("step")
         made = " ".join(str(self.header[key]) for key in ("preset", "recipe_name") if self.header.get(key))
         details = ", ".join(part for part in (made, f"step {step}" if step else "") if part)
@@ -129,20 +129,20 @@ def find_model(
     )
 
 
-def load_model(found: FoundModel, device: str, precision: str) -> Model:
-    """Load a found model for running.
+def load_model(found: FoundModel | Path, device: str, precision: str) -> Model:
+    """Load a model for running.
 
     Args:
-        found: the model file.
+        found: a found model, or the path of its file.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto" is float32, so that samples do not depend on the machine; "fp64", or "bf16" and "fp16" by
             autocast around the network.
     """
-    from cmtool.memory import keep_freed_memory
+    from cmtool.machine.device import choose_device
+    from cmtool.machine.memory import keep_freed_memory
     from cmtool.models import apply_precision, load
-    from cmtool.training.setup import choose_device
 
     keep_freed_memory()
-    # fp64 exists on no mps device, and apply_precision would only find out inside torch.
+    # mps has no float64, and apply_precision would only notice inside torch.
     place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
-    return apply_precision(load(found.path, place), precision)
+    return apply_precision(load(found if isinstance(found, Path) else found.path, place), precision)

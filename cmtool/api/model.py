@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from cmtool import models
+from cmtool.api.find import load_model
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 from cmtool.samplers.plan import SamplePlan, plan_sampling
-from cmtool.training.setup import choose_device
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
@@ -151,8 +151,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
         UserError: unknown name or device, or a download that failed.
     """
     file = resolve_model(str(path))
-    place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
-    return Model(models.apply_precision(models.load(file, place), precision), file)
+    return Model(load_model(file, device, precision), file)
 
 
 def as_model(model: Model | str | Path) -> Model:

@@ -22,20 +22,20 @@ from cmtool.api.run_settings import (
 )
 from cmtool.config.schema import Family, RunConfig
 from cmtool.errors import UsageError, UserError
-from cmtool.launch import is_first, local_rank
+from cmtool.machine.launch import is_first, local_rank
 from cmtool.talk import SILENCE, Talk
 
 if TYPE_CHECKING:
     import torch
 
     from cmtool.losses.diagnose import Discrepancy
+    from cmtool.machine.stopping import Stop
+    from cmtool.machine.world import World
     from cmtool.models import Model
-    from cmtool.training.distributed import World
     from cmtool.training.loop import Trainer
     from cmtool.training.report import Listener
     from cmtool.training.run_folder import RunFolder
     from cmtool.training.session import Closing, Judge, Session
-    from cmtool.training.stopping import Stop
 
 Images = int | Literal["auto"] | None
 # Called with the step and what was measured at each noise level.
@@ -179,7 +179,7 @@ def seconds_of(span: str | float) -> float:
     Raises:
         UsageError: if it is not a time span.
     """
-    from cmtool.training.stopping import parse_span
+    from cmtool.machine.stopping import parse_span
 
     return parse_span(span) if isinstance(span, str) else float(span)
 
@@ -224,12 +224,12 @@ def _open(
     Everything that has to be released (the other processes, the lock, the progress bar, signal handlers, trackers) is
     put on `held`.
     """
-    from cmtool.training.distributed import join_world
+    from cmtool.machine.device import choose_device
+    from cmtool.machine.stopping import stoppable
+    from cmtool.machine.world import join_world
     from cmtool.training.extend import keep_plateau
     from cmtool.training.report import Teller
     from cmtool.training.session import Session
-    from cmtool.training.setup import choose_device
-    from cmtool.training.stopping import stoppable
     from cmtool.training.trackers import Several, tracked
 
     place = choose_device(device, local_rank())
@@ -256,12 +256,13 @@ def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, wor
     """Load the data and build everything, so that all refusals come before the run folder is touched."""
     from cmtool.data.dataset import describe
     from cmtool.data.load import load_dataset
+    from cmtool.machine.device import set_up_torch
     from cmtool.training.classes import settle_classes
     from cmtool.training.forecast import check_disk, forecast
-    from cmtool.training.setup import prepare, set_up_torch
+    from cmtool.training.setup import prepare
 
     config = plan.config
-    set_up_torch(config.train)
+    set_up_torch(config.train.threads, config.train.deterministic)
     dataset = load_dataset(config.data, talk)
     for line in describe(dataset):
         talk.say(line)

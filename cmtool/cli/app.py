@@ -24,7 +24,7 @@ import typer.core
 from cmtool.cli.examples import first_clause, lay_out_examples
 from cmtool.cli.failure import describe, report
 from cmtool.errors import Terminated, UserError, nearest
-from cmtool.launch import main_of_a_rank
+from cmtool.machine.launch import main_of_a_rank
 
 
 class Entry(NamedTuple):

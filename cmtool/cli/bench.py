@@ -67,6 +67,7 @@ def _data(config: RunConfig, output: Output) -> Dataset:
 
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
+    from cmtool.machine.device import choose_device, set_up_torch
     from cmtool.training.bench import (
         best_of,
         in_turns,
@@ -76,10 +77,10 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
         whole_step,
         with_stand_ins,
     )
-    from cmtool.training.setup import choose_device, prepare, set_up_torch
+    from cmtool.training.setup import prepare
 
     place = choose_device(device)
-    set_up_torch(config.train)
+    set_up_torch(config.train.threads, config.train.deterministic)
     data = _data(config, output)
     config = with_stand_ins(config, data, folder)
     trials: list[Trial] = []

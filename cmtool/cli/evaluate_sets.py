@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.evaluation.samples import ImageSet
     from cmtool.evaluation.verdict import Opened
+    from cmtool.machine.world import World
     from cmtool.samplers.plan import SamplePlan
-    from cmtool.training.distributed import World
 
 # What the maker of a sample file says that belongs beside its metrics.
 ABOUT = ("model", "model_hash", "sampler", "nfe", "times", "seeds", "quantize")

@@ -210,6 +210,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     import torch
 
     from cmtool.api.find import load_model
+    from cmtool.config.classes import class_map
     from cmtool.data.images import fit_image, read_image
     from cmtool.editing.tasks import tensor
     from cmtool.samplers.interpolation import DITHER, decode, dithered, encode
@@ -224,7 +225,9 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
     lowest = max(teacher.sigma_min, DITHER)
     levels = solver_times(walk.given["inversion_steps"], lowest, teacher.sigma_max, teacher.rho)
     labels = None if label is None else torch.full((len(x0),), label, device=x0.device)
-    noise = encode(teacher, dithered(x0, lowest), levels, labels if teacher.num_classes is not None else None)
+    places = class_map(model.header["data"], teacher.header["data"], f"the teacher {walk.teacher.path}")
+    known = labels if places is None or labels is None or label is None else torch.full_like(labels, places[label])
+    noise = encode(teacher, dithered(x0, lowest), levels, known if teacher.num_classes is not None else None)
     back = decode(model, noise, walk.plan.times[:1], labels)
     errors = (back - x0).square().flatten(1).mean(1).sqrt().tolist()
     for file, error in zip(walk.pictures, errors, strict=True):
@@ -234,7 +237,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
 
 def _write(walk: Walk, frames: Tensor) -> None:
     from cmtool.cli.output import command_line
-    from cmtool.data.images import save_folder, save_gif, save_grid
+    from cmtool.data.images import save_folder, save_gif, save_pictures
 
     text = {"model": str(walk.found.path), "model_hash": walk.found.digest, "command": command_line()}
     if walk.kind == "gif":
@@ -242,4 +245,4 @@ def _write(walk: Walk, frames: Tensor) -> None:
     elif walk.kind == "frames":
         save_folder(frames, walk.out, text=text)
     else:
-        save_grid(frames, walk.out, text=text)
+        save_pictures(frames, walk.out, text=text)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TextIO
 
-from cmtool.launch import is_first
+from cmtool.machine.launch import is_first
 
 ProgressUpdate = Callable[..., None]
 

@@ -21,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cmtool.data.shapes import SHAPES
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 from cmtool.files.atomic import atomic_write
 
 FEATURES = 64
+# What the labels of each data set's network mean.
+CLASS_NAMES = {"digits": tuple("0123456789"), "shapes": SHAPES}
 
 
 class Classifier(nn.Module):

@@ -19,8 +19,8 @@ from cmtool.evaluation.measure import Measured, Side, measure, measure_reference
 from cmtool.evaluation.metrics import K_DENSITY, Case, K, Metrics, compute_metrics
 from cmtool.evaluation.references import Reference, resolve_reference
 from cmtool.evaluation.samples import ImageSet
+from cmtool.machine.world import World
 from cmtool.talk import SILENCE, Talk
-from cmtool.training.distributed import World
 from cmtool.version import __version__
 
 Shape = tuple[int, int, int]

@@ -21,7 +21,7 @@ from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array, Moments, Statistics, require_finite, statistics
 from cmtool.files.atomic import atomic_write
 from cmtool.files.cache import cache_dir
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 
 Progress = Callable[[int], None]
 VERSION = 1  # of the cached form

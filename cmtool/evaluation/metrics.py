@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cmtool.config.classes import class_places
 from cmtool.errors import DataError, UsageError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -211,7 +212,17 @@ def _classes(case: Case, found: Metrics) -> None:
     labels, chances = case.images.labels, case.samples.probabilities
     if labels is None or chances is None or case.network.labels is None:
         return
-    found.per_class = class_agreement(chances, labels, case.network.labels)
+    names, known = case.images.meta.get("class_names"), case.network.class_names
+    if names and known and tuple(names) != known:
+        try:
+            places = np.array(class_places(names, known, f"the {case.network.name} features"))
+        except DataError as error:
+            found.notes.append(f"no class agreement: {error.message}")
+            return
+        agreed = class_agreement(chances, places[labels], case.network.labels)
+        found.per_class = {str(label): agreed[str(places[label])] for label in np.unique(labels)}
+    else:
+        found.per_class = class_agreement(chances, labels, case.network.labels)
     found.values["class_agreement"] = float(np.mean(list(found.per_class.values())))
 
 

@@ -10,9 +10,9 @@ from cmtool.evaluation.bootstrap import Comparison
 from cmtool.evaluation.judge import Judge, Shape
 from cmtool.evaluation.metrics import Metrics
 from cmtool.evaluation.samples import ImageSet
+from cmtool.machine.device import choose_device
+from cmtool.machine.world import World
 from cmtool.talk import SILENCE, Talk
-from cmtool.training.distributed import World
-from cmtool.training.setup import choose_device
 
 # Comparing two sets takes two covariances per resample: it is done unasked only where that costs nothing.
 CHEAP_DIM, ROUNDS = 512, 200

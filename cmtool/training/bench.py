@@ -17,8 +17,8 @@ from cmtool.checkpoint import save_model
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset, from_tensors
 from cmtool.errors import ConfigError
+from cmtool.machine.recorded import WARM_UP
 from cmtool.models import build_model
-from cmtool.recorded import WARM_UP
 from cmtool.samplers.generate import out_of_memory
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import fresh_student, prepare

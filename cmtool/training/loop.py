@@ -18,17 +18,17 @@ from cmtool.data.dataset import Dataset
 from cmtool.errors import DivergenceError
 from cmtool.losses.objective import Objective
 from cmtool.losses.terms import Nets, Slice
+from cmtool.machine.stopping import Stop
+from cmtool.machine.world import World
 from cmtool.models import Model
 from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import rate_at, span_at
 from cmtool.training.batches import Batches
-from cmtool.training.distributed import World
 from cmtool.training.optimizers import all_finite, diverged
 from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
-from cmtool.training.stopping import Stop
 
 # Steps between two questions to the other processes whether anyone was told to stop.
 AGREE_EVERY = 5

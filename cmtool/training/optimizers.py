@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmtool.config.schema import TrainConfig
 from cmtool.errors import DivergenceError
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 from cmtool.training.sharding import Sharding, is_sharded, local
 
 

@@ -13,7 +13,7 @@ from cmtool.config.schema import RunConfig
 from cmtool.losses.assemble import has_dropout
 from cmtool.losses.objective import Loss
 from cmtool.losses.terms import Draw
-from cmtool.recorded import Recorded
+from cmtool.machine.recorded import Recorded
 from cmtool.rng import moved
 
 # Steps that may wait in the GPU's queue; more would only keep their images in memory.

@@ -12,8 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from cmtool.machine.world import World
 from cmtool.talk import Talk, Update
-from cmtool.training.distributed import World
 from cmtool.training.forecast import Forecast
 from cmtool.units import human_time
 

@@ -15,6 +15,7 @@ import torch
 
 from cmtool.errors import DivergenceError, UserError
 from cmtool.files.atomic import writing
+from cmtool.machine.stopping import Stop
 from cmtool.models import Model
 from cmtool.training.forecast import forecast
 from cmtool.training.loop import Due, Trainer
@@ -25,7 +26,6 @@ from cmtool.training.report import Listener, Outcome, Watch
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
 from cmtool.training.state import restore_newest
-from cmtool.training.stopping import Stop
 
 # Roll-backs to one checkpoint before a run gives up.
 RETRIES = 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +12,15 @@ from torch import Tensor
 from cmtool.checkpoint import load_tensors, resolve_file, save_model
 from cmtool.config.combinations import leaves_one_alone
 from cmtool.config.parts import CouplingPart, DirectionPart
-from cmtool.config.schema import RunConfig, TrainConfig
+from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
-from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
+from cmtool.errors import CheckpointError, ConfigError, DataError
 from cmtool.files.cache import cache_dir, file_digest
 from cmtool.losses.assemble import Supplies, build_objective
 from cmtool.losses.coupling import Pairs
 from cmtool.losses.diagnose import level_density
 from cmtool.losses.direction import Reference
-from cmtool.memory import keep_freed_memory
+from cmtool.machine.world import World
 from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.rng import batch_normal, generator
@@ -32,7 +31,6 @@ from cmtool.schedules.density import LevelDensity
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all
-from cmtool.training.distributed import World
 from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
@@ -43,36 +41,6 @@ from cmtool.training.state import TrainState
 OPTIONAL = "log_variance_head."
 # Images computed at once when pairs are made, and images that the discrepancy is measured with.
 CHUNK, MEASURED = 256, 2048
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device that `name` means: "auto" takes cuda, then mps, then cpu; of several GPUs, number `local_rank`.
-
-    Raises:
-        UserError: for an unknown device, or one that this machine lacks.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    kind = name.split(":")[0]
-    if kind not in there:
-        raise UserError(f"unknown device '{name}'; choose auto, cpu, cuda or mps.")
-    if not there[kind]:
-        raise UserError(f"this machine has no usable {kind} device.", "use --device cpu, or leave --device out")
-    if name == "cuda" and local_rank:
-        name = f"cuda:{local_rank % torch.cuda.device_count()}"
-    return torch.device(name)
-
-
-def set_up_torch(train: TrainConfig) -> None:
-    """Apply the process-wide settings: CPU threads, deterministic algorithms, memory that is kept."""
-    keep_freed_memory()
-    if train.threads is not None:
-        torch.set_num_threads(train.threads)
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
 
 
 def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> Model:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cmtool.config.parts import TargetPart
 from cmtool.errors import ConfigError
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 
 # Used outside the network's own pass, where it is not gathered; it is only a few dozen numbers.
 HEAD = "log_variance_head."

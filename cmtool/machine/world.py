@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cmtool.errors import UserError
-from cmtool.launch import in_world
+from cmtool.machine.launch import in_world
 
 
 @dataclass(frozen=True)
