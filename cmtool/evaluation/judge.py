@@ -116,7 +116,7 @@ class Judge:
         )
 
     def protocol(self, metrics: Sequence[str] | None) -> dict[str, Any]:
-        """Return everything that has to be said beside a figure for it to mean something."""
+        """Return everything that has to be stated with a figure for it to be meaningful."""
         assert self.side is not None
         return {
             "reference": self.reference.name,

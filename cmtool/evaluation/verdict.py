@@ -57,7 +57,7 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """One set and what was found: its metrics and, where they were asked for, their 95 % intervals by key."""
+    """One set and what was found: its metrics and, if requested, their 95 % intervals by key."""
 
     opened: Opened
     found: Metrics

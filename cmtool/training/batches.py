@@ -56,7 +56,7 @@ def flip_mask(seed: int, step: int, batch_size: int) -> Tensor:
 def some_images(config: RunConfig, dataset: Dataset, device: torch.device, limit: int) -> tuple[Tensor, Tensor | None]:
     """Return `limit` images (0: all) drawn by the seed, followed by their mirror images where training mirrors.
 
-    Labels come along where training uses them.
+    Labels are included if training uses them.
     """
     count = len(dataset)
     if 0 < limit < count:
@@ -113,7 +113,7 @@ class Batches:
 class Ahead(Generic[T]):
     """Answers `make(step, start, count)`, and meanwhile makes the same rows of the next step in a thread.
 
-    `make` must be a function of its arguments alone. What was made too early, because a run went back to a checkpoint,
+    `make` must depend only on its arguments. What was made too early, because a run went back to a checkpoint,
     is dropped: only time is lost.
     """
 
@@ -123,7 +123,7 @@ class Ahead(Generic[T]):
         self._waiting: dict[Key, Future[T]] = {}
 
     def settle(self) -> None:
-        """Wait until the thread has made everything it was asked for."""
+        """Wait until the thread has made everything that was requested."""
         wait(self._waiting.values())
 
     def take(self, step: int, start: int, count: int) -> T:

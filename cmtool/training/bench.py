@@ -103,7 +103,7 @@ def profile(trainer: Trainer, steps: int, clock: Callable[[], float] = time.perf
 
 
 def whole_step(parts: dict[str, float], passes: float) -> dict[str, float]:
-    """Return the seconds of a step of so many passes from those of a step of one."""
+    """Return the seconds of a step of this many passes from those of a one-pass step."""
     return {name: value if name in ONCE else value * passes for name, value in parts.items()}
 
 

@@ -100,7 +100,7 @@ def band_means(distance: Tensor, t: Tensor) -> dict[str, float]:
 
 
 class Listener:
-    """Whoever wants to hear from a session overrides what it needs."""
+    """Receives what a session reports; subclasses override what they need."""
 
     def started(self, step: int, steps: int, needs: Forecast) -> None:
         """Training begins at `step` of `steps`."""
@@ -115,11 +115,11 @@ class Listener:
         """The sampling average was judged."""
 
     def warn(self, message: str) -> None:
-        """Something is wrong but the run goes on."""
+        """Something is wrong but the run continues."""
 
 
 class Teller(Listener):
-    """Tells a person what happens: notes beside the progress bar, what was saved, warnings."""
+    """Tells a person what happens: notes next to the progress bar, what was saved, warnings."""
 
     def __init__(self, talk: Talk, update: Update) -> None:
         self._talk = talk
@@ -127,7 +127,7 @@ class Teller(Listener):
         self._forecast = True
 
     def started(self, step: int, steps: int, needs: Forecast) -> None:
-        """Say what the run needs, and where it goes on from."""
+        """Say what the run needs, and where it resumes."""
         for line in needs.lines():
             self._talk.say(line)
         if step:
