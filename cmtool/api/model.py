@@ -41,7 +41,7 @@ class Model:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the model file says of itself."""
+        """What the model file says about itself."""
         return self.module.header
 
     @property

@@ -1,4 +1,4 @@
-"""What a preset says about its own pictures, and when that still holds: for other pictures it is worth nothing.
+"""What a preset says about its own pictures, and when that still applies: it says nothing about other pictures.
 
 Needs no torch: commands look here for the reference, the sampling times and the editing levels of a model.
 """
@@ -80,7 +80,7 @@ def describe_judging(config: RunConfig, other_data: bool = False, decided: bool 
     Args:
         config: the run.
         other_data: whether the command line changed which pictures are used.
-        decided: whether the run goes on with settings that can no longer be changed.
+        decided: whether the run continues with settings that can no longer be changed.
     """
     reference, preset = config.eval.reference, config.preset
     lacks = [] if reference is not None else ["there is no reference"]

@@ -14,7 +14,7 @@ from cmtool.machine.device import choose_device
 from cmtool.machine.world import World
 from cmtool.talk import SILENCE, Talk
 
-# Comparing two sets takes two covariances per resample: it is done unasked only where that costs nothing.
+# Comparing two sets takes two covariances per resample: it is done by default only where that costs nothing.
 CHEAP_DIM, ROUNDS = 512, 200
 
 

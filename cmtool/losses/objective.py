@@ -28,7 +28,7 @@ class Comparison(Protocol):
     """What a target rule returns: something that a distance can be taken of."""
 
     def measure(self, distance: Distance) -> Tensor:
-        """Return one number an image, (B,), whose gradient is the rule's."""
+        """Return one number per image, (B,), whose gradient is the rule's."""
 
 
 TargetRule = Callable[[Nets, Points], Comparison]

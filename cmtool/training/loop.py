@@ -30,7 +30,7 @@ from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
 
-# Steps between two questions to the other processes whether anyone was told to stop.
+# Steps between two rounds of asking the other processes whether any was told to stop.
 AGREE_EVERY = 5
 
 
@@ -73,7 +73,7 @@ class Trainer:
         # Reading a loss would stall a GPU's queue. And with several processes, none may leave by itself: the others
         # would wait for it.
         self._reads_losses = self.device.type == "cpu" and self.world.size == 1
-        # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
+        # Images in one pass; with micro_batch = "auto" halved whenever they do not fit in memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
 
     def curriculum(self) -> CurriculumState:
@@ -82,7 +82,7 @@ class Trainer:
         return curriculum_at(recipe.curriculum, recipe.target, recipe.gap, self.state.step, self.config.train.steps)
 
     def recorder(self) -> Replay:
-        """Return what does passes from now on: it records each kind once and replays it afterwards."""
+        """Return what runs passes from now on: it records each kind once and replays it afterwards."""
         state = self.state
         return Replay(
             lambda draw: self.objective.loss(self.nets, draw),
@@ -146,7 +146,7 @@ class Trainer:
         return min(self.micro, max(self.world.rows(self.config.train.batch_size)[1], 1))
 
     def _halve(self, error: Exception) -> None:
-        """Halve the micro-batch after a pass that did not fit the memory; raise any other error again."""
+        """Halve the micro-batch after a pass that did not fit in memory; raise any other error again."""
         size = self.pass_size
         if self.config.train.micro_batch != "auto" or size == 1 or not out_of_memory(error):
             raise error
@@ -164,8 +164,8 @@ class Trainer:
     def run(self, stop: Stop | None = None, intervals: Sequence[int] = ()) -> Iterator[Due]:
         """Train to the end of the run, pausing whenever something else is due.
 
-        Whoever iterates saves, samples or reports meanwhile. After a pause with an `error` the run goes on if the state
-        has been rolled back by then.
+        The caller saves, samples or reports during a pause. After a pause with an `error` the run continues if the
+        caller has rolled back the state.
 
         Args:
             stop: asked before every step whether to leave.
@@ -195,7 +195,7 @@ class Trainer:
                 raise error  # the state was not rolled back
 
     def _asked_to_stop(self, stop: Stop | None) -> bool:
-        """Whether to leave. Several processes agree on it every few steps, since asking one another costs a wait."""
+        """Whether to leave. Several processes agree on it every few steps, because asking means waiting."""
         if stop is None:
             return False
         if self.world.size == 1:

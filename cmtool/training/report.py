@@ -1,4 +1,4 @@
-"""What a training run tells: the numbers since its last report, who listens to them, what looks like divergence."""
+"""What a training run reports: the numbers since its last report, who listens to them, what looks like divergence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cmtool.units import human_time
 
 # Edges of the noise-level bands that reports break the distance down by.
 BANDS = (0.02, 0.1, 0.5, 2.0, 10.0)
-# How many reports the watch remembers, and with how many it begins to judge.
+# How many reports the watch remembers, and from how many on it judges.
 _MEMORY, _ENOUGH = 20, 5
 
 
@@ -50,7 +50,7 @@ def _odd(value: object) -> bool:
 
 @dataclass
 class Tally:
-    """Numbers since the last report. They stay on their device, since reading one would wait for it."""
+    """Numbers since the last report. They stay on their device, because reading one would wait for it."""
 
     losses: list[Tensor] = field(default_factory=list)
     distances: list[Tensor] = field(default_factory=list)
@@ -136,7 +136,7 @@ class Teller(Listener):
 
     def report(self, report: Report) -> None:
         """Move the bar; after the first report say how long the run will take."""
-        # The most wanted first: what a narrow line has no room for is left out from the end.
+        # Most important first: on a narrow line, what does not fit is dropped from the end.
         note = f"loss {report.loss:.4g}  {report.images_per_s:,.0f} images/s  N {report.num_scales}  lr {report.lr:.1e}"
         self._update(completed=report.step, note=note)
         if self._forecast and report.step < report.steps:

@@ -30,7 +30,7 @@ from cmtool.training.state import restore_newest
 # Roll-backs to one checkpoint before a run gives up.
 RETRIES = 3
 
-# What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which model is kept as
+# What training knows about evaluation: a model's figures ("fid", the smaller the better, decides which model is kept as
 # the best), and what to add to the finished model's header (its sampling times), cut short when the time is up.
 Judge = Callable[[Model], dict[str, float]]
 Closing = Callable[[Model, Callable[[], bool]], dict[str, Any]]
@@ -67,7 +67,7 @@ class Session:
 
     @property
     def _takes_part(self) -> bool:
-        """Whether this process has a part in what is saved: the first one, and all that hold rows of the weights."""
+        """Whether this process takes part in saving: the first one does, and all that hold rows of the weights."""
         return self.world.main or self.state.sharding is not None
 
     def log(self, text: str) -> None:
@@ -146,7 +146,7 @@ class Session:
         step = self.resume()
         self._log_start(step, arguments)
         if self.config.train.bad_step == "rollback" and self._saved < 0:
-            self.checkpoint()  # a bad step before the first checkpoint needs one to go back to
+            self.checkpoint()  # a bad step before the first regular checkpoint needs one to go back to
         self.listener.started(step, self.config.train.steps, forecast(self.config, self.state))
         self._catch_up()
 
@@ -213,7 +213,7 @@ class Session:
             self.evaluate()
 
     def _catch_up(self) -> None:
-        """Do what a run that was killed just after its checkpoint still owed at that step."""
+        """Do what was still due at the checkpoint's step in a run that was killed just after it."""
         train, step = self.config.train, self.state.step
         if step in (0, train.steps):
             return
@@ -270,7 +270,7 @@ class Session:
         return Outcome(None, self.state.step, stop.signal, stop.out_of_time)
 
     def _closed(self, model: Model | None) -> dict[str, Any]:
-        """Return what the closing adds to the model's header; without it the model is complete too."""
+        """Return what the final search adds to the model's header; without it the model is complete too."""
         stop, closing = self._stop, self.closing
         if closing is None or model is None:
             return {}
