@@ -1,6 +1,6 @@
 """Population training in any dimension by simulation: f_T(x) = E[Y_1 | Y_T = x] of the posterior-resampled chain.
 
-The chain walks from T to 1 and draws X_0 anew from its posterior at every level; with the posterior *mean* in its
+The chain walks from T to 1 and redraws X_0 from its posterior at every level; with the posterior *mean* in its
 place the walk is DDIM, that is, distillation. It keeps every marginal, so no regression and no grid is needed in any d.
 """
 
