@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +22,13 @@ from typing import Annotated, Any, NamedTuple, TextIO, TypeVar, get_type_hints
 import typer
 import typer.core
 
-from cmtool.cli.examples import first_clause, lay_out_examples
 from cmtool.cli.failure import describe, report
 from cmtool.errors import Terminated, UserError, nearest
 from cmtool.machine.launch import main_of_a_rank
+
+# Click writes help texts into 78 columns, indented by two; examples stand two further in.
+_WIDTH = 74
+_EXAMPLES = re.compile(r"\s*\bExamples?: (.*)", re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -139,6 +143,37 @@ def _plain(command: Any, name: str) -> Any:
     for inner_name, inner in getattr(command, "commands", {}).items():
         _plain(inner, inner_name).short_help = first_clause(inner.help)
     return command
+
+
+def lay_out_examples(text: str | None) -> str | None:
+    """Return a help text whose last sentence `Examples: cmtool a | cmtool b` has become lines that click leaves alone.
+
+    A command that is longer than a line goes on after a backslash, as shells read it. Texts without examples stay.
+    """
+    found = _EXAMPLES.search(text or "")
+    if text is None or found is None:
+        return text
+    commands = re.split(r" \| |, then: ", " ".join(found[1].split()).removesuffix("."))
+    lines = [line for command in commands for line in _folded(command)]
+    head = "Examples:" if len(commands) > 1 else "Example:"
+    # The \b keeps click from filling the paragraph.
+    return f"{text[: found.start()]}\n\n\b\n{head}\n".lstrip("\n") + "\n".join(f"  {line}" for line in lines)
+
+
+def first_clause(text: str | None) -> str:
+    """Return the first sentence of a help text up to its first colon or semicolon: its line in a list of commands."""
+    sentence = " ".join((text or "").split("\n\n")[0].split())
+    return re.split(r"[:;] |\.(?: |$)", sentence)[0] + "." if sentence else ""
+
+
+def _folded(command: str) -> list[str]:
+    lines = [""]
+    for word in command.split(" "):
+        if len(lines[-1]) + len(word) + 3 > _WIDTH:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 app = typer.Typer(
