@@ -12,7 +12,7 @@ _EXAMPLES = re.compile(r"\s*\bExamples?: (.*)", re.DOTALL)
 def lay_out_examples(text: str | None) -> str | None:
     """Return a help text whose last sentence `Examples: cmtool a | cmtool b` has become lines that click leaves alone.
 
-    A command that is longer than a line goes on after a backslash, as shells read it. Texts without examples stay.
+    A command longer than a line continues after a backslash, as shells read it. Texts without examples are unchanged.
     """
     found = _EXAMPLES.search(text or "")
     if text is None or found is None:
