@@ -122,7 +122,7 @@ class Model:
             raise UserError(f"num={num} and the {len(seeds)} seeds disagree.", "leave num out")
         chosen = range(seed * BLOCK, seed * BLOCK + (64 if num is None else num)) if seeds is None else list(seeds)
         if not len(chosen):
-            raise UserError("no sample is asked for; num must be at least 1.")
+            raise UserError("no samples were requested; num must be at least 1.")
         labels = self._labels(label, len(chosen))
         plan = self.plan(steps=steps, times=times, sampler=sampler)
         batches = generate(self.module, plan, chosen, labels, batch_size=batch_size)

@@ -1,6 +1,6 @@
 """The `cmtool` command: how commands are made of options and found by name, and where errors become exit codes.
 
-A command's module is imported when the command is asked for, so that help, version and mistakes answer at once
+A command's module is imported when the command is called, so that help, version and mistakes answer at once
 however many commands there are.
 """
 
@@ -93,7 +93,7 @@ def command(function: Callable[[Options], None]) -> Callable[..., None]:
 
 
 class LazyGroup(typer.core.TyperGroup):
-    """A group that knows its commands by name and help, and imports one when it is asked for."""
+    """A group that knows its commands by name and help, and imports one when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands that are there."""
@@ -113,7 +113,7 @@ class LazyGroup(typer.core.TyperGroup):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command asked for; an unknown one is answered with the nearest."""
+        """Find the requested command; for an unknown one name the nearest."""
         name, names = args[0], self.list_commands(ctx)
         if name not in names and not name.startswith("-"):
             close = nearest(name, names)
@@ -225,7 +225,7 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) and not isinstance(code, bool) else 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:  # whoever read our output has gone, and knows
+    except BrokenPipeError:  # the reader of our output is gone, and knows it
         _give_up(sys.stdout)
         return 1
     except (Exception, KeyboardInterrupt, Terminated) as error:
@@ -233,7 +233,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class _Ended(UserError):
-    """What is said of a command that SIGTERM ended."""
+    """The message about a command that SIGTERM ended."""
 
     exit_code = Terminated.exit_code
 

@@ -82,7 +82,7 @@ class EvalOptions:
 
     @cached_property
     def metric_names(self) -> tuple[str, ...] | None:
-        """The metrics asked for; None: all usual ones."""
+        """The requested metrics; None: all usual ones."""
         from cmtool.evaluation.metrics import check_metrics
 
         names = self.metrics.split(",") if self.metrics else []

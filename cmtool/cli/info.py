@@ -1,4 +1,4 @@
-"""`cmtool info`: what a model file or a run is, read with the standard library alone."""
+"""`cmtool info`: what a model file or a run is, read using only the standard library."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def _document(out: Path, runs: list[RunRecord], passed: list[str]) -> dict[str, 
 
 
 def _gallery(run: RunRecord, samples: bool, device: str, output: Output) -> Gallery:
-    """Collect the pictures of a run; what cannot be shown is said, and the page is made without it."""
+    """Collect the pictures of a run; report what cannot be shown, and make the page without it."""
     from cmtool.api.find import find_model, load_model
     from cmtool.errors import UserError
     from cmtool.reporting.page import Gallery

@@ -190,7 +190,7 @@ def _limits(reader: NpzReader, key: str) -> tuple[float, float] | None:
             return None
     if top == 1:
         raise DataError(
-            f"{reader.path}: {key} holds the bytes 0 and 1 alone: black and white, or all black?",
+            f"{reader.path}: {key} holds only the bytes 0 and 1: black and white, or all black?",
             f"save 0 and 255, or add an array '{RANGE}': [0, 1] or [0, 255]",
         )
     return None

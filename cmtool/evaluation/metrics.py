@@ -170,12 +170,12 @@ def kid_notes(kid: KernelDistance, samples: int, reference: int) -> list[str]:
         return ["samples and reference have the same features: the kernel distance is 0 and no estimate."]
     if kid.std is None:
         return [
-            f"every subset of the kernel distance holds all {smaller:,} images of a side, so it stands without an "
+            f"every subset of the kernel distance holds all {smaller:,} images of a side, so it is given without an "
             f"error; more than {SUBSET_SIZE:,} images on both sides give one."
         ]
     if smaller < 2 * kid.subset:
         return [
-            f"the subsets of the kernel distance share most of {smaller:,} images: the spread beside it is less than "
+            f"the subsets of the kernel distance share most of {smaller:,} images: the spread shown is less than "
             "its error."
         ]
     return []

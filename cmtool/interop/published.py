@@ -91,7 +91,7 @@ def _translate(raw: Path, out: Path, talk: Talk, published: Published | None = N
         # A damaged file must not be mistaken for a complete one next time.
         shutil.rmtree(raw) if raw.is_dir() else raw.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{error.message} It was removed from the cache.", "run it again to fetch it anew"
+            f"{error.message} It was removed from the cache.", "run it again to fetch it again"
         ) from None
 
 

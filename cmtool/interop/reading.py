@@ -115,7 +115,7 @@ def _from_checkpoint(content: Any, path: Path, options: ImportOptions) -> Foreig
 def _said_of_file(said: str | None, path: Path) -> list[str]:
     """Return sentences about one file's weights: which were taken, and whether a neighbor holds an average."""
     beside = averages_beside(path)
-    lies = f"an average lies beside {path.name}: import {' or '.join(beside)} to take it." if beside else None
+    lies = f"there is an average next to {path.name}: import {' or '.join(beside)} to take it." if beside else None
     full = full_beside(path)
     widths = f"{path.name} is in half precision; {full[0]} next to it is not." if full else None
     return [text for text in (said, lies, widths) if text]

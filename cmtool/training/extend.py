@@ -57,7 +57,7 @@ def state_before_decay(path: Path, config: RunConfig) -> Path:
     if not found:
         raise CheckpointError(
             f"{path} keeps no training state from before its learning rate decayed.",
-            f"train anew with --steps, or start from its weights: --init {path}",
+            f"train again with --steps, or start from its weights: --init {path}",
         )
     return found[0]
 

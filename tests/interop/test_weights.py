@@ -359,7 +359,7 @@ def test_a_series_of_guided_diffusion(tmp_path):
     assert taken(tmp_path, weights="ema_0.999")[0] == "ema"
     which, said = taken(tmp_path / "model010000.pt")
     assert which == "raw" and "import ema_0.9999_010000.pt or ema_0.999_010000.pt to take it" in said
-    assert "lies beside" not in taken(tmp_path / "ema_0.999_010000.pt")[1]
+    assert "an average next to" not in taken(tmp_path / "ema_0.999_010000.pt")[1]
 
 
 @pytest.mark.parametrize(
@@ -370,8 +370,8 @@ def test_an_average_in_a_file_beside_is_said(tmp_path, raw, average):
     torch.save(EMA, tmp_path / average)
     torch.save(EMA, tmp_path / "unrelated_ema.pt")
     which, said = taken(tmp_path / raw)
-    assert which == "raw" and f"an average lies beside {raw}: import {average} to take it." in said
-    assert "lies beside" not in taken(tmp_path / average)[1]
+    assert which == "raw" and f"there is an average next to {raw}: import {average} to take it." in said
+    assert "an average next to" not in taken(tmp_path / average)[1]
 
 
 def test_snapshots_with_raw_weights_beside_the_average(tmp_path):
@@ -428,7 +428,7 @@ def test_a_training_checkpoint_of_diffusers(tmp_path):
         assert factor(folder, weights="raw")[0] == 1
         assert factor(folder, weights="unet")[0] == 1
     value, said = factor(folder / "unet")
-    assert value == 1 and "an average lies beside unet: import unet_ema to take it." in said
+    assert value == 1 and "there is an average next to unet: import unet_ema to take it." in said
     with pytest.raises(UserError, match="holds no average"):
         factor(pipeline(tmp_path / "other", unet=1), weights="ema")
     assert factor(pipeline(tmp_path / "alone", unet_ema=2))[0] == 2
