@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -152,3 +153,20 @@ def test_it_is_documented_and_offers_what_the_command_offers(workdir):
 def test_settling_needs_no_torch(tmp_path):
     code = "import sys, cmtool; cmtool.train(dry_run=True); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "cmtool.machine.device.choose_device",
+        "cmtool.training.inherit.check_needs",
+        "cmtool.training.forecast.check_disk",
+        "cmtool.training.loop.forecast",
+    ],
+)
+def test_a_start_asks_each_thing_once(monkeypatch, tmp_path, asked):
+    module, _, name = asked.rpartition(".")
+    real, calls = getattr(importlib.import_module(module), name), []
+    monkeypatch.setattr(asked, lambda *given: calls.append(given) or real(*given))
+    package.train(recipe="edm", out=tmp_path / "a", **SHORT)
+    assert len(calls) == 1
