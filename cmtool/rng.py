@@ -119,7 +119,7 @@ class SampleStreams:
         return moved(stacked, self.device, self.dtype)
 
     def labels(self, num_classes: int) -> Tensor:
-        """Uniform class labels (B,), a function of each seed alone and independent of the noise."""
+        """Uniform class labels (B,), a function only of each seed and independent of the noise."""
         drawn = [torch.randint(num_classes, (), generator=generator(seed, "label")) for seed in self.seeds]
         return (torch.stack(drawn) if drawn else torch.empty(0, dtype=torch.int64)).to(self.device)
 

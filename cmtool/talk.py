@@ -1,4 +1,4 @@
-"""How long work speaks to whoever asked for it: one protocol for the command line, the studio and Python callers."""
+"""How long-running work reports to its caller: one protocol for the command line, the studio and Python callers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Talk(Protocol):
         """Tell the user one sentence."""
 
     def warn(self, text: str) -> None:
-        """Tell the user that something is wrong although the work goes on."""
+        """Tell the user that something is wrong although the work continues."""
 
     def progress(self, total: int | None, description: str = "") -> AbstractContextManager[Update]:
         """Show progress towards `total` (None: unknown) while a block runs; yields the function that moves it."""

@@ -1,4 +1,4 @@
-"""Evaluation as one call: a model's samples, files or images in memory against a reference; the search for times."""
+"""Evaluation in one call: samples of a model, of files or in memory against a reference; and the search for times."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Model:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the model file says of itself."""
+        """What the model file says about itself."""
         return self.module.header
 
     @property
@@ -103,7 +103,7 @@ class Model:
     ) -> Tensor:
         """Return samples (N, C, H, W) on the CPU, float32 (float64 for a float64 model), in [-1, 1] unless points.
 
-        Sample i depends on its seed (and label) alone. The same numbers come from `cmtool sample` with the same seeds.
+        Sample i depends only on its seed (and label). The same numbers come from `cmtool sample` with the same seeds.
 
         Args:
             num: how many; 64 unless `seeds` is given.

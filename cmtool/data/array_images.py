@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.data.archives import ArrayInfo, NpzReader
 from cmtool.data.images import to_uint8
 from cmtool.errors import DataError
+from cmtool.files.archives import ArrayInfo, NpzReader
 
 IMAGE_KEYS = ("arr_0", "images", "data", "x", "samples")
 LABEL_KEYS = ("arr_1", "labels", "label", "y")

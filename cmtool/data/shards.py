@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmtool.data.archives import NpzReader
 from cmtool.data.images import npz_writer
 from cmtool.errors import DataError
+from cmtool.files.archives import NpzReader
 from cmtool.files.atomic import atomic_text, atomic_write
 
 Array = NDArray[Any]

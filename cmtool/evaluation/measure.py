@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 class Measured:
     """A network's output for a set: features (N, D), class probabilities (N, classes), spatial statistics.
 
-    `fingerprint` is that of the images' pixels, "" where nothing asked for it.
+    `fingerprint` is that of the images' pixels, "" if it was not needed.
     """
 
     features: Array

@@ -14,7 +14,7 @@ from cmtool.machine.device import choose_device
 from cmtool.machine.world import World
 from cmtool.talk import SILENCE, Talk
 
-# Comparing two sets takes two covariances per resample: it is done unasked only where that costs nothing.
+# Comparing two sets takes two covariances per resample: it is done by default only where that costs nothing.
 CHEAP_DIM, ROUNDS = 512, 200
 
 
@@ -57,7 +57,7 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """One set and what was found: its metrics and, where they were asked for, their 95 % intervals by key."""
+    """One set and what was found: its metrics and, if requested, their 95 % intervals by key."""
 
     opened: Opened
     found: Metrics

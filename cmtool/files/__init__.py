@@ -1,1 +1,1 @@
-"""Files whatever they contain: atomic writing, downloads, the cache, and pickles read without running them."""
+"""Files whatever they contain: atomic writing, downloads, the cache, archives, and pickles that are never run."""

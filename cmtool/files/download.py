@@ -69,7 +69,7 @@ def _answer(headers: Mapping[str, str], start: int) -> Answer:
     span, length = headers.get("Content-Range", ""), headers.get("Content-Length")
     whole = span.rpartition("/")[2]
     total = int(whole) if whole.isdecimal() else start + int(length) if length and length.isdecimal() else None
-    # When it answers a range request, a server may give the MD5 of that range alone.
+    # When it answers a range request, a server may give the MD5 of only that range.
     return Answer(total, headers.get("ETag"), None if span else headers.get("Content-MD5"))
 
 
@@ -238,7 +238,7 @@ class Remote:
 
     @property
     def path(self) -> Path:
-        """Where it belongs on this machine."""
+        """Its place on this machine."""
         return cache_dir() / self.folder / self.name
 
 

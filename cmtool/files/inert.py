@@ -18,7 +18,7 @@ class Refused(Exception):
 
 
 class _Bounded:
-    """A file that is never asked for more bytes than it has.
+    """A file that limits every read to the bytes it has left.
 
     A pickle states the length of what follows, and memory would be allocated for lengths that are merely claimed.
     """

@@ -1,4 +1,4 @@
-"""The subset of msgpack that flax writes, decoded with numpy alone: only data, and every length is checked."""
+"""The subset of msgpack that flax writes, decoded using only numpy: it holds only data, and every length is checked."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _side(mult: tuple[int, ...], resolution: int | None) -> int:
 def detect(
     shapes: Shapes, *, resolution: int | None = None, head_channels: int = HEAD_CHANNELS
 ) -> tuple[AdmConfig, int]:
-    """Return (network table, image side) of an OpenAI U-Net from its names and shapes alone.
+    """Return (network table, image side) of an OpenAI U-Net using only its names and shapes.
 
     The side follows from the multipliers unless given. The file does not tell head width, dropout or form.
 

@@ -30,7 +30,7 @@ def demo_names() -> list[str]:
 
 
 def names() -> list[str]:
-    """Return every model name, besides files and folders."""
+    """Return every model name other than files and folders."""
     return [*demo_names(), *PUBLISHED]
 
 

@@ -69,7 +69,7 @@ def _walk(
             yield from _optimizer_averages(content, parts)
             return
         widths = next((content[name] for name in _WIDTHS if isinstance(content.get(name), list | tuple)), ())
-        # Lightning keeps the number of averages next to the weights, or in a table of its own.
+        # Lightning keeps the number of averages next to the weights, or in a separate table.
         counters = (content, content.get("averaging_state"))
         unbegun = any(isinstance(table, Mapping) and _is_zero(table.get("n_averaged")) for table in counters)
         for name, value in content.items():

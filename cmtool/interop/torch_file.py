@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cmtool.checkpoint import read_preamble
-from cmtool.data.archives import is_zip
 from cmtool.errors import CheckpointError
+from cmtool.files.archives import is_zip
 from cmtool.interop.state_dicts import weights_in
 from cmtool.interop.weights import choose, says_average
 
