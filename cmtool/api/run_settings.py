@@ -143,6 +143,7 @@ def plan_extension(
             decay; or settings are given that the run has already decided.
     """
     from cmtool.training.extend import extended, prepare_extension, state_before_decay
+    from cmtool.training.inherit import check_needs
     from cmtool.training.run_folder import RunFolder
 
     config = _config_of(old, family)
@@ -153,6 +154,7 @@ def plan_extension(
         raise UsageError(f"{changed}: --extend goes on with the settings of {old}; leave it out.")
     if not RunFolder(old).finished():
         raise UserError(f"the run in {old} is not finished.", "its own command goes on with it; --extend is for later")
+    check_needs(config)
     longer = extended(config, steps, old)
     folder = place.folder(f"{old.resolve().name}-{steps}")
     state = state_before_decay(old, config)

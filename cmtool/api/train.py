@@ -258,7 +258,7 @@ def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, wor
     from cmtool.data.load import load_dataset
     from cmtool.machine.device import set_up_torch
     from cmtool.training.classes import settle_classes
-    from cmtool.training.forecast import check_disk, forecast
+    from cmtool.training.forecast import check_disk
     from cmtool.training.setup import prepare
 
     config = plan.config
@@ -271,7 +271,7 @@ def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, wor
     trainer = prepare(config, settle_classes(config, dataset, goes_on, talk), device, world)
     for note in trainer.notes:
         talk.say(note)
-    check_disk(plan.folder, forecast(config, trainer.state).disk)
+    check_disk(plan.folder, trainer.needs.disk)
     return trainer
 
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -25,6 +26,7 @@ from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import rate_at, span_at
 from cmtool.training.batches import Batches
+from cmtool.training.forecast import Forecast, forecast
 from cmtool.training.optimizers import all_finite, diverged
 from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
@@ -75,6 +77,11 @@ class Trainer:
         self._reads_losses = self.device.type == "cpu" and self.world.size == 1
         # Images in one pass; with micro_batch = "auto" halved whenever they do not fit in memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
+
+    @cached_property
+    def needs(self) -> Forecast:
+        """What the run will take of memory and disk; counted once."""
+        return forecast(self.config, self.state)
 
     def curriculum(self) -> CurriculumState:
         """Return the scheduled numbers of the coming step."""

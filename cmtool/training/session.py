@@ -17,7 +17,6 @@ from cmtool.errors import DivergenceError, UserError
 from cmtool.files.atomic import writing
 from cmtool.machine.stopping import Stop
 from cmtool.models import Model
-from cmtool.training.forecast import forecast
 from cmtool.training.loop import Due, Trainer
 from cmtool.training.posthoc import write_snapshots
 from cmtool.training.previews import write_preview
@@ -147,7 +146,7 @@ class Session:
         self._log_start(step, arguments)
         if self.config.train.bad_step == "rollback" and self._saved < 0:
             self.checkpoint()  # a bad step before the first regular checkpoint needs one to go back to
-        self.listener.started(step, self.config.train.steps, forecast(self.config, self.state))
+        self.listener.started(step, self.config.train.steps, self.trainer.needs)
         self._catch_up()
 
     def attend(self, due: Due) -> None:

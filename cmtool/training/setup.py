@@ -31,7 +31,6 @@ from cmtool.schedules.density import LevelDensity
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all
-from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
@@ -94,10 +93,11 @@ def start_from(student: Model, source: Model) -> None:
 def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: World | None = None) -> Trainer:
     """Build everything that `config` describes and return a trainer at step 0.
 
+    `config` names the teacher and the starting weights that its recipe needs (`training.inherit.check_needs`).
+
     Raises:
         UserError: for anything that a user can get wrong about teacher, starting weights, labels or precision.
     """
-    check_needs(config)
     check_rows(config, world or World())
     sharding = _sharding(config, device, world)
     precision = settle_precision(config, device)
