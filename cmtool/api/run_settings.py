@@ -11,8 +11,9 @@ from typing import Any
 
 from cmtool.api.find import find_model
 from cmtool.checkpoint import read_header
+from cmtool.config.explain import is_given
 from cmtool.config.judgments import describe_judging, is_teacher_of
-from cmtool.config.load import from_toml, resolve
+from cmtool.config.load import Resolved, from_toml, resolve
 from cmtool.config.schema import DataConfig, Family, RunConfig
 from cmtool.config.sources import DATA_SOURCES, SOURCES
 from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
@@ -84,8 +85,23 @@ def plan_run(
     said = describe_judging(resolved.config, resolved.other_data)
     if said is not None:
         talk.say(said)
-    config = _with_models(resolved.config, talk)
+    config = _with_models(_with_own_classes(resolved, talk), talk)
     return RunPlan(config, place.folder(f"{config.preset}-{config.recipe_name}"), resolved.origins)
+
+
+def _with_own_classes(resolved: Resolved, talk: Talk) -> RunConfig:
+    """Do without classes where only the preset asked for them and other pictures than its own have none."""
+    config = resolved.config
+    asked = is_given(resolved.origins.get("data.labels", ""))
+    if not resolved.other_data or not config.data.labels or asked or config.teacher or config.init:
+        return config
+    check_data(config.data)
+    from cmtool.data.load import has_classes
+
+    if has_classes(config.data):
+        return config
+    talk.say(f"{config.data.path} has no classes, so the model learns none (one folder for each class makes them).")
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": False})})
 
 
 def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
