@@ -70,7 +70,8 @@ class NetworkConfig(Table):
     @model_validator(mode="before")
     @classmethod
     def _own(cls, values: Any) -> Any:
-        return own_settings(values)
+        own_kind = cls.model_fields["kind"].default
+        return own_settings({"kind": own_kind} | values if isinstance(values, dict) else values)
 
     @property
     def forward_mode(self) -> bool:
