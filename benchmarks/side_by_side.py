@@ -131,13 +131,15 @@ def training(preset: str) -> tuple[Callable[[], int], Callable[[], str]]:
     from cmtool.data.load import load_dataset
     from cmtool.training import setup
 
+    config = resolve(preset).config
     try:
         from cmtool.machine.device import choose_device, set_up_torch
+
+        device = choose_device("cpu")
+        set_up_torch(config.train.threads, config.train.deterministic)
     except ImportError:  # a base from before that room
-        choose_device, set_up_torch = setup.choose_device, setup.set_up_torch
-    config = resolve(preset).config
-    device = choose_device("cpu")
-    set_up_torch(config.train)
+        device = setup.choose_device("cpu")
+        setup.set_up_torch(config.train)
     data = load_dataset(config.data)
     trainer = setup.prepare(config, data, device)
 

@@ -1,23 +1,23 @@
 """Editing pictures with a consistency model, without retraining: inpaint, colorize, superres, stroke, denoise.
 
-Every function takes a model (or its path or name) and one picture, and returns uint8 variations (num, H, W, C). A
-picture is a path, a Pillow image, uint8 (H, W) or (H, W, C), or a float tensor (C, H, W) in [-1, 1]. Those of other
-sizes than the model's are fitted as `fit` says ("crop", "pad", "stretch"); with `paste=True` the edit comes back inside
-the whole picture.
+Every function takes a model (or its path or name) and one picture, and returns uint8 variations (num, H, W, C) in
+sRGB. A picture is a path, a Pillow image, uint8 (H, W) or (H, W, C), or a float tensor (C, H, W) in [-1, 1]. Those of
+other sizes than the model's are fitted as `fit` says ("crop", "pad", "stretch"); with `paste=True` the edit comes back
+inside the whole picture.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cmtool.api.model import BLOCK, Model, as_model
-from cmtool.api.pictures import Bytes, Picture, as_bytes, mask_of, stacked
+from cmtool.api.pictures import Bytes, Picture, mask_of, photo, stacked
 from cmtool.editing import tasks as editing
 from cmtool.editing.editor import Editor, Task
 from cmtool.editing.levels import plan_edit, usual_help
@@ -32,7 +32,7 @@ AnyModel: TypeAlias = "Model | str | Path"
 def inpaint(
     model: AnyModel,
     image: Picture,
-    mask: Picture | NDArray[np.bool_],
+    mask: Picture | NDArray[Any] | None = None,
     *,
     num: int = 1,
     steps: int | None = None,
@@ -48,7 +48,7 @@ def inpaint(
     Args:
         model: a consistency model, or where it is.
         image: the picture.
-        mask: of the picture's shape, white (True) where the model generates.
+        mask: of the picture's shape, white (True) where the model generates; None: what is transparent in the picture.
         num: variations.
         steps: evaluations, at tuned noise levels; `times` names the levels instead.
         times: strictly decreasing noise levels.
@@ -62,9 +62,10 @@ def inpaint(
         UserError: an empty mask, one of another shape, unusable levels, an unknown class.
     """
     loaded = _images_model(model)
-    original = as_bytes(image, loaded.image_shape[0])
+    painted = None if mask is None else mask_of(mask)
+    given = photo(image, loaded.image_shape[0], see_through=painted is None)
     side, options = loaded.image_shape[1], _options(fit, paste)
-    subject = editing.prepare_inpaint(original, mask_of(mask), side, options, "the picture")
+    subject = editing.prepare_inpaint(given, painted, side, options, "the picture")
     return _edited("inpaint", loaded, subject, num, steps, times, guidance, label, seed)
 
 
@@ -89,7 +90,7 @@ def colorize(
     loaded = _images_model(model)
     if loaded.image_shape[0] != 3:
         raise UserError(f"{loaded.path} works in {loaded.image_shape[0]} channel(s), and colors need three.")
-    subject = editing.prepare_colorize(as_bytes(image, 3), loaded.image_shape[1], _options(fit, paste))
+    subject = editing.prepare_colorize(photo(image, 3), loaded.image_shape[1], _options(fit, paste))
     return _edited("colorize", loaded, subject, num, steps, times, guidance, label, seed)
 
 
@@ -115,9 +116,9 @@ def superres(
         UserError: a factor that does not divide the model's side, unusable levels, an unknown class.
     """
     loaded = _images_model(model)
-    original, side = as_bytes(image, loaded.image_shape[0]), loaded.image_shape[1]
-    times_larger = editing.choose_factor(factor, original, side)
-    subject = editing.prepare_superres(original, times_larger, side, _options(fit, paste))
+    given, side = photo(image, loaded.image_shape[0]), loaded.image_shape[1]
+    times_larger = editing.choose_factor(factor, given.pixels, side)
+    subject = editing.prepare_superres(given, times_larger, side, _options(fit, paste))
     return _edited("superres", loaded, subject, num, steps, times, guidance, label, seed)
 
 
@@ -139,8 +140,8 @@ def stroke(
         UserError: unusable levels, an unknown class.
     """
     loaded = _images_model(model)
-    original = as_bytes(image, loaded.image_shape[0])
-    subject = editing.prepare_stroke(original, loaded.image_shape[1], _options(fit, paste))
+    given = photo(image, loaded.image_shape[0])
+    subject = editing.prepare_stroke(given, loaded.image_shape[1], _options(fit, paste))
     return _edited("stroke", loaded, subject, num, steps, times, 0.0, label, seed)
 
 
@@ -165,8 +166,8 @@ def denoise(
             f"sigma {sigma:g} is outside the model's range [{low:g}, {high:g}].",
             "it is the noise's standard deviation on the scale of [-1, 1]: 0.3 is 38 of 255 levels",
         )
-    original = as_bytes(image, loaded.image_shape[0])
-    subject = editing.prepare_denoise(original, loaded.image_shape[1], _options(fit, paste))
+    given = photo(image, loaded.image_shape[0])
+    subject = editing.prepare_denoise(given, loaded.image_shape[1], _options(fit, paste))
     plan = SamplePlan("multistep", (sigma,), "the noise's own level")
     return _run(Task("denoise", plan, 0.0, _label(loaded, label)), loaded, subject, 1, 0)
 
@@ -214,4 +215,7 @@ def _run(task: Task, model: Model, subject: editing.Subject, num: int, seed: int
     size = editor.batch_size
     parts: list[Any] = [editor.run(seeds[first : first + size], label)[0] for first in range(0, num, size)]
     made = torch.cat(parts)
-    return stacked([subject.back(made[row : row + 1]) for row in range(num)])
+    edits = [subject.back(made[row : row + 1]) for row in range(num)]
+    if any(map(subject.unchanged, edits)):
+        warnings.warn("the edit changes nothing.", stacklevel=4)
+    return stacked([subject.photo.to_srgb(edit) for edit in edits])

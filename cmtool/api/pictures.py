@@ -1,18 +1,21 @@
-"""Pictures as a Python program has them, and where they go."""
+"""Pictures in the forms that a Python program has them in, and writing them."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from cmtool.data import read_image, save_folder, save_grid, save_npz, save_png, save_points, save_scatter, to_uint8
-from cmtool.editing.regions import mask_from_bytes, on_black
+from cmtool.data import save_folder, save_npz, save_points, save_scatter, to_uint8
+from cmtool.data.decode import upright
+from cmtool.data.images import save_pictures
+from cmtool.editing.masks import Mask, Painted, mask_from_image, mask_from_levels
+from cmtool.editing.photos import Photo, photo_of, read_photo
 from cmtool.errors import DataError
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -20,33 +23,34 @@ Bytes: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Tensor"
 
 
-def as_bytes(picture: Picture, channels: int) -> Bytes:
-    """Return a picture as uint8 (H, W, channels).
+def photo(picture: Picture, channels: int, see_through: bool = False) -> Photo:
+    """Return a picture as an edit takes it.
 
     Args:
         picture: a path, a Pillow image, uint8 (H, W) or (H, W, C), or a float tensor (C, H, W) in [-1, 1].
         channels: 1 (gray), 3 (color) or 4; what has others is converted as `cmtool.data.read_image` converts files.
+        see_through: what is transparent is a hole, not white.
 
     Raises:
         DataError: there is no such file, or the array is no picture.
     """
     if isinstance(picture, (str, Path)):
-        return read_image(Path(picture), channels)
+        return read_photo(Path(picture), channels, see_through)
+    return photo_of(_pillow(picture), channels, "the picture", see_through)
+
+
+def _pillow(picture: Image.Image | NDArray[np.uint8] | Tensor) -> Image.Image:
+    """Return a picture in memory as an upright Pillow image."""
+    if isinstance(picture, Image.Image):
+        return ImageOps.exif_transpose(picture)
     if isinstance(picture, Tensor):
         if picture.ndim != 3 or not picture.is_floating_point():
             raise DataError(f"a tensor {tuple(picture.shape)} of {picture.dtype} is no picture (C, H, W) in [-1, 1].")
         picture = to_uint8(picture.detach().cpu()).permute(1, 2, 0).numpy()
-    if isinstance(picture, np.ndarray):
-        picture = _pillow(picture)
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
-    return np.ascontiguousarray(array[..., None] if array.ndim == 2 else array)
-
-
-def _pillow(array: NDArray[np.uint8]) -> Image.Image:
-    flat = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    flat = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
     if flat.dtype != np.uint8 or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] in (3, 4))):
-        raise DataError(f"an array of {array.dtype} {array.shape} is no picture: uint8 (H, W) or (H, W, 1, 3 or 4).")
+        kind = f"{picture.dtype} {picture.shape}"
+        raise DataError(f"an array of {kind} is no picture: uint8 (H, W) or (H, W, 1, 3 or 4).")
     return Image.fromarray(np.ascontiguousarray(flat))
 
 
@@ -55,11 +59,11 @@ def save(images: Tensor | Bytes, path: str | Path) -> Path:
 
     Args:
         images: float tensor (N, C, H, W) in [-1, 1] or uint8 array (N, H, W, C); points are a tensor (N, 2, 1, 1).
-        path: `.png` is a grid (one image: that image alone), `.npz` the form that evaluators read, anything without
-            ending a folder of PNGs.
+        path: `.png` is a grid (of one image: just that image), `.npz` the form that evaluators read, a path without
+            an ending a folder of PNGs.
 
     Raises:
-        DataError: the images are no images, or the ending is none of these.
+        DataError: the images are not images, or the ending is none of these.
         UserError: the place cannot be written.
     """
     path = Path(path)
@@ -68,7 +72,7 @@ def save(images: Tensor | Bytes, path: str | Path) -> Path:
             return save_points(path, images)
         return save_scatter(images, path)
     if path.suffix == ".png":
-        return save_png(images[0], path) if len(images) == 1 else save_grid(images, path)
+        return save_pictures(images, path)
     if path.suffix == ".npz":
         return save_npz(path, images)
     if path.suffix == "":
@@ -81,14 +85,24 @@ def stacked(pictures: list[Bytes]) -> Bytes:
     return np.stack(pictures)
 
 
-def mask_of(mask: Picture | NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return a mask (H, W) in [0, 1], 1 (white, True) where the model generates.
+def mask_of(mask: Picture | NDArray[Any]) -> Mask:
+    """Return a mask (H, W) in [0, 1], 1 (white, True) where the model generates; warns of what is odd about it.
 
     Args:
-        mask: a picture whose white is to be generated, or a boolean array (H, W). What is transparent is not white.
+        mask: a picture whose white is to be generated, as `cmtool edit inpaint --mask` reads it (what is transparent is
+            not white), or an array (H, W) of booleans, or of numbers of which two occur: the lower one is kept.
     """
-    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
-        return mask.astype(np.float64)
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
-        return mask.cpu().numpy().astype(np.float64)
-    return mask_from_bytes(on_black(as_bytes(mask, 4)), invert=False)  # type: ignore[arg-type]
+    painted = _painted(mask)
+    for notice in painted.notices:
+        warnings.warn(notice, stacklevel=4)
+    return painted.mask
+
+
+def _painted(mask: Picture | NDArray[Any]) -> Painted:
+    if isinstance(mask, (str, Path)):
+        return mask_from_image(upright(Path(mask)), str(mask))
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) and mask.ndim == 2 else mask
+    if isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype != np.uint8:
+        white = 1.0 if array.dtype == np.bool_ or array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
+        return mask_from_levels(array.astype(np.float64), white, "the mask")
+    return mask_from_image(_pillow(array), "the mask")

@@ -33,7 +33,9 @@ Guidance = Annotated[
     float | None, typer.Option("--guidance", min=0, max=10, help="Over-relaxation of the known part; 0: the paper's.")
 ]
 Uncertainty = Annotated[bool, typer.Option("--uncertainty", help="Also write the spread of the variations as a map.")]
-MaskFile = Annotated[Path, typer.Option("--mask", help="White: generate here; black: keep.")]
+MaskFile = Annotated[
+    Path | None, typer.Option("--mask", help="White: generate here; black: keep. Default: what is transparent.")
+]
 Invert = Annotated[bool, typer.Option("--invert-mask", help="White keeps, black is generated.")]
 Factor = Annotated[int | None, typer.Option("--factor", "-f", min=2, help="Enlargement; default: to the model's size.")]
 Sigma = Annotated[float, typer.Option("--sigma", help="Standard deviation of the noise on the scale of [-1, 1].")]
@@ -47,7 +49,7 @@ app = sub_app(
 @app.command()
 def inpaint(
     images: Images,
-    mask: MaskFile,
+    mask: MaskFile = None,
     invert_mask: Invert = False,
     model: Model = None,
     times: Times = None,
@@ -72,6 +74,9 @@ def inpaint(
     quiet: Quiet = False,
 ) -> None:
     """Fill what the mask paints white; every other pixel keeps its bytes.
+
+    Without --mask: what is transparent in the picture. Levels up to 24 are black, from 231 on white; two alone are
+    the two, whatever they are.
 
     Example: cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --paste --out done.png
     """

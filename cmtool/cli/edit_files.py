@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmtool.cli.output import command_line
 from cmtool.data.images import save_grid, save_png
@@ -58,6 +59,8 @@ def write_results(request: Request, results: Sequence[Result], place: Place, out
         "command": command_line(),
     }
     paths = [_write_one(request, result, place, text) for result in results]
+    for result in results:
+        _say_unchanged(result, output)
     if place.kind == "grid":
         _write_grid(results, place.path, text)
         paths = [[place.path] for _ in results]
@@ -78,8 +81,18 @@ def _write_one(request: Request, result: Result, place: Place, text: dict[str, s
         path = place.path
         if place.kind == "folder":
             path = place.path / f"{result.name.stem}-{request.task}{number}.png"
-        paths.append(save_png(result.subject.back(result.images[row : row + 1]), path, {**text, "seed": str(seed)}))
+        edited, photo = result.edited(row), result.subject.photo
+        dpi = photo.dpi if edited.shape == photo.pixels.shape else None
+        save_png(edited, path, {**text, "seed": str(seed)}, profile=photo.profile, dpi=dpi)
+        paths.append(path)
     return paths
+
+
+def _say_unchanged(result: Result, output: Output) -> None:
+    same = [str(seed) for row, seed in enumerate(result.seeds) if result.subject.unchanged(result.edited(row))]
+    if same:
+        where = "in the hole " if result.subject.mask is not None else ""
+        output.warn(f"{result.name}: the edit changes nothing {where}(seed {', '.join(same)})")
 
 
 def _uncertainty_path(request: Request, result: Result, place: Place) -> Path:
@@ -93,11 +106,11 @@ def _uncertainty_path(request: Request, result: Result, place: Place) -> Path:
 
 
 def _write_grid(results: Sequence[Result], path: Path, text: dict[str, str]) -> None:
-    """One row a picture: what was given, then its variations, all at the first picture's size."""
-    rows = []
+    """One row a picture: what was given, then its variations, all at the first picture's size and in sRGB."""
+    rows: list[NDArray[np.uint8]] = []
     for result in results:
-        edits = [result.subject.back(result.images[row : row + 1]) for row in range(len(result.seeds))]
-        rows.extend([result.subject.shown, *edits])
+        row = [result.subject.shown, *map(result.edited, range(len(result.seeds)))]
+        rows.extend(map(result.subject.photo.to_srgb, row))
     height, width = rows[1].shape[:2]
     # Every row holds the given picture and as many variations, so that a wide row needs no wrapping up to 16.
     per_row = 1 + len(results[0].seeds)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from cmtool.api.find import FoundModel
     from cmtool.cli.output import Output
+    from cmtool.editing.masks import Mask
     from cmtool.editing.tasks import Subject
     from cmtool.models import Model
     from cmtool.samplers.plan import SamplePlan
@@ -58,6 +59,10 @@ class Result:
     images: Tensor
     seeds: tuple[int, ...]
     residuals: tuple[float, ...]
+
+    def edited(self, row: int) -> NDArray[Any]:
+        """The bytes (H, W, C) of one variation, in the color space of its picture."""
+        return self.subject.back(self.images[row : row + 1])
 
 
 def decide(task: str, given: dict[str, Any], output: Output) -> Request:
@@ -122,6 +127,8 @@ def _check_pictures(given: dict[str, Any]) -> None:
         if given.get("mask") is not None and image.resolve() == given["mask"].resolve():
             raise UserError(f"{image} is given as the picture and as its mask.", MASK_HINT)
     mask = given.get("mask")
+    if mask is None and given.get("invert_mask"):
+        raise UsageError("--invert-mask turns a --mask round; what is transparent is always what is generated.")
     if mask is not None and not mask.exists():
         raise UserError(f"--mask {mask}: no such file.", _lookalike(mask))
     if out is not None and not out.is_dir():
@@ -176,7 +183,8 @@ def run_edit(task: str, given: dict[str, Any], output: Output) -> None:
     from cmtool.cli.edit_files import check_outputs, write_results
 
     request = decide(task, given, output)
-    subjects = [(path, prepare(request, path, output)) for path in given["images"]]
+    painted = _mask(given, output)
+    subjects = [(path, prepare(request, path, painted, output)) for path in given["images"]]
     place = check_outputs(request)
     model = load_model(request.found, given["device"], given["precision"])
     results = [_result(request, model, path, subject, output) for path, subject in subjects]
@@ -194,45 +202,41 @@ def run_edit(task: str, given: dict[str, Any], output: Output) -> None:
     )
 
 
-def prepare(request: Request, path: Path, output: Output) -> Subject:
+def prepare(request: Request, path: Path, painted: Mask | None, output: Output) -> Subject:
     """Read one picture and make it ready; says what was done to it."""
-    from cmtool.data.images import read_image
     from cmtool.editing import tasks as editing
+    from cmtool.editing.photos import read_photo
 
     given, side, task = request.given, request.side, request.task
     options = editing.Options(given["fit"] or ("pad" if given["paste"] else "crop"), given["paste"])
-    original = read_image(path, request.channels)
-    if request.channels == 1 and _has_colors(read_image(path)):
-        output.say(f"{path}: its colors are dropped, for the model is gray")
+    photo = read_photo(path, request.channels, see_through=task == "inpaint" and painted is None)
     if task == "inpaint":
-        subject = editing.prepare_inpaint(original, _mask(given, output), side, options, str(path))
+        subject = editing.prepare_inpaint(photo, painted, side, options, str(path))
     elif task == "colorize":
-        subject = editing.prepare_colorize(original, side, options)
+        subject = editing.prepare_colorize(photo, side, options)
     elif task == "superres":
-        factor = editing.choose_factor(given["factor"], original, side)
-        subject = editing.prepare_superres(original, factor, side, options)
+        factor = editing.choose_factor(given["factor"], photo.pixels, side)
+        subject = editing.prepare_superres(photo, factor, side, options)
     elif task == "stroke":
-        subject = editing.prepare_stroke(original, side, options)
+        subject = editing.prepare_stroke(photo, side, options)
     else:
-        subject = editing.prepare_denoise(original, side, options)
+        subject = editing.prepare_denoise(photo, side, options)
     for note in subject.notes:
         output.say(f"{path}: {note}")
     return subject
 
 
-def _has_colors(picture: NDArray[Any]) -> bool:
-    return bool((picture != picture[..., :1]).any())
+def _mask(given: dict[str, Any], output: Output) -> Mask | None:
+    """The mask that --mask names; None: there is none."""
+    from cmtool.data.decode import upright
+    from cmtool.editing.masks import mask_from_image
 
-
-def _mask(given: dict[str, Any], output: Output) -> NDArray[Any]:
-    from cmtool.data.images import read_image
-    from cmtool.editing.regions import check_mask, mask_from_bytes, on_black
-
-    painted = on_black(read_image(given["mask"], 4))
-    notice = check_mask(painted, str(given["mask"]))
-    if notice:
+    if given.get("mask") is None:
+        return None
+    painted = mask_from_image(upright(given["mask"]), str(given["mask"]), given["invert_mask"])
+    for notice in painted.notices:
         output.warn(notice)
-    return mask_from_bytes(painted, given["invert_mask"])
+    return painted.mask
 
 
 def _result(request: Request, model: Model, path: Path, subject: Subject, output: Output) -> Result:

@@ -237,7 +237,7 @@ def _invert(walk: Walk, model: LoadedModel, label: int | None, output: Output) -
 
 def _write(walk: Walk, frames: Tensor) -> None:
     from cmtool.cli.output import command_line
-    from cmtool.data.images import save_folder, save_gif, save_grid
+    from cmtool.data.images import save_folder, save_gif, save_pictures
 
     text = {"model": str(walk.found.path), "model_hash": walk.found.digest, "command": command_line()}
     if walk.kind == "gif":
@@ -245,4 +245,4 @@ def _write(walk: Walk, frames: Tensor) -> None:
     elif walk.kind == "frames":
         save_folder(frames, walk.out, text=text)
     else:
-        save_grid(frames, walk.out, text=text)
+        save_pictures(frames, walk.out, text=text)

@@ -35,6 +35,7 @@ Labels = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all randomness; default 0.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="One seed for each sample, e.g. 37,40-47.")]
+Grid = Annotated[bool, typer.Option("--grid", help="A grid of one sample too; several into a .png are one anyway.")]
 Quantize = Annotated[
     Literal["round", "truncate"], typer.Option("--quantize", help="How floats become bytes; papers truncate.")
 ]
@@ -51,6 +52,7 @@ class Job:
     out: Path
     quantize: Literal["round", "truncate"]
     precision: str
+    grid: bool = False
 
     @property
     def is_points(self) -> bool:
@@ -99,6 +101,7 @@ def sample(
     seeds: Seeds = None,
     batch_size: BatchSize = None,
     quantize: Quantize = "round",
+    grid: Grid = False,
     out: Out = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -124,6 +127,7 @@ def _decide(given: dict[str, Any], output: Output) -> Job:
     from cmtool.api.find import find_model
     from cmtool.cli.lists import choose_labels, choose_seeds, parse_floats, parse_ints
     from cmtool.cli.sample_out import out_kind
+    from cmtool.errors import UsageError
     from cmtool.samplers.plan import check_request, plan_sampling
 
     times = None if given["times"] is None else parse_floats(given["times"], "--times")
@@ -140,8 +144,10 @@ def _decide(given: dict[str, Any], output: Output) -> Job:
     labels = None if chosen is None else [chosen[index % len(chosen)] for index in range(len(seeds))]
     first = given["seed"] or 0 if given["seeds"] is None else seeds[0]
     out = given["out"] or Path("samples") / f"{found.name}-{plan.nfe}-{first}.png"
-    job = Job(found, plan, seeds, labels, out, given["quantize"], given["precision"])
-    out_kind(out, len(seeds), job.is_points)
+    job = Job(found, plan, seeds, labels, out, given["quantize"], given["precision"], given["grid"])
+    kind = out_kind(out, len(seeds), job.is_points)
+    if job.grid and (kind != "picture" or job.is_points):
+        raise UsageError("--grid is for pictures in a .png.", "e.g. --out grid.png")
     output.say(found.describe())
     output.say(
         f"times {', '.join(f'{level:.4g}' for level in plan.times[:8])}{' ...' * (len(plan.times) > 8)} "
@@ -164,25 +170,25 @@ def _kinds(sampler: str | None) -> tuple[str, ...]:
 
 
 def open_sink(job: Job) -> Sink:
-    """Open what takes the samples of a job: a grid, a file or a folder."""
+    """Open what takes the samples of a job: a picture, an .npz file or a folder."""
     from cmtool.cli.sample_out import out_kind
-    from cmtool.data.sample_files import FolderSink, GridSink, NpzSink, check_place
+    from cmtool.data.sample_files import FolderSink, NpzSink, PictureSink, check_place
 
     kind = out_kind(job.out, len(job.seeds), job.is_points)
     check_place(job.out)
     if kind == "npz":
         return NpzSink(job.out, job.request(), job.meta())
     text = {key: str(value) for key, value in job.meta().items() if value is not None}
-    if kind == "grid":
+    if kind == "picture":
         distinct = len(set(job.labels)) if job.labels else 0
-        return GridSink(job.out, text, distinct if 1 < distinct <= 32 else None)
+        return PictureSink(job.out, text, job.seeds, distinct if 1 < distinct <= 32 else None, job.grid)
     return FolderSink(job.out, job.request(), text, job.seeds)
 
 
 def _make(job: Job, batch_size: int | None, device: str, output: Output) -> None:
     from time import perf_counter
 
-    from cmtool.launch import in_world
+    from cmtool.machine.launch import in_world
 
     began, start = perf_counter(), 0
     if in_world():
@@ -231,8 +237,8 @@ def _fill(job: Job, model: LoadedModel, sink: Sink, batch_size: int, output: Out
     """Make the samples that are missing and hand them to the sink; returns the signal that ended it, or 0."""
     from cmtool.data.images import to_uint8
     from cmtool.data.sample_files import in_background
+    from cmtool.machine.stopping import stoppable
     from cmtool.samplers.generate import generate
-    from cmtool.training.stopping import stoppable
 
     batches = generate(model, job.plan, job.seeds, job.labels, batch_size=batch_size, start=sink.start)
     with (

@@ -7,7 +7,7 @@ from typing import Literal
 
 from cmtool.errors import UserError
 
-OutKind = Literal["grid", "npz", "folder"]
+OutKind = Literal["picture", "npz", "folder"]
 # A grid of more pictures than this is larger than programs open and eyes take in.
 LARGEST_GRID = 10_000
 
@@ -36,7 +36,7 @@ def out_kind(path: Path, num: int, points: bool = False) -> OutKind:
     if suffix == ".png":
         if num > LARGEST_GRID and not points:
             raise UserError(f"{num:,} images are too many for one grid.", "use --out samples.npz or a folder")
-        return "grid"
+        return "picture"
     if suffix == ".npz":
         return "npz"
     raise UserError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cmtool.cli.sample import Job
     from cmtool.data.sample_files import Sink
-    from cmtool.training.distributed import World
+    from cmtool.machine.world import World
 
 
 def place_of_share(out: Path, rank: int, size: int) -> Path:
@@ -42,7 +42,7 @@ def make_together(job: Job, batch_size: int | None, device: str) -> Path | None:
     Returns:
         Where the samples are, in process 0; None in the others.
     """
-    from cmtool.training.distributed import join_world
+    from cmtool.machine.world import join_world
 
     # Nothing but flags travels between these processes: no GPU is needed for it.
     with join_world("cpu") as world:

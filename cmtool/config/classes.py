@@ -68,7 +68,7 @@ def check_number(
         we: what has our classes, in messages.
 
     Raises:
-        DataError: with the setting that makes the numbers equal, where there is one.
+        DataError: names the setting that makes the numbers equal, if there is one.
     """
     theirs, known = data.get("num_classes"), data.get("class_names")
     if not theirs or theirs == classes:

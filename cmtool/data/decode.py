@@ -1,7 +1,7 @@
 """One image file to bytes, and bytes of any shape to a square: the decoding and resizing rules of the project.
 
 Decoding never runs foreign programs (only raster formats that Pillow decodes itself are opened) and checks the size
-before it allocates. Embedded color profiles are not applied: pixels are taken as they are stored.
+before it allocates. Colors of another profile are converted to sRGB (`profiles.to_srgb`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cmtool.data.profiles import other_profile, to_srgb
 from cmtool.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -37,6 +38,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "edm": Image.Resampling.LANCZOS,
 }
+_ORIENTATION = 0x0112  # the EXIF tag; from 5 on a quarter turn
 # What Pillow raises over damaged files. MemoryError: a small file may claim a huge block.
 _DAMAGE = (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, MemoryError, OverflowError, struct.error)
 # Pillow warns at a limit of its own, which is lower. `read_image` refuses at ours, so the warning is only noise.
@@ -144,14 +146,19 @@ def _convert(picture: Image.Image, channels: int, name: str) -> Image.Image:
     """Convert any Pillow mode to L, RGB or RGBA; unless four channels are wanted, transparency is put over white."""
     if picture.mode == "F" or picture.mode.startswith("I"):
         picture = _deep(picture, name)
-    transparent = picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
+    picture = to_srgb(picture)
     if channels == 4:
         return picture.convert("RGBA")
-    if transparent:
+    if is_transparent(picture):
         picture = _laid_on_white(picture.convert("RGBA"))
     elif picture.mode == "P":
         picture = picture.convert("RGB")
     return picture.convert("L" if channels == 1 else "RGB")
+
+
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether an image may have transparent pixels: by an alpha channel, or a transparent color."""
+    return picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
 
 
 def channels_of(image: Bytes, channels: int) -> Bytes:
@@ -171,18 +178,23 @@ def channels_of(image: Bytes, channels: int) -> Bytes:
 
 
 def read_image(
-    source: str | Path | bytes, channels: int | None = 3, name: str | None = None, animated: bool = False
+    source: str | Path | bytes,
+    channels: int | None = 3,
+    name: str | None = None,
+    animated: bool = False,
+    converted: list[str] | None = None,
 ) -> Bytes:
     """Decode one image file into bytes, upright as the EXIF orientation says.
 
     CMYK, palette, gray, 16-bit and float images are converted; transparent ones are put over white (with `channels=4`
-    alpha is kept); embedded color profiles are ignored.
+    alpha is kept); colors of another profile than sRGB are converted to it.
 
     Args:
         source: a path, or the bytes of a file.
         channels: 1 (gray), 3 (RGB), 4 (RGBA), or None: 1 if the file stores gray values, else 3.
         name: the image's name in messages; None: its path.
         animated: take the first frame of an animation instead of refusing it.
+        converted: takes the name of the image's color profile if it is not sRGB (see `profiles.converted_note`).
 
     Returns:
         uint8 (H, W, channels).
@@ -195,7 +207,7 @@ def read_image(
     source = Path(source) if isinstance(source, str) else source
     label = name or ("an image" if isinstance(source, bytes) else str(source))
     with _checked(source, label, animated) as picture:
-        return _decode(picture, channels, label)
+        return _decode(picture, channels, label, converted)
 
 
 def upright(source: Path, name: str | None = None) -> Image.Image:
@@ -243,14 +255,22 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
     try:
         _note_scale(picture)
         picture.load()
-        return ImageOps.exif_transpose(picture)
+        turned = ImageOps.exif_transpose(picture)
+        if picture.getexif().get(_ORIENTATION) in (5, 6, 7, 8) and "dpi" in turned.info:
+            turned.info["dpi"] = tuple(turned.info["dpi"])[::-1]
+        # How coarsely a JPEG was written: Pillow drops it with the file.
+        turned.format, turned.quantization = picture.format, getattr(picture, "quantization", None)  # type: ignore[attr-defined]
+        return turned
     except _DAMAGE as error:
         raise SkippedImage(name, "unreadable", f"damaged or truncated ({error}).") from None
 
 
-def _decode(picture: Image.Image, channels: int | None, name: str) -> Bytes:
+def _decode(picture: Image.Image, channels: int | None, name: str, converted: list[str] | None) -> Bytes:
     channels = channels or (1 if _is_gray(picture) else 3)
     turned = _loaded(picture, name)
+    other = other_profile(turned) if converted is not None else None
+    if converted is not None and other is not None:
+        converted.append(other)
     try:
         return to_bytes(turned, channels, name)
     except DataError:

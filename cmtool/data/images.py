@@ -39,6 +39,7 @@ __all__ = [
     "save_gif",
     "save_grid",
     "save_npz",
+    "save_pictures",
     "save_png",
     "save_points",
     "save_scatter",
@@ -131,10 +132,13 @@ def png_info(text: Mapping[str, Any] | None) -> PngInfo | None:
     return info
 
 
-def _write_png(picture: Image.Image, path: str | Path, text: Mapping[str, Any] | None, synced: bool = True) -> Path:
-    target = Path(path)
+def _write_png(
+    picture: Image.Image, path: str | Path, text: Mapping[str, Any] | None, synced: bool = True, **said: Any
+) -> Path:
+    """Write a PNG; `said` are further options of Pillow's writer, those that are None left out."""
+    target, options = Path(path), {key: value for key, value in said.items() if value is not None}
     with atomic_write(target, synced) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=png_info(text))
+        picture.save(temporary, format="PNG", pnginfo=png_info(text), **options)
     return target
 
 
@@ -146,13 +150,33 @@ def read_png_text(path: str | Path) -> dict[str, str]:
 
 
 def save_png(
-    image: Tensor | Bytes, path: str | Path, text: Mapping[str, Any] | None = None, synced: bool = True
+    image: Tensor | Bytes,
+    path: str | Path,
+    text: Mapping[str, Any] | None = None,
+    synced: bool = True,
+    *,
+    profile: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
 ) -> Path:
     """Write one image, (C, H, W) tensor or (H, W, C) bytes, at its own size; `text` becomes PNG text entries.
 
-    With `synced` false it does not wait for the disk, see `atomic_write`.
+    Args:
+        synced: False: without waiting for the disk, see `atomic_write`.
+        profile: the ICC profile of the bytes; None: nothing is said, which means sRGB.
+        dpi: pixels per inch, across and down.
     """
-    return _write_png(_picture(to_nhwc(image[None])[0]), path, text, synced)
+    return _write_png(_picture(to_nhwc(image[None])[0]), path, text, synced, icc_profile=profile, dpi=dpi)
+
+
+def save_pictures(
+    images: Tensor | Bytes,
+    path: str | Path,
+    columns: int | None = None,
+    text: Mapping[str, Any] | None = None,
+    grid: bool = False,
+) -> Path:
+    """Write images as one PNG: one image is that picture at its own size, several (or one, as a `grid`) are a grid."""
+    return save_grid(images, path, columns, text) if grid or len(images) > 1 else save_png(images[0], path, text)
 
 
 def _enlargement(side: int) -> int:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from cmtool.data.dataset import Dataset, Fingerprint, Summary
 from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
+from cmtool.data.profiles import converted_note
 from cmtool.data.sources.base import Record, Source, check_classes, decode, outcomes, refuse_empty
 from cmtool.errors import DataError
 from cmtool.files.atomic import atomic_write
@@ -182,13 +183,13 @@ class Rules:
     small: str = "skip"
 
 
-def _prepare(record: Record, rules: Rules, faded: list[str]) -> Bytes:
-    """Decode and fit one record, and note in `faded` if it loses its colors.
+def _prepare(record: Record, rules: Rules, faded: list[str], converted: list[str]) -> Bytes:
+    """Decode and fit one record; note in `faded` if it loses its colors, in `converted` a profile other than sRGB.
 
     Raises:
         SkippedImage: the image cannot be used.
     """
-    image = decode(record, None if rules.channels == 1 else rules.channels)
+    image = decode(record, None if rules.channels == 1 else rules.channels, converted)
     if min(image.shape[:2]) < rules.resolution and rules.small == "skip":
         size = f"{image.shape[1]} x {image.shape[0]} pixels is smaller than {rules.resolution}."
         raise SkippedImage(record.name, "too small", size)
@@ -215,7 +216,8 @@ def _facts(source: Source, rules: Rules, skipped: Counter[str], notes: Sequence[
 def _fill(writer: PackedWriter, source: Source, rules: Rules, update: Update) -> dict[str, Any]:
     skipped, first = Counter(source.skipped), None
     faded: list[str] = []
-    decoded = outcomes(source.records(), partial(_prepare, rules=rules, faded=faded))
+    converted: list[str] = []
+    decoded = outcomes(source.records(), partial(_prepare, rules=rules, faded=faded, converted=converted))
     for done, outcome in enumerate(decoded, start=1):
         if isinstance(outcome.image, SkippedImage):
             skipped[outcome.image.reason] += 1
@@ -225,8 +227,8 @@ def _fill(writer: PackedWriter, source: Source, rules: Rules, update: Update) ->
         update(completed=done)
     if not writer.count:
         refuse_empty(source, skipped, first)
-    notes = (f"{len(faded):,} of {writer.count:,} images lose their colors: one channel is gray",) if faded else ()
-    return writer.finish(_facts(source, rules, skipped, notes))
+    notes = [f"{len(faded):,} of {writer.count:,} images lose their colors: one channel is gray"] if faded else []
+    return writer.finish(_facts(source, rules, skipped, [*notes, *converted_note(converted, writer.count)]))
 
 
 def pack(source: Source, out: Path, rules: Rules, talk: Talk = SILENCE) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where samples go as they are made: a grid, a scatter plot, an .npz file or a folder of PNGs.
+"""Where samples go as they are made: a picture, a grid, a scatter plot, an .npz file or a folder of PNGs.
 
 A sink takes the samples in order. Output of many images survives a kill: `start` is how many samples of the same
 request already exist.
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.data.images import save_grid, save_png, save_scatter
+from cmtool.data.images import save_pictures, save_png, save_scatter
 from cmtool.data.shards import ShardStore, read_request
 from cmtool.errors import DataError, UserError
 from cmtool.files.atomic import atomic_text
@@ -47,11 +47,22 @@ class Sink(Protocol):
         """Complete the output; return its path."""
 
 
-class GridSink:
-    """Keeps the samples and writes one picture at the end: a grid of images, or a scatter plot of points."""
+class PictureSink:
+    """Keeps the samples and writes one picture at the end: the image, a grid of several, or a scatter plot of points.
 
-    def __init__(self, path: Path, text: Mapping[str, Any], columns: int | None = None) -> None:
+    Args:
+        path: of the PNG.
+        text: what it says of itself.
+        seeds: one for each sample; a picture of one sample says its seed and label, as it does in a folder.
+        columns: of the grid.
+        grid: a grid of one image too.
+    """
+
+    def __init__(
+        self, path: Path, text: Mapping[str, Any], seeds: Sequence[int], columns: int | None = None, grid: bool = False
+    ) -> None:
         self.path, self.text, self.columns, self.start = path, dict(text), columns, 0
+        self._seeds, self._grid = seeds, grid
         self._samples: list[Array] = []
         self._labels: list[Array] = []
 
@@ -67,10 +78,13 @@ class GridSink:
     def finish(self) -> Path:
         """Write the picture."""
         samples = np.concatenate(self._samples)
-        if samples.dtype == np.uint8:
-            return save_grid(samples, self.path, self.columns, self.text)
-        labels = torch.from_numpy(np.concatenate(self._labels)) if self._labels else None
-        return save_scatter(torch.from_numpy(samples), self.path, labels, text=self.text)
+        labels = np.concatenate(self._labels) if self._labels else None
+        if samples.dtype != np.uint8:
+            classes = None if labels is None else torch.from_numpy(labels)
+            return save_scatter(torch.from_numpy(samples), self.path, classes, text=self.text)
+        single = len(samples) == 1 and not self._grid
+        text = image_text(self.text, self._seeds[0], None if labels is None else labels[0]) if single else self.text
+        return save_pictures(samples, self.path, self.columns, text, self._grid)
 
 
 class ShareSink:
@@ -116,6 +130,11 @@ def is_whole_png(path: Path) -> bool:
         return False
 
 
+def image_text(meta: Mapping[str, Any], seed: int, label: Any) -> dict[str, Any]:
+    """What the file of one image says: what all say, its seed, and its label where it has one."""
+    return {**meta, "seed": str(seed), **({} if label is None else {"label": str(int(label))})}
+
+
 class FolderSink:
     """Writes each image as `000000.png`, `000001.png`, ... with its seed and label as text in the file."""
 
@@ -137,9 +156,7 @@ class FolderSink:
         """Write the next images."""
         for row, image in enumerate(samples):
             index = self.start + row
-            text = {**self._meta, "seed": str(self._seeds[index])}
-            if labels is not None:
-                text["label"] = str(int(labels[row]))
+            text = image_text(self._meta, self._seeds[index], None if labels is None else labels[row])
             # Images are not synced one by one: after a power cut, the next start looks for the first broken file.
             save_png(image, self.path / f"{index:06d}.png", text, synced=False)
         self.start += len(samples)

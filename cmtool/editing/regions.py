@@ -14,15 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmtool.data.images import MAX_PIXELS, MODES
-from cmtool.errors import DataError, UserError
+from cmtool.editing.masks import Mask
+from cmtool.errors import UserError
 
 Bytes = NDArray[np.uint8]
-Mask = NDArray[np.float64]
 Resize = Callable[[Any, int, int], NDArray[Any]]
-# Masks whose shape differs from the picture's by more than this are of another picture.
-ASPECT_SLACK = 0.02
-# A pixel whose channels differ by more levels than this has a color.
-COLORED = 40
 
 
 @dataclass(frozen=True)
@@ -153,70 +149,40 @@ def resize_floats(values: NDArray[np.float64], height: int, width: int) -> NDArr
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
 
 
-def resize_mask(mask: Mask, height: int, width: int) -> Mask:
-    """Resize a mask by area. A hard mask stays hard and covers every pixel that it touched, so that nothing of what
-    was under it leaks into the known pixels; a soft one is averaged.
-    """
-    if mask.shape == (height, width):
-        return mask
-    hard = bool(np.isin(mask, (0.0, 1.0)).all())
-    image = Image.fromarray(mask.astype(np.float32))
-    resized = np.asarray(image.resize((width, height), Image.Resampling.BOX), dtype=np.float64).clip(0, 1)
-    return (resized > 1e-6).astype(np.float64) if hard else resized
-
-
-def check_mask(colors: Bytes, name: str) -> str | None:
-    """Return a notice if a mask (H, W, 3) is mostly neither black nor white.
-
-    Raises:
-        DataError: if it is in color, as photographs are and masks are not.
-    """
-    spread = colors.max(axis=2).astype(int) - colors.min(axis=2)
-    if (spread > COLORED).mean() > 0.05:
-        raise DataError(f"{name} is in color and looks like a picture, not like a mask.", "masks are black and white")
-    between = (colors[..., 0] > 12) & (colors[..., 0] < 243)
-    return f"{name} is mostly gray: is it a mask?" if between.mean() > 0.5 else None
-
-
-def on_black(picture: Bytes) -> Bytes:
-    """Lay RGBA (H, W, 4) on black: what was not painted in a mask is not white. Returns RGB (H, W, 3)."""
-    alpha = picture[..., 3:].astype(np.uint16)
-    return ((picture[..., :3] * alpha + 127) // 255).astype(np.uint8)
-
-
-def mask_from_bytes(picture: Bytes, invert: bool) -> Mask:
-    """Turn a picture (H, W, 3) into a mask by its luma: white is generated, black is kept."""
-    mask = np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64) / 255.0
-    return 1.0 - mask if invert else mask
-
-
-def match_mask(mask: Mask, height: int, width: int, name: str) -> tuple[Mask, str | None]:
-    """Return the mask at the picture's size, and a notice if it had to be resized.
-
-    Raises:
-        DataError: if it is of another shape.
-        UserError: if it is empty or full.
-    """
-    notice = None
-    if mask.shape != (height, width):
-        aspect, wanted = mask.shape[1] / mask.shape[0], width / height
-        size = f"{mask.shape[1]} x {mask.shape[0]}"
-        if abs(aspect / wanted - 1) > ASPECT_SLACK:
-            raise DataError(
-                f"the mask is {size} and {name} is {width} x {height}: another shape, so another picture.",
-                f"paint one of {width} x {height} pixels, or of that shape",
-            )
-        notice = f"the mask is resized from {size} to {width} x {height}"
-        mask = resize_mask(mask, height, width)
-    if mask.max() < 0.5 / 255:
-        raise UserError("the mask is empty: nothing is white.", "paint white what is to be generated, or --invert-mask")
-    if mask.min() > 1 - 0.5 / 255:
-        raise UserError("the mask is full: no pixel is known.", "use cmtool sample, or --invert-mask")
-    return mask, notice
-
-
 def blend(original: Bytes, edited: Bytes, mask: Mask) -> Bytes:
     """Lay `edited` over `original` where the mask is white; where it is black the bytes stay as they are."""
     share = mask[..., None]
     mixed = original + share * (edited.astype(np.float64) - original)
     return np.floor(mixed + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def filled(picture: Bytes, hole: NDArray[np.bool_]) -> Bytes:
+    """Return a picture (H, W, C) whose hole (H, W) holds the colors around it, so that resizing mixes in nothing else.
+
+    Known pixels keep their bytes; those of the hole become means over the smallest squares with a known pixel.
+    """
+    rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
+    if not len(rows):
+        return picture
+    # Far from the hole nothing is asked of the picture: photos are large.
+    box = tuple(slice(max(0, int(found[0]) - 16), int(found[-1]) + 17) for found in (rows, columns))
+    out = picture.copy()
+    part, open_part = out[box], hole[box]
+    around = _pulled(part.astype(np.float32) * ~open_part[..., None], (~open_part).astype(np.float32))
+    part[open_part] = np.floor(around[open_part] + 0.5).clip(0, 255).astype(np.uint8)
+    return out
+
+
+def _pulled(total: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
+    """Means (H, W, C) of sums over `count` (H, W) known pixels; where none is known, the mean at half the size."""
+    mean = total / np.maximum(count, np.float32(1.0))[..., None]
+    if (count > 0).all() or count.size == 1:
+        return mean
+    even = [(0, length % 2) for length in count.shape]
+    wide, known = np.pad(total, [*even, (0, 0)]), np.pad(count, even)
+    half = _pulled(_halved(wide), _halved(known)).repeat(2, axis=0).repeat(2, axis=1)
+    return np.where(count[..., None] > 0, mean, half[: count.shape[0], : count.shape[1]])
+
+
+def _halved(values: NDArray[Any]) -> NDArray[Any]:
+    return values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]

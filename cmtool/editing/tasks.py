@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -27,21 +28,21 @@ from cmtool.editing.loop import (
     nothing_known,
     repeat_patches,
 )
+from cmtool.editing.masks import Mask, match_mask, resize_mask
+from cmtool.editing.photos import Photo
 from cmtool.editing.regions import (
-    Mask,
     Region,
     blend,
-    match_mask,
+    filled,
     put_resized,
     region_around,
     region_of_fit,
     resize,
     resize_floats,
-    resize_mask,
     take_resized,
 )
 from cmtool.editing.windows import positions
-from cmtool.errors import DataError, UserError
+from cmtool.errors import DataError, UsageError, UserError
 
 Bytes = NDArray[np.uint8]
 Legal = Callable[[Tensor], Tensor]
@@ -66,7 +67,9 @@ class Subject:
         mask: (1, 1, H, W), 1 where the model generates; inpainting only.
         factor: side of the patches whose means are known; super-resolution only.
         legal: brings an edit (B, C, H, W) into [-1, 1] without touching what is known.
-        back: turns one legal edit (1, C, H, W) into the bytes that are written.
+        back: turns one legal edit (1, C, H, W) into the bytes that are written, in the color space of `photo`.
+        photo: the picture as it was given.
+        before: makes what `back` would return of an edit without effect; None: nothing like that was given.
         notes: what was done to the picture, for the user.
     """
 
@@ -74,9 +77,15 @@ class Subject:
     shown: Bytes
     legal: Legal
     back: Back
+    photo: Photo
     mask: Tensor | None = None
     factor: int = 1
+    before: Callable[[], Bytes] | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def unchanged(self, edited: Bytes) -> bool:
+        """Whether the bytes (H, W, C) of an edit are those that were given."""
+        return self.before is not None and np.array_equal(edited, self.before())
 
 
 def tensor(picture: Bytes) -> Tensor:
@@ -116,17 +125,27 @@ def _describe(original: Bytes, region: Region, side: int, fit: str) -> tuple[str
     return (" ".join(f"{width} x {height}: {done} {verb} to {side} x {side}".split()),)
 
 
-def _fitted(original: Bytes, side: int, options: Options) -> tuple[Bytes, Region, tuple[str, ...]]:
-    region = region_of_fit(original.shape[0], original.shape[1], options.fit)
-    small = take_resized(original, region, side, side, resize)
-    return small, region, _describe(original, region, side, options.fit)
+def _fitted(photo: Photo, side: int, options: Options) -> tuple[Bytes, Region, tuple[str, ...]]:
+    """The part of a picture that the model works on, in the picture's color space."""
+    region = region_of_fit(photo.pixels.shape[0], photo.pixels.shape[1], options.fit)
+    small = take_resized(photo.pixels, region, side, side, resize)
+    return small, region, (*photo.notes, *_describe(photo.pixels, region, side, options.fit))
 
 
-def prepare_inpaint(original: Bytes, mask: Mask, side: int, options: Options, name: str) -> Subject:
+def prepare_inpaint(photo: Photo, mask: Mask | None, side: int, options: Options, name: str) -> Subject:
     """Generate where the mask is white; everything else keeps its bytes.
 
     With `paste` the model works on a square around the mask, and the picture keeps its size.
+
+    Args:
+        mask: (H, W) in [0, 1]; None: what is transparent in the picture is generated.
+
+    Raises:
+        UserError: there is nothing to generate, or nothing that is known.
     """
+    original = photo.pixels
+    if mask is None:
+        mask = no_mask(name) if photo.holes is None else photo.holes
     mask, notice = match_mask(mask, original.shape[0], original.shape[1], name)
     if options.paste:
         region = region_around(mask, side)
@@ -134,38 +153,66 @@ def prepare_inpaint(original: Bytes, mask: Mask, side: int, options: Options, na
     else:
         region = region_of_fit(original.shape[0], original.shape[1], options.fit)
         notes = _describe(original, region, side, options.fit)
-    small = take_resized(original, region, side, side, resize)
     inner = take_resized(mask, region, side, side, resize_mask)
     if inner.max() == 0:
         raise UserError("the mask lies outside the part that is kept.", "use --fit pad, or --paste")
     if inner.min() >= 1 and not options.paste:
         raise UserError("the mask covers all of the part that is kept.", "use --fit pad, or --paste")
-    holed = blend(small, np.full_like(small, 128), inner)
+    small = _known_part(photo, mask, region, side)
+    shown = blend(small, np.full_like(small, 128), inner)
 
     def back(x: Tensor) -> Bytes:
+        made = photo.from_srgb(picture(x))
         if not options.paste:
-            return picture(x)
-        return blend(original, put_resized(original, region, picture(x), resize), mask)
+            return np.where(inner[..., None] > 0, made, small)
+        return blend(original, put_resized(original, region, made, resize), mask)
 
-    chosen = torch.from_numpy(inner)[None, None].float()
+    def before() -> Bytes:
+        return original if options.paste else take_resized(original, region, side, side, resize)
+
     given = (notice,) if notice else ()
-    return Subject(tensor(small), holed, clipped, back, chosen, notes=(*given, *notes))
+    return Subject(
+        tensor(photo.to_srgb(small)),
+        shown,
+        clipped,
+        back,
+        photo,
+        torch.from_numpy(inner)[None, None].float(),
+        before=None if photo.holes is not None else before,
+        notes=(*photo.notes, *given, *notes),
+    )
 
 
-def prepare_colorize(original: Bytes, side: int, options: Options) -> Subject:
+def no_mask(name: str) -> NoReturn:
+    """Raise the UsageError of a picture without anything to say where to generate."""
+    raise UsageError(
+        f"{name} has nothing transparent, and there is no --mask.",
+        "--mask names a picture that is white where something is to be made; or erase that part of the picture",
+    )
+
+
+def _known_part(photo: Photo, mask: Mask, region: Region, side: int) -> Bytes:
+    """The region at the model's size, into whose known pixels nothing from under the mask was mixed."""
+    original, resized = photo.pixels, (region.height, region.width) != (side, side)
+    if resized:
+        original = filled(original, mask > 0)
+    elif photo.holes is not None:
+        original = filled(original, mask >= 1)
+    return take_resized(original, region, side, side, resize)
+
+
+def prepare_colorize(photo: Photo, side: int, options: Options) -> Subject:
     """Keep the luma of each pixel and generate its color. With `paste` the luma stays at full size."""
-    small, region, notes = _fitted(original, side, options)
-    gray = luma_image(tensor(small))
+    small, region, notes = _fitted(photo, side, options)
+    gray = luma_image(tensor(photo.to_srgb(small)))
 
     def legal(x: Tensor) -> Tensor:
         return into_range(x, gray.to(x).expand_as(x), by_pixel)
 
     def back(x: Tensor) -> Bytes:
-        if not options.paste:
-            return picture(x)
-        return _colored(original, x, region)
+        return photo.from_srgb(_colored(photo.to_srgb(photo.pixels), x, region) if options.paste else picture(x))
 
-    return Subject(gray, picture(gray), legal, back, notes=notes)
+    return Subject(gray, photo.from_srgb(picture(gray)), legal, back, photo, before=lambda: back(gray), notes=notes)
 
 
 def _colored(original: Bytes, x: Tensor, region: Region) -> Bytes:
@@ -199,14 +246,14 @@ def choose_factor(factor: int | None, original: Bytes, side: int) -> int:
     return factor
 
 
-def prepare_superres(original: Bytes, factor: int, side: int, options: Options) -> Subject:
+def prepare_superres(photo: Photo, factor: int, side: int, options: Options) -> Subject:
     """Enlarge by `factor`: each small pixel is the known mean of a patch. With `paste` the picture keeps its shape.
 
     Raises:
         DataError: the whole would be larger than any picture may be.
     """
     small_side = side // factor
-    height, width = original.shape[:2]
+    height, width = photo.pixels.shape[:2]
     if options.paste and height * width * factor**2 > MAX_PIXELS:
         raise DataError(
             f"{width} x {height} becomes {width * factor} x {height * factor}, which is 100 megapixels or more.",
@@ -214,23 +261,24 @@ def prepare_superres(original: Bytes, factor: int, side: int, options: Options) 
         )
     if options.paste:
         region = Region(0, 0, max(height, small_side), max(width, small_side))
-        small = region.take(original)
+        small = region.take(photo.pixels)
         notes: tuple[str, ...] = (
+            *photo.notes,
             f"{width} x {height} becomes {width * factor} x {height * factor}, "
             f"in {_windows(region.height * factor, region.width * factor, side)}",
         )
     else:
-        small, region, notes = _fitted(original, small_side, options)
-    y = repeat_patches(tensor(small), factor)
+        small, region, notes = _fitted(photo, small_side, options)
+    y = repeat_patches(tensor(photo.to_srgb(small)), factor)
 
     def legal(x: Tensor) -> Tensor:
         return into_range(x, y.to(x).expand_as(x), by_patch(factor))
 
     def back(x: Tensor) -> Bytes:
-        whole = picture(x)
+        whole = photo.from_srgb(picture(x))
         return whole[: height * factor, : width * factor] if options.paste else whole
 
-    return Subject(y, picture(y), legal, back, factor=factor, notes=notes)
+    return Subject(y, photo.from_srgb(picture(y)), legal, back, photo, factor=factor, notes=notes)
 
 
 def _windows(height: int, width: int, side: int) -> str:
@@ -239,36 +287,38 @@ def _windows(height: int, width: int, side: int) -> str:
     return f"about {count} overlapping windows of {side}"
 
 
-def prepare_stroke(original: Bytes, side: int, options: Options) -> Subject:
+def prepare_stroke(photo: Photo, side: int, options: Options) -> Subject:
     """Turn a rough drawing into a picture: it says where to start, and nothing of it is kept."""
-    small, region, notes = _fitted(original, side, options)
-    return Subject(tensor(small), small, clipped, _pasting(original, region, options), notes=notes)
+    return _whole(photo, *_fitted(photo, side, options), options)
 
 
-def prepare_denoise(original: Bytes, side: int, options: Options) -> Subject:
+def prepare_denoise(photo: Photo, side: int, options: Options) -> Subject:
     """Remove noise. With `paste` overlapping windows cover the picture at its own size."""
-    height, width = original.shape[:2]
+    height, width = photo.pixels.shape[:2]
     if options.paste and (height > side or width > side):
         region = Region(0, 0, max(height, side), max(width, side))
-        notes = (f"{width} x {height} in {_windows(region.height, region.width, side)}",)
+        said = f"{width} x {height} in {_windows(region.height, region.width, side)}"
 
         def back(x: Tensor) -> Bytes:
-            return picture(x)[:height, :width]
+            return photo.from_srgb(picture(x))[:height, :width]
 
-        return Subject(tensor(region.take(original)), original, clipped, back, notes=notes)
-    small, region, fitted = _fitted(original, side, options)
-    warned = ("resizing changes the noise: --sigma is meant after it (--paste keeps the size)",) if fitted else ()
-    return Subject(tensor(small), small, clipped, _pasting(original, region, options), notes=(*fitted, *warned))
+        y = tensor(photo.to_srgb(region.take(photo.pixels)))
+        return Subject(y, photo.pixels, clipped, back, photo, before=lambda: photo.pixels, notes=(*photo.notes, said))
+    small, region, notes = _fitted(photo, side, options)
+    resized = (region.height, region.width) != (side, side)
+    warned = ("resizing changes the noise: --sigma is meant after it (--paste keeps the size)",) if resized else ()
+    return _whole(photo, small, region, (*notes, *warned), options)
 
 
-def _pasting(original: Bytes, region: Region, options: Options) -> Back:
+def _whole(photo: Photo, small: Bytes, region: Region, notes: tuple[str, ...], options: Options) -> Subject:
+    """An edit of all that the model is given, of which nothing is kept."""
+
     def back(x: Tensor) -> Bytes:
-        edited = picture(x)
-        if not options.paste:
-            return edited
-        return put_resized(original, region, edited, resize)
+        made = photo.from_srgb(picture(x))
+        return put_resized(photo.pixels, region, made, resize) if options.paste else made
 
-    return back
+    y = tensor(photo.to_srgb(small))
+    return Subject(y, small, clipped, back, photo, before=lambda: back(y), notes=notes)
 
 
 def uncertainty_map(variations: Tensor) -> Bytes:

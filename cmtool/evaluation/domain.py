@@ -1,4 +1,4 @@
-"""Small feature networks for the built-in data sets, which Inception knows nothing about.
+"""Small feature networks for the built-in data sets, which Inception was not trained for.
 
 A classifier of three convolutions is trained on the real images themselves (`train_classifier`); the 64 activations
 before its last layer are the features. Distances in these features belong to that one network: they cannot be compared

@@ -47,7 +47,7 @@ class Features:
 
     @property
     def distance(self) -> str:
-        """What the Frechet distance is called: FID with Inception alone, else with the features' name."""
+        """What the Frechet distance is called: FID only with Inception, else with the features' name."""
         return "FID" if self.name.startswith("inception") else f"FD ({self.name})"
 
 

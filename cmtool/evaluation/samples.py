@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from cmtool.data import Dataset
-from cmtool.data.archives import NpzReader
 from cmtool.data.array_images import open_array_images
 from cmtool.data.decode import SUFFIXES, SkippedImage, channels_of
 from cmtool.data.packed import is_packed, read_packed
+from cmtool.data.profiles import converted_note
 from cmtool.data.sources.base import Outcome, Source, decode, outcomes, refuse_empty
 from cmtool.data.sources.sniff import UnknownForm, open_source
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
+from cmtool.files.archives import NpzReader
 
 BATCH = 64
 HELD = 512_000_000  # bytes; decoded images up to this size are kept for the next pass
@@ -261,6 +262,7 @@ class _Scan:
     rows: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    converted: list[str] = field(default_factory=list)
     channels: Counter[int] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -294,7 +296,8 @@ class _Scan:
 def _from_source(source: Source, name: str) -> ImageSet:
     """Look at every file of a source once, because size and channels are those of all files, not of the first."""
     scan = _Scan(skipped=Counter(source.skipped))
-    for row, outcome in enumerate(outcomes(source.records(), partial(decode, channels=None))):
+    reading = partial(decode, channels=None, converted=scan.converted)
+    for row, outcome in enumerate(outcomes(source.records(), reading)):
         scan.add(row, outcome)
     if not scan.rows:
         refuse_empty(source, scan.skipped, scan.first_skip)
@@ -348,4 +351,4 @@ def _scan_notes(scan: _Scan, source: Source) -> list[str]:
     if len(scan.channels) > 1:
         gray = scan.channels[1]
         notes.append(f"{gray:,} of {len(scan.rows):,} images are gray and the others are not: all are taken in color")
-    return notes
+    return notes + converted_note(scan.converted, len(scan.rows))

@@ -1,1 +1,1 @@
-"""The machine below a run: how its threads wait for one another."""
+"""The machine that a program runs on: its devices, its memory, its processes and the signals they get."""

@@ -1,4 +1,4 @@
-"""Threads that wait for one another: awake while the machine is theirs, asleep while others want it too.
+"""Threads that wait for one another: they stay awake while the machine is free, and sleep while others want it too.
 
 torch's thread pool on Linux is GNU OpenMP. After each parallel loop its threads stay awake for some milliseconds, since
 the next loop usually comes sooner than a sleeping thread wakes up: `digits` trains half as fast again that way. On a
@@ -25,7 +25,7 @@ import torch
 # Seconds between two looks at the machine.
 EVERY = 0.5
 # Threads that are ready to run and wait for a core, on average over one look: 0.01 to 0.05 on a quiet machine, 0.5 and
-# more beside one busy process.
+# more next to one busy process.
 CROWDED, FREE = 0.2, 0.1
 # Looks in a row that find the machine free before threads wait awake again.
 PATIENCE = 4
@@ -34,7 +34,7 @@ TASKS = Path("/proc/self/task")
 
 
 class Crowd:
-    """Decides whether the machine is crowded from how long threads waited for a core; slow to believe it is not."""
+    """Decides whether the machine is crowded from how long threads waited for a core; slow to find it free again."""
 
     def __init__(self) -> None:
         self.here = False
@@ -48,14 +48,14 @@ class Crowd:
 
 
 class SleepingTeam:
-    """A second team of OpenMP threads which does nothing but be counted."""
+    """A second team of OpenMP threads that does nothing; libgomp only counts it."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._end: threading.Event | None = None
 
     def gather(self, size: int) -> None:
-        """Start a team of `size` threads; a team that is there stays as it is."""
+        """Start a team of `size` threads; an existing team stays as it is."""
         if self._end is not None:
             return
         there, self._end = threading.Event(), threading.Event()
@@ -89,7 +89,7 @@ def thread_library() -> ctypes.CDLL | None:
 
 
 def waited() -> float | None:
-    """Return the seconds for which threads of this process were ready and had no core; None where nobody counts."""
+    """Return the seconds for which threads of this process were ready and had no core; None if they are not counted."""
     total = 0
     try:
         for task in os.scandir(TASKS):

@@ -19,6 +19,7 @@ from torch import Tensor
 from cmtool.api import edit
 from cmtool.api.model import Model
 from cmtool.data import to_nhwc
+from cmtool.editing.photos import photo_of
 from cmtool.editing.tasks import tensor
 from cmtool.errors import UserError, unknown
 from cmtool.rng import generator
@@ -39,8 +40,8 @@ def png_uri(picture: Bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def read_uri(text: Any, channels: int, side: int, what: str) -> Bytes:
-    """Return the PNG inside an address as (side, side, channels).
+def open_uri(text: Any, side: int, what: str) -> Image.Image:
+    """Return the PNG inside an address, of `side` pixels.
 
     Raises:
         UserError: it is none, or of another size.
@@ -52,10 +53,15 @@ def read_uri(text: Any, channels: int, side: int, what: str) -> Bytes:
         image = Image.open(io.BytesIO(base64.b64decode(body, validate=True)), formats=["PNG"])
         if image.size != (side, side):
             raise UserError(f"{what} is {image.width} x {image.height}, and the model works on {side} x {side}.")
-        array = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+        image.load()
     except _NO_PICTURE as error:
         raise UserError(f"{what} is no picture.") from error
-    return array[..., None] if array.ndim == 2 else array
+    return image
+
+
+def read_uri(text: Any, channels: int, side: int, what: str) -> Bytes:
+    """Return the PNG inside an address as (side, side, channels), laid on white; errors as `open_uri`."""
+    return photo_of(open_uri(text, side, what), channels, what).pixels
 
 
 def _number(asked: Asked, key: str, kind: type, low: float, high: float, usual: Any) -> Any:
@@ -117,28 +123,33 @@ class Workshop:
     def edit(self, asked: Asked) -> dict[str, Any]:
         """Carry out one of the five edits on the page's picture.
 
-        `asked` holds task, picture (PNG address), and as the task needs: mask, factor, sigma; num, seed, label.
+        `asked` holds task, picture (PNG address), and as the task needs: mask (without one: what is transparent in the
+        picture), factor, sigma; num, seed, label.
         """
         task = asked.get("task")
         if task not in TASKS:
             raise UserError(unknown("edit", str(task), TASKS))
-        photo = read_uri(asked.get("picture"), self.channels, self.side, "the picture")
+        given = open_uri(asked.get("picture"), self.side, "the picture")
+        photo = photo_of(given, self.channels, "the picture").pixels
         num = _number(asked, "num", int, 1, MOST, 4)
         seed = _number(asked, "seed", int, 0, 10**6 - 1, 0)
         label = self._label(asked)
-        inputs: dict[str, Bytes] = {"photo.png": photo}
+        inputs = {"photo.png": png_uri(photo)}
         words: list[str] = []
         common: dict[str, Any] = {"num": num, "seed": seed, "label": label}
         if task == "inpaint":
-            inputs["mask.png"] = read_uri(asked.get("mask"), 1, self.side, "the mask")
-            made = edit.inpaint(self.model, photo, inputs["mask.png"], **common)
-            words = ["--mask", "mask.png"]
+            mask = None if asked.get("mask") is None else open_uri(asked["mask"], self.side, "the mask")
+            made = edit.inpaint(self.model, given, mask, **common)
+            # The page's own files: what is transparent in the picture must still be so for the command.
+            inputs = {"photo.png": str(asked["picture"])} | ({} if mask is None else {"mask.png": str(asked["mask"])})
+            words = [] if mask is None else ["--mask", "mask.png"]
         elif task == "colorize":
             made = edit.colorize(self.model, photo, **common)
         elif task == "superres":
             factor = _number(asked, "factor", int, 2, self.side, 2)
-            inputs["photo.png"] = reduced(photo, factor)
-            made = edit.superres(self.model, inputs["photo.png"], factor, **common)
+            small = reduced(photo, factor)
+            inputs["photo.png"] = png_uri(small)
+            made = edit.superres(self.model, small, factor, **common)
             words = ["--factor", str(factor)]
         elif task == "stroke":
             made = edit.stroke(self.model, photo, **common)
@@ -154,14 +165,12 @@ class Workshop:
         noise = torch.randn(clean.shape, generator=generator(seed, "studio-noise"))
         noisy = to_nhwc((clean + sigma * noise).clamp(-1, 1))[0]
         made = edit.denoise(self.model, noisy, sigma, label=label)
-        return self._edited(asked, "denoise", ["--sigma", f"{sigma:g}"], made, {"photo.png": noisy})
+        return self._edited(asked, "denoise", ["--sigma", f"{sigma:g}"], made, {"photo.png": png_uri(noisy)})
 
-    def _edited(
-        self, asked: Asked, task: str, words: list[str], made: Bytes, inputs: dict[str, Bytes]
-    ) -> dict[str, Any]:
+    def _edited(self, asked: Asked, task: str, words: list[str], made: Bytes, inputs: dict[str, str]) -> dict[str, Any]:
         out = "edited.png" if len(made) == 1 else "edited/"
         command = self._command(["edit", task, "photo.png", *words, *self._label_words(asked), "--out", out])
-        given = [{"name": name, "uri": png_uri(picture)} for name, picture in inputs.items()]
+        given = [{"name": name, "uri": uri} for name, uri in inputs.items()]
         return {"images": [png_uri(picture) for picture in made], "command": command, "inputs": given}
 
     def walk(self, asked: Asked) -> dict[str, Any]:

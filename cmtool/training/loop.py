@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -18,19 +19,20 @@ from cmtool.data.dataset import Dataset
 from cmtool.errors import DivergenceError
 from cmtool.losses.objective import Objective
 from cmtool.losses.terms import Nets, Slice
+from cmtool.machine.stopping import Left, Stop
+from cmtool.machine.world import World
 from cmtool.models import Model
 from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import rate_at, span_at
 from cmtool.training.batches import Batches
-from cmtool.training.distributed import World
+from cmtool.training.forecast import Forecast, forecast
 from cmtool.training.optimizers import all_finite, diverged
 from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
-from cmtool.training.stopping import Left, Stop
 
-# Steps between two questions to the other processes whether anyone was told to stop.
+# Steps between two rounds of asking the other processes whether any was told to stop.
 AGREE_EVERY = 5
 
 
@@ -73,16 +75,21 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         self.batches = Batches(config, dataset, self.device, self.dtype, ahead=on_gpu)
         self.replay = self.recorder() if replayable(config, self.device, self.world.size) else None
-        # Reading a loss would stall a GPU's queue; and of several processes, one alone must not leave: the others would
-        # wait for it.
+        # Reading a loss would stall a GPU's queue. And with several processes, none may leave by itself: the others
+        # would wait for it.
         self._reads_losses = self.device.type == "cpu" and self.world.size == 1
         # A signal may end a step halfway unless other processes count on this one's part in every pass. On a GPU it
         # waits for the pass, which may be one that is being recorded.
         on_cpu = self.device.type == "cpu" and state.sharding is None
         self._leavable = on_cpu
         self._leaves_passes = on_cpu or self.world.size == 1
-        # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
+        # Images in one pass; with micro_batch = "auto" halved whenever they do not fit in memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
+
+    @cached_property
+    def needs(self) -> Forecast:
+        """What the run will take of memory and disk; counted once."""
+        return forecast(self.config, self.state)
 
     def curriculum(self) -> CurriculumState:
         """Return the scheduled numbers of the coming step."""
@@ -90,7 +97,7 @@ class Trainer:
         return curriculum_at(recipe.curriculum, recipe.target, recipe.gap, self.state.step, self.config.train.steps)
 
     def recorder(self) -> Replay:
-        """Return what does passes from now on: it records each kind once and replays it afterwards."""
+        """Return what runs passes from now on: it records each kind once and replays it afterwards."""
         state = self.state
         return Replay(
             lambda draw: self.objective.loss(self.nets, draw),
@@ -163,7 +170,7 @@ class Trainer:
         return max(self._tally.images - self._mark[1], 0) / max(self.world.rows(self.config.train.batch_size)[1], 1)
 
     def _passes(self) -> Iterator[tuple[int, int]]:
-        """Yield (start, count) of this process's rows, pass by pass; all of them anew whenever `_halve` was called."""
+        """Yield (start, count) of this process's rows, pass by pass; starts over whenever `_halve` was called."""
         first, count = self.world.rows(self.config.train.batch_size)
         start, kept = first, self._tally.mark()
         while True:
@@ -185,7 +192,7 @@ class Trainer:
         return min(self.micro, max(self.world.rows(self.config.train.batch_size)[1], 1))
 
     def _halve(self, error: Exception) -> None:
-        """Halve the micro-batch after a pass that did not fit the memory; raise any other error again."""
+        """Halve the micro-batch after a pass that did not fit in memory; raise any other error again."""
         size = self.pass_size
         if self.config.train.micro_batch != "auto" or size == 1 or not out_of_memory(error):
             raise error
@@ -193,7 +200,7 @@ class Trainer:
         self.remarks.append(f"step {self.state.step}: {size} images at once do not fit memory; {self.micro} now")
 
     def _prepare_optimizer(self) -> None:
-        """Set the step's learning rate; at the start of a stage that begins anew, forget the moments."""
+        """Set the step's learning rate; at the start of a stage that starts over, reset the moments."""
         state, step = self.state, self.state.step
         if self.config.train.restart == "stage" and step == span_at(self.config, step)[0]:
             state.optimizer.state.clear()
@@ -203,8 +210,8 @@ class Trainer:
     def run(self, stop: Stop | None = None, intervals: Sequence[int] = ()) -> Iterator[Due]:
         """Train to the end of the run, pausing whenever something else is due.
 
-        Whoever iterates saves, samples or reports meanwhile. After a pause with an `error` the run goes on if the state
-        has been rolled back by then.
+        The caller saves, samples or reports during a pause. After a pause with an `error` the run continues if the
+        caller has rolled back the state.
 
         Args:
             stop: asked before every step whether to leave; a signal ends the current step, of which nothing is kept.
@@ -214,7 +221,7 @@ class Trainer:
             Why it pauses. A pause because of `stop` is the last.
 
         Raises:
-            DivergenceError: if loss or gradient is not finite and nobody rolled back.
+            DivergenceError: if loss or gradient is not finite and the caller did not roll back.
         """
         total, self._stop = self.config.train.steps, stop or Stop()
         self.running = True
@@ -233,12 +240,12 @@ class Trainer:
                 bad = self.state.step
                 yield Due(bad - began, self.stopped, error)
                 if error is not None and (self.state.step, self.state.retries) == (bad, retries):
-                    raise error  # nobody went back
+                    raise error  # the state was not rolled back
         finally:
             self.running = False
 
     def _asked_to_stop(self, stop: Stop | None) -> bool:
-        """Whether to leave. Several processes agree on it every few steps, since asking one another costs a wait."""
+        """Whether to leave. Several processes agree on it every few steps, because asking means waiting."""
         if stop is None or self.stopped:
             return self.stopped
         if self.world.size == 1:
@@ -248,7 +255,7 @@ class Trainer:
         return self.stopped
 
     def report(self) -> Report:
-        """Sum up the steps since the last report and start anew.
+        """Sum up the steps since the last report and start over.
 
         Raises:
             DivergenceError: if a loss or gradient among them was not finite.

@@ -19,8 +19,8 @@ from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
 from cmtool.errors import UserError
 from cmtool.losses.terms import Slice
+from cmtool.machine.stopping import Stop
 from cmtool.networks import parameter_count
-from cmtool.training.stopping import Stop
 from cmtool.units import human_time
 
 if TYPE_CHECKING:

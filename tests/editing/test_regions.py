@@ -4,20 +4,17 @@ import numpy as np
 import pytest
 
 from cmtool.editing import regions as placing
+from cmtool.editing.masks import resize_mask
 from cmtool.editing.regions import (
     Region,
     blend,
-    mask_from_bytes,
-    match_mask,
-    on_black,
+    filled,
     put_resized,
     region_around,
     region_of_fit,
     resize,
-    resize_mask,
     take_resized,
 )
-from cmtool.errors import DataError, UserError
 
 
 def test_a_region_inside_gives_back_what_it_took():
@@ -65,30 +62,6 @@ def test_a_mask_larger_than_half_the_picture_still_fits():
     assert region.take(mask).sum() >= mask.sum()
 
 
-def test_a_hard_mask_covers_every_pixel_it_touched():
-    mask = np.zeros((64, 64))
-    mask[10, 10] = 1
-    small = resize_mask(mask, 8, 8)
-    assert small.sum() == 1
-    assert small[1, 1] == 1
-
-
-def test_a_soft_mask_is_averaged():
-    mask = np.zeros((4, 4))
-    mask[:2, :2] = 0.5
-    assert resize_mask(mask, 2, 2)[0, 0] == pytest.approx(0.5)
-
-
-def test_masks_of_another_shape_empty_or_full_are_refused():
-    with pytest.raises(DataError, match="another shape"):
-        match_mask(np.eye(8), 8, 16, "x")
-    with pytest.raises(UserError, match="empty"):
-        match_mask(np.zeros((8, 8)), 8, 8, "x")
-    with pytest.raises(UserError, match="full"):
-        match_mask(np.ones((8, 8)), 8, 8, "x")
-    assert match_mask(np.eye(8), 8, 8, "x")[1] is None
-
-
 def test_blending_keeps_black_bytes_and_takes_white_ones():
     random = np.random.default_rng(0)
     a, b = (random.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(2))
@@ -134,8 +107,22 @@ def test_the_square_around_a_long_strip_is_never_held(shape):
     assert set(np.unique(inner)) == {0.0, 1.0}
 
 
-def test_what_is_transparent_in_a_mask_is_not_white():
-    painted = np.full((2, 2, 4), 255, np.uint8)
-    painted[0, :, 3] = 0
-    painted[1, 1, 3] = 128
-    assert mask_from_bytes(on_black(painted), invert=False).tolist() == [[0, 0], [1, pytest.approx(128 / 255)]]
+@pytest.mark.parametrize("seed", range(6))
+def test_a_hole_is_filled_from_known_pixels_alone(seed):
+    random = np.random.default_rng(seed)
+    shape = tuple(random.integers(5, 60, 2))
+    picture = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    hole = random.random(shape) < random.choice([0.05, 0.5, 0.98])
+    hole[0, 0] = False
+    other = np.where(hole[..., None], random.integers(0, 256, picture.shape, dtype=np.uint8), picture)
+    made = filled(picture, hole)
+    assert np.array_equal(made, filled(other, hole))
+    assert np.array_equal(made[~hole], picture[~hole])
+    assert (made[hole] >= picture[~hole].min(axis=0)).all() and (made[hole] <= picture[~hole].max(axis=0)).all()
+
+
+def test_a_hole_in_one_color_becomes_that_color():
+    picture = np.full((40, 30, 3), 90, np.uint8)
+    hole = np.zeros((40, 30), bool)
+    hole[5:30, 3:29] = True
+    assert (filled(np.where(hole[..., None], 7, picture).astype(np.uint8), hole) == 90).all()

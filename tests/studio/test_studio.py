@@ -66,13 +66,29 @@ def test_an_edit_is_what_its_command_makes(workshop, cmtool, workdir, photo, mas
 def test_samples_and_walks_are_what_their_commands_make(workshop, cmtool, workdir):
     answer = workshop.ask("sample", {"seed": 7, "label": "disk"})
     assert cmtool(*shlex.split(answer["command"])[1:]).code == 0
-    grid = np.asarray(Image.open("photo.png"))
-    assert np.array_equal(grid[2:-2:8, 2:-2:8], pixels_of(answer["images"][0]))
+    assert np.array_equal(np.asarray(Image.open("photo.png")), pixels_of(answer["images"][0]))
     walk = workshop.ask("walk", {"from": 3, "to": "4", "place": 12, "label": ""})
     words = [word.replace("walk.gif", "frames") for word in shlex.split(walk["command"])[1:]]
     assert cmtool(*words).code == 0
     frame = np.asarray(Image.open(sorted(Path("frames").glob("*.png"))[12]))
     assert np.abs(frame.astype(int) - pixels_of(walk["images"][0])).max() <= 1
+
+
+def test_what_is_transparent_is_generated_where_no_mask_is_painted(workshop, cmtool, workdir, photo, mask):
+    images = []
+    for hidden in (photo, 255 - photo):
+        erased = np.dstack([np.where(mask > 0, hidden, photo), 255 - mask[..., 0]])
+        answer = workshop.ask("edit", {"task": "inpaint", "picture": png_uri(erased), "num": 1, "label": "ring"})
+        assert [given["name"] for given in answer["inputs"]] == ["photo.png"]
+        images.append(pixels_of(answer["images"][0]))
+    assert np.array_equal(images[0], images[1])
+    assert np.array_equal(images[0][mask[..., 0] == 0], photo[mask[..., 0] == 0])
+    (workdir / "photo.png").write_bytes(base64.b64decode(answer["inputs"][0]["uri"].split(",")[1]))
+    said = cmtool(*shlex.split(answer["command"])[1:])
+    assert said.code == 0, said.err
+    assert np.array_equal(np.asarray(Image.open("edited.png")), images[0])
+    with pytest.raises(UserError, match="nothing transparent"):
+        workshop.ask("edit", {"task": "inpaint", "picture": png_uri(photo)})
 
 
 def test_it_says_what_the_model_can_do(workshop, tmp_path):

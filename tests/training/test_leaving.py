@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from cmtool.machine.stopping import stoppable
 from cmtool.schedules.learning_rate import span_at
 from cmtool.training import pace
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.state import restore_newest
-from cmtool.training.stopping import stoppable
 from tests.training.tiny import change_loss, config_of, run, same, session_of, teacher_file, train, trainer_of
 
 SLEEP = 20.0

@@ -11,8 +11,8 @@ import torch
 
 from cmtool.config.find import list_presets
 from cmtool.config.load import read_preset, resolve
+from cmtool.machine.stopping import Stop
 from cmtool.training import pace
-from cmtool.training.stopping import Stop
 from tests.training.tiny import FLAGS, change_loss, config_of, run, session_of, trainer_of, with_source
 
 FOLDER64 = resolve("folder64", flags={"data.path": "photos"}).config

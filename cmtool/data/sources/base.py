@@ -96,11 +96,14 @@ class Outcome:
 Prepare = Callable[[Record], Bytes]
 
 
-def decode(record: Record, channels: int | None) -> Bytes:
-    """Return the pixels of a record, (H, W, channels); with None, in gray (1) or color (3) as they are stored."""
+def decode(record: Record, channels: int | None, converted: list[str] | None = None) -> Bytes:
+    """Return the pixels of a record, (H, W, channels); with None, in gray (1) or color (3) as they are stored.
+
+    `converted` takes the name of its color profile where that is not sRGB.
+    """
     if isinstance(record.data, np.ndarray):
         return record.data if channels is None else channels_of(record.data, channels)
-    return read_image(record.data, channels, name=record.name)
+    return read_image(record.data, channels, name=record.name, converted=converted)
 
 
 def _workers() -> int:

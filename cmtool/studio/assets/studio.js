@@ -58,6 +58,7 @@ function draw(uri) {
       const pen = photo.getContext("2d"), short = Math.min(image.width, image.height);
       pen.imageSmoothingEnabled = image.width !== side;
       pen.imageSmoothingQuality = "high";
+      pen.clearRect(0, 0, side, side); // a transparent picture shows nothing of the one before
       pen.drawImage(image, (image.width - short) / 2, (image.height - short) / 2, short, short, 0, 0, side, side);
       done();
     };
@@ -105,6 +106,11 @@ $("board").addEventListener("pointermove", (event) => {
 });
 for (const name of ["pointerup", "pointercancel"]) $("board").addEventListener(name, () => (last = null));
 
+const painted = (canvas) => canvas.getContext("2d").getImageData(0, 0, side, side).data.filter((_, i) => i % 4 === 3);
+
+// Without a stroke of the mask, what is transparent in the picture is generated.
+const erased = () => painted(mask).every((alpha) => alpha === 0) && painted(photo).some((alpha) => alpha < 255);
+
 function maskUri() {
   const copy = document.createElement("canvas");
   copy.width = copy.height = side;
@@ -149,7 +155,7 @@ function show(images, task) {
 function edit(task) {
   return busy(names[task], async () => {
     const asked = { task, picture: photo.toDataURL("image/png"), num: $("num").value, seed: $("seed").value, label: $("class").value };
-    if (task === "inpaint") asked.mask = maskUri();
+    if (task === "inpaint" && !erased()) asked.mask = maskUri();
     if (task === "superres") asked.factor = $("factor").value;
     if (task === "denoise") asked.sigma = $("sigma").value;
     const answer = await ask("edit", asked);
