@@ -125,10 +125,10 @@ def test_links_are_followed_loops_are_not_and_broken_ones_are_counted(tmp_path):
 def test_a_link_to_a_folder_around_the_root_brings_nothing_from_beside_it(tmp_path):
     write(tmp_path / "up" / "set", CLASSES)
     write(tmp_path / "up" / "other", {"stray.png": None})
-    for number, target in enumerate(["..", "../..", str(tmp_path / "up"), "/"]):
+    for number, target in enumerate(["..", "../..", str(tmp_path / "up")]):
         (tmp_path / "up" / "set" / f"link{number}").symlink_to(target)
     found = list_folder(tmp_path / "up" / "set")
-    assert found.images == sorted(CLASSES) and found.skipped == {"a link to a folder around it": 4}
+    assert found.images == sorted(CLASSES) and found.skipped == {"a link to a folder around it": 3}
 
 
 def test_a_bitmap_without_a_file_header_is_read(tmp_path):
