@@ -71,12 +71,14 @@ def _entries(folder: str) -> list[tuple[str, str, bool]]:
 def list_folder(root: Path) -> Listing:
     """List a folder and everything below it.
 
-    Links to files and folders are followed. Links back to a folder around them, broken links, folders that cannot be
-    read, pipes and devices are counted as skipped.
+    Links to files and folders are followed. Links back to a folder around them (the root's own parents included),
+    broken links, folders that cannot be read, pipes and devices are counted as skipped.
     """
     found = Listing()
-    top = os.stat(root)
-    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", ((top.st_dev, top.st_ino),))]
+    # A link to a folder around the root leads back to the root, past everything that lies beside it.
+    full = root.resolve()
+    around = tuple((stat.st_dev, stat.st_ino) for stat in map(os.stat, (full, *full.parents)))
+    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", around)]
     while waiting:
         folder, prefix, above = waiting.pop()
         try:
@@ -152,9 +154,10 @@ def index_labels(names: list[str]) -> tuple[tuple[str, ...], list[int]]:
 
 
 def strip_wrapper(names: list[str]) -> list[str]:
-    """Drop a single folder wrapped around all class folders, as many archives have one."""
-    wrapped = len({name.split("/", 1)[0] for name in names}) == 1 and all(name.count("/") >= 2 for name in names)
-    return [name.split("/", 1)[1] for name in names] if wrapped else names
+    """Drop the single folders wrapped around all class folders, as many archives have one or several."""
+    while len({name.split("/", 1)[0] for name in names}) == 1 and all(name.count("/") >= 2 for name in names):
+        names = [name.split("/", 1)[1] for name in names]
+    return names
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def class_labels(names: list[str], rule: str | None) -> Classes:
 
     Args:
         names: relative names with "/".
-        rule: "folders" or None: the top-level folder (inside a folder wrapped around everything) is the class, and
+        rule: "folders" or None: the top-level folder (inside folders wrapped around everything) is the class, and
             there are no classes if any image lies outside of them. "prefix": OpenAI's rule, the file name up to the
             first underscore (one stray prefix shifts every class index after it).
 

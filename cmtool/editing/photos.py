@@ -75,6 +75,8 @@ def photo_of(image: Image.Image, channels: int, name: str, see_through: bool = F
         pixels = stored if channels == 4 else channels_of(stored[..., :3], channels)
     else:
         holes, pixels = None, to_bytes(plain, channels, name)
+        if channels != 4 and is_transparent(plain) and to_bytes(plain, 4, name)[..., 3].min() < 255:
+            notes.append("what is transparent is laid on white and written so: results have no transparency")
     if channels == 1 and _has_colors(plain):
         notes.append("its colors are dropped, for the model is gray")
     return Photo(pixels, holes, profile, _dpi(image.info.get("dpi")), tuple(notes))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from cmtool.editing.photos import photo_of
 from tests.cli.tiny import Shell, write_model
 from tests.data.wide import WIDE
 
@@ -365,3 +366,14 @@ def test_a_turned_photo_is_pasted_as_it_is_shown(shell):
     )
     # Turned by a quarter, what was across is now down.
     assert done.info["dpi"] == pytest.approx((100, 200), abs=0.01)
+
+
+def test_transparency_that_a_result_loses_is_said():
+    alpha = np.full((8, 8), 255, np.uint8)
+    whole, holed = (
+        Image.fromarray(np.dstack([np.asarray(smooth(8, 8)), layer])) for layer in (alpha, alpha - box(8, 8))
+    )
+    lost = "what is transparent is laid on white and written so: results have no transparency"
+    assert photo_of(holed, 3, "p.png").notes == (lost,) and photo_of(holed, 1, "p.png").notes[0] == lost
+    assert photo_of(whole, 3, "p.png").notes == photo_of(holed, 4, "p.png").notes == ()
+    assert photo_of(holed, 3, "p.png", see_through=True).notes == ()

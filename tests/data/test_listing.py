@@ -122,6 +122,22 @@ def test_links_are_followed_loops_are_not_and_broken_ones_are_counted(tmp_path):
     assert open_images(root).notes == ("skipped 4 of 10 files: 3 a broken link, 1 a link to a folder around it",)
 
 
+def test_a_link_to_a_folder_around_the_root_brings_nothing_from_beside_it(tmp_path):
+    write(tmp_path / "up" / "set", CLASSES)
+    write(tmp_path / "up" / "other", {"stray.png": None})
+    for number, target in enumerate(["..", "../..", str(tmp_path / "up")]):
+        (tmp_path / "up" / "set" / f"link{number}").symlink_to(target)
+    found = list_folder(tmp_path / "up" / "set")
+    assert found.images == sorted(CLASSES) and found.skipped == {"a link to a folder around it": 3}
+
+
+def test_a_bitmap_without_a_file_header_is_read(tmp_path):
+    picture = Image.open(io.BytesIO(png()))
+    picture.save(write(tmp_path / "set", {"cat/a.png": None}) / "cat" / "b.dib", "DIB")
+    data = load(tmp_path / "set")
+    assert data.summary["skipped"] == {} and (data.images[0] == data.images[1]).all()
+
+
 def test_a_new_broken_link_is_counted_though_the_images_are_packed_already(tmp_path):
     root = write(tmp_path / "set", CLASSES)
     assert load(root).summary["skipped"] == {}
@@ -156,9 +172,10 @@ def test_a_folder_that_may_not_be_read_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_one_wrapper_around_class_folders_is_no_class(tmp_path, form):
-    data = load(write(tmp_path / form, {f"pets/{name}": None for name in CLASSES}))
-    assert data.class_names == ("cat", "dog")
+@pytest.mark.parametrize("wrapper", ["pets/", "pets/train/", "download/pets/train/"])
+def test_wrappers_around_class_folders_are_no_classes(tmp_path, form, wrapper):
+    data = load(write(tmp_path / form, {f"{wrapper}{name}": None for name in CLASSES}))
+    assert data.class_names == ("cat", "dog") and data.labels.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("form", FORMS)
