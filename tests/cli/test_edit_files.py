@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from tests.cli.tiny import Shell, write_model
-from tests.data.wide import WIDE
+from tests.data.wide import LINEAR_GRAY, WIDE
 
 
 @pytest.fixture
@@ -365,3 +365,20 @@ def test_a_turned_photo_is_pasted_as_it_is_shown(shell):
     )
     # Turned by a quarter, what was across is now down.
     assert done.info["dpi"] == pytest.approx((100, 200), abs=0.01)
+
+
+def test_sixteen_bit_gray_with_a_profile_is_read_as_everywhere(shell):
+    """Pixels that cannot carry their profile are converted for good, as training and judging read them."""
+    from cmtool.data.decode import read_image
+
+    levels = (np.asarray(smooth().convert("L")).astype(np.uint16) + 1) * 257 - 257
+    for name, image in (("deep.png", Image.fromarray(levels)), ("gray.png", smooth().convert("L"))):
+        image.save(name, icc_profile=LINEAR_GRAY)
+        Image.fromarray(box()).save("m.png")
+        shell.out("edit", "inpaint", "--mask", "m.png", name, "--out", "o.png")
+        assert "icc_profile" not in Image.open("o.png").info
+        assert np.array_equal(pixels("o.png")[box() == 0], read_image(name)[box() == 0])
+        assert (
+            np.abs(read_image(name).astype(int) - np.asarray(smooth().convert("RGB").convert("L"))[..., None]).max()
+            > 20
+        )
