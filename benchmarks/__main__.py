@@ -1,4 +1,4 @@
-"""Choose a benchmark: those that compare with peers are modules, the others scripts of their own."""
+"""Choose a benchmark: those that compare with peers are modules, the others are separate scripts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ MODULES = {
     "overhead": "overhead",
     "scale": "scale",
     "card": "card",
+    "side-by-side": "side_by_side",
 }
 SCRIPTS = {
     "data": "data_loading",

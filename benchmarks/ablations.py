@@ -1,12 +1,12 @@
-"""The ablations of the consistency-models paper at a small scale, and which of its findings hold there.
+"""The ablations of the consistency-models paper at small scale, and which of its findings hold there.
 
     python benchmarks/ablations.py --out runs/ablations [--seeds 3] [--steps 2000] [--teacher-steps 2500]
     python benchmarks/ablations.py --out runs/ablations --only solver distance
     python benchmarks/ablations.py --out runs/ablations --set network.channels=16 --steps 500
 
-Distillation runs share one teacher a seed and one number of steps. `--set` changes the preset for every run, teachers
-too. A finding holds if the mean difference over seeds has the published
-sign and its 95 % interval (see `trial.verdict`) leaves out zero; it is open if it does not.
+Distillation runs share one teacher per seed and one number of steps. `--set` changes the preset for every run,
+including teachers. A finding holds if the mean difference over seeds has the published sign and its 95 % interval (see
+`trial.verdict`) excludes zero; it is open otherwise.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from cmtool.losses.perceptual import backbone_path
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting of an ablation: its name, recipe, changes, the evaluations it is judged with.
+    """One setting of an ablation: its name, recipe, changes, and the evaluations that it is judged with.
 
-    `tuned`: goes on from the teacher's weights although its recipe does not ask for them.
+    `tuned`: starts from the teacher's weights although its recipe does not require it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Ablation:
 
 
 def distances() -> Ablation:
-    """L1, l2 and LPIPS; the last only where its backbone is on disk."""
+    """L1, l2 and LPIPS; the last only if its backbone is on disk."""
     kinds = ["l1", "l2", "pseudo_huber"] + (["lpips"] if backbone_path().is_file() else [])
     arms = tuple(Arm(kind, "cd", (f'recipe.distance.kind="{kind}"',)) for kind in kinds)
     return Ablation("distance of distillation", arms, (("lpips", "l2"), ("lpips", "l1")) if "lpips" in kinds else ())
@@ -98,7 +98,7 @@ ABLATIONS = {
     ),
     "progressive": Ablation(
         "progressive against consistency distillation",
-        # A student of progressive distillation is made for one number of steps: the stages end there.
+        # A student of progressive distillation is made for one number of steps, where its stages end.
         (
             *(Arm(f"pd to {n}", "pd", (f"recipe.curriculum.s1={n}",), (n,)) for n in (1, 2, 4, 8)),
             Arm("cd", "cd", (), (1, 2, 4, 8)),
@@ -135,7 +135,7 @@ def values(rows: list[dict], key: str, name: str) -> list[float]:
 
 
 def report(rows: list[dict]) -> str:
-    """Return a table an ablation and the verdict on each published finding."""
+    """Return one table per ablation, and the verdict on each published finding."""
     lines = []
     for key, ablation in ABLATIONS.items():
         own = [row for row in rows if row["ablation"] == key]

@@ -16,7 +16,7 @@ DECAY, REPEATS = 0.9999, 10
 
 
 def by_loop(average: nn.Module, source: nn.Module) -> None:
-    """One parameter after the other, as most training scripts do."""
+    """One parameter after another, as in most training scripts."""
     with torch.no_grad():
         for old, new in zip(average.parameters(), source.parameters(), strict=True):
             old.mul_(DECAY).add_(new, alpha=1 - DECAY)

@@ -23,14 +23,14 @@ from benchmarks.pairs import timed
 from benchmarks.scale import evaluations, size_of
 from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
-from cmtool.recorded import WARM_UP
+from cmtool.machine.recorded import WARM_UP
 from cmtool.samplers.generate import out_of_memory
 from cmtool.training.bench import stand_in_data
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.setup import prepare
 
-# What each name sets. "tf32", which is not offered, lets float32 convolutions round their operands to ten bits.
+# What each name sets. "tf32", which is not an option, lets float32 convolutions round their operands to ten bits.
 FORMATS: dict[str, dict[str, object]] = {
     "fp32": {"train.precision": "fp32"},
     "tf32": {"train.precision": "fp32"},
@@ -56,7 +56,7 @@ class Row:
 
 
 def seconds_of(work: Callable[[], object], rounds: int) -> float:
-    """Median seconds of one piece of work after one that is not counted; the GPU is waited for each time."""
+    """Median seconds of one piece of work, after an uncounted one; waits for the GPU each time."""
     return statistics.median([timed(work, "wall") for _ in range(rounds + 1)][1:])
 
 
@@ -75,7 +75,7 @@ def card_rates(side: int = 8192) -> dict[str, float]:
 
 
 def again(trainer: Trainer, config: RunConfig) -> Trainer:
-    """The same networks as another configuration computes them."""
+    """The same networks, computed as another configuration says."""
     plan, state = settle_precision(config, trainer.device), trainer.state
     for model in {state.student, state.target, state.ema}:
         plan.apply(model)
@@ -83,7 +83,7 @@ def again(trainer: Trainer, config: RunConfig) -> Trainer:
 
 
 def sweep(asked: argparse.Namespace, config: Callable[..., RunConfig], peak: float) -> Iterator[Row]:
-    """Yield a row for every format and batch that fits; networks are built once, and once more to be compiled."""
+    """Yield a row for every format and batch that fits; networks are built once, and once more for compiling."""
     trainer, work = None, evaluations(config())[0] * size_of(config()).forward
     data = stand_in_data(config(), 512)
     for name in asked.formats.split(","):
@@ -113,7 +113,7 @@ def sweep(asked: argparse.Namespace, config: Callable[..., RunConfig], peak: flo
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and print a Markdown table; JSON beside it where `--out` says."""
+    """Measure and print a Markdown table; write JSON too if `--out` is given."""
     made = argparse.ArgumentParser(prog="python -m benchmarks card", description=(__doc__ or "").splitlines()[0])
     made.add_argument("--preset", default="imagenet64")
     made.add_argument("--recipe", default="ct")

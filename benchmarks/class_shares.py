@@ -1,4 +1,4 @@
-"""Do the shares of classes survive training? Recipes on imbalanced data without labels, their samples classified.
+"""Do the shares of classes survive training? Recipes train on imbalanced data without labels; samples are classified.
 
     python benchmarks/class_shares.py --out runs/shares [--recipes ct ict ict-pm cd] [--seeds 3] [--steps 2000]
         [--teacher-steps 2000] [--set network.channels=16]
@@ -9,8 +9,8 @@ has to get the shares right itself. Consistency training with a distance that is
 instead of the mean flow and sends too little to rare modes: of two points with shares .3 and .7 the rare one keeps .096
 (l1, exact), and a pseudo-Huber distance lies between that and l2. Shapes are told apart by the classifier of
 `digits_quality.py`, points by the nearest of the eight modes. The table shows the total variation between the shares of
-the generated and of the training images, which the finite number of samples and the classifier's own mistakes keep
-above the floor given below it, and the share of the rarer half of the classes.
+the generated and of the training images, and the share of the rarer half of the classes. The finite number of samples
+and the classifier's own mistakes keep the total variation above the floor given below the table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cmtool.models import load
 from cmtool.samplers.generate import generate
 from cmtool.training.setup import prepare
 
-# A network that is told the class is asked for each class alike when it samples: there would be no shares to measure.
+# A network that is told the class samples every class equally often, so there would be no shares to measure.
 UNLABELED = "data.labels=false"
 MODES = 8
 

@@ -26,7 +26,7 @@ from cmtool.training.batches import batch_indices
 
 
 def photos(folder: Path, count: int, side: int) -> None:
-    """Write JPEG files that cost what photographs cost: shapes with noise, quality 90."""
+    """Write JPEG files that cost as much to decode as photographs: shapes with noise, quality 90."""
     generator = np.random.default_rng(0)
     images, _ = shapes_images(0, min(count, 64), side)
     for index in range(count):

@@ -9,10 +9,11 @@ of samples classified with more than 0.9, and the share of samples nearer to tra
 is for a model trained on 80 % of the images (`--set data.kind=train`): an equal number is drawn from both sides, and a
 model that copies nothing scores 0.5.
 
-Real halves of the digits differ by a distance of 5 to 11 with precision 0.92: below that, distances tell nothing.
-1,797 samples are few: blocks of that size from one model (`demo/digits`, one step) score 4.8 with a standard deviation
-of 0.8, where 36,000 score 3.2; as many real digits drawn with repetition score 1.9 +- 0.6. The mean and spread along
-the first few feature directions make it, and models compared on the same seeds share it. Compare over several blocks.
+Real halves of the digits differ by a distance of 5 to 11 with precision 0.92: below that, distances tell nothing. 1,797
+samples are few: blocks of that size from one model (`demo/digits`, one step) score 4.8 with a standard deviation of
+0.8, where 36,000 score 3.2; as many real digits drawn with repetition score 1.9 +- 0.6. This spread comes from the mean
+and the spread along the first few feature directions, and models compared on the same seeds share it. Compare over
+several blocks.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 All train the DDPM++ U-Net of EDM with the same weights on the same images: log-normal t, r from ECT's mapping at its
 first stage, target without gradients, student, root of the squared distance over t - r, backward, RAdam, one moving
-average. ECT's network, loss and loop body are those of its repository, FastGen's the step, optimizer and average of
-its own consistency model, both in float32. They are given by a path to a checkout, and their networks must answer as
-ours does before they are timed. (ECT skips the target where every r is 0, in 3 of 100 batches of 16; FastGen's r
-are .002 at least.)
+average. ECT's network, loss and loop body come from its repository; FastGen's step, optimizer and average are those of
+its own consistency model; both are in float32. They are given by a path to a checkout, and their networks must give the
+same answers as ours before they are timed. (ECT skips the target when every r is 0, in 3 of 100 batches of 16;
+FastGen's r are at least .002.)
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def own_trainer(asked: argparse.Namespace, data: Dataset, source: Path, precisio
 
 
 def song_arguments(model: Model) -> dict[str, Any]:
-    """What both peers' networks call the sizes of ours."""
+    """The sizes of our network by the names that both peers' networks use."""
     table = model.header["network"]
     return {
         "img_resolution": model.image_shape[-1],
@@ -83,7 +83,7 @@ def song_arguments(model: Model) -> dict[str, Any]:
 
 @contextmanager
 def generator_of_the_cpu() -> Any:
-    """Where there is no GPU, give torch.cuda's generator state, which ECT's loss asks for, the CPU's."""
+    """Without a GPU, replace torch.cuda's generator state, which ECT's loss reads, by the CPU's."""
     kept = torch.cuda.get_rng_state, torch.cuda.set_rng_state
     if not torch.cuda.is_available():
         torch.cuda.get_rng_state, torch.cuda.set_rng_state = torch.get_rng_state, torch.set_rng_state
@@ -179,7 +179,7 @@ PEERS: dict[str, Callable[[Model, Dataset, argparse.Namespace], EctStep | FastGe
 def redraw(network: nn.Module, seed: int = 0) -> None:
     """Give all weights the size that keeps variances, and norms and biases something to do.
 
-    DDPM++ starts its last layers at 1e-5: answers would be the same whatever the rest of the network does.
+    DDPM++ starts its last layers at 1e-5, so answers would be the same whatever the rest of the network does.
     """
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -199,7 +199,7 @@ def disagreement(model: Model, peer: EctStep | FastGenStep) -> float:
     x = torch.randn(4, *model.image_shape, generator=g).to(model.device) * (0.25 + level**2).sqrt()
 
     def raw(image: Tensor) -> Tensor:
-        """Take the preconditioning of Karras et al. 2022 off."""
+        """Undo the preconditioning of Karras et al. 2022."""
         return (image - x * 0.25 / (level**2 + 0.25)) * (level**2 + 0.25).sqrt() / (0.5 * level)
 
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):

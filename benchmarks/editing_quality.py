@@ -1,4 +1,4 @@
-"""Do edits of held-out pictures deserve trust? Figures for inpainting, colorization and super-resolution.
+"""Can edits of held-out pictures be trusted? Figures for inpainting, colorization and super-resolution.
 
     python benchmarks/editing_quality.py --model runs/digits-ict-pm [--data digits] [--images 50] [--variations 32]
         [--first 50] [--seed 1] [--times paper | 80,1,0.5] [--steps 20] [--guidance 0,1.2] [--candidates 4] [--json]
@@ -10,7 +10,7 @@ lies inside the 5 % to 95 % interval of the variations (bytes, so half a level o
 are not certain (interval wider than 8 levels), and the precision of the edits by the features of `digits_quality.py`
 next to that of the model's own samples.
 
-The figures measured stand in docs/howto/edit.md. On 64 held-out shapes (4 variations of each, the class given, levels
+docs/howto/edit.md has the measured figures. On 64 held-out shapes (4 variations of each, the class given, levels
 from 20 to .3) over-relaxation of 0, .8 and 2 gave inpainting errors of .415, .306 and .219 (one), .218, .148 and .104
 (mean), and precision .63, .67 and .63 (+- .035). On levels from 5 to .6, .8 gave precision .79.
 As the best of 1, 4 and, in half the evaluations, 8 candidates colorized shapes had precision .56, .71 and .70 (+- .04).
@@ -45,7 +45,7 @@ from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 
 LEVEL = 2 / 255
-# Intervals narrower than this many levels are of pixels that the model takes for certain, such as a black rim.
+# Intervals narrower than this many levels belong to pixels that the model is certain of, such as a black rim.
 CERTAIN_LEVELS = 8
 TRIALS = 2
 NOISE = 0.3
@@ -68,7 +68,7 @@ class Case:
 class Judge:
     """Tells which pictures lie on the manifold of the real ones, by the features of `digits_quality.py`.
 
-    Held-out digits are taken out of the reference: an edit would otherwise be judged by the picture it was made from.
+    Held-out digits are left out of the reference: otherwise an edit would be judged by the picture it was made from.
     """
 
     def __init__(self, data: str) -> None:
@@ -123,7 +123,7 @@ def _holed(truth: Tensor, half: bool) -> Case:
 
 
 def _factor(task: str) -> int:
-    """Strokes are simulated by flat patches of 4 pixels."""
+    """Simulate strokes by flat patches of 4 pixels."""
     return 2 if task.endswith("2") else 4
 
 
@@ -150,7 +150,7 @@ def class_misfits(
     *,
     guidance: float = 0.0,
 ) -> Tensor:
-    """How badly edits as each class agree with what is known: (B, classes), the `misfit` of `edit`.
+    """How badly the edits for each class agree with what is known: (B, classes), the `misfit` of `edit`.
 
     Every class is tried with the same noise (one seed for each image), so that only the class differs.
     """
@@ -219,7 +219,7 @@ def measure(made: Tensor, truth: Tensor, case: Case, judge: Judge) -> dict[str, 
         "cover": float(covered[unknown].double().mean()) if several else None,
         "cover unsure": float(covered[unsure].double().mean()) if several and unsure.any() else None,
         "precision": float(inside.mean()),
-        # Variations of one picture share its fate, so that the pictures are what is counted.
+        # Variations of one picture are not independent, so pictures are counted, not variations.
         "+-": float(inside.std(ddof=1) / len(truth) ** 0.5),
     }
 

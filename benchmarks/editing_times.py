@@ -5,8 +5,8 @@
 
 For Gaussian data the consistency function is linear, so Algorithm 4 maps a Gaussian to a Gaussian and its distance to
 the true posterior (2-Wasserstein, per unknown dimension, root mean square over measurements) is a formula. The images
-have the pixel covariances of the digits and of the shapes (8 x 8 and 6 x 6); besides, two pixels of deviation .5 and
-correlation .9, one known to be 1. "g" is the over-relaxation of the known part between the steps (0: the paper's
+have the pixel covariances of the digits and of the shapes (8 x 8 and 6 x 6); in addition, two pixels of deviation .5
+and correlation .9, one known to be 1. "g" is the over-relaxation of the known part between the steps (0: the paper's
 algorithm).
 """
 
@@ -29,7 +29,7 @@ from cmtool.samplers.times import geometric_times, solver_times
 
 Array = NDArray[np.float64]
 SIGMA_MIN = 0.002
-# Levels fitted to the two pixels alone, with their guidance: what 20 evaluations can reach there.
+# Levels and guidance fitted only to the two pixels: what 20 evaluations can reach there.
 TWO_PIXEL_TIMES = tuple(0.551 * ((index + 0.88) / 0.88) ** -0.58 for index in range(20))
 TWO_PIXEL_GUIDANCE = 1.26
 

@@ -1,8 +1,9 @@
-"""The figures of `cmtool eval` from features, beside clean-fid's and torch-fidelity's functions in the same process.
+"""The figures of `cmtool eval` from features, against clean-fid's and torch-fidelity's functions in the same process.
 
 Frechet distance from (mu, sigma) and from features, precision and recall (k = 3) of all samples against `--reference`
-images; answers must agree before they are timed. clean-fid's square root call was removed in scipy 1.18: with a newer
-one it is left out. Peak memory is that of this process before a peer is called, the two feature arrays included.
+images; answers must agree before they are timed. scipy 1.18 removed the square root call that clean-fid uses; with a
+newer scipy, clean-fid is left out. Peak memory is that of this process before a peer is called, including the two
+feature arrays.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Call = Callable[[], Any]
 
 
 def features(count: int, dim: int, seed: int, scale: float = 1.0) -> np.ndarray:
-    """Make non-negative float32 features with a falling spectrum, as pool features of Inception are."""
+    """Make non-negative float32 features with a falling spectrum, like Inception's pool features."""
     random = np.random.default_rng(seed)
     mix = (
         np.random.default_rng(0).standard_normal((dim, dim)).astype(np.float32)
@@ -48,7 +49,7 @@ def peak_gigabytes() -> float:
 
 
 def clean_fid(first: Statistics, second: Statistics, real: np.ndarray, fake: np.ndarray) -> dict[str, Call]:
-    """Return clean-fid's calls by figure; raises ImportError where they are not there or do not work."""
+    """Return clean-fid's calls by figure; raises ImportError if they are missing or do not work."""
     from cleanfid.fid import fid_from_feats
     from cleanfid.fid import frechet_distance as theirs
 
@@ -65,7 +66,7 @@ def clean_fid(first: Statistics, second: Statistics, real: np.ndarray, fake: np.
 def torch_fidelity(
     first: Statistics, second: Statistics, real: np.ndarray, fake: np.ndarray, near: int
 ) -> dict[str, Call]:
-    """Return torch-fidelity's calls by figure; raises ImportError where it is not there."""
+    """Return torch-fidelity's calls by figure; raises ImportError if it is missing."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 

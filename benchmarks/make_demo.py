@@ -1,11 +1,11 @@
-"""Make the small models that come along with the package.
+"""Make the small models that are bundled with the package.
 
     python benchmarks/make_demo.py digits runs/digits-ict-pm
     python benchmarks/make_demo.py shapes runs/shapes-ict-pm
 
 Takes a finished run, rounds its weights to bfloat16, and writes cmtool/demo/NAME.safetensors with the command that
-trained it, its seed and its figures in the header. Judges what is written, with seeds of its own, so that the figures
-are those of the file. `--skip-figures` leaves the judging out.
+trained it, its seed and its figures in the header. It evaluates the written file, with separate seeds, so that the
+figures are those of the file. `--skip-figures` leaves out the evaluation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cmtool.config.schema import RunConfig
 DEMOS = Path(cmtool.__file__).parent / "demo"
 LARGEST = 6_000_000  # bytes
 STEPS = (1, 2, 4)
-SEED = 900  # of the samples that are judged
+SEED = 900  # seed of the samples that are evaluated
 
 
 def training_command(config: RunConfig) -> str:

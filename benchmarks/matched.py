@@ -1,4 +1,4 @@
-"""One network in several programs: ours with random weights, and peers that were given the same."""
+"""One network in several programs: ours with random weights, and peers with the same weights."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def matched_config(asked: argparse.Namespace, recipe: str, *sets: str, **flags: 
 
 
 def pictures(asked: argparse.Namespace, count: int = 512) -> Dataset:
-    """Random bytes as a data set: reading them costs what reading pictures costs."""
+    """Random bytes as a data set: reading them costs as much as reading pictures."""
     g = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, asked.side, asked.side), dtype=torch.uint8, generator=g)
     return from_tensors(images, None, "random bytes")
 
 
 def enliven(network: nn.Module, seed: int = 0) -> None:
-    """Give the layers that start at zero random weights, so that outputs say something."""
+    """Give the layers that start at zero random weights, so that outputs are informative."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -109,8 +109,8 @@ def checkout(path: str | None, option: str, variable: str) -> None:
 def openai_peer(model: Model, path: str | None, fused: bool = True) -> Peer:
     """The released UNetModel with the weights of `model`, from a checkout; raises ImportError without one.
 
-    flash_attn, which it asks for, needs a GPU and halves. In its place: torch's fused attention, or (`fused` false) the
-    class that the same file holds for float32, which is what its code has for a machine without flash_attn.
+    It requires flash_attn, which needs a GPU and half precision. In its place runs torch's fused attention, or (`fused`
+    false) the float32 class from the same file, which is what its code offers on a machine without flash_attn.
     """
     checkout(path, "--openai-path", "OPENAI_CM_PATH")
     unet = importlib.import_module("cm.unet")
@@ -138,10 +138,10 @@ def openai_peer(model: Model, path: str | None, fused: bool = True) -> Peer:
 
 
 def peers_of(model: Model, asked: argparse.Namespace) -> tuple[list[Peer], dict[str, str]]:
-    """Return the peers that are there, checked to answer as `model` does, and why the others are absent.
+    """Return the available peers, checked to give the same answers as `model`, and why the others are absent.
 
     Raises:
-        AssertionError: if a peer with the same weights answers otherwise: the comparison would mean nothing.
+        AssertionError: if a peer with the same weights gives other answers: the comparison would mean nothing.
     """
     makers = {
         "diffusers": lambda: diffusers_peer(model),

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, in processor time: what is not a network must stay under a tenth."""
+"""Where the processor time of a training step goes: everything except the networks must stay under a tenth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmtool.training.setup import prepare
 
 
 def measure(preset: str, recipe: str, steps: int) -> dict[str, float]:
-    """Milliseconds of processor time by part, and the share beside the networks."""
+    """Milliseconds of processor time by part, and the share spent outside the networks."""
     config = resolve(preset, recipe=recipe).config
     parts = profile(prepare(config, load_dataset(config.data), torch.device("cpu")), steps, time.process_time)
     return {**{name: 1e3 * value for name, value in parts.items()}, "overhead": overhead(parts)}

@@ -1,4 +1,4 @@
-"""Timing the same work side by side: every round runs each contestant once, in turn, so that all see the same load."""
+"""Timing the same work side by side: each round runs every contestant once, in turn, so that all see the same load."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from cmtool.memory import keep_freed_memory
-from cmtool.recorded import WARM_UP
+from cmtool.machine.memory import keep_freed_memory
+from cmtool.machine.recorded import WARM_UP
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def peers_there(
     """Return what the makers of the peers in `--peers` made, by name, and why the others are absent (ImportError).
 
     Raises:
-        SystemExit: for a name that there is no maker for.
+        SystemExit: for a name without a maker.
     """
     found: dict[str, Any] = {}
     absent: dict[str, str] = {}
@@ -115,13 +115,13 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def settled(contestant: Contestant) -> Contestant:
-    """Set the allocator as the contestant's own program leaves it: ours keeps all, a plain process 64 MiB."""
+    """Set the allocator as the contestant's own program does: ours keeps all memory, a plain process 64 MiB."""
     keep_freed_memory() if contestant.ours else keep_freed_memory(64 << 20)
     return contestant
 
 
 def timed(run: Callable[[], Any], clock: str) -> float:
-    """Seconds of one unit of work; a GPU is waited for before and after."""
+    """Seconds of one unit of work; waits for a GPU before and after."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = CLOCKS[clock]()
@@ -139,9 +139,9 @@ def compare(
     absent: dict[str, str] | None = None,
     warm: bool = False,
 ) -> Comparison:
-    """Run every contestant `rounds` times in turn, another one first each round.
+    """Run every contestant `rounds` times in turn, with a different one first in each round.
 
-    Before that once unless `warm`; on a GPU until ours has recorded what it replays.
+    Unless `warm`, each runs once before that; on a GPU it runs until ours has recorded what it replays.
     """
     for contestant in [] if warm else contestants:
         for _ in range(WARM_UP + 2 if torch.cuda.is_available() else 1):
@@ -195,7 +195,7 @@ def machine(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def publish(name: str, comparisons: Sequence[Comparison], asked: argparse.Namespace) -> None:
-    """Print all comparisons, and write them as Markdown and JSON where `--out` says."""
+    """Print all comparisons, and write them as Markdown and JSON to `--out`."""
     document = {"machine": machine(asked), "comparisons": [c.document() for c in comparisons]}
     text = "\n".join(c.markdown() for c in comparisons)
     if asked.out:

@@ -1,4 +1,4 @@
-"""One training step as the peers take it, around their own networks."""
+"""One training step as the peers do it, around their own networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cmtool.diffusion.grid import karras_grid
 
 SIGMA_DATA, SIGMA_MIN, SIGMA_MAX, POINTS, DECAY, TARGET_DECAY = 0.5, 0.002, 80.0, 18, 0.9999, 0.95
 
-# What its modules import and a step without LPIPS on one process never calls.
+# Modules that its code imports but that a step without LPIPS on one process never calls.
 UNUSED = {"piq": "LPIPS", "mpi4py": "MPI", "blobfile": "BlobFile"}
 
 
@@ -93,7 +93,7 @@ class PeerStep:
         return x + gap * (slope + second) / 2
 
     def __call__(self) -> None:
-        """Do one step, on a GPU with convolutions in TF32: that is how a plain torch leaves them."""
+        """Do one step; on a GPU convolutions are in TF32, which is plain torch's default."""
         before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, True
         try:
             self._step()
@@ -127,9 +127,9 @@ class PeerStep:
 class OpenAiStep(PeerStep):
     """The step of the released OpenAI code: its losses, trainer and averages.
 
-    Of its loop there is what makes a step: gradients zeroed where they lie, `consistency_losses`, the norms of weights
-    and gradients that its `MixedPrecisionTrainer` takes, torch's RAdam, `update_ema` parameter by parameter. (As it is,
-    the loop asks for MPI, and its target's average fits flattened half-precision weights only.)
+    It has the parts of its loop that make a step: gradients zeroed in place, `consistency_losses`, the norms of weights
+    and gradients that its `MixedPrecisionTrainer` takes, torch's RAdam, `update_ema` parameter by parameter. (The loop
+    itself requires MPI, and its target's average fits only flattened half-precision weights.)
     """
 
     def __init__(

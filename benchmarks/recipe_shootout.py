@@ -5,14 +5,14 @@
     python benchmarks/recipe_shootout.py --out runs/shootout --table
 
 The budget is in thousands of forward passes of one image and pays for everything: a recipe that starts from a teacher
-or from a consistency model gets what training that left over (half of the budget), and one that learns from stored
-pairs spends half of its own on them. Costs are counted operations, so that a backward pass, a second network or a
-forward-mode derivative weigh what they cost. `--set` changes the preset for every run, sources too. Rows go to
-results.jsonl; the same command goes on where it was cut off.
+or a consistency model gets what training that model left over (half of the budget), and one that learns from stored
+pairs spends half of its own budget on them. Costs are counted operations, so a backward pass, a second network or a
+forward-mode derivative counts for what it costs. `--set` changes the preset for every run, including sources. Rows go
+to results.jsonl; the same command continues where it was cut off.
 
-What it says: which recipe to take at this size and budget. What it does not say: which wins on large images with a
-thousand times the budget; several were made for that. `pd` and `kd` are trained for one step alone, and their figures
-for two say no more than that. Distances below 6 to 7 cannot be told from real data on digits;
+The result says which recipe to take at this size and budget. It does not say which wins on large images with a thousand
+times the budget; several were made for that. `pd` and `kd` are trained for only one step, and their figures for two
+steps say no more than that. Distances below 6 to 7 cannot be told from real data on digits;
 on toy2d the distance is W1 of points in thousandths.
 """
 
@@ -33,7 +33,7 @@ from cmtool.config.methods import METHODS
 SOURCE_SHARE = 0.5
 PAIR_SHARE = 0.5
 NFE = (1, 2)
-# The first below the second with so many evaluations, as published or as one would expect.
+# The first is below the second with this many evaluations, as published or as one would expect.
 FINDINGS = (
     ("cd", "cd-euler", 1, "Song et al. 2023: a second-order solver"),
     ("cd-2m", "cd-euler", 1, "no order published: four steps in a pair"),
@@ -59,7 +59,7 @@ FINDINGS = (
 
 @dataclass
 class Contest:
-    """What all runs share; `out` holds the models of this budget and these changes alone. `costs` fills as it goes."""
+    """What all runs share; `out` holds only models of this budget and these changes. `costs` fills as it goes."""
 
     preset: str
     budget: float
@@ -68,7 +68,7 @@ class Contest:
     costs: dict[str, float] = field(default_factory=dict)
 
     def cost(self, entry: trials.Trial) -> float:
-        """Return the cost of a step, counted once a recipe: it is the same for all seeds."""
+        """Return the cost of a step, counted once per recipe: it is the same for all seeds."""
         if entry.recipe not in self.costs:
             few = replace(entry, sets=(*entry.sets, "recipe.coupling.pairs=64")) if stores_pairs(entry) else entry
             self.costs[entry.recipe] = trials.evaluations_per_step(few)
@@ -86,7 +86,7 @@ def stores_pairs(entry: trials.Trial) -> bool:
 
 
 def source_for(contest: Contest, recipe: str, seed: int) -> Path | None:
-    """Train (once a seed) what the recipe starts from with its share of the budget, and return it."""
+    """Train (once per seed) the model that the recipe starts from with its share of the budget, and return it."""
     needs = trials.needs(contest.preset, recipe)
     if needs == "nothing":
         return None

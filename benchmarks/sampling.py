@@ -1,6 +1,7 @@
 """One- and two-step sampling end to end, to an .npz file and to a folder of PNGs, ours against diffusers' pipeline.
 
-From seeds to files: noise, network, bytes, writing. Loading programs and weights is left out on both sides.
+It times everything from seeds to files: noise, network, bytes, writing. Loading programs and weights is not counted on
+either side.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TIMESTEPS = {1: None, 2: [22, 0]}
 
 
 def own(model: Model, steps: int, form: str, count: int, batch: int, folder: Path) -> Callable[[], None]:
-    """Sample and write with our own sinks, writing beside computing as the command does."""
+    """Sample and write with our own sinks, writing while computing as the command does."""
     plan, seeds = plan_sampling(model.header, steps=steps), list(range(count))
 
     def run() -> None:

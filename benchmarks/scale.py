@@ -22,14 +22,14 @@ from cmtool.networks import build_network, parameter_count
 CARDS = {"A100": (312, 156), "H100": (989, 495)}
 # TFLOP/s of a step in bfloat16 as docs/scale.md measured it: `ct` on the ImageNet-64 network, 64 images a card.
 MEASURED = {"H200": 106}
-# VGG-16's convolutions at 224 x 224, one image forward; what LPIPS compares is enlarged to that.
+# VGG-16's convolutions at 224 x 224, one image forward; LPIPS enlarges its images to that size.
 VGG = 30.7e9
 RECIPES = ("edm", "ct", "cd", "ict", "ict-gc", "ect", "sct", "scd", "pd")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A network: parameters, FLOPs of one image forward, bytes kept of it for the backward pass in float32."""
+    """A network: parameters, FLOPs of one image's forward pass, bytes kept for its backward pass in float32."""
 
     parameters: int
     forward: float
@@ -75,7 +75,7 @@ def evaluations(config: RunConfig) -> tuple[float, float]:
     if recipe.direction.kind in ("teacher", "target"):
         order = {"euler": 1, "heun": 2, "midpoint": 2}.get(recipe.direction.solver, 1)
         passes += order * recipe.direction.substeps * (2 if recipe.direction.guidance != 1 else 1)
-    # Two forward passes and the way back to the image of one of them, without gradients of VGG's weights.
+    # Two forward passes, and the backward pass to the image of one of them, without gradients of VGG's weights.
     return passes, 3.0 if recipe.distance.kind == "lpips" else 0.0
 
 

@@ -1,6 +1,6 @@
-"""Sampling of a teacher by Heun's method, 18 steps and 35 evaluations an image, ours against peers' networks.
+"""Sampling of a teacher by Heun's method, 18 steps and 35 evaluations per image, ours against peers' networks.
 
-All start from the same noise with the same weights and walk the same levels; the images must agree before they are
+All start from the same noise with the same weights and follow the same levels; the images must agree before they are
 timed. The peers' networks run in a plain loop of Karras et al. 2022, Algorithm 2.
 """
 

@@ -1,4 +1,4 @@
-"""One training run of a small preset, counted in network evaluations and judged: what the comparisons are made of.
+"""One training run of a small preset, counted in network evaluations and judged: the unit of the comparisons.
 
 Used by `recipe_shootout.py` and `ablations.py`; not a command of its own.
 """
@@ -35,7 +35,7 @@ from cmtool.training.setup import prepare
 
 CPU = torch.device("cpu")
 SAMPLES = 1797
-# What the distance of a data set is: Frechet distance of a classifier's features, or transport of points.
+# The distance for each data set: Frechet distance of a classifier's features, or transport of points.
 MEASURES = {"digits": "FD", "shapes": "FD", "toy2d": "1000 W1"}
 
 
@@ -50,7 +50,7 @@ class Trial:
     source: Path | None = None
 
     def config(self, steps: int) -> RunConfig:
-        """Resolve the trial for so many steps."""
+        """Resolve the trial for this many steps."""
         flags: dict[str, Any] = {"train.steps": steps, "train.seed": self.seed}
         method = METHODS[resolve(self.preset, recipe=self.recipe).config.recipe.method]
         if self.source is not None:
@@ -96,7 +96,7 @@ def train(trial: Trial, steps: int, out: Path) -> Path:
 
 
 def plan_for(model: Model, nfe: int) -> SamplePlan:
-    """Return the plan of so many evaluations: Algorithm 1, or the solver of a diffusion model that needs no more."""
+    """Return the plan for this many evaluations: Algorithm 1, or a diffusion model's solver that needs no more."""
     if model.kind == "consistency":
         return plan_sampling(model.header, steps=nfe)
     own = (model.header.get("sample") or {}).get("sampler")
@@ -112,7 +112,7 @@ def score_points(points: torch.Tensor) -> dict[str, float]:
 
 
 def quality(path: Path, nfe: int, data: str, seed: int = 10_000) -> dict[str, float]:
-    """Return distance (see `MEASURES`), precision and recall of 1,797 samples with so many evaluations each."""
+    """Return distance (see `MEASURES`), precision and recall of 1,797 samples with this many evaluations each."""
     model = load(path)
     made = [batch.x0 for batch in generate(model, plan_for(model, nfe), range(seed, seed + SAMPLES), batch_size=256)]
     samples = torch.cat(made)
@@ -123,7 +123,7 @@ def quality(path: Path, nfe: int, data: str, seed: int = 10_000) -> dict[str, fl
 
 
 def add_sets(parser: argparse.ArgumentParser) -> None:
-    """Add `--set`: changes of the preset that hold for every run, its sources too."""
+    """Add `--set`: changes of the preset that apply to every run and its sources."""
     parser.add_argument(
         "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="e.g. network.channels=16"
     )
@@ -135,13 +135,13 @@ def file_name(*parts: object) -> str:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a file of JSON lines: a comparison that was cut off goes on where it was."""
+    """Add a row to a file of JSON lines, so that a comparison that was cut off can continue."""
     with open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that are there."""
+    """Return the rows written so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 

@@ -47,7 +47,7 @@ __all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save",
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: torch takes seconds, and the command line and `cmtool.__version__` do not need it.
+    # Imported on first use: torch takes seconds, and the command line and `cmtool.__version__` do not need it.
     if name in _PLACES:
         module = importlib.import_module(f"cmtool.api.{_PLACES[name]}")
         return module if name == "edit" else getattr(module, name)

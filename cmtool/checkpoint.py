@@ -1,8 +1,8 @@
-"""The one format of model files.
+"""The model file format.
 
 A model file is safetensors with one JSON header under the metadata key `cmtool`, and a digest over header and
-tensors under `cmtool_digest`. The header is read with the standard library alone; torch is imported only by the
-functions that touch tensors.
+tensors under `cmtool_digest`. Reading the header needs only the standard library; only the functions that touch
+tensors import torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_preamble(path: str | Path) -> dict[str, Any]:
     Standard library only.
 
     Raises:
-        CheckpointError: if the file is missing, is no safetensors file, or is shorter than it says.
+        CheckpointError: if the file is missing, is not a safetensors file, or is shorter than it says.
     """
     path = Path(path)
     try:
@@ -74,7 +74,7 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """Return the `cmtool` header inside a preamble.
 
     Raises:
-        CheckpointError: if there is none, or it is of a newer format.
+        CheckpointError: if there is none, or it has a newer format.
     """
     try:
         text = preamble["__metadata__"]["cmtool"]
@@ -99,7 +99,7 @@ def header_of(preamble: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Return the header of a model file, with the standard library alone.
+    """Return the header of a model file, using only the standard library.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or no cmtool model.
@@ -143,8 +143,8 @@ def save_model(path: str | Path, tensors: Mapping[str, torch.Tensor], header: di
     Raises:
         UserError: if the place cannot be written or the disk is full.
     """
-    # Written here and not by the safetensors library: that one orders the metadata anew in every process, refuses
-    # tensors that share memory, and hides the system's error numbers. It reads what is written (see the tests).
+    # Not written by the safetensors library, because it orders the metadata differently in every process, refuses
+    # tensors that share memory, and hides the system's error numbers. It can read these files (see the tests).
     text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
     widest_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     ordered = {name: tensors[name] for name in widest_first}
@@ -156,7 +156,7 @@ def save_model(path: str | Path, tensors: Mapping[str, torch.Tensor], header: di
 
 
 def verify(path: str | Path) -> tuple[dict[str, Any], str]:
-    """Check every bit of a model file against its digest, with the standard library alone; return header and digest.
+    """Check every bit of a model file against its digest, using only the standard library; return header and digest.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or no cmtool model.

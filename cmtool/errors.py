@@ -1,6 +1,6 @@
-"""Everything a user can cause, as one small family of exceptions.
+"""Every error that a user can cause, as one small family of exceptions.
 
-A `UserError` carries one clear sentence and, where there is one, the next thing to type. The command
+A `UserError` carries one clear sentence and, if there is one, the next thing to type. The command
 line prints both and exits with `exit_code`; a library user catches `UserError`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence (`message`) and what to do next (`hint`)."""
+    """A mistake that the user can fix: one sentence (`message`) and what to do next (`hint`)."""
 
     exit_code = 1
 
@@ -36,7 +36,7 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A model file, checkpoint or run folder is missing, damaged or of another kind."""
+    """A model file, checkpoint or run folder is missing, damaged or of the wrong kind."""
 
 
 class OfflineError(UserError):
@@ -48,17 +48,17 @@ class DivergenceError(UserError):
 
 
 class Terminated(BaseException):
-    """SIGTERM ends the command at once; no `Exception`, so that nothing on the way swallows it."""
+    """SIGTERM ends the command at once; not an `Exception`, so that no handler on the way swallows it."""
 
     exit_code = 143
 
 
-# What the package is called where packages are published: the name `cmtool` there is another project's.
+# The package's name on package indexes, where `cmtool` belongs to another project.
 DISTRIBUTION = "cmtool-consistency"
 
 
 def install_extra(extra: str) -> str:
-    """Return the command that installs what the extra `extra` of this package needs, e.g. "track"."""
+    """Return the command that installs what this package's extra `extra` needs, e.g. "track"."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
@@ -66,8 +66,8 @@ _LONGEST_NAME = 100
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to `count` of `choices` that look most like `word` or have such a part (of_this_kind), best first."""
-    if len(word) > _LONGEST_NAME:  # no name is so long, and comparing takes the square of it
+    """Return up to `count` of `choices` most like `word`, as a whole or in a part (of_this_kind), best first."""
+    if len(word) > _LONGEST_NAME:  # no name is that long, and the cost of comparing grows with its square
         return []
 
     def likeness(choice: str) -> float:
@@ -80,7 +80,7 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
-    """Say that `word` is no `kind`, name the choices, and the nearest right one."""
+    """Say that `word` is no `kind`, and name the choices and the nearest one."""
     pool = list(choices)
     sentence = f"unknown {kind} '{word}'; choose from {', '.join(pool)}" if pool else f"unknown {kind} '{word}'"
     close = nearest(word, pool)

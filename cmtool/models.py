@@ -1,4 +1,4 @@
-"""Network + parameterization = a model that is called as `model(x, t, label, r)` and answers a clean image."""
+"""Network + parameterization = a model that is called as `model(x, t, label, r)` and returns a clean image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cmtool.config.sources import SOURCES
 from cmtool.diffusion.parameterization import Coefficients, build_parameterization
 from cmtool.diffusion.process import VarianceExploding, expand
 from cmtool.errors import CheckpointError, UserError
+from cmtool.machine.recorded import Recorded
 from cmtool.networks import build_network
 from cmtool.networks.convolution import hold_in
 from cmtool.networks.normalization import wide
 from cmtool.networks.truncated import TruncatedNetwork
-from cmtool.recorded import Recorded
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,7 +30,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Model(nn.Module):
     """A raw network inside its parameterization.
 
-    Call: x (B, C, H, W) of any side that the network's down-sampling divides, t (B,) in [sigma_min, sigma_max],
+    Call: x (B, C, H, W) with sides divisible by the network's down-sampling, t (B,) in [sigma_min, sigma_max],
     label (B,) int or None (None and -1 are the null class), r (B,) the time to go to in two-time models (None: the
     clean end). Returns (B, C, H, W), the estimate of x0, in x's dtype.
     """
@@ -44,7 +44,7 @@ class Model(nn.Module):
         self.header = header
         self.parameterization = build_parameterization(process)
         self.autocast: torch.dtype | None = None
-        # Whether consistency training asks it for a pair of passes that share the errors of a half.
+        # Whether consistency training asks it for a pair of passes that share their half-precision rounding errors.
         self.paired = False
         self._replayed: Callable[..., Tensor] | None = None
 
@@ -86,7 +86,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.network.parameters()).device
 
     @property
@@ -108,7 +108,7 @@ class Model(nn.Module):
         inner = expand(c.c_in.to(x.dtype), x) * x
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
-        # A half holds 250 ln t to one or two units only: what conditions the network is never narrower than float32.
+        # Half precision resolves 250 ln t only to one or two units, so the network's conditioning is at least float32.
         exact = torch.promote_types(x.dtype, torch.float32)
         to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
@@ -116,7 +116,7 @@ class Model(nn.Module):
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
-        """On a GPU record what the network does with a batch, and replay it for others of the same shape.
+        """On a GPU, record what the network does with a batch and replay it for other batches of the same shape.
 
         For sampling: the weights stay as they are, dropout is off, and no gradients are recorded.
         """
@@ -166,7 +166,7 @@ def model_header(
     fingerprint: str,
     source: str | None = None,
 ) -> dict[str, Any]:
-    """Return the header that a model trained by `config` starts with: all that rebuilding it needs.
+    """Return the header that a model trained by `config` starts with: everything needed to rebuild it.
 
     `source` is what was found at `config.data.path`, e.g. "folder of images".
     """
@@ -201,7 +201,7 @@ def model_header(
 
 
 def usual_steps(config: RunConfig) -> int | None:
-    """Return how many steps a model takes when nobody says: as configured, else those that halving ends at."""
+    """Return how many steps a model takes by default: as configured, else those that halving ends at."""
     curriculum = config.recipe.curriculum
     return config.sample.steps or (curriculum.s1 if curriculum.scales == "halving" else None)
 
@@ -210,7 +210,7 @@ def build_model(header: dict[str, Any]) -> Model:
     """Build a model from its header (kind, network, process, data), with fresh weights that its seed decides.
 
     Raises:
-        CheckpointError: if the header names something that this version does not know.
+        CheckpointError: if the header names something unknown to this version.
     """
     try:
         table = network_config(**header["network"])
@@ -239,10 +239,10 @@ def _in_one_line(error: Exception) -> str:
 
 
 def placed(model: Model, device: torch.device, compiled: bool = False) -> Model:
-    """Move a model to a device, in the memory layout that it computes fastest with there; returns it.
+    """Move a model to a device, in the memory layout that is fastest there; return it.
 
-    Channels last on a CPU and in compiled code. Elsewhere channels first: torch's group normalization on a GPU knows
-    nothing else, and every layer would turn the images around (a fifth of a step, measured on an H200).
+    That is channels last on a CPU and in compiled code. Elsewhere it is channels first: torch's group normalization on
+    a GPU supports nothing else, and every layer would have to convert (a fifth of a step, measured on an H200).
     """
     last = compiled or device.type == "cpu"
     return model.to(device).to(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -251,8 +251,8 @@ def placed(model: Model, device: torch.device, compiled: bool = False) -> Model:
 def apply_precision(model: Model, precision: str) -> Model:
     """Set how a model computes: fp64 in double, bf16 and fp16 by autocast around the network, else float32.
 
-    With half precision the scalings, the time embedding, the first and the last convolution stay in float32. For models
-    that are used, not trained: half precision rounds their weights for good.
+    With half precision the scalings, the time embedding, and the first and last convolution stay in float32. Only for
+    models that are used, not trained: half precision rounds their weights permanently.
     """
     if precision == "fp64":
         return model.double()
@@ -271,7 +271,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     """
     file = resolve_file(path)
     tensors, header = load_tensors(file)
-    # Built without memory first: a header that promises more than the file holds costs nothing.
+    # First built without memory, so that a header that promises more than the file holds costs nothing.
     with torch.device("meta"):
         model = build_model(header)
     shapes = {name: tensor.shape for name, tensor in model.network.state_dict().items()}
@@ -281,9 +281,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     if set(dict(model.named_buffers())) - set(model.state_dict()):
         model = build_model(header).to(dtype)  # a network with derived buffers needs them computed
     else:
-        # Not `to_empty`: for tensors without memory it imports torch's symbolic shapes, most of a second.
+        # Not `to_empty`: for tensors without memory it imports torch's symbolic shapes, which takes most of a second.
         model = model.to(dtype)._apply(_with_memory)
-    # Copied, not assigned: the weights keep the memory layout that the network asked for, and with it speed and bits.
+    # Copied, not assigned: the weights keep the memory layout that the network chose, and so its speed and bits.
     model.network.load_state_dict(tensors)
     model.header = header
     model.requires_grad_(False)
@@ -291,5 +291,5 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 
 
 def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """Return an uninitialized tensor on the CPU of the size, layout and dtype of one without memory."""
+    """Return an uninitialized CPU tensor with the size, layout and dtype of one without memory."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")

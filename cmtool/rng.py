@@ -1,7 +1,7 @@
 """Randomness as a value: every draw is a function of a seed and of what it is for.
 
-Nothing in the project reads torch's global generators. A step of training asks for the noise of its images by
-index, a sample owns a generator of its own, and two passes that must share a dropout mask run under one seed.
+Nothing in the project reads torch's global generators. A training step asks for the noise of its images by
+index, each sample owns a generator, and two passes that must share a dropout mask run under one seed.
 All draws are made on the CPU and moved, so that every device and every number of processes sees the same numbers.
 """
 
@@ -33,9 +33,9 @@ def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -
 
 
 def moved(rows: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """Bring a tensor that was made on the CPU to `device`; to a GPU through pinned memory, so that nobody waits.
+    """Move a tensor from the CPU to `device`; to a GPU through pinned memory, so that the process does not wait.
 
-    An ordinary copy holds the process until the GPU has done all that was asked before: the next work comes late.
+    An ordinary copy blocks the process until the GPU has finished all earlier work, which delays the next work.
     """
     rows = rows if dtype is None else rows.to(dtype)
     if torch.device(device).type == "cuda":
@@ -73,7 +73,7 @@ def batch_normal(
 ) -> Tensor:
     """Standard normal numbers for rows `start` .. `start + count` of a global batch of `shape` (B, ...).
 
-    Row i depends on (seed, keys, i) alone: slices drawn by several processes or micro-batches fit together.
+    Row i depends only on (seed, keys, i): slices drawn by several processes or micro-batches fit together.
     """
     return moved(_by_blocks(torch.randn, shape, seed, keys, start, count), device, dtype)
 
@@ -96,7 +96,7 @@ def batch_uniform(
 
 
 class SampleStreams:
-    """One stream of normal numbers for each sample, so that sample i depends on its own seed alone.
+    """One stream of normal numbers for each sample, so that sample i depends only on its own seed.
 
     Every call of `normal` advances all streams by one draw; batch size, order and device change nothing.
     """
@@ -119,16 +119,16 @@ class SampleStreams:
         return moved(stacked, self.device, self.dtype)
 
     def labels(self, num_classes: int) -> Tensor:
-        """Uniform class labels (B,), a function of each seed alone and independent of the noise."""
+        """Uniform class labels (B,), a function only of each seed and independent of the noise."""
         drawn = [torch.randint(num_classes, (), generator=generator(seed, "label")) for seed in self.seeds]
         return (torch.stack(drawn) if drawn else torch.empty(0, dtype=torch.int64)).to(self.device)
 
 
 @contextlib.contextmanager
 def same_dropout(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a pass under torch's generators seeded with `seed`, and put them back afterwards.
+    """Run a pass with torch's generators seeded with `seed`, and restore them afterwards.
 
-    Two passes under the same seed draw the same dropout mask on any device: student and target must, or the
+    Two passes under the same seed draw the same dropout mask on any device. Student and target must share it, or the
     difference of their outputs carries mask noise divided by the gap.
     """
     device = torch.device(device)

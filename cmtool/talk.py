@@ -1,4 +1,4 @@
-"""How long work speaks to whoever asked for it: one protocol for the command line, the studio and Python callers."""
+"""How long-running work reports to its caller: one protocol for the command line, the studio and Python callers."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class Update(Protocol):
     """Moves a progress display."""
 
     def __call__(self, advance: float = 1, note: str = "", completed: float | None = None) -> None:
-        """Move by `advance`, or to `completed` where that is given, and show `note` beside the bar."""
+        """Move by `advance`, or to `completed` if that is given, and show `note` next to the bar."""
 
 
 class Talk(Protocol):
-    """Where work says what it does. It never decides anything: leaving a Talk out changes no result."""
+    """Receives what long work has to say. It never decides anything: leaving it out changes no result."""
 
     def say(self, text: str) -> None:
         """Tell the user one sentence."""
 
     def warn(self, text: str) -> None:
-        """Tell the user that something is wrong although the work goes on."""
+        """Tell the user that something is wrong although the work continues."""
 
     def progress(self, total: int | None, description: str = "") -> AbstractContextManager[Update]:
         """Show progress towards `total` (None: unknown) while a block runs; yields the function that moves it."""
 
 
 class Silence:
-    """A Talk that nobody hears."""
+    """A Talk that discards everything."""
 
     def say(self, text: str) -> None:
         """Drop a sentence."""

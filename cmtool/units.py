@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def human_bytes(count: float) -> str:
     """Return a size as people read it: 1.5 GB, 12 MB, 640 bytes."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        # From 999.5 of a unit on, three digits round up to one of the next.
+        # From 999.5 of a unit on, rounding to three digits gives one of the next unit.
         if count >= 0.9995 * scale:
             return f"{count / scale:.3g} {unit}"
     return f"{int(count)} bytes"

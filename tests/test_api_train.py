@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -152,3 +153,19 @@ def test_it_is_documented_and_offers_what_the_command_offers(workdir):
 def test_settling_needs_no_torch(tmp_path):
     code = "import sys, cmtool; cmtool.train(dry_run=True); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "asked", ["machine.device.choose_device", "training.inherit.check_needs", "training.forecast.forecast"]
+)
+def test_a_start_asks_each_thing_once(monkeypatch, tmp_path, asked):
+    importlib.import_module("cmtool.training.session")
+    importlib.import_module("cmtool.training.setup")
+    home, _, name = asked.rpartition(".")
+    real, calls = getattr(importlib.import_module(f"cmtool.{home}"), name), []
+    # Wherever it was imported by name: a second caller must not go uncounted.
+    for module in [module for key, module in sys.modules.items() if key.startswith("cmtool.")]:
+        if vars(module).get(name) is real:
+            monkeypatch.setattr(module, name, lambda *given: calls.append(given) or real(*given))
+    package.train(recipe="edm", out=tmp_path / "a", **SHORT)
+    assert len(calls) == 1

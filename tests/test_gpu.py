@@ -16,7 +16,7 @@ from cmtool.data.load import load_dataset
 from cmtool.diffusion.grid import karras_grid
 from cmtool.losses.objective import Objective
 from cmtool.losses.terms import Draw, Slice
-from cmtool.recorded import WARM_UP, Recorded
+from cmtool.machine.recorded import WARM_UP, Recorded
 from cmtool.rng import batch_normal
 from cmtool.samplers.generate import generate, sample_batch
 from cmtool.samplers.plan import plan_sampling

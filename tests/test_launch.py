@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from cmtool.launch import in_world, is_first
+from cmtool.machine.launch import in_world, is_first
 
 PROGRAM = """
 import atexit, sys
-from cmtool.launch import main_of_a_rank
+from cmtool.machine.launch import main_of_a_rank
 
 class Loud:
     def __del__(self):
@@ -47,7 +47,7 @@ def test_a_rank_flushes_joins_and_runs_its_handlers_but_not_the_end_of_the_inter
     ("raised", "wanted"), [("SystemExit(7)", 7), ("SystemExit('why')", 1), ("KeyboardInterrupt", 130)]
 )
 def test_a_rank_keeps_the_exit_codes_of_python(raised, wanted):
-    code = f"from cmtool.launch import main_of_a_rank\ndef main():\n    raise {raised}\nmain_of_a_rank(main)"
+    code = f"from cmtool.machine.launch import main_of_a_rank\ndef main():\n    raise {raised}\nmain_of_a_rank(main)"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"WORLD_SIZE": "2"}, timeout=60)
     assert done.returncode == wanted
 
@@ -73,7 +73,7 @@ def test_who_speaks(monkeypatch, size, rank, several, first):
 STARVED = """
 import os, sys, threading
 import torch, torch.distributed as dist
-from cmtool.launch import main_of_a_rank
+from cmtool.machine.launch import main_of_a_rank
 
 def main():
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)

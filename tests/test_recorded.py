@@ -13,7 +13,7 @@ import torch
 from cmtool.config.load import resolve
 from cmtool.data.load import load_dataset
 from cmtool.losses.terms import Draw, Slice
-from cmtool.recorded import WARM_UP, Recorded, kind_of
+from cmtool.machine.recorded import WARM_UP, Recorded, kind_of
 from cmtool.training.replay import flattened, replayable
 from cmtool.training.setup import prepare
 

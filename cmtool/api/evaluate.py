@@ -1,4 +1,4 @@
-"""Judging as one call: samples of a model, files, or images in memory against a reference; and searching for times."""
+"""Evaluation in one call: samples of a model, of files or in memory against a reference; and the search for times."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from cmtool.evaluation.models import BATCH, TimesScore, make_images
 from cmtool.evaluation.references import resolve_reference
 from cmtool.evaluation.samples import ImageSet, from_array, image_shape, open_images
 from cmtool.evaluation.verdict import Candidate, Judging, Opened, judge_sets
+from cmtool.machine.device import choose_device
 from cmtool.samplers.plan import SEED_BLOCK
 from cmtool.samplers.time_search import Memo
 from cmtool.samplers.time_search import search_times as find_times
 from cmtool.talk import SILENCE, Talk
-from cmtool.training.setup import choose_device
 
 Samples: TypeAlias = "Model | str | Path | Tensor | NDArray[np.uint8]"
 TRAJECTORIES = 256  # at most, for the consistency of a model
@@ -59,15 +59,15 @@ def evaluate(
         samples: a model (its samples are made in memory), the path or name of one, a sample file or folder, images
             (N, C, H, W) as floats in [-1, 1], or uint8 (N, H, W, C).
         reference: what to compare with: a name such as "digits" or "cifar10", an .npz, a folder of images, a preset.
-        num: how many samples; None: all of a file, the reference's usual number of a model.
-        steps: evaluations an image, of a model's samples.
+        num: how many samples; None: all of a file, or the reference's usual number for a model.
+        steps: evaluations per image, for a model's samples.
         times: noise levels in place of `steps`.
         metrics: some of "fid", "sfid", "is", "kid", "pr", "dc", "classes", "memorization", "consistency"; None: all
             usual ones that apply.
         features: the feature network; None: the reference's usual one. Only "inception" makes "fid" a FID.
         mode: Inception's resizing rule; None: the reference's.
         teacher: the diffusion model whose trajectories "consistency" follows.
-        seed: of a model's samples: `seed=N` means the sample seeds N * 1,000,000 and up.
+        seed: for a model's samples: `seed=N` means the sample seeds N * 1,000,000 and up.
         batch_size: images at once.
         device: "auto", "cpu", "cuda" or "mps".
         talk: told what is done and how far it is.
@@ -121,7 +121,7 @@ def _bytes(images: Tensor | NDArray[np.uint8]) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class _Given:
-    """Images that are there."""
+    """Images that exist already."""
 
     images: ImageSet
 
@@ -160,7 +160,7 @@ class _Made:
 
 
 def trajectories(model: Model, teacher: Model, num: int | None) -> dict[str, float]:
-    """Return the consistency of a model along trajectories of a teacher, `num` of them and 256 at most."""
+    """Return the consistency of a model along `num` (at most 256) trajectories of a teacher."""
     count = min(TRAJECTORIES, num or TRAJECTORIES)
     return measure_consistency(model.module, teacher.module, count).figures()
 
@@ -204,18 +204,18 @@ def search_times(
     batch_size: int | None = None,
     talk: Talk = SILENCE,
 ) -> FoundTimes:
-    """Find the best noise levels of a consistency model for several evaluations an image.
+    """Find the best noise levels of a consistency model for several evaluations per image.
 
-    One level after another is found by ternary search (Song et al. 2023), then all move together. The results are
-    compared with the model's present times on seeds that the search did not see, and the best is returned.
+    A ternary search finds one level after another (Song et al. 2023), then all move together. The results are
+    compared with the model's present times on seeds that the search did not see, and the best times are returned.
 
     Args:
-        model: a consistency model, or where it is.
-        reference: what samples are compared with; None: what the model's training was judged against.
-        steps: evaluations an image, at least 2.
+        model: a consistency model, or its path.
+        reference: what samples are compared with; None: the reference of the model's training.
+        steps: evaluations per image, at least 2.
         num: samples for each candidate; None: the reference's usual number.
         grid: points of the grid of candidate levels.
-        joint: whether all levels also move together, from the greedy answer.
+        joint: whether all levels also move together, starting from the greedy answer.
         features: the feature network; None: the reference's usual one.
         mode: Inception's resizing rule; None: the reference's.
         seed: of the samples.
@@ -223,7 +223,7 @@ def search_times(
         talk: told what is done and how far it is.
 
     Raises:
-        UserError: no consistency model, no reference, or a grid that is too coarse.
+        UserError: not a consistency model, no reference, or a grid that is too coarse.
     """
     loaded = as_model(model)
     reference = reference or reference_of(loaded.header)
@@ -251,7 +251,7 @@ def search_times(
 
 
 def write_times(path: Path, times: Sequence[float]) -> None:
-    """Put times for their number of evaluations into a model's header; the file is replaced whole."""
+    """Put times for their number of evaluations into a model's header; the whole file is replaced."""
     tensors, header = load_tensors(path)
     header["times"] = dict(header.get("times") or {}) | {str(len(times)): list(times)}
     save_model(path, tensors, header)
@@ -262,7 +262,7 @@ def write_times(path: Path, times: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class MadeReference:
-    """A reference that was written: the file, the number of images that it describes, and the feature network."""
+    """A written reference: the file, the number of images that it describes, and the feature network."""
 
     path: Path
     count: int

@@ -1,6 +1,6 @@
 """Which model a command means: the one named, `$CMTOOL_MODEL`, or the newest finished run that fits.
 
-Only headers are read, with the standard library, so that a wrong argument answers before torch is imported.
+Only headers are read, with the standard library, so that a wrong argument is reported before torch is imported.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from cmtool.talk import Talk
 
 KIND_NAMES = {"consistency": "consistency model", "diffusion": "teacher"}
-# How names begin that are no paths; only they are worth importing what knows them.
+# Prefixes of names that are not paths; only for these is it worth importing the code that knows them.
 NAMED = ("demo/", "openai/", "hf:")
 Fits = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model file, its header, and in words how it was chosen."""
+    """A model file, its header, and a description of how it was chosen."""
 
     path: Path
     header: dict[str, Any]
@@ -35,7 +35,7 @@ class FoundModel:
 
     @property
     def name(self) -> str:
-        """A short name for files made with it: its run folder's, else its own."""
+        """A short name for files made with it: that of its run folder, else its own."""
         return (
             self.path.parent.name if self.path.name == "model.safetensors" and self.path.parent.name else self.path.stem
         )
@@ -46,7 +46,7 @@ class FoundModel:
         return model_hash(self.path)
 
     def describe(self) -> str:
-        """One line for the user: what it is and why it was taken."""
+        """Return one line for the user: what the model is and why it was chosen."""
         step = self.header.get("step")
         made = " ".join(str(self.header[key]) for key in ("preset", "recipe_name") if self.header.get(key))
         details = ", ".join(part for part in (made, f"step {step}" if step else "") if part)
@@ -68,7 +68,7 @@ def finished_runs(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _named(name: str, talk: Talk | None) -> Path:
-    """Return the file that `name` means: a file, a run folder, or a model that comes along or is fetched by name."""
+    """Return the file that `name` means: a file, a run folder, or a model that is bundled or fetched by name."""
     if Path(name).exists() or not name.startswith(NAMED):
         return resolve_file(name)
     from cmtool.interop.published import resolve_model
@@ -87,20 +87,20 @@ def find_model(
     output: Talk | None = None,
     preset: str = "digits",
 ) -> FoundModel:
-    """Return the model that a command works with.
+    """Return the model that a command uses.
 
     Args:
         given: what the user named; None: `$CMTOOL_MODEL`, else the newest finished run below `runs`.
-        kinds: kinds that fit, the preferred first: a run of the first kind is taken before any of the second.
+        kinds: kinds that fit, preferred first: a run of the first kind is taken before any of the second.
         fits: a further condition on the header of a run that was not named.
-        wanted: what is looked for, in words, e.g. "teacher".
+        wanted: what to call the model in messages, e.g. "teacher".
         option: the option to name in messages.
-        runs: where runs are looked for.
-        output: where the fetching of a published model is told; None: nowhere.
-        preset: whose training is proposed where there is none.
+        runs: where to look for runs.
+        output: where to report that a published model is fetched; None: nowhere.
+        preset: the preset to suggest training if there is no model.
 
     Raises:
-        UserError: if there is none, or the named one is of another kind.
+        UserError: if there is none, or the named one is of the wrong kind.
     """
     name = given or (os.environ.get("CMTOOL_MODEL") if option == "--model" else None)
     if name:
@@ -129,20 +129,20 @@ def find_model(
     )
 
 
-def load_model(found: FoundModel, device: str, precision: str) -> Model:
-    """Load a found model for running.
+def load_model(found: FoundModel | Path, device: str, precision: str) -> Model:
+    """Load a model for running.
 
     Args:
-        found: the model file.
+        found: a found model, or the path of its file.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto" is float32, so that samples do not depend on the machine; "fp64", or "bf16" and "fp16" by
             autocast around the network.
     """
-    from cmtool.memory import keep_freed_memory
+    from cmtool.machine.device import choose_device
+    from cmtool.machine.memory import keep_freed_memory
     from cmtool.models import apply_precision, load
-    from cmtool.training.setup import choose_device
 
     keep_freed_memory()
-    # fp64 exists on no mps device, and apply_precision would only find out inside torch.
+    # mps has no float64, and apply_precision would only notice inside torch.
     place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
-    return apply_precision(load(found.path, place), precision)
+    return apply_precision(load(found if isinstance(found, Path) else found.path, place), precision)

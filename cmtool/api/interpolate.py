@@ -120,7 +120,7 @@ def make(walk: Walk, talk: Talk) -> Frames:
     errors: tuple[float, ...] = ()
     if walk.teacher is not None:
         teacher = load_model(walk.teacher, route.device, route.precision)
-        keys, errors = _inverted(walk, model, teacher, label, talk)
+        keys, errors = _inverted(walk, model, teacher, walk.teacher.path, label, talk)
     else:
         keys = key_noise(route.seeds, model.image_shape)
     return Frames(decoded(model, path(keys, route.num, route.loop), walk.plan, label, talk), label, errors)
@@ -151,11 +151,12 @@ def decoded(model: Model, points: Tensor, plan: SamplePlan, label: int | None, t
 
 
 def _inverted(
-    walk: Walk, model: Model, teacher: Model, label: int | None, talk: Talk
+    walk: Walk, model: Model, teacher: Model, name: Path, label: int | None, talk: Talk
 ) -> tuple[Tensor, tuple[float, ...]]:
     """Take the pictures to their noise by the teacher's ODE, and say how well the model brings them back."""
     import torch
 
+    from cmtool.config.classes import class_map
     from cmtool.data.images import fit_image, read_image
     from cmtool.data.profiles import converted_note
     from cmtool.editing.subject import tensor
@@ -172,7 +173,9 @@ def _inverted(
     lowest = max(teacher.sigma_min, DITHER)
     levels = solver_times(walk.route.inversion_steps, lowest, teacher.sigma_max, teacher.rho)
     labels = None if label is None else torch.full((len(x0),), label, device=x0.device)
-    noise = encode(teacher, dithered(x0, lowest), levels, labels if teacher.num_classes is not None else None)
+    places = class_map(model.header["data"], teacher.header["data"], f"the teacher {name}")
+    known = labels if places is None or labels is None or label is None else torch.full_like(labels, places[label])
+    noise = encode(teacher, dithered(x0, lowest), levels, known if teacher.num_classes is not None else None)
     back = decode(model, noise, walk.plan.times[:1], labels)
     errors = (back - x0).square().flatten(1).mean(1).sqrt().tolist()
     for file, error in zip(pictures, errors, strict=True):

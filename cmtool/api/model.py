@@ -1,4 +1,4 @@
-"""A model as a Python program uses it: load it by path or name, call it, sample from it."""
+"""A model for Python programs: load it by path or name, call it, sample from it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from cmtool import models
 from cmtool.api.choose import choose_label
+from cmtool.api.find import load_model
 from cmtool.api.sample import IMAGES, Wish
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import SamplePlan, plan_sampling
-from cmtool.training.setup import choose_device
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
@@ -42,7 +42,7 @@ class Model:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the model file says of itself."""
+        """What the model file says about itself."""
         return self.module.header
 
     @property
@@ -79,7 +79,7 @@ class Model:
     def plan(
         self, *, steps: int | None = None, times: Sequence[float] | None = None, sampler: str | None = None
     ) -> SamplePlan:
-        """Return sampler and noise levels, from the model's header where nothing is said.
+        """Return sampler and noise levels, from the model's header where none are given.
 
         Raises:
             UserError: contradictory or unusable requests.
@@ -100,17 +100,17 @@ class Model:
     ) -> Tensor:
         """Return samples (N, C, H, W) on the CPU, float32 (float64 for a float64 model), in [-1, 1] unless points.
 
-        Sample i depends on its seed (and label) alone. The same numbers come from `cmtool sample` with the same seeds.
+        Sample i depends only on its seed (and label). The same numbers come from `cmtool sample` with the same seeds.
 
         Args:
-            num: how many; 64 unless `seeds` says it.
+            num: how many; 64 unless `seeds` is given.
             steps: network evaluations of each image (solver steps of a teacher); usually 1 (18).
-            times: noise levels of all evaluations in place of `steps`, the first included, e.g. (80, 0.8).
+            times: noise levels of all evaluations in place of `steps`, including the first, e.g. (80, 0.8).
             sampler: "multistep", or for teachers "heun", "euler", "ancestral", "dpm".
-            label: a class by name or number, or several that take turns; None draws each from its seed.
+            label: a class by name or number, or several to take in turn; None draws each from its seed.
             seed: `seed=N` means the seeds N * 1,000,000 and up.
             seeds: one seed for each sample in place of `num` and `seed`.
-            batch_size: images computed together; changes speed and memory alone.
+            batch_size: images computed together; changes only speed and memory.
 
         Raises:
             UserError: contradictory or unusable requests, or a class that the model does not have.
@@ -129,7 +129,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """Load a model.
 
     Args:
-        path: a model file, a run folder, or a name: `demo/digits` and `demo/shapes` come along, `openai/...` and
+        path: a model file, a run folder, or a name: `demo/digits` and `demo/shapes` are bundled, `openai/...` and
             `hf:owner/name` are fetched (`cmtool models` lists the names).
         device: "auto" (the fastest present), "cpu", "cuda" or "mps".
         precision: "auto" is float32; "bf16" and "fp16" by autocast around the network; "fp64".
@@ -139,8 +139,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
         UserError: unknown name or device, or a download that failed.
     """
     file = resolve_model(str(path))
-    place = choose_device("cpu" if device == "auto" and precision == "fp64" else device)
-    return Model(models.apply_precision(models.load(file, place), precision), file)
+    return Model(load_model(file, device, precision), file)
 
 
 def as_model(model: Model | str | Path) -> Model:

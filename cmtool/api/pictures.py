@@ -21,11 +21,11 @@ def save(images: Tensor | Bytes, path: str | Path) -> Path:
 
     Args:
         images: float tensor (N, C, H, W) in [-1, 1] or uint8 array (N, H, W, C); points are a tensor (N, 2, 1, 1).
-        path: `.png` is a grid (one image: that image alone), `.npz` the form that evaluators read, anything without
-            ending a folder of PNGs.
+        path: `.png` is a grid (of one image: just that image), `.npz` the form that evaluators read, a path without
+            an ending a folder of PNGs.
 
     Raises:
-        DataError: the images are no images, or the ending is none of these.
+        DataError: the images are not images, or the ending is none of these.
         UserError: the place cannot be written.
     """
     path = Path(path)

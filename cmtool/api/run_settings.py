@@ -1,4 +1,4 @@
-"""From what somebody asks for to the settings of a run and its folder; refuses mistakes without torch."""
+"""From a request to the settings of a run and its folder; refuses mistakes without torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from cmtool.api.find import find_model
 from cmtool.checkpoint import read_header
+from cmtool.config.explain import is_given
 from cmtool.config.judgments import describe_judging, is_teacher_of
-from cmtool.config.load import from_toml, resolve
+from cmtool.config.load import Resolved, from_toml, resolve
 from cmtool.config.schema import DataConfig, Family, RunConfig
 from cmtool.config.sources import DATA_SOURCES, SOURCES
 from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
@@ -24,7 +25,7 @@ Settings = Mapping[str, Any] | Sequence[str]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is trained and where; `origins` tells for each setting that is no default where it was written."""
+    """What is trained and where; `origins` says for each setting that is not a default where it was written."""
 
     config: RunConfig
     folder: Path
@@ -33,7 +34,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run goes: a folder, or a name below `runs/`; None leaves it to the usual name."""
+    """Where a run goes: a folder, or a name below `runs/`; None takes the usual name."""
 
     out: Path | None = None
     name: str | None = None
@@ -42,7 +43,7 @@ class Place:
         """Return the run folder.
 
         Raises:
-            UsageError: both are given, or the name is not that of a single folder.
+            UsageError: both are given, or the name is not the name of a single folder.
         """
         if self.name is None:
             return self.out or Path("runs") / usual
@@ -56,9 +57,9 @@ class Place:
 
 
 def batch_flags(batch_size: int | str | None, micro_batch: int | str | None) -> dict[str, int | str | None]:
-    """Return the settings that the two batch sizes stand for.
+    """Return the settings that the two batch sizes mean.
 
-    The batch that trains is a setting: what "auto" leaves to the machine is how much of it is computed at once.
+    The training batch is a fixed setting; "auto" lets the machine decide only how much of it is computed at once.
     """
     found = {"train.batch_size": batch_size, "train.micro_batch": micro_batch}
     if "auto" in (micro_batch, batch_size) and micro_batch in (None, "auto"):
@@ -84,8 +85,23 @@ def plan_run(
     said = describe_judging(resolved.config, resolved.other_data)
     if said is not None:
         talk.say(said)
-    config = _with_models(resolved.config, talk)
+    config = _with_models(_with_own_classes(resolved, talk), talk)
     return RunPlan(config, place.folder(f"{config.preset}-{config.recipe_name}"), resolved.origins)
+
+
+def _with_own_classes(resolved: Resolved, talk: Talk) -> RunConfig:
+    """Do without classes where only the preset asked for them and other pictures than its own have none."""
+    config = resolved.config
+    asked = is_given(resolved.origins.get("data.labels", ""))
+    if not resolved.other_data or not config.data.labels or asked or config.teacher or config.init:
+        return config
+    check_data(config.data)
+    from cmtool.data.load import has_classes
+
+    if has_classes(config.data):
+        return config
+    talk.say(f"{config.data.path} has no classes, so the model learns none (one folder for each class makes them).")
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": False})})
 
 
 def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
@@ -126,23 +142,24 @@ def plan_extension(
     dry_run: bool = False,
     fresh: bool = False,
 ) -> RunPlan:
-    """Make the folder of a finished run that goes on (unless `dry_run`), and return its settings.
+    """Make the folder of the run that extends a finished one (unless `dry_run`), and return its settings.
 
     Args:
         old: the finished run.
-        steps: the length to go on to.
-        family: the command that asks; None takes any.
-        decided: by option name what the run has decided already; anything given there is refused.
+        steps: the new length.
+        family: the calling command's family; None takes any.
+        decided: by option name, what the run has already decided; any value given here is refused.
         place: where the longer run goes.
-        talk: told from which step it goes on.
+        talk: told from which step the run continues.
         dry_run: write nothing.
-        fresh: refused: it would start over.
+        fresh: refused, because it would start over.
 
     Raises:
-        UserError: the run is of another family, not finished, too long already, or keeps no state from before its
-            decay; or settings are given that the run has decided.
+        UserError: the run is of another family, not finished, already as long, or keeps no state from before its
+            decay; or settings are given that the run has already decided.
     """
     from cmtool.training.extend import extended, prepare_extension, state_before_decay
+    from cmtool.training.inherit import check_needs
     from cmtool.training.run_folder import RunFolder
 
     config = _config_of(old, family)
@@ -153,6 +170,7 @@ def plan_extension(
         raise UsageError(f"{changed}: --extend goes on with the settings of {old}; leave it out.")
     if not RunFolder(old).finished():
         raise UserError(f"the run in {old} is not finished.", "its own command goes on with it; --extend is for later")
+    check_needs(config)
     longer = extended(config, steps, old)
     folder = place.folder(f"{old.resolve().name}-{steps}")
     state = state_before_decay(old, config)
@@ -180,10 +198,10 @@ def _config_of(old: Path, family: str | None) -> RunConfig:
 
 
 def check_data(data: DataConfig) -> None:
-    """Refuse data that are not named or not there, without loading anything.
+    """Refuse data that are not named or do not exist, without loading anything.
 
     Raises:
-        DataError: with what to name.
+        DataError: says what to name.
     """
     if data.path is None:
         if SOURCES[data.source].needs_path:

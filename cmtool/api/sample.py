@@ -18,15 +18,15 @@ from cmtool.api.choose import choose_labels, choose_seeds
 from cmtool.api.find import FoundModel, find_model, load_model
 from cmtool.errors import UsageError, UserError, unknown
 from cmtool.files.atomic import check_place
-from cmtool.launch import in_world
+from cmtool.machine.launch import in_world
 from cmtool.samplers.plan import SAMPLERS, SamplePlan, check_request, plan_sampling
 from cmtool.talk import SILENCE, Talk
 from cmtool.units import format_ints
 
 if TYPE_CHECKING:
     from cmtool.data.sample_files import Sink
+    from cmtool.machine.world import World
     from cmtool.models import Model
-    from cmtool.training.distributed import World
 
 IMAGES = 64
 # A scatter picture of 64 points shows nothing.
@@ -117,6 +117,7 @@ class Job:
 
         return {
             **self.request(),
+            "class_names": self.found.header["data"].get("class_names"),
             "model": str(self.found.path),
             "nfe": self.plan.nfe,
             "cmtool": __version__,
@@ -258,8 +259,8 @@ def write_samples(job: Job, model: Model, batch_size: int | None, talk: Talk, si
 def _fill(job: Job, model: Model, sink: Sink, batch_size: int, talk: Talk) -> int:
     from cmtool.data.images import to_uint8
     from cmtool.data.sample_files import in_background
+    from cmtool.machine.stopping import stoppable
     from cmtool.samplers.generate import generate
-    from cmtool.training.stopping import stoppable
 
     batches = generate(model, job.plan, job.seeds, job.labels, batch_size=batch_size, start=sink.start)
     with (
@@ -310,7 +311,7 @@ def make_together(job: Job, batch_size: int | None, device: str) -> Path | None:
     Returns:
         Where the samples are, in process 0; None in the others.
     """
-    from cmtool.training.distributed import join_world
+    from cmtool.machine.world import join_world
 
     # Nothing but flags travels between these processes: no GPU is needed for it.
     with join_world("cpu") as world:

@@ -22,20 +22,20 @@ from cmtool.api.run_settings import (
 )
 from cmtool.config.schema import Family, RunConfig
 from cmtool.errors import UsageError, UserError
-from cmtool.launch import is_first, local_rank
+from cmtool.machine.launch import is_first, local_rank
 from cmtool.talk import SILENCE, Talk
 
 if TYPE_CHECKING:
     import torch
 
     from cmtool.losses.diagnose import Discrepancy
+    from cmtool.machine.stopping import Stop
+    from cmtool.machine.world import World
     from cmtool.models import Model
-    from cmtool.training.distributed import World
     from cmtool.training.loop import Trainer
     from cmtool.training.report import Listener
     from cmtool.training.run_folder import RunFolder
     from cmtool.training.session import Closing, Judge, Session
-    from cmtool.training.stopping import Stop
 
 Images = int | Literal["auto"] | None
 # Called with the step and what was measured at each noise level.
@@ -45,10 +45,10 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """How a training ended.
+    """How training ended.
 
-    `model` is the finished model's file, None where the run was stopped before its end (by `signal`, or since it was
-    `out_of_time`); the same call goes on from there. `was_finished`: there was nothing left to do.
+    `model` is the finished model's file, None if the run was stopped before its end (by `signal`, or because it was
+    `out_of_time`); the same call continues from there. `was_finished`: there was nothing left to do.
     """
 
     config: RunConfig
@@ -95,10 +95,10 @@ def train(
     talk: Talk = SILENCE,
     listener: Listener | None = None,
 ) -> TrainedRun:
-    """Train a model, or go on with a run that was interrupted: the same call finds its folder again.
+    """Train a model, or resume a run that was interrupted: the same call finds its folder again.
 
     The run saves checkpoints as it goes. Ctrl-C, SIGTERM and the time limit end it between two steps with everything
-    saved; then `model` of the answer is None.
+    saved; the result's `model` is then None.
 
     Args:
         data: folder or file of images in place of the preset's.
@@ -107,33 +107,33 @@ def train(
         recipe: a recipe of the preset, or any method by name; None: the preset's default.
         out: the run folder; None: `runs/<preset>-<recipe>`.
         name: the folder is `runs/<name>`, in place of `out`.
-        extend: a finished run that goes on from before its decay, to `steps`.
+        extend: a finished run to continue from before its decay, up to `steps`.
         steps: optimizer steps; every schedule scales with it.
-        batch_size: images for each optimizer step; "auto": the preset's, in parts that fit the memory.
+        batch_size: images per optimizer step; "auto": the preset's number, in parts that fit in memory.
         micro_batch: images at once; "auto": halved until they fit.
         seed: seed of weights, noise and data order.
-        small: what becomes of images smaller than the resolution; usually "skip".
+        small: what to do with images smaller than the resolution; usually "skip".
         fit: how images of other shapes become square; usually "crop".
         init: a model whose weights the student starts from.
         teacher: the diffusion model to distil; None: the newest finished run that fits.
         settings: any setting, as {"train.lr": 1e-4} or as `--set` takes them, ["train.lr=1e-4"].
         precision: number format; "auto" suits the device.
-        deterministic: use only algorithms that repeat to the bit (GPU).
+        deterministic: use only algorithms whose results repeat bit for bit (GPU).
         device: "auto" (the fastest present), "cpu", "cuda" or "mps".
         fresh: start over: remove what the run folder holds.
-        dry_run: settle and check the settings, write nothing; the answer's `config` holds them.
+        dry_run: resolve and check the settings, write nothing; the result's `config` holds them.
         max_time: save and stop after this long: "3h55m", or seconds.
         diagnose: measure discrepancy and transport cost per noise level, into `discrepancy.jsonl`; a function
             is called with (step, levels) each time.
         track: also write for "tensorboard" or "wandb".
-        talk: told what happens; nobody unless given.
+        talk: told what happens; silent if not given.
         listener: gets every report of losses and figures as numbers, see `cmtool.training.report.Listener`.
 
     Returns:
         How the run ended, with its settings, its folder and its model.
 
     Raises:
-        UserError: whatever can be wrong with settings, data, models or the place; nothing is written then.
+        UserError: anything that can be wrong with settings, data, models or the place; nothing is written then.
     """
     deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
     check_trackers(track)
@@ -174,12 +174,12 @@ def _text(path: str | Path | None) -> str | None:
 
 
 def seconds_of(span: str | float) -> float:
-    """Return a time span in seconds, which "3h55m" or a number of seconds says.
+    """Return a time span, given as "3h55m" or as a number of seconds, in seconds.
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if it is not a time span.
     """
-    from cmtool.training.stopping import parse_span
+    from cmtool.machine.stopping import parse_span
 
     return parse_span(span) if isinstance(span, str) else float(span)
 
@@ -195,7 +195,7 @@ def _checked(plan: RunPlan, fresh: bool) -> RunFolder:
 
 
 def _is_whole(folder: RunFolder, talk: Talk) -> bool:
-    """Say that the run is finished; False if its model is damaged and has to be made again."""
+    """Say that the run is finished; return False if its model is damaged and has to be made again."""
     damage = folder.damage()
     if damage:
         talk.warn(f"{damage} It is made again from the newest whole checkpoint.")
@@ -219,17 +219,17 @@ def _open(
     talk: Talk,
     listener: Listener | None,
 ) -> tuple[Session, Stop]:
-    """Build the trainer, take the run folder, and return what attends to both, and what asks it to stop.
+    """Build the trainer, take the run folder, and return the session that runs both, and what asks it to stop.
 
-    Everything that has to be given back (the other processes, the lock, the progress bar, signal handlers, trackers) is
+    Everything that has to be released (the other processes, the lock, the progress bar, signal handlers, trackers) is
     put on `held`.
     """
-    from cmtool.training.distributed import join_world
+    from cmtool.machine.device import choose_device
+    from cmtool.machine.stopping import stoppable
+    from cmtool.machine.world import join_world
     from cmtool.training.extend import keep_plateau
     from cmtool.training.report import Teller
     from cmtool.training.session import Session
-    from cmtool.training.setup import choose_device
-    from cmtool.training.stopping import stoppable
     from cmtool.training.trackers import Several, tracked
 
     place = choose_device(device, local_rank())
@@ -253,15 +253,16 @@ def _open(
 
 
 def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, world: World, talk: Talk) -> Trainer:
-    """Load the data and build everything, so that what can be refused is refused before the run folder is touched."""
+    """Load the data and build everything, so that all refusals come before the run folder is touched."""
     from cmtool.data.dataset import describe
     from cmtool.data.load import load_dataset
+    from cmtool.machine.device import set_up_torch
     from cmtool.training.classes import settle_classes
-    from cmtool.training.forecast import check_disk, forecast
-    from cmtool.training.setup import prepare, set_up_torch
+    from cmtool.training.forecast import check_disk
+    from cmtool.training.setup import prepare
 
     config = plan.config
-    set_up_torch(config.train)
+    set_up_torch(config.train.threads, config.train.deterministic)
     dataset = load_dataset(config.data, talk)
     for line in describe(dataset):
         talk.say(line)
@@ -270,12 +271,12 @@ def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, wor
     trainer = prepare(config, settle_classes(config, dataset, goes_on, talk), device, world)
     for note in trainer.notes:
         talk.say(note)
-    check_disk(plan.folder, forecast(config, trainer.state).disk)
+    check_disk(plan.folder, trainer.needs.disk)
     return trainer
 
 
 def _take_folder(held: ExitStack, plan: RunPlan, fresh: bool, trainer: Trainer, talk: Talk) -> None:
-    """Lock the run folder and open it, in the first process; the others wait for it."""
+    """Lock and open the run folder in the first process; the others wait for it."""
     from cmtool.training.lock import locked
     from cmtool.training.run_folder import open_run
 
@@ -294,10 +295,11 @@ def _take_folder(held: ExitStack, plan: RunPlan, fresh: bool, trainer: Trainer, 
 
 
 def judges(trainer: Trainer, talk: Talk) -> tuple[Judge | None, Closing | None]:
-    """Return what evaluates on the way and what searches sampling times at the end; either may be missing.
+    """Return what evaluates during training and what searches for sampling times at the end; either may be missing.
 
-    Without a reference, or where its files are not on this machine, a run goes on unjudged, and says so if evaluation
-    was asked for. Only small feature networks are asked for a search: Inception would take longer than the training.
+    Without a reference, or if its files are not on this machine, a run trains without evaluation, and says so if
+    evaluation was requested. Only small feature networks are used for the search: Inception would take longer than the
+    training.
     """
     config = trainer.config
     if not trainer.world.main:
@@ -323,7 +325,7 @@ def judges(trainer: Trainer, talk: Talk) -> tuple[Judge | None, Closing | None]:
 
 
 def _diagnosis(session: Session, told: bool | Diagnosed) -> Callable[[], None]:
-    """Return the chore that measures a run's coupling and tells it."""
+    """Return the chore that measures a run's coupling and reports it."""
     from cmtool.training.diagnosis import Diagnosis
 
     diagnosis = Diagnosis(session.trainer, session.folder.path)

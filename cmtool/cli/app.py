@@ -1,6 +1,6 @@
 """The `cmtool` command: how commands are made of options and found by name, and where errors become exit codes.
 
-A command's module is imported when the command is asked for, so that help, version and mistakes answer at once
+A command's module is imported when the command is called, so that help, version and mistakes answer at once
 however many commands there are.
 """
 
@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +22,13 @@ from typing import Annotated, Any, NamedTuple, TextIO, TypeVar, get_type_hints
 import typer
 import typer.core
 
-from cmtool.cli.examples import first_clause, lay_out_examples
 from cmtool.cli.failure import describe, report
 from cmtool.errors import Terminated, UserError, nearest
-from cmtool.launch import main_of_a_rank
+from cmtool.machine.launch import main_of_a_rank
+
+# Click writes help texts into 78 columns, indented by two; examples stand two further in.
+_WIDTH = 74
+_EXAMPLES = re.compile(r"\s*\bExamples?: (.*)", re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -89,7 +93,7 @@ def command(function: Callable[[Options], None]) -> Callable[..., None]:
 
 
 class LazyGroup(typer.core.TyperGroup):
-    """A group that knows its commands by name and help, and imports one when it is asked for."""
+    """A group that knows its commands by name and help, and imports one when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands that are there."""
@@ -109,7 +113,7 @@ class LazyGroup(typer.core.TyperGroup):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command asked for; an unknown one is answered with the nearest."""
+        """Find the requested command; for an unknown one name the nearest."""
         name, names = args[0], self.list_commands(ctx)
         if name not in names and not name.startswith("-"):
             close = nearest(name, names)
@@ -139,6 +143,37 @@ def _plain(command: Any, name: str) -> Any:
     for inner_name, inner in getattr(command, "commands", {}).items():
         _plain(inner, inner_name).short_help = first_clause(inner.help)
     return command
+
+
+def lay_out_examples(text: str | None) -> str | None:
+    """Return a help text whose last sentence `Examples: cmtool a | cmtool b` has become lines that click leaves alone.
+
+    A command that is longer than a line goes on after a backslash, as shells read it. Texts without examples stay.
+    """
+    found = _EXAMPLES.search(text or "")
+    if text is None or found is None:
+        return text
+    commands = re.split(r" \| |, then: ", " ".join(found[1].split()).removesuffix("."))
+    lines = [line for command in commands for line in _folded(command)]
+    head = "Examples:" if len(commands) > 1 else "Example:"
+    # The \b keeps click from filling the paragraph.
+    return f"{text[: found.start()]}\n\n\b\n{head}\n".lstrip("\n") + "\n".join(f"  {line}" for line in lines)
+
+
+def first_clause(text: str | None) -> str:
+    """Return the first sentence of a help text up to its first colon or semicolon: its line in a list of commands."""
+    sentence = " ".join((text or "").split("\n\n")[0].split())
+    return re.split(r"[:;] |\.(?: |$)", sentence)[0] + "." if sentence else ""
+
+
+def _folded(command: str) -> list[str]:
+    lines = [""]
+    for word in command.split(" "):
+        if len(lines[-1]) + len(word) + 3 > _WIDTH:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 app = typer.Typer(
@@ -190,7 +225,7 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) and not isinstance(code, bool) else 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:  # whoever read our output has gone, and knows
+    except BrokenPipeError:  # the reader of our output is gone, and knows it
         _give_up(sys.stdout)
         return 1
     except (Exception, KeyboardInterrupt, Terminated) as error:
@@ -198,7 +233,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class _Ended(UserError):
-    """What is said of a command that SIGTERM ended."""
+    """The message about a command that SIGTERM ended."""
 
     exit_code = Terminated.exit_code
 

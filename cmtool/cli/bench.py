@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmtool.cli.app import command
 from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets
 
 if TYPE_CHECKING:
@@ -23,17 +25,23 @@ Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Time for the
 Price = Annotated[float | None, typer.Option("--price", min=0, help="Price of an hour of this machine.")]
 
 
-def bench(
-    preset: Preset = "digits",
-    recipe: Recipe = None,
-    sets: Sets = None,
-    seconds: Seconds = 10.0,
-    price: Price = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of `cmtool bench`, in the order of the help."""
+
+    preset: Preset = "digits"
+    recipe: Recipe = None
+    sets: Sets = None
+    seconds: Seconds = 10.0
+    price: Price = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    json: Json = False
+    quiet: Quiet = False
+
+
+@command
+def bench(options: BenchOptions) -> None:
     """Measure training speed, where a step's time goes, and what the preset's full run would take here.
 
     Data that are not built in are replaced by random bytes, a teacher by one with fresh weights: neither changes the
@@ -47,12 +55,12 @@ def bench(
     from cmtool.cli.output import Output
     from cmtool.config.load import resolve
 
-    flags = {"train.precision": precision}
-    config = resolve(preset, recipe=recipe, sets=sets or (), flags=flags).config
-    output = Output(json, quiet)
+    flags = {"train.precision": options.precision}
+    config = resolve(options.preset, recipe=options.recipe, sets=options.sets or (), flags=flags).config
+    output = Output(options.json, options.quiet)
     with tempfile.TemporaryDirectory() as folder:
-        document = _measure(config, device, seconds, output, Path(folder))
-    document["estimate"] = _estimate(config, sum(document["parts_ms"].values()) / 1e3, price)
+        document = _measure(config, options.device, options.seconds, output, Path(folder))
+    document["estimate"] = _estimate(config, sum(document["parts_ms"].values()) / 1e3, options.price)
     _show(config, document, output)
     output.json(document)
 
@@ -67,6 +75,7 @@ def _data(config: RunConfig, output: Output) -> Dataset:
 
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
+    from cmtool.machine.device import choose_device, set_up_torch
     from cmtool.training.bench import (
         best_of,
         in_turns,
@@ -76,10 +85,10 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
         whole_step,
         with_stand_ins,
     )
-    from cmtool.training.setup import choose_device, prepare, set_up_torch
+    from cmtool.training.setup import prepare
 
     place = choose_device(device)
-    set_up_torch(config.train)
+    set_up_torch(config.train.threads, config.train.deterministic)
     data = _data(config, output)
     config = with_stand_ins(config, data, folder)
     trials: list[Trial] = []

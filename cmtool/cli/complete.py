@@ -1,6 +1,6 @@
-"""What the shell offers at the tab key for values: names of presets, recipes, models, runs. Nothing here imports torch.
+"""Shell completion of values: names of presets, recipes, models and runs. Nothing here imports torch.
 
-Where nothing is offered, bash completes the names of files.
+Where this offers nothing, bash completes file names.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import typer
 
 
 def presets(incomplete: str) -> list[str]:
-    """Return the presets whose names begin so."""
+    """Return the presets whose names start with `incomplete`."""
     from cmtool.config.find import list_presets
 
     return _begin(incomplete, list_presets())
 
 
 def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the recipes that begin so, and that the command can run with the preset typed before it."""
+    """Return the matching recipes that this command can run with the preset typed before it."""
     from cmtool.config.load import read_preset
     from cmtool.errors import UserError
 
@@ -32,19 +32,19 @@ def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Return the run folders and the names of models that came along or are published which begin so."""
+    """Return the matching run folders, bundled models and published models."""
     from cmtool.interop.published import names
 
     return _begin(incomplete, [*_runs("model.safetensors"), *names()])
 
 
 def run_folders(incomplete: str) -> list[str]:
-    """Return the run folders under ./runs which begin so."""
+    """Return the matching run folders under ./runs."""
     return _begin(incomplete, _runs("config.toml"))
 
 
 def references(incomplete: str) -> list[str]:
-    """Return the references and presets that begin so."""
+    """Return the matching references and presets."""
     from cmtool.config.find import list_presets
     from cmtool.evaluation.choices import REFERENCES
 
@@ -52,7 +52,7 @@ def references(incomplete: str) -> list[str]:
 
 
 def trackers(incomplete: str) -> list[str]:
-    """Return the trackers that begin so."""
+    """Return the matching trackers."""
     from cmtool.api.run_settings import TRACKERS
 
     return _begin(incomplete, TRACKERS)

@@ -1,4 +1,4 @@
-"""`cmtool ema`: a moving average of another width, made after training."""
+"""`cmtool ema`: computes a moving average of another width after training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from cmtool.cli.app import command
 from cmtool.cli.options import Json, Quiet
 
-# A combination that misses the asked profile by more than this is another average.
+# A combination further than this from the requested profile is a different average.
 LARGE_ERROR = 0.1
 
 

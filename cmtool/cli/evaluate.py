@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cmtool.cli.evaluate_sets import Making, Wanted
     from cmtool.cli.output import Output
     from cmtool.evaluation.verdict import Verdict
-    from cmtool.training.distributed import World
+    from cmtool.machine.world import World
 
 Samples = Annotated[
     list[str] | None,
@@ -82,7 +82,7 @@ class EvalOptions:
 
     @cached_property
     def metric_names(self) -> tuple[str, ...] | None:
-        """The metrics asked for; None: all usual ones."""
+        """The requested metrics; None: all usual ones."""
         from cmtool.evaluation.metrics import check_metrics
 
         names = self.metrics.split(",") if self.metrics else []
@@ -134,7 +134,7 @@ def evaluate(options: EvalOptions) -> None:
     options.check()
     if options.make_ref is not None and options.data is not None:
         return _make_ref(options.make_ref, options.data, options, output)
-    from cmtool.training.distributed import join_world
+    from cmtool.machine.world import join_world
 
     with join_world("cpu") as world:
         _judge(options, output, world)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from cmtool.cli.output import Output
     from cmtool.evaluation.samples import ImageSet
     from cmtool.evaluation.verdict import Opened
+    from cmtool.machine.world import World
     from cmtool.samplers.plan import SamplePlan
-    from cmtool.training.distributed import World
 
-# What the maker of a sample file says that belongs beside its metrics.
+# What a sample file's maker recorded that belongs next to its metrics.
 ABOUT = ("model", "model_hash", "sampler", "nfe", "times", "seeds", "quantize")
 
 
@@ -68,7 +68,7 @@ class FileSet:
         return self.images.shape
 
     def open(self, usual: int) -> Opened:
-        """Return the images, or as many of them as were asked for."""
+        """Return the images, or the requested number of them."""
         num = self.making.num
         images = self.images if num is None else self.images.some(num)
         for note in images.notes:
@@ -80,7 +80,7 @@ class FileSet:
 class ModelSet:
     """Samples of a model by a plan: looked for below `samples/`, else made there.
 
-    `any_times`: no times were asked for, so that the samples made last will do.
+    `any_times`: no times were requested, so the samples made last will do.
     """
 
     found: FoundModel
@@ -101,7 +101,7 @@ class ModelSet:
         return image_shape(self.found.header)
 
     def open(self, usual: int) -> Opened:
-        """Find or make `usual` samples, or as many as were asked for."""
+        """Find or make `usual` samples, or the requested number."""
         from cmtool.evaluation.samples import open_images
 
         making, count = self.making, self.making.num or usual
@@ -266,7 +266,7 @@ def _plans(
 def append_row(model: Path | None, row: Mapping[str, Any], output: Output) -> None:
     """Append a row to `evaluations.jsonl` of the run whose model this is; a model that lies elsewhere keeps no rows.
 
-    A run folder that cannot be written is said and passed over.
+    A run folder that cannot be written is reported and skipped.
     """
     if model is None or not is_run(model.parent):
         return

@@ -66,7 +66,7 @@ def describe(error: BaseException, command: str = "") -> Failure:
 
 
 def _next(error: UserError, command: str) -> str | None:
-    """Return what to type after a mistake that brings no hint of its own."""
+    """Return what to type after a mistake that has no hint."""
     if isinstance(error, ConfigError):
         return "cmtool presets lists the presets; cmtool presets NAME shows every setting of one."
     return f"cmtool {command} --help" if isinstance(error, UsageError) and command else None

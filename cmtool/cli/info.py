@@ -1,4 +1,4 @@
-"""`cmtool info`: what a model file or a run is, read with the standard library alone."""
+"""`cmtool info`: what a model file or a run is, read using only the standard library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cmtool.cli.output import Output
 from cmtool.errors import CheckpointError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# More than any text that is written here; what claims more is passed over.
+# Longer than any text that cmtool writes; anything claiming more is skipped.
 _LONGEST = 2**24
 _UNREADABLE = (struct.error, zlib.error, zipfile.BadZipFile)
 _DAMAGE = (ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, *_UNREADABLE)
@@ -74,7 +74,7 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """Return what is known of a run that has not finished: its configuration and its newest report.
+    """Return what is known about an unfinished run: its configuration and its newest report.
 
     Raises:
         ConfigError: its configuration cannot be read.
@@ -96,7 +96,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 
 def _last_row(path: Path) -> dict[str, Any]:
-    """Return the newest whole row of a file of JSON lines; a row cut off by a kill is passed over."""
+    """Return the newest whole row of a file of JSON lines; skip a row that a kill cut short."""
     if not path.is_file():
         return {}
     for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
@@ -145,7 +145,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def describe_images(path: Path) -> dict[str, Any]:
-    """Return what a file of samples says of its making (model, seeds, times, command) and its size.
+    """Return what a file of samples says about how it was made (model, seeds, times, command) and its size.
 
     Raises:
         CheckpointError: if it says nothing, or is damaged.
@@ -207,7 +207,7 @@ def _npz(path: Path) -> dict[str, Any]:
 
 
 def _header(stream: IO[bytes]) -> dict[str, Any]:
-    """Read the header of an array in numpy's format; the stream stands at its values then."""
+    """Read the header of an array in numpy's format; leave the stream at its values."""
     magic = stream.read(8)
     if magic[:6] != b"\x93NUMPY":
         raise ValueError("no array")

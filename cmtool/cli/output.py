@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TextIO
 
-from cmtool.launch import is_first
+from cmtool.machine.launch import is_first
 
 ProgressUpdate = Callable[..., None]
 
@@ -39,7 +39,7 @@ def spelled(text: str, keep: str = "\n\t") -> str:
 
 
 def _talk(text: str) -> None:
-    """Write a line to stderr; where nobody takes it any more (a closed pipe, a lost terminal) the work goes on."""
+    """Write a line to stderr; if it cannot be delivered (a closed pipe, a lost terminal) the work continues."""
     with suppress(OSError):
         print(spelled(text), file=sys.stderr, flush=True)
 
@@ -64,7 +64,7 @@ class Output:
     """What one command says and shows.
 
     Args:
-        json_mode: stdout carries the document given to `json` alone; tables, results and talk are dropped.
+        json_mode: stdout carries only the document given to `json`; tables, results and talk are dropped.
         quiet: no talk and no progress; warnings, tables and results stay.
         silent: nothing at all.
     """
@@ -141,7 +141,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-# What stands between two columns (a space and the divider), and at both edges together.
+# The width between two columns (a space and the divider), and at both edges together.
 _BETWEEN, _EDGES = 2, 2
 
 
@@ -240,7 +240,7 @@ def _progress_bar(total: int | None, description: str) -> Iterator[ProgressUpdat
 
 
 def _progress_parts(room: int, total: int | None, description: str) -> list[tuple[Any, int]]:
-    """Return what stands before the note, each with its width: all of it on 100 columns, the needful on 40.
+    """Return what precedes the note, each part with its width: everything on 100 columns, the essentials on 40.
 
     Rich would squeeze everything into dots where a line is too long.
     """

@@ -46,7 +46,7 @@ def _list(out: Output) -> None:
 
 
 def _summary(name: str, path: Path) -> dict[str, Any]:
-    """Return what the list says of a preset, read without the schema: one damaged file must not hide the others."""
+    """Return a preset's entry in the list, read without the schema: one damaged file must not hide the others."""
     label = shown(path)
     try:
         tables, problem = read_toml(path, label), ""
@@ -90,7 +90,7 @@ def _figures(document: dict[str, Any]) -> str:
 
 
 def _fid(table: dict[str, Any], key: str) -> str:
-    """Write a figure with the digits that papers give: 8.70, but 13.0."""
+    """Format a figure with as many digits as papers give: 8.70, but 13.0."""
     value = table.get(key)
     return "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cmtool.cli import complete
+from cmtool.cli.app import command
 from cmtool.cli.options import Device, Json, Quiet
 
 if TYPE_CHECKING:
@@ -26,15 +28,21 @@ OutFile = Annotated[Path, typer.Option("--out", "-o", help="The HTML file to wri
 Samples = Annotated[bool, typer.Option("--samples/--no-samples", help="Make new samples from the models.")]
 
 
-def report(
-    runs: Runs = None,
-    root: Root = Path("runs"),
-    out: OutFile = Path("report.html"),
-    samples: Samples = True,
-    device: Device = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `cmtool report`, in the order of the help."""
+
+    runs: Runs = None
+    root: Root = Path("runs")
+    out: OutFile = Path("report.html")
+    samples: Samples = True
+    device: Device = "auto"
+    json: Json = False
+    quiet: Quiet = False
+
+
+@command
+def report(options: ReportOptions) -> None:
     """Write a page about a run: curves, samples, nearest training images, figures, settings.
 
     The page is one file that needs no network; several runs are laid over one another.
@@ -46,10 +54,10 @@ def report(
     from cmtool.files.atomic import atomic_text
     from cmtool.reporting.runs import read_runs
 
-    output = Output(json, quiet)
+    output, out = Output(options.json, options.quiet), options.out
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {out}: a report is an .html file.", "e.g. --out report.html")
-    found, passed = read_runs(runs or [], root)
+    found, passed = read_runs(options.runs or [], options.root)
     for sentence in passed:
         output.say(sentence)
     from cmtool.reporting.page import render
@@ -57,7 +65,7 @@ def report(
     galleries = []
     with output.progress(len(found), "report") as update:
         for run in found:
-            galleries.append(_gallery(run, samples, device, output))
+            galleries.append(_gallery(run, options.samples, options.device, output))
             update(note=run.name)
     atomic_text(out, render(found, galleries))
     output.say(f"{len(found)} run{'s' * (len(found) != 1)}; open it in any browser")
@@ -71,7 +79,7 @@ def _document(out: Path, runs: list[RunRecord], passed: list[str]) -> dict[str, 
 
 
 def _gallery(run: RunRecord, samples: bool, device: str, output: Output) -> Gallery:
-    """Collect the pictures of a run; what cannot be shown is said, and the page is made without it."""
+    """Collect the pictures of a run; report what cannot be shown, and make the page without it."""
     from cmtool.api.find import find_model, load_model
     from cmtool.errors import UserError
     from cmtool.reporting.page import Gallery

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmtool.cli.app import command
 from cmtool.cli.complete import run_folders
 from cmtool.cli.options import Json
 
@@ -29,15 +31,28 @@ def runs(ctx: typer.Context, root: Root = Path("runs"), json: Json = False) -> N
     Examples: cmtool runs | cmtool runs diff runs/digits-ict-pm runs/digits-icd
     """
     if ctx.invoked_subcommand is None:
-        list_runs(root, json)
+        _list(root, json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Options of `cmtool runs list`, in the order of the help."""
+
+    root: Root = Path("runs")
+    json: Json = False
 
 
 @app.command("list")
-def list_runs(root: Root = Path("runs"), json: Json = False) -> None:
+@command
+def list_runs(options: ListOptions) -> None:
     """List the runs, the newest first.
 
     Example: cmtool runs list --runs elsewhere
     """
+    _list(options.root, options.json)
+
+
+def _list(root: Path, json: bool) -> None:
     from cmtool.cli.output import Output
     from cmtool.errors import UserError
     from cmtool.reporting.runs import SHOWN_FIGURES, find_run_folders, read_run
@@ -83,8 +98,19 @@ def _document(run: RunRecord) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiffOptions:
+    """Options of `cmtool runs diff`, in the order of the help."""
+
+    first: First
+    second: Second
+    root: Root = Path("runs")
+    json: Json = False
+
+
 @app.command()
-def diff(first: First, second: Second, root: Root = Path("runs"), json: Json = False) -> None:
+@command
+def diff(options: DiffOptions) -> None:
     """Say what differs between two runs: settings, versions, lengths, figures.
 
     Example: cmtool runs diff runs/digits-ict-pm runs/digits-icd
@@ -92,14 +118,19 @@ def diff(first: First, second: Second, root: Root = Path("runs"), json: Json = F
     from cmtool.cli.output import Output
     from cmtool.reporting.runs import differences, read_run
 
-    output = Output(json)
-    a, b = (read_run(path if path.exists() or path.parent != Path(".") else root / path) for path in (first, second))
+    output = Output(options.json)
+    a, b = (read_run(_run_folder(path, options.root)) for path in (options.first, options.second))
     found = differences(a, b)
     if found:
         output.table("", ["", a.name, b.name], [[what, _text(left), _text(right)] for what, left, right in found])
     else:
         output.say(f"{a.name} and {b.name} have the same settings, lengths and figures.")
     output.json({"first": str(a.path), "second": str(b.path), "differences": [list(row) for row in found]})
+
+
+def _run_folder(given: Path, root: Path) -> Path:
+    """Return the folder as given, or the run of this name below `root` where there is no such folder here."""
+    return given if given.exists() or given.parent != Path(".") else root / given
 
 
 def _text(value: Any) -> Any:

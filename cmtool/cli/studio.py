@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmtool.cli.app import command
 from cmtool.cli.options import Device, Json, Model, Precision, Quiet
 
 if TYPE_CHECKING:
@@ -15,15 +17,21 @@ Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to li
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")]
 
 
-def studio(
-    model: Model = None,
-    port: Port = 0,
-    no_browser: NoBrowser = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class StudioOptions:
+    """Options of `cmtool studio`, in the order of the help."""
+
+    model: Model = None
+    port: Port = 0
+    no_browser: NoBrowser = False
+    device: Device = "auto"
+    precision: Precision = "auto"
+    json: Json = False
+    quiet: Quiet = False
+
+
+@command
+def studio(options: StudioOptions) -> None:
     """Paint a mask or strokes in the browser and see edits; on this machine alone.
 
     Without --model: the newest run, else a model that came along. Ctrl-C ends it.
@@ -32,20 +40,20 @@ def studio(
     """
     from cmtool.cli.output import Output
 
-    output = Output(json, quiet)
-    found, name = _find(model)
+    output = Output(options.json, options.quiet)
+    found, name = _find(options.model)
     output.say(found.describe())
     from cmtool.api.find import load_model
     from cmtool.api.model import Model as Loaded
     from cmtool.studio.server import StudioServer
     from cmtool.studio.work import Workshop
 
-    loaded = Loaded(load_model(found, device, precision), found.path)
-    with StudioServer(Workshop(loaded, name), port) as server:
+    loaded = Loaded(load_model(found, options.device, options.precision), found.path)
+    with StudioServer(Workshop(loaded, name), options.port) as server:
         output.result(server.url)
         output.json({"url": server.url, "port": server.server_port, "model": str(found.path)})
         output.say("Ctrl-C ends it; the address works on this machine alone and holds its password.")
-        _serve(server, no_browser)
+        _serve(server, options.no_browser)
     output.say("ended")
 
 

@@ -39,7 +39,7 @@ class Written(Protocol):
 
     @property
     def json_mode(self) -> bool:
-        """Whether it answers in JSON."""
+        """Whether it prints JSON."""
 
     @property
     def quiet(self) -> bool:

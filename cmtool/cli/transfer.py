@@ -96,7 +96,7 @@ def _is_name(source: str) -> bool:
 
 
 def _copy_known(name: str, out: Path, output: Output, weights: str | None) -> dict[str, object]:
-    """Put a named model, fetched and translated, at `out`."""
+    """Fetch and translate a named model and put it at `out`."""
     import shutil
 
     from cmtool.checkpoint import read_header

@@ -39,7 +39,7 @@ _KINDS = {
 def table_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     """Return the table (pydantic model) that the field `key` of `model` holds, or None where it holds a value.
 
-    Where tables are told apart by their `kind`, it is one with the settings of all of them.
+    If tables are told apart by their `kind`, it has the settings of all of them.
     """
     tables = _tables(model.model_fields[key].annotation) if key in model.model_fields else []
     return _merged(tuple(tables)) if len(tables) > 1 else next(iter(tables), None)
@@ -128,7 +128,7 @@ def _suggestion(word: str, choices: Sequence[str]) -> str:
 
 
 def _resolve(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
-    """Follow pydantic's location down to the first value; nobody wrote what is inside that as a key."""
+    """Follow pydantic's location down to the first value; what is inside it was not written as a key."""
     owner, keys, chosen = model, [], False
     for part in loc:
         if isinstance(part, int):

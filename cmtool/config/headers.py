@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-# Entries whose type the readers rely on; one that is missing or null is reported by whoever needs it.
+# Entries whose type the readers rely on; the code that needs one reports it if it is missing or null.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "preset": str,
@@ -40,7 +40,7 @@ _LONGEST = 1000  # noise levels for one number of evaluations
 
 
 def wrong_in_header(header: dict[str, Any]) -> str | None:
-    """Say what is wrong with the form of a header, or return None. Values are checked by whoever uses them."""
+    """Say what is wrong with the form of a header, or return None. The code that uses the values checks them."""
     wrong = _wrong_type(header, _TYPES) or _wrong_type(header.get("data") or {}, _DATA)
     if wrong is not None:
         return wrong

@@ -1,4 +1,4 @@
-"""What a preset says about its own pictures, and when that still holds: for other pictures it is worth nothing.
+"""What a preset says about its own pictures, and when that still applies: it says nothing about other pictures.
 
 Needs no torch: commands look here for the reference, the sampling times and the editing levels of a model.
 """
@@ -21,7 +21,7 @@ from cmtool.errors import ConfigError
 # `num_classes` say what training does with them, and `size` takes fewer of the same set, which its reference still
 # describes.
 PICTURES = ("source", "path", "kind", "resolution", "channels", "fit", "filter", "small")
-# What holds for the preset's pictures alone, by the beginning of its dotted key. `sample.sampler` and `sample.steps`
+# What applies only to the preset's pictures, by the beginning of its dotted key. `sample.sampler` and `sample.steps`
 # stay: they belong to the method.
 ABOUT_PICTURES = (
     ("about",),
@@ -57,7 +57,7 @@ def name_source(data: Mapping[str, Any], by_hand: Sequence[str]) -> dict[str, An
 def are_other_pictures(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether a run with the (unchecked) [data] table `after` sees other pictures than the preset's own, `before`.
 
-    A preset for any folder has no pictures of its own, so that naming some changes none.
+    A preset for any folder has no pictures of its own, so naming some does not change them.
     """
     usual = {key: DataConfig.model_fields[key].get_default() for key in PICTURES}
     placeless = before.get("path") is None and _needs_path(before.get("source"))
@@ -70,7 +70,7 @@ def _needs_path(source: Any) -> bool:
 
 
 def is_about_pictures(override: Override) -> bool:
-    """Whether a setting of a preset holds for the preset's pictures alone."""
+    """Whether a setting of a preset applies only to the preset's pictures."""
     return any(override.keys[: len(start)] == start for start in ABOUT_PICTURES)
 
 
@@ -80,7 +80,7 @@ def describe_judging(config: RunConfig, other_data: bool = False, decided: bool 
     Args:
         config: the run.
         other_data: whether the command line changed which pictures are used.
-        decided: whether the run goes on with settings that can no longer be changed.
+        decided: whether the run continues with settings that can no longer be changed.
     """
     reference, preset = config.eval.reference, config.preset
     lacks = [] if reference is not None else ["there is no reference"]
@@ -123,7 +123,7 @@ def is_teacher_of(config: RunConfig, header: Mapping[str, Any]) -> bool:
 
 
 def reference_of(header: Mapping[str, Any]) -> str | None:
-    """Return what a model is compared with when nobody says: what its run was judged against, None if nothing.
+    """Return what a model is compared with by default: the reference of its run, None if there is none.
 
     A model that was written without a word on it (published, or older) has the reference of the shipped preset that
     it names, if it was trained on that preset's data.
@@ -135,7 +135,7 @@ def reference_of(header: Mapping[str, Any]) -> str | None:
 
 
 def preset_of_data(header: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the tables of the shipped preset on whose data a model was trained; None where there is none such.
+    """Return the tables of the shipped preset on whose data a model was trained; None if there is none.
 
     A preset of the same name in the working folder is not meant: it may be of other data.
     """

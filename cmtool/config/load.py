@@ -52,7 +52,7 @@ class Preset:
         return self.tables.get("recipe", {})
 
     def method(self, recipe: str) -> str:
-        """Return the method of a recipe: the one it names, else the method of its own name.
+        """Return the method of a recipe: the one it names, else the method with the recipe's name.
 
         Raises:
             ConfigError: the recipe names no method, or one that does not exist.
@@ -114,7 +114,7 @@ def _check_default(preset: Preset, default: Any) -> None:
 
 
 def choose_recipe(preset: Preset, family: str | None, recipe: str | None) -> str:
-    """Return the recipe to use: the one asked for, else the preset's default of the family, else that of its name.
+    """Return the recipe to use: the requested one, else the preset's default of the family, else that of its name.
 
     Raises:
         ConfigError: unknown, or of another family.

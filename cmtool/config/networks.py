@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from cmtool.config.parts import Table
 from cmtool.errors import ConfigError, nearest
@@ -55,6 +62,16 @@ class NetworkConfig(Table):
     log_variance: bool = Field(False, description="has a learned log-variance head w(t)")
     attention_kernel: Literal["auto", "math"] = Field("auto", description="math works under forward-mode derivatives")
     checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+    def __new__(cls, **values: Any) -> Any:
+        """Make the table of the kind that `values` name: `NetworkConfig(kind="song", channels=16)`."""
+        return network_config(**values) if cls is NetworkConfig else super().__new__(cls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own(cls, values: Any) -> Any:
+        own_kind = cls.model_fields["kind"].default
+        return own_settings({"kind": own_kind} | values if isinstance(values, dict) else values)
 
     @property
     def forward_mode(self) -> bool:

@@ -134,7 +134,7 @@ class TargetPart(Part):
 
     @property
     def keeps_network(self) -> bool:
-        """Whether the target is a network of its own, not the student."""
+        """Whether the target is a separate network, not the student."""
         return self.update == "stage" or (self.rule == "pair" and self.ema > 0)
 
 

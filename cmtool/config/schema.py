@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cmtool.config.networks import Network
+from cmtool.config.networks import NetworkConfig as NetworkConfig
 from cmtool.config.parts import RecipeConfig, Table
 from cmtool.config.sources import SourceName
 

@@ -65,7 +65,7 @@ SOURCES: dict[str, SourceInfo] = {
 
 
 def named_source(path: str | None) -> SourceName | None:
-    """Return the source that is meant where a path may stand; None when it is a path, or nothing of such a name."""
+    """Return the source that a word means where a path is allowed; None if it is a path, or no source has that name."""
     if path is None or Path(path).exists():
         return None
     return next((name for name in DATA_SOURCES if name == path), None)

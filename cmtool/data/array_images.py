@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmtool.data.archives import ArrayInfo, NpzReader
 from cmtool.data.images import to_uint8
 from cmtool.errors import DataError
+from cmtool.files.archives import ArrayInfo, NpzReader
 
 IMAGE_KEYS = ("arr_0", "images", "data", "x", "samples")
 LABEL_KEYS = ("arr_1", "labels", "label", "y")
@@ -190,7 +190,7 @@ def _limits(reader: NpzReader, key: str) -> tuple[float, float] | None:
             return None
     if top == 1:
         raise DataError(
-            f"{reader.path}: {key} holds the bytes 0 and 1 alone: black and white, or all black?",
+            f"{reader.path}: {key} holds only the bytes 0 and 1: black and white, or all black?",
             f"save 0 and 255, or add an array '{RANGE}': [0, 1] or [0, 255]",
         )
     return None

@@ -70,7 +70,7 @@ def split_indices(size: int, fraction: float = 0.8, seed: int = 0) -> tuple[Tens
 
 
 def load_digits(cfg: DataConfig) -> Dataset:
-    """Load scikit-learn's 1,797 real 8 x 8 digits, enlarged when a larger resolution is asked for.
+    """Load scikit-learn's 1,797 real 8 x 8 digits, enlarged if a larger resolution is requested.
 
     The kinds "train" and "heldout" take 80 % and 20 % of them (see `split_indices`), to test for copying.
     """

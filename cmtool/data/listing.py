@@ -138,7 +138,7 @@ def find_table(images: list[str], tables: list[str], place: Path) -> str | None:
     folder = min(tables).removesuffix(TABLE)
     raise DataError(
         f"{place} holds an EDM data set in its folder {folder} and images outside it.",
-        f"name one data set alone: --data {place / folder}"
+        f"name only one data set: --data {place / folder}"
         if place.is_dir()
         else "put one data set into an archive of its own",
     )
@@ -188,7 +188,7 @@ def class_labels(names: list[str], rule: str | None) -> Classes:
         return Classes()
     if loose:
         verb = "image lies" if loose == 1 else "images lie"
-        return Classes(notes=(f"{loose:,} {verb} beside the folders, so that the folders are no classes",))
+        return Classes(notes=(f"{loose:,} {verb} next to the folders, so the folders are not classes",))
     return Classes(*index_labels([name.split("/", 1)[0] for name in inner]))
 
 

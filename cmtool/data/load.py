@@ -129,6 +129,24 @@ def _named(cfg: DataConfig) -> DataConfig:
     return cfg.model_copy(update={"source": named, "path": None}) if named else cfg
 
 
+def has_classes(cfg: DataConfig) -> bool:
+    """Return whether the images that `cfg.path` names come with classes, from their listing alone.
+
+    Raises:
+        DataError: the source is missing, empty or unreadable.
+    """
+    cfg = _named(cfg)
+    if cfg.path is None:
+        return True
+    path = locate(cfg)
+    try:
+        if path.is_file() and is_packed(path):
+            return read_packed(path).labels is not None
+        return open_source(path, cfg).classes is not None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
 def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     """Load the data set of a run. A `path` takes precedence over the source's name; its format is detected.
 

@@ -114,7 +114,7 @@ def read_array_pickle(source: bytes | IO[bytes], name: str) -> dict[str, Any]:
     try:
         made = read_inert(stream, size, _NAMES, encoding="bytes")
     except Refused as error:
-        raise DataError(f"{name} is refused: {error}, and a data pickle holds plain arrays alone.") from None
+        raise DataError(f"{name} is refused: {error}, and a data pickle holds only plain arrays.") from None
     except Exception as error:  # a damaged pickle can fail in any way, and none of it touches our state
         raise DataError(f"{name} is damaged or no pickle ({type(error).__name__}).") from None
     if not isinstance(made, dict):

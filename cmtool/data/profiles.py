@@ -128,7 +128,7 @@ def _name(profile: bytes) -> str:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str, back: bool) -> Any:
-    """The way from a profile to sRGB, or `back`; None where there is none to go: unusable, of another kind, or sRGB."""
+    """The way from a profile to sRGB, or `back`; None if there is none: unusable, of another kind, or sRGB."""
     if _space(profile) != _SPACES[mode]:
         return None
     try:

@@ -36,7 +36,7 @@ _BLOCK = 512
 
 
 def hashed_uniforms(start: int, count: int, columns: int, salt: int = 0) -> NDArray[np.float64]:
-    """Return (count, columns) numbers in [0, 1), row i a function of index start + i and `salt` alone.
+    """Return (count, columns) numbers in [0, 1), row i a function only of index start + i and `salt`.
 
     Uses SplitMix64 (Steele, Lea, Flood 2014): integer arithmetic, the same on every machine.
     """

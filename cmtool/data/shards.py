@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmtool.data.archives import NpzReader
 from cmtool.data.images import npz_writer
 from cmtool.errors import DataError
+from cmtool.files.archives import NpzReader
 from cmtool.files.atomic import atomic_text, atomic_write
 
 Array = NDArray[Any]
@@ -133,5 +133,5 @@ class ShardStore:
             if not fits or found.shape[:1] != (stop - start,):
                 raise DataError(f"{file} does not hold the {stop - start:,} samples that its name says.")
         except DataError as error:
-            raise DataError(error.message, f"remove {file} and type the same command again: it is made anew") from None
+            raise DataError(error.message, f"remove {file} and type the same command again: it is made again") from None
         return found

@@ -1,6 +1,6 @@
 """Two-dimensional mixtures as (2, 1, 1) "images": float data for theory and for runs that take a minute.
 
-Point i of a kind depends on i alone. All kinds have mean 0 and a standard deviation of about 0.5 per coordinate (EDM's
+Point i of a kind depends only on i. All kinds have mean 0 and a standard deviation of about 0.5 per coordinate (EDM's
 sigma_data), and stay inside [-1, 1] except for the tails of Gaussians. The label is the mode or branch.
 """
 

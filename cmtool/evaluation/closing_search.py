@@ -46,7 +46,7 @@ class RunJudge:
     def __call__(self, model: Model, steps: int | None = None, count: int | None = None) -> dict[str, float]:
         """Return the metrics that apply, by key, of one-step samples (of a teacher's usual sampler).
 
-        `steps` asks for more evaluations an image, `count` for another number of samples than the preset's.
+        `steps` requests more evaluations per image, `count` another number of samples than the preset's.
         """
         plan = plan_sampling(model.header, steps=steps)
         seeds = range(SEARCH_SEED, SEARCH_SEED + (count or self.count))

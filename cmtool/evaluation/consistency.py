@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cmtool.config.classes import class_map
 from cmtool.diffusion.grid import karras_grid
 from cmtool.diffusion.solvers import heun_step
 from cmtool.errors import DataError
@@ -56,29 +57,38 @@ def measure_consistency(
         batch_size: trajectories at once.
 
     Raises:
-        DataError: the two are for images of different shapes.
+        DataError: the two are for images of different shapes, or of different classes.
     """
     if model.image_shape != teacher.image_shape:
         raise DataError(f"the model makes images {model.image_shape} and the teacher {teacher.image_shape} (C, H, W).")
     # At the lowest level the model is the identity, which tells nothing.
+    places = class_map(teacher.header["data"], model.header["data"], "the model")
     grid = tuple(reversed(karras_grid(levels, teacher.sigma_min, teacher.sigma_max, teacher.rho)))
     answers, ends = [], []
     for start in range(seed, seed + count, batch_size):
         streams = SampleStreams(range(start, min(start + batch_size, seed + count)), teacher.device, teacher.dtype)
         label = labels_for(teacher, streams, None)
-        asked, end = _walk(model, teacher, streams, grid, label)
+        known = label if places is None or label is None else torch.tensor(places, device=label.device)[label]
+        asked, end = _walk(model, teacher, streams, grid, label, known if model.num_classes is not None else None)
         answers.append(asked)
         ends.append(end)
     return _distances(torch.cat(answers, dim=1), torch.cat(ends))
 
 
 def _walk(
-    model: Model, teacher: Model, streams: SampleStreams, grid: Sequence[float], label: Tensor | None
+    model: Model,
+    teacher: Model,
+    streams: SampleStreams,
+    grid: Sequence[float],
+    label: Tensor | None,
+    known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the answers (levels - 1, B, ...) along a batch of trajectories, and the trajectories' ends (B, ...)."""
+    """Return the answers (levels - 1, B, ...) along a batch of trajectories, and the trajectories' ends (B, ...).
+
+    `label` (B,) are the classes as the teacher numbers them, `known` the same as the model does.
+    """
     x = grid[0] * streams.normal(teacher.image_shape)
     asked = []
-    known = label if model.num_classes is not None else None
     for level, lower in pairwise(grid):
         t, r = (torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (level, lower))
         asked.append(model(x, t, known).float().cpu())

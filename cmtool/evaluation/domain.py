@@ -1,4 +1,4 @@
-"""Small feature networks for the built-in data sets, which Inception knows nothing about.
+"""Small feature networks for the built-in data sets, which Inception was not trained for.
 
 A classifier of three convolutions is trained on the real images themselves (`train_classifier`); the 64 activations
 before its last layer are the features. Distances in these features belong to that one network: they cannot be compared
@@ -21,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cmtool.data.shapes import SHAPES
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 from cmtool.files.atomic import atomic_write
 
 FEATURES = 64
+# What the labels of each data set's network mean.
+CLASS_NAMES = {"digits": tuple("0123456789"), "shapes": SHAPES}
 
 
 class Classifier(nn.Module):

@@ -32,7 +32,8 @@ class Features:
     """A feature network: `call` maps uint8 (B, H, W, C) to a `Batch`.
 
     `name` is printed with every metric, `fingerprint` identifies the exact network and its resizing, `accepts` raises
-    `DataError` for images (H, W, C) that it cannot judge, and `labels` maps its classes to labels if they have some.
+    `DataError` for images (H, W, C) that it cannot judge, and `labels` maps its classes to labels if they have some,
+    which `class_names` names.
     """
 
     name: str
@@ -40,12 +41,13 @@ class Features:
     call: Callable[[Array], Batch]
     accepts: Callable[[tuple[int, int, int]], None] = lambda shape: None
     labels: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None
     domain: bool = False
     extras: dict[str, str] = field(default_factory=dict)
 
     @property
     def distance(self) -> str:
-        """What the Frechet distance is called: FID with Inception alone, else with the features' name."""
+        """What the Frechet distance is called: FID only with Inception, else with the features' name."""
         return "FID" if self.name.startswith("inception") else f"FD ({self.name})"
 
 
@@ -119,8 +121,9 @@ def _domain(name: str, shape: tuple[int, int, int]) -> Features:
         return Batch(features, None, probabilities)
 
     extras = {"weights_sha256": trained.digest}
-    labels = tuple(trained.about["labels"])
-    return Features(name, f"{name}-{shape[0]}-{trained.digest[:16]}", call, accepts, labels, domain=True, extras=extras)
+    labels, names = tuple(trained.about["labels"]), domain.CLASS_NAMES[name]
+    fingerprint = f"{name}-{shape[0]}-{trained.digest[:16]}"
+    return Features(name, fingerprint, call, accepts, labels, names, domain=True, extras=extras)
 
 
 def _script(path: Path, device: str) -> Features:

@@ -21,7 +21,7 @@ ROUNDING = 16 * EPS
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """Return the Frechet distance of two Gaussians, float64: 0 if they differ by rounding alone, never negative."""
+    """Return the Frechet distance of two Gaussians, float64: 0 if they differ only by rounding, never negative."""
     _same_width(first.dim, second.dim)
     return _distance(first, second, covariance_factor(first.covariance), covariance_factor(second.covariance))
 
@@ -94,7 +94,7 @@ def _between_covariances(first: Statistics, second: Statistics, factor1: Array, 
 
 
 def _overlap(matrix: Array) -> tuple[float, float]:
-    """Return the sum of the singular values, and a bound on its error (0: rounding alone).
+    """Return the sum of the singular values, and a bound on its error (0: only rounding).
 
     For large well-conditioned matrices it comes from the eigenvalues of M'M, in under half the time.
     """

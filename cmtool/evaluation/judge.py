@@ -19,8 +19,8 @@ from cmtool.evaluation.measure import Measured, Side, measure, measure_reference
 from cmtool.evaluation.metrics import K_DENSITY, Case, K, Metrics, compute_metrics
 from cmtool.evaluation.references import Reference, resolve_reference
 from cmtool.evaluation.samples import ImageSet
+from cmtool.machine.world import World
 from cmtool.talk import SILENCE, Talk
-from cmtool.training.distributed import World
 from cmtool.version import __version__
 
 Shape = tuple[int, int, int]
@@ -32,7 +32,7 @@ class Judge:
     """Judges sets of images: `judge(images)` returns their metrics against the reference.
 
     Of several processes all must call it, with the same images; process 0 alone learns the metrics, and it alone has a
-    `side`, which is what the reference's images and statistics come to under the network.
+    `side`, which holds the reference's features and statistics under the network.
     """
 
     reference: Reference
@@ -116,7 +116,7 @@ class Judge:
         )
 
     def protocol(self, metrics: Sequence[str] | None) -> dict[str, Any]:
-        """Return everything that has to be said beside a figure for it to mean something."""
+        """Return everything that has to be stated with a figure for it to be meaningful."""
         assert self.side is not None
         return {
             "reference": self.reference.name,

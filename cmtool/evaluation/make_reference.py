@@ -14,7 +14,7 @@ from cmtool.evaluation.statistics import Array
 from cmtool.files.atomic import atomic_write
 from cmtool.version import __version__
 
-KEPT = 10_000  # images kept beside the statistics, as in ADM's batches
+KEPT = 10_000  # images kept next to the statistics, as in ADM's batches
 
 
 def make_reference(path: Path, judge: Judge, features: str, kept: int = KEPT) -> Path:

@@ -21,7 +21,7 @@ from cmtool.evaluation.samples import ImageSet
 from cmtool.evaluation.statistics import Array, Moments, Statistics, require_finite, statistics
 from cmtool.files.atomic import atomic_write
 from cmtool.files.cache import cache_dir
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 
 Progress = Callable[[int], None]
 VERSION = 1  # of the cached form
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 class Measured:
     """A network's output for a set: features (N, D), class probabilities (N, classes), spatial statistics.
 
-    `fingerprint` is that of the images' pixels, "" where nothing asked for it.
+    `fingerprint` is that of the images' pixels, "" if it was not needed.
     """
 
     features: Array

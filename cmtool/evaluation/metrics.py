@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cmtool.config.classes import class_places
 from cmtool.errors import DataError, UsageError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Case:
     """One set of samples and everything that metrics compare it with.
 
     `samples` and `side` are the features of both, `images` and `real` their pixels where they are known, and
-    `trajectories` measures the model's consistency along a teacher's. `strict`: the metrics were asked for by name, so
+    `trajectories` measures the model's consistency along a teacher's. `strict`: the metrics were requested by name, so
     that one that cannot be computed is refused instead of left out.
     """
 
@@ -77,7 +78,7 @@ class Metric:
     """A row: `figures` maps each key of the result to its heading in a table ("": not shown).
 
     `needs` are asked in turn; each answers why the metric cannot be computed, or None. A metric that is not `usual` is
-    computed only when it is asked for by name.
+    computed only when it is requested by name.
     """
 
     name: str
@@ -161,7 +162,7 @@ def _kid(case: Case, found: Metrics) -> None:
 
 
 def kid_notes(kid: KernelDistance, samples: int, reference: int) -> list[str]:
-    """Say what the spread over subsets stands for, where it is less than the error of the kernel distance."""
+    """Say what the spread over subsets means if it is less than the error of the kernel distance."""
     from cmtool.evaluation.kid import SUBSET_SIZE
 
     smaller = min(samples, reference)
@@ -169,12 +170,12 @@ def kid_notes(kid: KernelDistance, samples: int, reference: int) -> list[str]:
         return ["samples and reference have the same features: the kernel distance is 0 and no estimate."]
     if kid.std is None:
         return [
-            f"every subset of the kernel distance holds all {smaller:,} images of a side, so it stands without an "
+            f"every subset of the kernel distance holds all {smaller:,} images of a side, so it is given without an "
             f"error; more than {SUBSET_SIZE:,} images on both sides give one."
         ]
     if smaller < 2 * kid.subset:
         return [
-            f"the subsets of the kernel distance share most of {smaller:,} images: the spread beside it is less than "
+            f"the subsets of the kernel distance share most of {smaller:,} images: the spread shown is less than "
             "its error."
         ]
     return []
@@ -211,7 +212,17 @@ def _classes(case: Case, found: Metrics) -> None:
     labels, chances = case.images.labels, case.samples.probabilities
     if labels is None or chances is None or case.network.labels is None:
         return
-    found.per_class = class_agreement(chances, labels, case.network.labels)
+    names, known = case.images.meta.get("class_names"), case.network.class_names
+    if names and known and tuple(names) != known:
+        try:
+            places = np.array(class_places(names, known, f"the {case.network.name} features"))
+        except DataError as error:
+            found.notes.append(f"no class agreement: {error.message}")
+            return
+        agreed = class_agreement(chances, places[labels], case.network.labels)
+        found.per_class = {str(label): agreed[str(places[label])] for label in np.unique(labels)}
+    else:
+        found.per_class = class_agreement(chances, labels, case.network.labels)
     found.values["class_agreement"] = float(np.mean(list(found.per_class.values())))
 
 
@@ -284,7 +295,7 @@ HEADINGS = {key: heading for metric in METRICS.values() for key, heading in metr
 
 
 def check_metrics(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the metrics asked for, None for all that apply; raises `UsageError` for an unknown one."""
+    """Return the requested metrics, None for all that apply; raises `UsageError` for an unknown one."""
     if not names:
         return None
     for name in names:
@@ -298,7 +309,7 @@ def compute_metrics(case: Case, names: Sequence[str] | None = None) -> Metrics:
 
     Args:
         case: the samples and what they are compared with.
-        names: some of `METRICS`; None: all usual ones that apply. One that is asked for and cannot be had is refused.
+        names: some of `METRICS`; None: all usual ones that apply. One that is requested but impossible is refused.
 
     Raises:
         UserError: different features on the two sides, too few images, or a metric that lacks what it needs.

@@ -40,7 +40,8 @@ def make_images(
         if batch.labels is not None:
             labels.append(batch.labels.cpu().numpy())
         advance(len(batch.x0))
-    return from_array(np.concatenate(parts), name, np.concatenate(labels) if labels else None)
+    meta = {"class_names": model.header["data"].get("class_names")}
+    return from_array(np.concatenate(parts), name, np.concatenate(labels) if labels else None, meta)
 
 
 def judge_model(

@@ -18,12 +18,12 @@ import numpy as np
 from cmtool.config.load import resolve
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset
-from cmtool.data.archives import NpzReader
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
 from cmtool.evaluation.choices import check_reference_name
 from cmtool.evaluation.samples import ImageSet, from_dataset, open_images, open_npz_images
 from cmtool.evaluation.statistics import Array, Statistics
+from cmtool.files.archives import NpzReader
 from cmtool.files.cache import sha256
 from cmtool.files.download import Remote, fetch
 

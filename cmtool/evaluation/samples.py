@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from cmtool.data import Dataset
-from cmtool.data.archives import NpzReader
 from cmtool.data.array_images import open_array_images
 from cmtool.data.decode import SUFFIXES, SkippedImage, channels_of
 from cmtool.data.packed import is_packed, read_packed
@@ -27,6 +26,7 @@ from cmtool.data.sources.base import Outcome, Source, decode, outcomes, refuse_e
 from cmtool.data.sources.sniff import UnknownForm, open_source
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
+from cmtool.files.archives import NpzReader
 
 BATCH = 64
 HELD = 512_000_000  # bytes; decoded images up to this size are kept for the next pass

@@ -10,11 +10,11 @@ from cmtool.evaluation.bootstrap import Comparison
 from cmtool.evaluation.judge import Judge, Shape
 from cmtool.evaluation.metrics import Metrics
 from cmtool.evaluation.samples import ImageSet
+from cmtool.machine.device import choose_device
+from cmtool.machine.world import World
 from cmtool.talk import SILENCE, Talk
-from cmtool.training.distributed import World
-from cmtool.training.setup import choose_device
 
-# Comparing two sets takes two covariances per resample: it is done unasked only where that costs nothing.
+# Comparing two sets takes two covariances per resample: it is done by default only where that costs nothing.
 CHEAP_DIM, ROUNDS = 512, 200
 
 
@@ -57,7 +57,7 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """One set and what was found: its metrics and, where they were asked for, their 95 % intervals by key."""
+    """One set and what was found: its metrics and, if requested, their 95 % intervals by key."""
 
     opened: Opened
     found: Metrics

@@ -1,1 +1,1 @@
-"""Files as such, whatever they hold: writing them whole, fetching them once, keeping them in the cache."""
+"""Files whatever they contain: atomic writing, downloads, the cache, archives, and pickles that are never run."""

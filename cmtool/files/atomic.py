@@ -1,4 +1,4 @@
-"""Files that are whole or absent: each is written beside its place, synced, and renamed over it."""
+"""Atomic writing: each file is written next to its final place, synced, and renamed over it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut (POSIX; Windows cannot open folders and needs no such call)."""
+    """Make a rename inside `folder` survive a power cut. POSIX only: Windows neither can nor needs to."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -43,7 +43,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents so that they survive a power cut: each is an entry of the one above it."""
+    """Create `folder` and its parents so that they survive a power cut: each is an entry in its parent."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -66,15 +66,15 @@ def check_place(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, synced: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, else it is removed.
+    """Yield a temporary path next to `path`; on success sync it and rename it over `path`, else remove it.
 
-    Not `synced`, it is whole or absent after a kill, but a power cut may leave it empty: for one of many files. Raises
-    `UserError` if the disk is full, or the place cannot be written.
+    Without `synced` the file still survives a kill whole or not at all, but a power cut may leave it empty; use that
+    for one of many files. Raises `UserError` if the disk is full or the place cannot be written.
     """
     target = Path(path)
     with writing(target):
         make_folder(target.parent)
-        # The suffix stays last: writers such as Pillow choose their format by it.
+        # Keep the suffix last: writers such as Pillow choose the format by it.
         temporary = target.with_name(f".{target.stem}.tmp-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
         try:
             yield temporary
@@ -96,5 +96,5 @@ def atomic_bytes(path: str | Path, data: bytes) -> None:
 
 
 def atomic_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` whole or not at all; file names that are no UTF-8 keep their bytes."""
+    """Write `text` as UTF-8 to `path` whole or not at all; file names that are not valid UTF-8 keep their bytes."""
     atomic_bytes(path, text.encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""Where packed copies, downloads and results are kept, and what the user allows there."""
+"""The cache folder for packed copies, downloads and results, and what the user allows there."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def offline() -> bool:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Check that the disk under `folder` has `needed` bytes free; `what` says in words what needs them.
+    """Check that the disk under `folder` has `needed` bytes free; `what` names the purpose in the message.
 
     Raises:
-        DataError: it has less.
+        DataError: if it has fewer.
     """
     place = folder
     while not place.exists() and place != place.parent:

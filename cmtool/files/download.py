@@ -1,4 +1,4 @@
-"""Downloads that resume, are verified, and never look finished before they are. Standard library alone."""
+"""Downloads that resume, are verified, and never look finished before they are. Standard library only."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _NAMES = {"md5": "MD5", "sha256": "SHA-256"}
 
 @dataclass(frozen=True)
 class Download:
-    """A file to be fetched, and what is known of it beforehand.
+    """A file to fetch, and what is known about it in advance.
 
-    `what`: the file in words, "" for its name; `size` in bytes; `digest`: algorithm and hexadecimal digest, as in
-    "sha256:0f3c...".
+    `what` describes the file in messages ("": its name); `size` is in bytes; `digest` is the algorithm and the
+    hexadecimal digest, e.g. "sha256:0f3c...".
     """
 
     url: str
@@ -42,23 +42,23 @@ class Download:
 
     @property
     def part(self) -> Path:
-        """Where it grows until it is whole."""
+        """Where the bytes go until the file is complete."""
         return self.target.with_name(f"{self.target.name}.part")
 
     @property
     def note(self) -> Path:
-        """Where it is noted which version of the file the part belongs to."""
+        """Records which version of the file the part belongs to."""
         return self.target.with_name(f"{self.target.name}.part.json")
 
     @property
     def by_hand(self) -> str:
-        """What the user can do where the network is of no help."""
+        """What the user can do without the network."""
         return f"fetch {self.url} by hand and put it at {self.target}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server says about a file: its whole length, a tag of its version, and its MD5 (base64) if it gives one."""
+    """What a server says about a file: its total length, its version tag, and its MD5 (base64) if given."""
 
     total: int | None
     tag: str | None
@@ -69,12 +69,12 @@ def _answer(headers: Mapping[str, str], start: int) -> Answer:
     span, length = headers.get("Content-Range", ""), headers.get("Content-Length")
     whole = span.rpartition("/")[2]
     total = int(whole) if whole.isdecimal() else start + int(length) if length and length.isdecimal() else None
-    # A server may give the MD5 of a range for an answer to a range.
+    # When it answers a range request, a server may give the MD5 of only that range.
     return Answer(total, headers.get("ETag"), None if span else headers.get("Content-MD5"))
 
 
 def _remembered(file: Download) -> dict[str, Any]:
-    """Return what was noted when the part was begun; empty if it belongs to another file or names no version."""
+    """Return the note made when the part was started; empty if it is for another file or names no version."""
     try:
         note = json.loads(file.note.read_text("utf-8"))
     except (OSError, ValueError):
@@ -83,9 +83,9 @@ def _remembered(file: Download) -> dict[str, Any]:
 
 
 def _receive(file: Download, progress: Progress | None) -> Answer:
-    """Fetch into the part, resuming where an earlier attempt stopped.
+    """Fetch into the part and resume where an earlier attempt stopped.
 
-    An earlier part is used if the server still has the version that was noted, or if a digest will tell in the end.
+    An earlier part is reused if the server still has the noted version, or if a known digest will verify the result.
     """
     note = _remembered(file)
     resumable = file.part.is_file() and bool(note or file.digest)
@@ -123,7 +123,7 @@ def _discard(file: Download) -> None:
 
 
 def _wrong(file: Download, answer: Answer, have: int, total: int | None) -> str | None:
-    """Return what shows that a part is not the file that was asked for, None if nothing does."""
+    """Return the reason why a part is not the requested file, None if it may be."""
     if total is not None and have > total:
         return f"it has {have} bytes instead of {total}"
     if file.digest is not None:
@@ -136,7 +136,7 @@ def _wrong(file: Download, answer: Answer, have: int, total: int | None) -> str 
 
 
 def _verify(file: Download, answer: Answer) -> None:
-    """Check length and digests: what is too short stays to be resumed, what is wrong is removed."""
+    """Check length and digests: keep a part that is too short, so that it can be resumed; remove a wrong one."""
     have = file.part.stat().st_size
     total = file.size if file.size is not None else answer.total
     if total is not None and have < total:
@@ -159,7 +159,7 @@ def _ask(file: Download, progress: Progress | None) -> Answer:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise OfflineError(f"{file.url} answered {error.code} {error.reason}.", file.by_hand) from None
-        # Nothing is left to send: the part is whole, or longer than the file. What is known beforehand tells which.
+        # The server has nothing left to send: the part is complete or too long. What is known in advance tells which.
         answer = Answer(None, None, _remembered(file).get("md5"))
         if file.size is None and file.digest is None and not answer.md5:
             _discard(file)
@@ -174,10 +174,10 @@ def _ask(file: Download, progress: Progress | None) -> Answer:
 
 @contextlib.contextmanager
 def _alone(file: Download) -> Iterator[None]:
-    """Let one process at a time fetch a file: two would write into the same part.
+    """Let one process at a time fetch a file, since two would write into the same part.
 
     Raises:
-        UserError: if another one is at it.
+        UserError: if another process is fetching it.
     """
     try:
         import fcntl
@@ -199,14 +199,14 @@ def _alone(file: Download) -> Iterator[None]:
 
 
 def download(file: Download, progress: Progress | None = None) -> Path:
-    """Fetch a file: resumed after an interruption, its length and digest checked, in place only when whole.
+    """Fetch a file and return its path: resume after an interruption, verify, and move into place only when complete.
 
-    Size and digest are checked where they are known, else what the server says; `progress` is called with (bytes so
-    far, total or None). Returns the file's place.
+    Size and digest are checked where they are known, and what the server says otherwise. `progress` is called with
+    (bytes so far, total or None).
 
     Raises:
         OfflineError: if `CMTOOL_OFFLINE` is set, or the network does not answer or does not have it.
-        DataError: if it came incomplete (kept, to be resumed) or wrong (removed), or the disk is short.
+        DataError: if the file arrived incomplete (kept, to be resumed) or wrong (removed), or the disk is too full.
         UserError: if another process is fetching it.
     """
     if offline():
@@ -225,9 +225,9 @@ def download(file: Download, progress: Progress | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Remote:
-    """A published file that is kept in the cache: what it is in words, where it comes from, its folder and name.
+    """A published file that is kept in the cache: a description, its URL, its folder and name there.
 
-    A file that is put there by hand is as good as a downloaded one; `sha256` is checked of a download, where known.
+    A file put there by hand is as good as a downloaded one. A download is checked against `sha256`, where known.
     """
 
     what: str
@@ -238,15 +238,15 @@ class Remote:
 
     @property
     def path(self) -> Path:
-        """Where it belongs on this machine."""
+        """Its place on this machine."""
         return cache_dir() / self.folder / self.name
 
 
 def fetch(remote: Remote, say: Callable[[str], None] = lambda text: None) -> Path:
-    """Return the local path of a published file, downloading it the first time.
+    """Return the local path of a published file; download it the first time.
 
     Raises:
-        OfflineError, DataError, UserError: as `download`; the sentence says what to put where.
+        OfflineError, DataError, UserError: as `download`; the message says what to put where.
     """
     if remote.path.is_file():
         return remote.path
@@ -260,7 +260,7 @@ def read_json(url: str) -> Any:
     """Return the JSON document at `url`.
 
     Raises:
-        OfflineError: if the network is forbidden or silent.
+        OfflineError: if the network is forbidden or does not answer.
         UserError: if there is no such document.
     """
     if offline():

@@ -1,7 +1,7 @@
-"""Pickles read without running them: every name that a file asks for is answered from a table, or refused.
+"""Read pickles without running them: every name in a file is resolved from a table or refused.
 
-Nothing from a file is ever looked up in a real module, imported or called. Who reads a kind of pickle gives the table:
-harmless stand-ins, by the names that genuine files of that kind contain.
+Nothing in a file is ever looked up in a real module, imported or called. Each caller supplies the table for its kind of
+pickle: harmless stand-ins for the names that genuine files contain.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ Names = Mapping[tuple[str, str], Callable[..., Any]]
 
 
 class Refused(Exception):
-    """A pickle asks for something outside its table; the message says what: "it names 'os.system'"."""
+    """A pickle asks for something outside the table; the message says what, e.g. "it names 'os.system'"."""
 
 
 class _Bounded:
-    """A file that is never asked for more bytes than it has.
+    """A file that limits every read to the bytes it has left.
 
-    A pickle claims the lengths of what follows; memory would be taken for what is merely claimed.
+    A pickle states the length of what follows, and memory would be allocated for lengths that are merely claimed.
     """
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream, self._left = stream, size
 
     def read(self, count: int = -1) -> bytes:
-        """Read `count` bytes, fewer at the end."""
+        """Read `count` bytes, or fewer at the end."""
         data = self._stream.read(self._left if count < 0 else min(count, self._left))
         self._left -= len(data)
         return data
@@ -46,14 +46,14 @@ class _Bounded:
 
 
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    """The pure Python unpickler: the C one can be made to allocate gigabytes by a single memo index."""
+    """The pure Python unpickler; a single memo index can make the C one allocate gigabytes."""
 
     def __init__(self, stream: _Bounded, names: Names, encoding: str) -> None:
         super().__init__(stream, encoding=encoding)
         self._names = names
 
     def _bytearray(self) -> None:
-        # The library's own takes the claimed length before it looks whether the file has it.
+        # The standard method allocates the claimed length before checking that the file has it.
         unpickler: Any = self
         unpickler.append(bytearray(unpickler.read(int.from_bytes(unpickler.read(8), "little"))))
 
@@ -63,7 +63,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Answer a name from the table."""
+        """Resolve a name from the table."""
         try:
             return self._names[module, name]
         except KeyError:
@@ -79,16 +79,16 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]
 
 
 def read_inert(stream: IO[bytes], size: int, names: Names, encoding: str = "ASCII") -> Any:
-    """Return the contents of a pickle in which every object is what `names` makes of it.
+    """Return the contents of a pickle, with every object built by `names`.
 
     Args:
         stream: the open file.
-        size: how many bytes of it there are at most.
-        names: (module, name) -> what answers it.
-        encoding: how texts of Python 2 are read; "bytes" leaves them as they are.
+        size: the most bytes that it can hold.
+        names: (module, name) -> what stands in for it.
+        encoding: how to decode strings of Python 2; "bytes" leaves them undecoded.
 
     Raises:
-        Refused: it asks for a name that is not in the table, an extension or data outside itself.
-        Exception: whatever a damaged or hostile pickle brings about; the caller makes one sentence of it.
+        Refused: if it asks for a name outside the table, an extension, or data outside the file.
+        Exception: whatever a damaged or hostile pickle causes; the caller turns it into one sentence.
     """
     return _Reader(_Bounded(stream, size), names, encoding).load()

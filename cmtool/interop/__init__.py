@@ -1,1 +1,1 @@
-"""Other people's weights to ours and back: readers and writers, known names, downloads."""
+"""Weights of other code bases: readers, writers, and the published models known by name."""

@@ -1,4 +1,4 @@
-"""The folder layout of `ConsistencyModelPipeline` and `UNet2DModel`, both ways and without the diffusers package."""
+"""The folder layout of `ConsistencyModelPipeline` and `UNet2DModel`, in both directions, without diffusers."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def _names(folder: Path) -> list[str]:
 
 
 def _inner_folders(names: Iterable[str]) -> list[str]:
-    """Return the subfolders that are called after a network or an average: `unet`, `unet_ema`, `ema`."""
+    """Return the subfolders named after a network or an average: `unet`, `unet_ema`, `ema`."""
     folders = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name)
     return [name for name in folders if "unet" in name.lower() or says_average([name]) is not None]
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of weights in a diffusers folder, `name` relative to it; `half`: in half precision, as it says."""
+    """A file of weights in a diffusers folder: its `name` in the folder, and whether it is in half precision."""
 
     name: str
     half: bool
@@ -76,15 +76,14 @@ class WeightFile:
 
     @property
     def order(self) -> tuple[bool, bool, bool, str]:
-        """Full precision first, then safetensors, then one file before several."""
+        """Sort key: full precision first, then safetensors, then single files."""
         return self.half, not re.search(r"\.safetensors", self.name), self.sharded, self.name
 
 
 def weight_files(names: Iterable[str], halves: Callable[[str], bool] = lambda name: False) -> list[Found[WeightFile]]:
-    """Return the sets of weights among the files of a folder or repository, the best file of each.
+    """Return the sets of weights among the files of a folder or repository, with the best file of each.
 
-    Of a file in full precision and one in half precision the full one is taken; `halves` tells of a file whose name
-    does not.
+    Full precision beats half precision. `halves` answers for files whose names do not say which they are.
     """
     names = list(names)
     best: dict[tuple[str, bool | None], tuple[WeightFile, tuple[str, ...]]] = {}
@@ -104,7 +103,7 @@ def weight_files(names: Iterable[str], halves: Callable[[str], bool] = lambda na
 
 
 def _half_inside(folder: Path, name: str) -> bool:
-    """Whether most tensors of a safetensors file are halves, by its preamble."""
+    """Return whether a safetensors file's preamble lists mostly half-precision tensors."""
     if not name.endswith(".safetensors"):
         return False
     try:
@@ -133,7 +132,7 @@ def _read_weights(folder: Path, file: WeightFile) -> tuple[dict[str, Tensor], di
 
 
 def _choose(folder: Path, wanted: str | None) -> tuple[str, WeightFile, list[str]]:
-    """Return the name of a set of weights, its file, and what is to be said about the choice."""
+    """Return the chosen set of weights: its name, its file, and sentences for the user about the choice."""
     names = _names(folder)
     found = weight_files(names, lambda name: _half_inside(folder, name))
     usable = [one for one in found if (folder / one.contents.name).with_name("config.json").is_file()]
@@ -163,11 +162,11 @@ def _network_config(inner: Path) -> dict[str, Any]:
 def read(folder: Path, wanted: str | None = None) -> Foreign:
     """Read a `ConsistencyModelPipeline` or `UNet2DModel` folder, or a training checkpoint that holds the latter.
 
-    `wanted`: "ema" or "raw" weights, or a name; None takes an average where there is one.
+    `wanted`: "ema" or "raw" weights, or a name; None prefers an average.
 
     Raises:
-        CheckpointError: if it is another pipeline, incomplete, or its network is of another kind.
-        UserError: if the weights that are wanted are not there.
+        CheckpointError: if it is incomplete, another pipeline, or has another kind of network.
+        UserError: if it does not hold the wanted weights.
     """
     index = _json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     pipeline = index.get("_class_name")
@@ -197,7 +196,7 @@ def read(folder: Path, wanted: str | None = None) -> Foreign:
 
 
 def write(model: Model, tensors: dict[str, Tensor], folder: Path, num_scales: int = 40) -> None:
-    """Write a folder: a whole `ConsistencyModelPipeline`, or for a diffusion model its UNet2DModel alone.
+    """Write a folder: a whole `ConsistencyModelPipeline`, or only the UNet2DModel of a diffusion model.
 
     `num_scales`: points of the scheduler's grid. Raises `UserError` for networks that UNet2DModel cannot express.
     """

@@ -1,6 +1,6 @@
 """NVlabs EDM's networks, from their pickles or from bare state dicts: SongUNet and DhariwalUNet.
 
-Our SongUNet bears EDM's names; DhariwalUNet is the ADM U-Net under other names, with q, k, v interleaved per channel.
+Our SongUNet uses EDM's names; DhariwalUNet is the ADM U-Net under other names, with q, k, v interleaved per channel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ATTENTION_PAIRS = {"norm2": "norm", "qkv": "qkv", "proj": "proj_out"}
 
 
 def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors under a prefix without it, or all of them if nothing bears it."""
+    """Return the tensors under a prefix with the prefix removed, or all tensors if none has it."""
     inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return inner or tensors
 
@@ -58,7 +58,7 @@ def detect(tensors: dict[str, Tensor], head_channels: int = HEAD_CHANNELS) -> tu
     """Return (network table, image side, whether it is a DhariwalUNet) from names, shapes and the stored FIR filter.
 
     Raises:
-        CheckpointError: if the names are incomplete or of a variant that is not known.
+        CheckpointError: if names are missing or belong to an unknown variant.
     """
     shapes = shapes_of(tensors)
     variants = [name for name in shapes if re.search(r"_aux_(down|skip|up)\.", name)]
@@ -195,7 +195,7 @@ def _check_variant(tensors: dict[str, Tensor], kwargs: dict[str, Any], notes: li
     """Fold TCM's learned frequency scale into the frequencies; refuse its other variants.
 
     Raises:
-        CheckpointError: for a variant that our network is not.
+        CheckpointError: for a variant that our network does not implement.
     """
     if kwargs.get("emb_norm") or kwargs.get("attn_type", "dot") != "dot":
         raise CheckpointError("this SongUNet normalizes its embedding or attends otherwise, which is not known here.")
@@ -208,7 +208,7 @@ def _check_variant(tensors: dict[str, Tensor], kwargs: dict[str, Any], notes: li
 def read(
     tensors: dict[str, Tensor], *, head_channels: int = HEAD_CHANNELS, kwargs: dict[str, Any] | None = None
 ) -> Foreign:
-    """Translate EDM tensors; `tensors` is used up. `kwargs`: the constructor's arguments, if a pickle had them."""
+    """Translate EDM tensors; `tensors` is consumed. `kwargs`: the constructor's arguments, where a pickle has them."""
     inner = strip(tensors, "model.")
     notes: list[str] = []
     if inner.pop("map_augment.weight", None) is not None:

@@ -1,4 +1,4 @@
-"""EDM2's magnitude-preserving networks: NVlabs EDM2 snapshots, and the ones that ECT and TCM trained on ImageNet."""
+"""EDM2's magnitude-preserving networks: NVlabs' EDM2 snapshots, and those that ECT and TCM trained on ImageNet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOGVAR = {
     "logvar_fourier.phases": "log_variance_head.fourier.phases",
     "logvar_linear.weight": "log_variance_head.linear.weight",
 }
-# What our network is, in the words of the constructor's arguments; a file may leave any of them out.
+# Constructor arguments that describe our network; a file may omit any of them.
 _REQUIRED: dict[str, Any] = {
     "emb_norm": False,
     "label_balance": edm2.LABEL_BALANCE,
@@ -41,7 +41,7 @@ def detect(tensors: dict[str, Tensor], head_channels: int) -> tuple[Edm2Config, 
     """Return (network table, image side) from names and shapes.
 
     Raises:
-        CheckpointError: if names are missing or the sizes are not those of configuration G.
+        CheckpointError: if names are missing or the sizes differ from configuration G.
     """
     shapes = shapes_of(tensors)
     sides = sorted({int(found[1]) for name in shapes if (found := re.match(r"enc\.(\d+)x\1_", name))}, reverse=True)
@@ -68,10 +68,10 @@ def detect(tensors: dict[str, Tensor], head_channels: int) -> tuple[Edm2Config, 
 
 
 def read(tensors: dict[str, Tensor], *, head_channels: int | None, kwargs: dict[str, Any]) -> Foreign:
-    """Translate EDM2 tensors; `kwargs`: the network's constructor arguments, if a pickle had them.
+    """Translate EDM2 tensors; `kwargs`: the network's constructor arguments, where a pickle has them.
 
     Raises:
-        CheckpointError: for a variant that our network is not.
+        CheckpointError: for a variant that our network does not implement.
     """
     differing = [
         f"{name} = {kwargs[name]}"
@@ -84,7 +84,7 @@ def read(tensors: dict[str, Tensor], *, head_channels: int | None, kwargs: dict[
     notes = []
     scale = inner.pop("emb_fourier.scale", None)
     if scale is not None:
-        # TCM learns one scale of all frequencies; it is part of them once training is over.
+        # TCM learns one scale for all frequencies; after training it can be folded into them.
         inner["emb_fourier.freqs"] = inner["emb_fourier.freqs"].float() * scale.float().exp()
         notes.append("the learned scale of the Fourier frequencies was multiplied into them.")
     heads = head_channels or kwargs.get("channels_per_head") or HEAD_CHANNELS

@@ -1,4 +1,4 @@
-"""A folder for the Hugging Face hub: weights, model card, a grid of samples; and its upload."""
+"""A folder for the Hugging Face hub: weights, model card, a grid of samples; and the upload."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(model: Model, out: Path, say: Callable[[str], None]) -> None:
     """Write the folder: `model.safetensors`, `README.md` (the model card) and `grid.png`.
 
     Raises:
-        UserError: if `out` is taken, or the model's samples are points and not images.
+        UserError: if `out` already exists, or the model samples points rather than images.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder.", "choose a new folder with --out")
@@ -63,7 +63,7 @@ def _evaluations(count: str) -> str:
 
 
 def _figures(header: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines about quality: every figure in the header with its protocol."""
+    """Yield the lines about quality: every figure in the header, with its protocol."""
     published = header.get("published") or {}
     for nfe, value in (published.get("fid") or {}).items():
         yield f"* FID {value:g} with {_evaluations(nfe)}, as published ({published.get('source')})"
@@ -141,10 +141,10 @@ def card(model: Model, nfe: int) -> str:
 
 
 def push(folder: Path, repository: str, *, dry_run: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Upload a written folder to `owner/name`, or with `dry_run` only say what would be; return files and sizes.
+    """Upload a written folder to `owner/name`, or only say so if `dry_run`; return files and sizes.
 
     Raises:
-        UserError: if the name is none, or the package huggingface_hub is missing.
+        UserError: if the name is invalid, or the package huggingface_hub is missing.
         OfflineError: if `CMTOOL_OFFLINE` forbids it.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):

@@ -1,4 +1,4 @@
-"""OpenAI's JAX checkpoints for CIFAR-10 (`consistency_models_cifar10`): flax msgpack of an NCSN++, read without jax."""
+"""OpenAI's JAX checkpoints for CIFAR-10 (`consistency_models_cifar10`): flax msgpack of an NCSN++, read without JAX."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cmtool.interop.weights import choose, judged, settled
 SIDE = 32
 ATTENTION = 16
 Leaves = dict[str, np.ndarray]
-# In every set of weights, whole or not; an optimizer's moments lie a level deeper.
+# Every set of weights has one of these at its top level; an optimizer's moments are nested deeper.
 _ANCHOR = re.compile(r"^(Conv_0/kernel|ResnetBlockBigGANpp_0/.*)$")
 
 
 def recognizes(path: Path) -> bool:
-    """Whether a file begins like a flax checkpoint: a msgpack map whose first key is a text."""
+    """Return whether a file starts like a flax checkpoint: a msgpack map whose first key is a string."""
     with open(path, "rb") as stream:
         start = stream.read(5)
     if len(start) < 5:
@@ -45,11 +45,11 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 
 def read_leaves(path: Path, wanted: str | None = None) -> tuple[Leaves, str, str | None]:
-    """Return the weights of a flax checkpoint by slash-separated names, what it calls them, and a sentence about them.
+    """Return a flax checkpoint's weights by slash-separated name, its name for them, and a sentence about the choice.
 
     Raises:
-        CheckpointError: if it is damaged or holds none.
-        UserError: if the weights that are wanted are not there.
+        CheckpointError: if it is damaged or holds no weights.
+        UserError: if it does not hold the wanted weights.
     """
     try:
         document = Decoder(path.read_bytes()).document()
@@ -75,13 +75,13 @@ def detect(leaves: Leaves) -> SongConfig:
     """Return the network table of a flax NCSN++.
 
     Raises:
-        CheckpointError: if names are missing or the network is another.
+        CheckpointError: if names are missing or it is another network.
     """
     try:
         base = leaves["Conv_0/kernel"].shape[3]
         levels = _count(leaves, "Downsample") + 1
         total = _count(leaves, "ResnetBlockBigGANpp")
-        # levels * n blocks down, two in the middle, levels * (n + 1) up, and one for each change of side.
+        # levels * n blocks down, two in the middle, levels * (n + 1) up, and one for each change of resolution.
         count, rest = divmod(total - 2 - levels - 2 * (levels - 1), 2 * levels)
         widths = [
             leaves[f"ResnetBlockBigGANpp_{level * (count + 1)}/Conv_1/kernel"].shape[3] for level in range(levels)
@@ -153,7 +153,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _attention(leaves: Leaves, theirs: str) -> dict[str, Tensor]:
-    """Join the three projections into one convolution in EDM's order, and turn all (in, out) matrices around."""
+    """Join the three projections into one convolution in EDM's order, and transpose all (in, out) matrices."""
     matrices = [_tensor(leaves.pop(f"{theirs}/NIN_{i}/W")).t() for i in range(4)]
     biases = [_tensor(leaves.pop(f"{theirs}/NIN_{i}/b")) for i in range(4)]
     joined = {"weight": torch.cat(matrices[:3])[:, :, None, None], "bias": torch.cat(biases[:3])}
@@ -166,7 +166,7 @@ def _attention(leaves: Leaves, theirs: str) -> dict[str, Tensor]:
 
 
 def translate(leaves: Leaves, config: SongConfig) -> dict[str, Tensor]:
-    """Return our tensors; `leaves` is used up.
+    """Return our tensors; `leaves` is consumed.
 
     Raises:
         CheckpointError: if leaves are missing or left over.
@@ -177,7 +177,7 @@ def translate(leaves: Leaves, config: SongConfig) -> dict[str, Tensor]:
             if kind == "attention":
                 result |= {f"{ours}.{name}": value for name, value in _attention(leaves, theirs).items()}
                 continue
-            # A fused down-sampling convolution is a module of its own with torch-like names.
+            # A fused downsampling convolution is a separate module with torch-like names.
             weight = next((name for name in ("kernel", "scale", "weight") if f"{theirs}/{name}" in leaves), None)
             if weight is None and theirs.endswith("Conv_2"):
                 continue
@@ -199,11 +199,11 @@ def translate(leaves: Leaves, config: SongConfig) -> dict[str, Tensor]:
 
 
 def read(path: Path, wanted: str | None = None) -> Foreign:
-    """Read a JAX CIFAR-10 checkpoint; `wanted`: "ema", "raw" or a name, None an average where there is one.
+    """Read a JAX CIFAR-10 checkpoint; `wanted`: "ema", "raw" or a name; None prefers an average.
 
     Raises:
-        CheckpointError: if it is damaged or of another network.
-        UserError: if the weights that are wanted are not there.
+        CheckpointError: if it is damaged or holds another network.
+        UserError: if it does not hold the wanted weights.
     """
     leaves, name, said = read_leaves(path, wanted)
     config = detect(leaves)

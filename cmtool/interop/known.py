@@ -1,4 +1,4 @@
-"""The published models that are known by name: a table, readable without torch."""
+"""The table of published models known by name; it needs no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MIRROR = "CMTOOL_MIRROR"
 class Published:
     """One published file.
 
-    `fid` maps the number of evaluations to the published FID (50,000 samples, the paper's protocol); `grid` is the
-    number N of grid points it was trained with and `indices` its published two-step choice, counted from sigma_max.
+    `fid` maps the number of evaluations to the published FID (50,000 samples, the paper's protocol). `grid` is the
+    number N of grid points used in training, and `indices` is the published two-step choice, counted from sigma_max.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Published:
 
     @property
     def url(self) -> str:
-        """Where it is: OpenAI's server, or the mirror that `CMTOOL_MIRROR` names."""
+        """Where to fetch it: OpenAI's server, or the mirror named by `CMTOOL_MIRROR`."""
         return f"{os.environ.get(MIRROR, OPENAI).rstrip('/')}/{self.file}"
 
     @property
     def bytes(self) -> int:
-        """Size of its float32 weights; the file is a little longer."""
+        """Size of its float32 weights; the file is slightly larger."""
         return 4 * self.parameters
 
     @property
@@ -62,12 +62,12 @@ class Published:
 
     @property
     def cached(self) -> Path:
-        """Where its converted form is kept."""
+        """Where the converted model is kept."""
         return cache_dir() / "models" / f"{self.name}.safetensors"
 
 
 def _family(data: str, preset: str, title: str, parameters: int, edm: float) -> list[Published]:
-    """The four files of one data set, without what differs from set to set."""
+    """Return the four files of one data set, without figures."""
     rows = {
         f"edm_{data}_ema": ("edm", "EDM teacher", {79: edm}),
         f"cd_{data}_l2": ("consistency", "consistency distillation, l2", {}),
@@ -81,7 +81,7 @@ def _family(data: str, preset: str, title: str, parameters: int, edm: float) -> 
 
 
 _IMAGENET, _LSUN = 295_899_267, 526_304_771
-# FID in one and two evaluations, grid points, and the two-step indices: what was published for each file.
+# Published for each file: FID with one and two evaluations, grid points, and the two-step indices.
 _FIGURES: dict[str, tuple[dict[int, float], int, tuple[int, ...]]] = {
     "cd_imagenet64_l2": ({}, 40, (0, 22)),
     "cd_imagenet64_lpips": ({1: 6.20, 2: 4.70}, 40, (0, 22)),
@@ -113,5 +113,5 @@ PUBLISHED: dict[str, Published] = {
 
 
 def by_file_name(path: Path) -> Published | None:
-    """Return the published model whose file bears this name, whatever its folder and ending."""
+    """Return the published model with this file name, whatever its folder and suffix."""
     return PUBLISHED.get(f"openai/{path.name.split('.')[0]}")

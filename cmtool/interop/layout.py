@@ -1,4 +1,4 @@
-"""What every reader of other people's weights returns, and the few operations they share."""
+"""What every reader of foreign weights returns, and the operations they share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmtool.errors import CheckpointError
 Shapes = Mapping[str, tuple[int, ...]]
 Form = Literal["edm", "consistency"]
 
-# Where q, k, v stand among the output channels of an attention layer's first convolution, slowest axis first.
+# The order of q, k and v among the output channels of an attention layer's first convolution, slowest axis first.
 QkvOrder = Literal["three-heads-channels", "heads-three-channels", "heads-channels-three"]
 _AXES: dict[str, tuple[int, int, int]] = {
     "three-heads-channels": (0, 1, 2),
@@ -26,12 +26,11 @@ _AXES: dict[str, tuple[int, int, int]] = {
 
 @dataclass
 class Foreign:
-    """A model of another code base, translated: our network table, our tensor names, and what its file knows.
+    """A translated model from another code base: our network table, our tensor names, and what its file says.
 
-    `form`, `sigma_min`, `sigma_max`, `sigma_data` and `grid` (the number of points it was trained with) are None where
-    the file does not say; `parameterization` is that of the form unless set. `weights`: what its file calls the weights
-    that were taken of several ("" where it has no name for them). `notes` are sentences for the user about
-    what was dropped or assumed.
+    `form`, `sigma_min`, `sigma_max`, `sigma_data` and `grid` (the number of grid points used in training) are None
+    where the file does not say. `parameterization` follows from the form unless set. `weights` is the file's name for
+    the chosen weights ("": it has none). `notes` tell the user what was dropped or assumed.
     """
 
     layout: str
@@ -57,7 +56,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return a network's tensors on the CPU, dense, outside of any computation."""
+    """Return a network's tensors on the CPU, dense and detached."""
     return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 
@@ -75,7 +74,7 @@ def reorder_qkv(tensor: Tensor, heads: int, source: QkvOrder, target: QkvOrder) 
 
 
 def take(source: MutableMapping[str, Tensor], name: str) -> Tensor:
-    """Remove and return one tensor, so that a conversion never holds a tensor twice.
+    """Remove and return one tensor, so that a conversion never holds two copies.
 
     Raises:
         CheckpointError: if it is absent.
@@ -87,17 +86,17 @@ def take(source: MutableMapping[str, Tensor], name: str) -> Tensor:
 
 
 def named(names: Iterable[str], limit: int = 10) -> str:
-    """List the first `limit` names and count the rest."""
+    """Return the first `limit` names and the number of the rest."""
     ordered = sorted(names)
     rest = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return ", ".join(ordered[:limit]) + rest
 
 
 def compare_names(found: Shapes, expected: Shapes, what: str) -> None:
-    """Check that the file holds exactly the tensors of the network it was recognized as.
+    """Check that the file holds exactly the tensors of the recognized network.
 
     Raises:
-        CheckpointError: with the number of missing, surplus and misshapen tensors, the first ten of each named.
+        CheckpointError: with the number of missing, surplus and misshapen tensors and the first ten names of each.
     """
     missing, surplus = set(expected) - set(found), set(found) - set(expected)
     misshapen = {
@@ -115,7 +114,7 @@ def compare_names(found: Shapes, expected: Shapes, what: str) -> None:
 
 
 def widen(tensors: dict[str, Tensor]) -> str | None:
-    """Turn half-precision tensors into float32 in place; return a sentence about it, or None if there were none."""
+    """Widen half-precision tensors to float32 in place; return a sentence about it, or None if there were none."""
     halves = [name for name, tensor in tensors.items() if tensor.dtype in (torch.float16, torch.bfloat16)]
     for name in halves:
         tensors[name] = tensors[name].float()

@@ -1,4 +1,4 @@
-"""The part of msgpack that flax writes, decoded with numpy alone: data only, with every length checked."""
+"""The subset of msgpack that flax writes, decoded using only numpy: it holds only data, and every length is checked."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Decoder:
         """Return the decoded document.
 
         Raises:
-            CheckpointError: if it ends early, nests too deep, or holds something flax does not write.
+            CheckpointError: if it ends early, nests too deep, or holds anything that flax does not write.
         """
         return self._value(0)
 
@@ -161,7 +161,7 @@ def _array(payload: memoryview) -> np.ndarray:
 
 
 def _joined(chunked: dict[str, Any]) -> np.ndarray:
-    """Put an array back together that flax cut because it was over a gibibyte."""
+    """Reassemble an array that flax split because it was larger than a gibibyte."""
     shape, chunks = chunked.get("shape"), chunked.get("chunks")
     if isinstance(shape, dict):
         shape = [shape[str(index)] for index in range(len(shape))]

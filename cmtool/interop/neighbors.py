@@ -1,4 +1,4 @@
-"""Averages that other code bases write into files of their own, beside the raw weights of the same step."""
+"""Averages that other code bases write to separate files next to the raw weights of the same step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST = 2000
 
 
 def _series(folder: Path) -> dict[str, list[Found[Path]]]:
-    """Return the weights of such a folder by their step."""
+    """Return the weights in a guided-diffusion run's folder by step."""
     steps: dict[str, list[Found[Path]]] = {}
     for file in sorted(folder.iterdir())[:_MOST]:
         if (match := _SERIES.fullmatch(file.name)) and file.is_file():
@@ -25,13 +25,13 @@ def _series(folder: Path) -> dict[str, list[Found[Path]]]:
 
 
 def newest_of_series(folder: Path) -> list[Found[Path]]:
-    """Return the weights of the newest step of a guided-diffusion or consistency_models run; [] for other folders."""
+    """Return the weights of the newest step of a guided-diffusion or consistency_models run, [] for other folders."""
     steps = _series(folder)
     return steps[max(steps, key=int)] if steps else []
 
 
 def _stem(name: str) -> str:
-    """A name without what tells the average from the raw weights."""
+    """Return a file name without the parts that distinguish an average from raw weights."""
     head = name
     for ending in _ENDINGS:
         head = head.removesuffix(ending)
@@ -39,10 +39,17 @@ def _stem(name: str) -> str:
     return re.sub(r"[._-]+", "", kept.lower())
 
 
-def averages_beside(path: Path) -> list[str]:
-    """Return the averages in the same folder that belong to a file or folder of raw weights: `x-EMA.ckpt` to `x.ckpt`.
+def full_beside(path: Path) -> list[str]:
+    """Return the files next to one in half precision that hold the same in full: `x.safetensors` for `x.fp16...`."""
+    plain = re.sub(r"(?i)[._-](fp16|bf16|half)(?=[._-])", "", path.name)
+    names = (f"{plain.removesuffix(path.suffix)}{ending}" for ending in dict.fromkeys((path.suffix, *_ENDINGS)))
+    return [name for name in names if plain != path.name and (path.parent / name).is_file()][:1]
 
-    Empty for what is an average itself.
+
+def averages_beside(path: Path) -> list[str]:
+    """Return the averages of raw weights among their neighbors, e.g. `x-EMA.ckpt` for `x.ckpt`.
+
+    Empty for a path that is an average itself.
     """
     if says_average([path.stem if path.is_file() else path.name]) or not path.parent.is_dir():
         return []

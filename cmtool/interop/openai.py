@@ -1,7 +1,7 @@
 """OpenAI's state dicts: consistency models (`cm.unet`) and the guided-diffusion networks they descend from.
 
-Our ADM network bears the same names, so a consistency_models file needs no map at all. guided-diffusion stores its
-attention as 1-d convolutions and its q, k, v head by head.
+Our ADM network uses the same names, so a consistency_models file needs no translation. guided-diffusion stores its
+attention as 1-d convolutions, with q, k and v grouped by head.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _stages(shapes: Shapes, group: str) -> int:
 
 
 def _blocks_per_level(shapes: Shapes) -> list[int]:
-    """Residual blocks per level from the shallowest: a level ends with an entry of two residual blocks."""
+    """Return the number of residual blocks per level, shallowest first. A level ends with an entry of two blocks."""
     counts, current = [], 0
     for index in range(_stages(shapes, "output_blocks")):
         current += 1
@@ -44,7 +44,7 @@ def _blocks_per_level(shapes: Shapes) -> list[int]:
 
 
 def _level_starts(blocks: list[int]) -> list[int]:
-    """Index of each level's first entry in `input_blocks` (entry 0 is the first convolution)."""
+    """Return the index of each level's first entry in `input_blocks` (entry 0 is the first convolution)."""
     starts, index = [], 1
     for count in blocks:
         starts.append(index)
@@ -67,13 +67,13 @@ def _side(mult: tuple[int, ...], resolution: int | None) -> int:
 def detect(
     shapes: Shapes, *, resolution: int | None = None, head_channels: int = HEAD_CHANNELS
 ) -> tuple[AdmConfig, int]:
-    """Return (network table, image side) of an OpenAI U-Net from its names and shapes alone.
+    """Return (network table, image side) of an OpenAI U-Net using only its names and shapes.
 
-    The side comes from the multipliers unless given; head width, dropout and form are not in the file.
+    The side follows from the multipliers unless given. The file does not tell head width, dropout or form.
 
     Raises:
-        CheckpointError: if the names are incomplete or of a variant that is not known.
-        UserError: if the side cannot be known.
+        CheckpointError: if names are missing or belong to an unknown variant.
+        UserError: if the side cannot be determined.
     """
     if any(re.search(r"\.(op|conv)\.(weight|bias)$", name) for name in shapes):
         raise CheckpointError(
@@ -110,7 +110,7 @@ def detect(
 
 
 def _from_guided(tensors: dict[str, Tensor], head_channels: int) -> None:
-    """Turn 1-d attention convolutions ordered head by head into ours, in place."""
+    """Convert 1-d attention convolutions grouped by head to our layout, in place."""
     for name in [name for name in tensors if ".qkv." in name or ".proj_out." in name]:
         tensor = tensors[name]
         if ".qkv." in name:
@@ -126,7 +126,7 @@ def read(
     head_channels: int = HEAD_CHANNELS,
     qkv: str | None = None,
 ) -> Foreign:
-    """Translate an OpenAI or guided-diffusion state dict; `tensors` is used up.
+    """Translate an OpenAI or guided-diffusion state dict; `tensors` is consumed.
 
     `qkv` "heads" or "three" overrides the order of guided-diffusion attention (its `use_new_attention_order`).
     """

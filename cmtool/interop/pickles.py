@@ -1,7 +1,7 @@
-"""NVlabs' network pickles, read without running them.
+"""Read NVlabs' network pickles without running them.
 
-A genuine file names few things: the call that would execute its embedded source, tensor builders, containers. Each of
-those becomes an inert record here, and every other name is refused (`cmtool.files.inert`).
+A genuine file refers to few names: the call that would execute its embedded source, tensor builders, and containers.
+Each becomes an inert record here, and every other name is refused (`cmtool.files.inert`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cmtool.interop.weights import Found, judged, settled
 
 
 class Inert:
-    """Stands in for an object whose contents do not matter: keeps what it is given and does nothing."""
+    """Stands in for an object whose contents do not matter: it keeps what it is given and does nothing."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.arguments = arguments
@@ -39,13 +39,13 @@ class InertDict(dict[Any, Any]):
 
 @dataclass
 class Storage:
-    """The bytes of a tensor storage as `torch.save` wrote them, not read yet."""
+    """The bytes of a tensor storage as `torch.save` wrote them, not decoded yet."""
 
     data: bytes
 
     def load(self) -> Tensor:
         """Return the storage as a flat tensor."""
-        # The nested file is torch's old format, which cannot be compressed; a zip here would be somebody's own doing.
+        # A genuine nested file has torch's old format, which is never compressed. A zip here was put there on purpose.
         if not isinstance(self.data, bytes) or self.data[:2] == b"PK":
             raise CheckpointError("the pickle holds a tensor storage of an unknown kind.")
         try:
@@ -53,7 +53,7 @@ class Storage:
         except MemoryError:
             raise
         except Exception as error:
-            # Bytes made by someone else can fail in any way; none of them may end in a traceback.
+            # Foreign bytes can fail in any way, and none of them may end in a traceback.
             raise CheckpointError(f"the pickle holds a damaged or hostile tensor ({type(error).__name__}).") from None
         if not isinstance(stored, torch.TypedStorage):
             raise CheckpointError("the pickle holds a tensor storage of an unknown kind.")
@@ -73,7 +73,7 @@ class View:
         """Ignore what the file adds to a tensor (hooks, attributes)."""
 
     def load(self, cache: dict[int, Tensor]) -> Tensor:
-        """Return the tensor; storages are read once.
+        """Return the tensor; each storage is decoded once.
 
         Raises:
             CheckpointError: if the view reaches outside its storage.
@@ -165,7 +165,7 @@ def read_pickle(path: Path) -> Any:
     """Return the contents of a pickle with every object replaced by an inert record.
 
     Raises:
-        CheckpointError: if it is damaged, or names anything outside a short list.
+        CheckpointError: if it is damaged, or refers to any name outside a short list.
     """
     try:
         with open(path, "rb") as stream:
@@ -177,7 +177,7 @@ def read_pickle(path: Path) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        # A hostile or cut pickle can fail in any way that Python objects can.
+        # A hostile or truncated pickle can fail in any way that Python objects can.
         raise CheckpointError(
             f"{path} is no readable pickle ({type(error).__name__}); was the download complete?"
         ) from None
@@ -192,7 +192,7 @@ def flatten(module: Any, prefix: str = "", cache: dict[int, Tensor] | None = Non
     """Return a recorded module's state dict: parameters and persistent buffers under dotted names.
 
     Raises:
-        CheckpointError: if a tensor is impossible.
+        CheckpointError: if a tensor's shape is impossible.
     """
     cache = {} if cache is None else cache
     state = _submodules(module)
@@ -213,7 +213,7 @@ def network_records(content: Any, path: Path) -> list[Found[Record]]:
     """Return the networks inside a snapshot.
 
     Raises:
-        CheckpointError: if there is none, naming what was found.
+        CheckpointError: if there is none; the message lists what was found.
     """
     if isinstance(content, Record):
         return [judged((), content)]

@@ -1,4 +1,4 @@
-"""The one-step generator as a program: ONNX and TorchScript, checked against the model after writing."""
+"""Export of the one-step generator as a program (ONNX, TorchScript), checked against the model after writing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Inputs = tuple[Tensor, ...]
 
 
 class Generator(nn.Module):
-    """z (B, C, H, W) of unit variance, and labels (B,) for a conditional model, to images in [-1, 1]."""
+    """Maps z (B, C, H, W) of unit variance, and labels (B,) for a conditional model, to images in [-1, 1]."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def example(model: Model, batch: int, seed: int) -> Inputs:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' own talk (deprecations, optimizer statistics) off the user's screen."""
+    """Silence the exporters' own messages (deprecations, optimizer statistics)."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         previous = logging.root.manager.disable
@@ -114,10 +114,10 @@ def _require_onnx() -> None:
 
 
 def write(model: Model, out: Path, format: str, say: Callable[[str], None]) -> None:
-    """Write the one-step generator and run what was written on other inputs of another batch size.
+    """Write the one-step generator, then run the written program on new inputs with another batch size.
 
     Raises:
-        UserError: if a package is missing, the model needs a second time, or the written program answers otherwise.
+        UserError: if a package is missing, the model needs a second time, or the program answers differently.
     """
     if model.kind != "consistency":
         raise UserError(

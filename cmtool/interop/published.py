@@ -1,6 +1,6 @@
-"""What a model's name means: a file, a run folder, a model that came along, a published one, one of the hub.
+"""Resolve a model's name: a file, a run folder, a bundled model, a published one, or a repository of the hub.
 
-Light: torch is imported only to translate what was fetched.
+torch is imported only to translate a download.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def demo_names() -> list[str]:
 
 
 def names() -> list[str]:
-    """Return every name that can be given for a model, beside files and folders."""
+    """Return every model name other than files and folders."""
     return [*demo_names(), *PUBLISHED]
 
 
 def resolve_model(name: str, talk: Talk | None = None, weights: str | None = None) -> Path:
-    """Return the model file that `name` means, fetching and translating it the first time.
+    """Return the model file that `name` refers to; fetch and translate it the first time.
 
-    Files and run folders come first; then `demo/NAME`, the published names, and `hf:owner/name`. `weights`: "ema",
-    "raw" or a name, where a repository holds several sets; None takes an average where there is one.
+    Files and run folders come first, then `demo/NAME`, the published names, and `hf:owner/name`. `weights` chooses
+    among several sets in a repository: "ema", "raw" or a name; None prefers an average.
 
     Raises:
-        CheckpointError: if it is a path and nothing is there, or what was fetched is not understood.
-        UserError: if the name is unknown (the nearest ones are said), or the download failed.
-        OfflineError: if it must be fetched and cannot be.
+        CheckpointError: if it is a path and nothing is there, or the download cannot be understood.
+        UserError: if the name is unknown (the message has the nearest ones), or the download failed.
+        OfflineError: if it has to be fetched and cannot be.
     """
     talk = talk or SILENCE
     if Path(name).exists():
@@ -88,15 +88,15 @@ def _translate(raw: Path, out: Path, talk: Talk, published: Published | None = N
     try:
         import_model(raw, out, say=talk.say, published=published)
     except CheckpointError as error:
-        # A file that is damaged must not be taken for whole the next time.
+        # A damaged file must not be mistaken for a complete one next time.
         shutil.rmtree(raw) if raw.is_dir() else raw.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{error.message} It was removed from the cache.", "run it again to fetch it anew"
+            f"{error.message} It was removed from the cache.", "run it again to fetch it again"
         ) from None
 
 
 def _hub(repository: str, talk: Talk, weights: str | None) -> Path:
-    """Fetch a repository of the Hugging Face hub that holds one of our files or a diffusers pipeline."""
+    """Fetch a repository of the Hugging Face hub that holds a cmtool model or a diffusers pipeline."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
         raise UserError(f"'hf:{repository}' is no hub name; it is hf:owner/name.")
     chosen = f"+{re.sub(r'[^A-Za-z0-9_.-]', '_', weights)}" if weights else ""
@@ -125,10 +125,10 @@ def _hub(repository: str, talk: Talk, weights: str | None) -> Path:
 
 
 def _files_of(repository: str, files: list[str], weights: str | None) -> tuple[list[str], str | None]:
-    """Return the files of a repository to fetch, and what is to be said about the choice of weights.
+    """Return the files to fetch from a repository, and a sentence about the choice of weights.
 
     Raises:
-        UserError: if it holds no model, or not the weights that are wanted.
+        UserError: if it holds no model, or not the wanted weights.
     """
     if "model.safetensors" in files:
         if weights:
@@ -151,10 +151,10 @@ def _files_of(repository: str, files: list[str], weights: str | None) -> tuple[l
 
 
 def resolve_our_own(file: Path, target: Path) -> None:
-    """Put a fetched file of ours in its place after reading its header.
+    """Move a fetched cmtool model to its place after reading its header.
 
     Raises:
-        CheckpointError: if it is none of ours; it is removed.
+        CheckpointError: if it is not a cmtool model; the file is removed.
     """
     from cmtool.checkpoint import read_header
 

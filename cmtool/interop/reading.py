@@ -1,4 +1,4 @@
-"""From a file or folder of another code base to a model file of ours."""
+"""Import: from another code base's file or folder to a cmtool model file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmtool.errors import CheckpointError, UsageError, UserError
 from cmtool.interop import diffusers, edm, edm2, jax, openai, pickles
 from cmtool.interop.known import Published, by_file_name
 from cmtool.interop.layout import Foreign, Form, compare_names, named, shapes_of, widen
-from cmtool.interop.neighbors import averages_beside, newest_of_series
+from cmtool.interop.neighbors import averages_beside, full_beside, newest_of_series
 from cmtool.interop.torch_file import find_tensors, load_torch, read_safetensors
 from cmtool.interop.weights import choose
 from cmtool.networks import build_network
@@ -30,7 +30,7 @@ _UNSUPPORTED = {"VPPrecond": "VP", "VEPrecond": "VE", "iDDPMPrecond": "iDDPM"}
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a file cannot say, as the user says it; None leaves it to the file or to the usual value."""
+    """What the user says in place of the file; None leaves it to the file or to the usual value."""
 
     form: Form | None = None
     resolution: int | None = None
@@ -92,7 +92,7 @@ def _from_pickle(path: Path, options: ImportOptions) -> Foreign:
         foreign.form = "edm"
     elif record.name == "ECMPrecond":
         foreign.form = "consistency"
-        # ECT subtracts sigma_min in its scalings, TCM does not; the embedded source (read as text) tells which it is.
+        # ECT subtracts sigma_min in its scalings and TCM does not. The embedded source, read as text, tells them apart.
         foreign.parameterization = "consistency" if "- self.sigma_min" in record.source else "edm"
     return foreign
 
@@ -113,18 +113,20 @@ def _from_checkpoint(content: Any, path: Path, options: ImportOptions) -> Foreig
 
 
 def _said_of_file(said: str | None, path: Path) -> list[str]:
-    """Return what is said about the weights of one file: what was taken, and an average in a file beside it."""
+    """Return sentences about one file's weights: which were taken, and whether a neighbor holds an average."""
     beside = averages_beside(path)
-    lies = f"an average lies beside {path.name}: import {' or '.join(beside)} to take it." if beside else None
-    return [text for text in (said, lies) if text]
+    lies = f"there is an average next to {path.name}: import {' or '.join(beside)} to take it." if beside else None
+    full = full_beside(path)
+    widths = f"{path.name} is in half precision; {full[0]} next to it is not." if full else None
+    return [text for text in (said, lies, widths) if text]
 
 
 def read_foreign(path: Path, options: ImportOptions) -> Foreign:
     """Recognize and translate a file or folder.
 
     Raises:
-        CheckpointError: if it is missing, damaged, hostile, or of no known layout.
-        UserError: if it is a cmtool model already, or something must be said that the file does not hold.
+        CheckpointError: if it is missing, damaged, hostile, or has no known layout.
+        UserError: if it is a cmtool model already, or the user must say something that the file does not.
     """
     if path.is_dir():
         if (path / "model.safetensors").is_file() and not diffusers.recognizes(path):
@@ -159,7 +161,7 @@ def read_foreign(path: Path, options: ImportOptions) -> Foreign:
 
 
 def _form(foreign: Foreign, options: ImportOptions, published: Published | None, path: Path) -> tuple[Form, str | None]:
-    """Return the form and a sentence if it had to be guessed."""
+    """Return the form, and a sentence if it had to be guessed."""
     if options.form:
         return options.form, None
     if foreign.form:
@@ -190,7 +192,7 @@ def _process(foreign: Foreign, options: ImportOptions, form: Form) -> tuple[Proc
 def describe(
     foreign: Foreign, path: Path, options: ImportOptions, published: Published | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the header of our model file, and the sentences about what was assumed."""
+    """Return the header of the model file, and sentences about what was assumed."""
     published = published or by_file_name(path)
     form, form_note = _form(foreign, options, published, path)
     process, range_note = _process(foreign, options, form)
@@ -230,7 +232,7 @@ def describe(
 
 
 def _origin(foreign: Foreign, path: Path, published: Published | None) -> dict[str, Any]:
-    """Where an imported model comes from: layout and file, and what is known beyond."""
+    """Return where an imported model comes from: layout, file, and what else is known."""
     origin: dict[str, Any] = {"layout": foreign.layout, "file": path.name}
     if foreign.weights:
         origin["weights"] = foreign.weights
@@ -246,10 +248,10 @@ def _head_note(foreign: Foreign) -> str:
 
 
 def check_network(foreign: Foreign) -> None:
-    """Check names and shapes against the network that the file was recognized as.
+    """Check names and shapes against the recognized network.
 
     Raises:
-        CheckpointError: with the missing and surplus tensors, counted and named.
+        CheckpointError: with the number and names of missing and surplus tensors.
     """
     with torch.device("meta"):
         network = build_network(
@@ -266,10 +268,10 @@ def import_model(
     say: Callable[[str], None] = lambda text: None,
     published: Published | None = None,
 ) -> dict[str, Any]:
-    """Translate `source` into a model file at `out` and return its header; `say` is told what was assumed.
+    """Translate `source` into a model file at `out` and return its header; `say` receives what was assumed.
 
     Raises:
-        CheckpointError, UserError: if the source is not understood, or `out` cannot be written.
+        CheckpointError, UserError: if the source cannot be understood, or `out` cannot be written.
     """
     options = options or ImportOptions()
     foreign = read_foreign(source, options)

@@ -1,4 +1,4 @@
-"""Every set of weights in a training checkpoint: nested, under prefixes, as bare lists, inside an optimizer."""
+"""Find every set of weights in a training checkpoint: nested, under prefixes, as bare lists, inside an optimizer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cmtool.errors import CheckpointError
 from cmtool.interop.weights import Found, judged, says_average, settled, words_of
 
 Tensors = dict[str, Tensor]
-# One tensor that every network of a layout has, under this name: what stands before it is a prefix.
+# Each layout has a tensor with one of these names in every network; whatever precedes it is a prefix.
 _ANCHORS = ("time_embed.0.weight", "map_layer0.weight", "emb_noise.weight")
-_ANCHORS_BELOW = ("conv_in.weight",)  # diffusers; autoencoders inside other layouts have one as well
+_ANCHORS_BELOW = ("conv_in.weight",)  # diffusers; autoencoders stored with other layouts have it as well
 _INFIX = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
-# What averaging wrappers keep beside the weights.
+# Counters that averaging wrappers store with the weights.
 _BOOKKEEPING = {"n_averaged", "initted", "step", "num_updates", "decay"}
 _OPTIMIZERS = {"optimizer", "optimizers", "optim", "opt"}
-# Averages of the weights in an optimizer's state: AdamW with an average, torchcontrib's SWA, torch's ASGD.
+# Keys of averaged weights in an optimizer's state: AdamW with EMA, torchcontrib's SWA, torch's ASGD.
 _IN_OPTIMIZER = ("param_exp_avg", "ema", "ema_param", "swa_buffer", "ax")
 _BUFFERS = re.compile(
     r"(^|\.)(freqs|phases|resample_filter|running_mean|running_var|num_batches_tracked|W|sigmas|betas|\w*alphas\w*)$"
@@ -32,12 +32,17 @@ _DEEPEST, _MOST = 8, 100_000
 
 @dataclass(frozen=True)
 class _Entry:
-    """Tensors that lie together: by name, or in a list."""
+    """Tensors found together, by name or in a list; `begun` is False if a counter says that nothing was averaged."""
 
     parts: tuple[str, ...]
     tensors: Tensors | list[Tensor]
     reach: float | None = None
     is_average: bool | None = None
+    begun: bool = True
+
+
+def _is_zero(count: Any) -> bool:
+    return bool(count == 0) if isinstance(count, int) or (isinstance(count, Tensor) and count.numel() == 1) else False
 
 
 def _weighty(values: Sequence[Any]) -> bool:
@@ -51,7 +56,7 @@ def _in_optimizer(parts: Sequence[str]) -> bool:
 def _walk(
     content: Any, budget: Iterator[int], parts: tuple[str, ...] = (), reach: float | None = None
 ) -> Iterator[_Entry]:
-    """Yield what lies together in nested dictionaries and lists; `budget` runs out in a file that nests without end."""
+    """Yield the groups of tensors in nested dictionaries and lists; `budget` stops files that nest without end."""
     if len(parts) > _DEEPEST or not isinstance(content, Mapping | list | tuple):
         return
     if next(budget, None) is None:
@@ -64,13 +69,17 @@ def _walk(
             yield from _optimizer_averages(content, parts)
             return
         widths = next((content[name] for name in _WIDTHS if isinstance(content.get(name), list | tuple)), ())
+        # Lightning keeps the number of averages next to the weights, or in a separate table.
+        counters = (content, content.get("averaging_state"))
+        unbegun = any(isinstance(table, Mapping) and _is_zero(table.get("n_averaged")) for table in counters)
         for name, value in content.items():
             if isinstance(value, list | tuple) and len(value) == len(widths) > 0 and name not in _WIDTHS:
                 for index, (inner, width) in enumerate(zip(value, widths, strict=True)):
                     number = float(width) if isinstance(width, int | float) else None
                     yield from _walk(inner, budget, (*parts, str(name), str(index)), number)
             else:
-                yield from _walk(value, budget, (*parts, str(name)), reach)
+                for entry in _walk(value, budget, (*parts, str(name)), reach):
+                    yield replace(entry, begun=False) if unbegun else entry
     else:
         yield from _walk_list(content, budget, parts, reach)
 
@@ -84,20 +93,25 @@ def _walk_list(
         return
     after_optimizer = False
     for index, value in enumerate(content):
-        # [model, optimizer, epoch, step, average], as the code of score-based models and DDIM writes it.
+        # NCSN and DDIM code saves [model, optimizer, epoch, step, average].
         for entry in _walk(value, budget, (*parts, str(index)), reach):
             yield replace(entry, is_average=True) if after_optimizer and not parts else entry
         after_optimizer = after_optimizer or (isinstance(value, Mapping) and "param_groups" in value)
 
 
+def _listed(groups: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """Return the entries of a list that each group of parameters has under `key`."""
+    return [entry for group in groups if isinstance(group.get(key), list) for entry in group[key]]
+
+
 def _optimizer_averages(content: Mapping[str, Any], parts: tuple[str, ...]) -> Iterator[_Entry]:
     """Yield the averages of the parameters that an optimizer's state holds, in the order of its parameters."""
     groups = [group for group in content["param_groups"] if isinstance(group, Mapping)]
-    order = [index for group in groups for index in group.get("params") or ()]
-    states = [content["state"].get(index) for index in order]
-    if not order or not all(isinstance(state, Mapping) for state in states):
+    order = _listed(groups, "params")
+    states = [content["state"].get(index) for index in order if isinstance(index, int | str)]
+    if not order or len(states) < len(order) or not all(isinstance(state, Mapping) for state in states):
         return
-    names = [name for group in groups for name in group.get("param_names") or ()]
+    names = _listed(groups, "param_names")
     for key in _IN_OPTIMIZER:
         values = [state.get(key) for state in states]
         if all(isinstance(value, Tensor) for value in values) and _weighty(values):
@@ -107,7 +121,7 @@ def _optimizer_averages(content: Mapping[str, Any], parts: tuple[str, ...]) -> I
 
 
 def _unwrapped(tensors: Tensors) -> Tensors:
-    """Return the tensors without the infixes of wrappers, unless two would then bear one name."""
+    """Return the tensors without wrapper infixes in their names, unless two names would then coincide."""
     plain = {_INFIX.sub("", name).lstrip("."): tensor for name, tensor in tensors.items()}
     return plain if len(plain) == len(tensors) else tensors
 
@@ -125,7 +139,7 @@ def _prefixes(tensors: Tensors) -> list[str]:
 
 
 def _networks(entry: _Entry, tensors: Tensors) -> Iterator[Found[Tensors]]:
-    """Split tensors by the prefixes under which networks lie."""
+    """Split tensors by the prefixes that networks have."""
     plain = _unwrapped(tensors)
     prefixes = _prefixes(plain)
     for prefix in prefixes:
@@ -136,7 +150,7 @@ def _networks(entry: _Entry, tensors: Tensors) -> Iterator[Found[Tensors]]:
             if name.startswith(prefix) and not (longer and name.startswith(longer))
         }
         parent = prefix.removesuffix("unet.") if prefix.endswith("unet.") else prefix.removesuffix("model.")
-        if parent != prefix:  # EDM2's head stands beside the network that it belongs to
+        if parent != prefix:  # EDM2 stores the log-variance head next to the network
             inner |= {
                 name.removeprefix(parent): tensor
                 for name, tensor in plain.items()
@@ -145,22 +159,24 @@ def _networks(entry: _Entry, tensors: Tensors) -> Iterator[Found[Tensors]]:
         if not prefix:
             inner = {name: tensor for name, tensor in inner.items() if name not in _BOOKKEEPING or tensor.numel() > 1}
         found = judged((*entry.parts, *prefix.split(".")[:-1]), inner, entry.reach)
-        counts = [
-            int(tensor)
-            for name, tensor in plain.items()
-            if name.endswith("n_averaged")
-            and tensor.numel() == 1
-            and prefix.startswith(f"{name.removesuffix('n_averaged')}module.")
-        ]
+        count = _counter(plain, prefix)
         average = found.average if entry.is_average is None else entry.is_average
-        if counts:
-            # An AveragedModel that has averaged nothing yet still holds the weights that it was made with.
-            average, found = True, replace(found, begun=counts[0] > 0)
-        yield replace(found, average=average, explicit=found.explicit or average)
+        average = average or count is not None
+        # Until its first update an AveragedModel holds the weights that it was constructed with.
+        begun = entry.begun and not _is_zero(count)
+        yield replace(found, average=average, explicit=found.explicit or average, begun=begun)
+
+
+def _counter(tensors: Tensors, prefix: str) -> Tensor | None:
+    """Return the counter of the AveragedModel that holds the network of this prefix, if there is one."""
+    ends = (name for name in tensors if f".{name}".endswith(".n_averaged"))
+    return next(
+        (tensors[name] for name in ends if prefix.startswith(name.removesuffix("n_averaged") + "module.")), None
+    )
 
 
 def _embedded(values: Sequence[Tensor], entries: Sequence[tuple[str, Tensor]]) -> list[str] | None:
-    """Return the first names, in order, whose shapes are those of `values`; None if there are none."""
+    """Return the earliest names, in order, whose shapes match `values`; None if there are none."""
     names, rest = [], iter(entries)
     for value in values:
         name = next((name for name, tensor in rest if tensor.shape == value.shape), None)
@@ -171,10 +187,10 @@ def _embedded(values: Sequence[Tensor], entries: Sequence[tuple[str, Tensor]]) -
 
 
 def _order(values: list[Tensor], raw: Tensors) -> list[str] | None:
-    """Return the names of an average that is a list, by the raw weights in the order of their modules.
+    """Return the names that belong to an average stored as a list, judging by the raw weights next to it.
 
-    Such lists are of the parameters, or of those that are trained, in the order of `model.parameters()`, and a state
-    dict has the same order with buffers in between. None where more than one assignment fits the shapes.
+    Such a list holds the parameters, or the trained ones, in the order of `model.parameters()`. A state dict has the
+    same order, with buffers in between. Returns None if more than one assignment fits the shapes.
     """
     seen: set[tuple[int, torch.Size]] = set()
     once = []
@@ -199,7 +215,7 @@ def _directions(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _agrees(values: Sequence[Tensor], names: Sequence[str], raw: Tensors) -> bool:
-    """Whether no average looks like the raw weights of another name: then the list has another order."""
+    """Return whether no value looks like the raw weights of another name, which would show another order."""
     alike: dict[torch.Size, list[int]] = {}
     for index, value in enumerate(values):
         if value.numel() >= 64:
@@ -220,7 +236,7 @@ def _from_list(entry: _Entry, raws: Sequence[_Entry]) -> Iterator[Found[Tensors]
         if names is not None:
             named = dict(zip(names, values, strict=True))
             for found in _networks(replace(entry, is_average=True), named):
-                # The prefixes are those of the raw weights and say nothing about the average.
+                # The prefixes come from the raw weights and say nothing about the average.
                 yield replace(found, parts=entry.parts, average=True)
             return
     fault = f"it is a list of {len(values)} tensors without names, and nothing in the file tells their order"
@@ -228,7 +244,7 @@ def _from_list(entry: _Entry, raws: Sequence[_Entry]) -> Iterator[Found[Tensors]
 
 
 def _by_joined_names(entries: Sequence[_Entry], found: Sequence[Found[Tensors]]) -> Iterator[Found[Tensors]]:
-    """Yield averages whose names lost their dots, as latent diffusion's LitEma writes them: `model_ema.outweight`."""
+    """Yield averages whose names have no dots, as latent diffusion's LitEma writes them: `model_ema.outweight`."""
     for entry in entries:
         assert isinstance(entry.tensors, dict)
         heads = {head for name in entry.tensors if (head := name.partition(".")[0]) != name}
@@ -245,7 +261,7 @@ def _by_joined_names(entries: Sequence[_Entry], found: Sequence[Found[Tensors]])
 
 
 def _filled(found: list[Found[Tensors]]) -> Iterator[Found[Tensors]]:
-    """Give averages of the parameters the buffers, and what was not trained, of the raw weights beside them."""
+    """Complete averages that hold only parameters: take buffers and untrained tensors from the raw weights."""
     raws = [one for one in found if not one.average and not one.other_role]
     for one in found:
         lacking: Tensors = {}
@@ -261,7 +277,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _once(found: Sequence[Found[Tensors]]) -> list[Found[Tensors]]:
-    """Leave out what the file holds twice: the same tensors under two names of one kind."""
+    """Drop duplicates: the same tensors of the same kind under two names."""
     kept: list[Found[Tensors]] = []
     for one in found:
         twin = any(
@@ -277,9 +293,9 @@ def _once(found: Sequence[Found[Tensors]]) -> list[Found[Tensors]]:
 
 
 def weights_in(content: Any) -> list[Found[Tensors]]:
-    """Return every set of weights that a torch or safetensors file held, networks of known layouts if it has any.
+    """Return every set of weights in the contents of a torch or safetensors file.
 
-    Names have lost the prefixes of wrappers and of the modules around the network.
+    Only networks of known layouts count, if there are any. Prefixes of wrappers and enclosing modules are removed.
 
     Raises:
         CheckpointError: if it nests without end.
@@ -296,7 +312,13 @@ def weights_in(content: Any) -> list[Found[Tensors]]:
             known += _from_list(entry, raws)
     if not known:
         return sorted(found, key=lambda one: -len(one.contents))[:1]
-    return _once(list(_filled(settled(known))))
+    return _once([replace(one, half=_is_half(one.contents)) for one in _filled(settled(known))])
+
+
+def _is_half(tensors: Tensors) -> bool:
+    """Return whether most of the tensors are in half precision."""
+    halves = sum(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors.values())
+    return 2 * halves > len(tensors)
 
 
 def _holds(entry: _Entry, found: Found[Tensors]) -> bool:

@@ -1,4 +1,4 @@
-"""Tensors from torch and safetensors files, with no way for a file to run code or to blow up in memory."""
+"""Read tensors from torch and safetensors files without letting a file run code or exhaust memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cmtool.checkpoint import read_preamble
-from cmtool.data.archives import is_zip
 from cmtool.errors import CheckpointError
+from cmtool.files.archives import is_zip
 from cmtool.interop.state_dicts import weights_in
 from cmtool.interop.weights import choose, says_average
 
@@ -24,7 +24,7 @@ _LARGE = 1 << 28
 
 
 def check_zip(path: Path) -> None:
-    """Refuse a zip that no `torch.save` wrote: names that climb out, compressed members, more bytes than the file has.
+    """Refuse a zip that is not `torch.save`'s: escaping paths, compressed members, more bytes than the file has.
 
     Raises:
         CheckpointError: with what was found.
@@ -52,7 +52,7 @@ def load_torch(path: Path) -> Any:
     """Load a torch file's tensors and plain containers, memory-mapped where the format allows it.
 
     Raises:
-        CheckpointError: if it is damaged, or holds anything but tensors and plain containers.
+        CheckpointError: if it is damaged, or holds anything besides tensors and plain containers.
     """
     zipped = is_zip(path)
     if not zipped:
@@ -64,7 +64,7 @@ def load_torch(path: Path) -> Any:
     if zipped:
         check_zip(path)
     try:
-        # Training scripts keep their arguments beside the weights; a namespace only stores what it is given.
+        # Training scripts save their arguments with the weights. A namespace only stores values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
     except pickle.UnpicklingError as error:
@@ -76,21 +76,21 @@ def load_torch(path: Path) -> Any:
     except MemoryError:
         if path.stat().st_size > _LARGE:
             raise
-        # A small file cannot need more memory than there is: its lengths are claims.
+        # A small file cannot genuinely need that much memory: its lengths are false.
         raise CheckpointError(f"{path} is no torch file, or is damaged.") from None
     except Exception:
-        # Bytes made by someone else can fail in any way inside torch's readers; none of them may end in a traceback.
+        # Foreign bytes can fail in any way inside torch's readers, and none of them may end in a traceback.
         raise CheckpointError(f"{path} is no torch file, or is damaged; was the download complete?") from None
 
 
 def find_tensors(content: Any, path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], str, str | None]:
-    """Return the state dict inside what a file held, the file's name for it, and what is to be said about the choice.
+    """Return the state dict in a file's contents, the file's name for it, and a sentence about the choice (or None).
 
-    `wanted`: "ema", "raw" or a name; None takes an average where there is one.
+    `wanted`: "ema", "raw" or a name; None prefers an average.
 
     Raises:
         CheckpointError: if there is none.
-        UserError: if what is wanted is not there, or several fit.
+        UserError: if the wanted weights are not there, or several fit.
     """
     if not isinstance(content, Mapping | list | tuple):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
@@ -98,6 +98,11 @@ def find_tensors(content: Any, path: Path, wanted: str | None = None) -> tuple[d
         found = weights_in(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is refused: {error.message}") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Foreign contents can be built in any way, and none of them may end in a traceback.
+        raise CheckpointError(f"{path} cannot be understood ({type(error).__name__}).") from None
     if not found and isinstance(content, Mapping):
         held = ", ".join(map(str, list(content)[:10]))
         raise CheckpointError(f"{path} holds no state dict; it holds: {held or 'nothing'}.")
@@ -107,7 +112,7 @@ def find_tensors(content: Any, path: Path, wanted: str | None = None) -> tuple[d
         found = [replace(found[0], average=True)]
     taken, said = choose(found, wanted, path)
     flat = isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
-    # Prefixes alone are no choice to speak of.
+    # A single set of weights under a prefix is not a choice worth mentioning.
     plain = flat and len(found) == 1 and not taken.average
     return dict(taken.contents), taken.name, None if plain else said
 

@@ -1,4 +1,4 @@
-"""UNet2DModel's names and settings for the ADM U-Net, both ways."""
+"""Names and settings of UNet2DModel for the ADM U-Net, in both directions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cmtool.errors import CheckpointError, UserError
 from cmtool.interop.layout import take
 from cmtool.networks.blocks import per_level
 
-# Keys that an older config.json may lack, with the values its writer assumed.
+# Keys that an older config.json may lack, and the defaults of that time.
 DEFAULTS: dict[str, Any] = {
     "layers_per_block": 2,
     "in_channels": 3,
@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "act_fn": "silu",
     "class_embed_type": None,
 }
-# What our ADM network is, in their words: anything else is another network.
+# Our ADM network in diffusers' terms; with any other value it is a different network.
 _REQUIRED: dict[str, Any] = {
     "downsample_type": "resnet",
     "upsample_type": "resnet",
@@ -127,7 +127,7 @@ def to_diffusers(tensors: dict[str, Tensor], config: AdmConfig, side: int) -> di
 
 
 def from_diffusers(tensors: dict[str, Tensor], config: AdmConfig, side: int) -> dict[str, Tensor]:
-    """Translate UNet2DModel's tensors into ours; `tensors` is used up."""
+    """Translate UNet2DModel's tensors into ours; `tensors` is consumed."""
     for name in [name for name in tensors if any(f".{old}." in name for old in _OLD_ATTENTION)]:
         new = name
         for old, modern in _OLD_ATTENTION.items():
@@ -144,7 +144,7 @@ def from_diffusers(tensors: dict[str, Tensor], config: AdmConfig, side: int) -> 
                 continue
             one_by_one = kind != "copy" and part == "weight"
             result[f"{ours}.{part}"] = tensor[:, :, None, None] if one_by_one else tensor
-    # What no rule took is kept under its own name, for the check of names to report.
+    # Leftovers keep their own names, and the check of names reports them.
     result.update(tensors)
     return result
 
@@ -153,7 +153,7 @@ def network_of(config: dict[str, Any]) -> tuple[AdmConfig, int]:
     """Return (network table, image side) of a UNet2DModel's config.json.
 
     Raises:
-        CheckpointError: for a UNet2DModel that is not of the ADM kind, with the settings that differ.
+        CheckpointError: if the UNet2DModel is not an ADM U-Net; the message lists the settings that differ.
     """
     filled = DEFAULTS | config
     differing = [f"{key} = {filled[key]!r}" for key, wanted in _REQUIRED.items() if filled[key] != wanted]
@@ -185,7 +185,7 @@ def network_of(config: dict[str, Any]) -> tuple[AdmConfig, int]:
 
 
 def unet_config(table: AdmConfig, channels: int, side: int, num_classes: int | None) -> dict[str, Any]:
-    """Return the config.json of a UNet2DModel that is our ADM network.
+    """Return the config.json of the UNet2DModel that equals our ADM network.
 
     Raises:
         UserError: for settings that UNet2DModel does not have.

@@ -1,4 +1,4 @@
-"""Which weights are meant, of a checkpoint that holds several: an average wins over raw weights, and this is said."""
+"""Choose among several sets of weights in a checkpoint: an average beats raw weights, and the user is told."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 _AVERAGE = {"ema", "emas", "average", "averaged", "averages", "averaging", "avg", "swa", "shadow", "polyak"}
 _RAW = {"online", "raw", "live", "current", "collected", "stored", "backup", "noema", "nonema"}
-# Glued to "ema" in one word: modelema, emaweights.
+# Words joined to "ema": modelema, emaweights.
 _BODY = r"(model|net|network|unet|g|state|statedict|params?|weights?|callback)"
 _GLUED = re.compile(rf"{_BODY}ema|ema{_BODY}\w*")
-# Networks of a training run that are not what it trains; taken only if nothing else is there.
+# Auxiliary networks of a training run; taken only if there is nothing else.
 _OTHER_ROLES = {"teacher", "target", "pretrained", "discriminator", "critic", "reference", "frozen"}
-# What a trained network is called, the likeliest first.
+# Usual names of the trained network, likeliest first.
 _USUAL = (
     "model",
     "state_dict",
@@ -33,7 +33,7 @@ _USUAL = (
     "current_model_state",
     "generator",
 )
-# Names that wrappers add; they say nothing about the weights.
+# Names added by wrappers, which say nothing about the weights.
 WRAPPERS = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
@@ -41,9 +41,10 @@ WRAPPERS = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_
 class Found(Generic[T]):
     """One set of weights in a file or folder.
 
-    `parts`: the keys that lead to it, outermost first; `average`: whether it is one; `explicit`: whether a name says
-    what it is; `reach`: decay or width of the average, where it is known (larger reaches further back); `begun`: False
-    where nothing was averaged yet; `filled`: tensors that it lacked and that came from the raw weights; `fault`: why it
+    `parts` are the keys that lead to it, outermost first. `average` tells whether it is an average, and `explicit`
+    whether a name says so or denies it. `reach` is the average's decay or width, where known: a larger one reaches
+    further back. `begun` is False if nothing was averaged yet, `half` is True if most tensors are in half precision.
+    `filled` counts the tensors taken from the raw weights because the average lacks them. `fault` is the reason why it
     cannot be used, or None.
     """
 
@@ -53,6 +54,7 @@ class Found(Generic[T]):
     explicit: bool = True
     reach: float | None = None
     begun: bool = True
+    half: bool = False
     filled: int = 0
     fault: str | None = None
 
@@ -63,23 +65,23 @@ class Found(Generic[T]):
 
     @property
     def other_role(self) -> bool:
-        """Whether a name says that it is a teacher's, a target's or a discriminator's."""
+        """Whether a key names a teacher, a target or a discriminator."""
         return any(word in _OTHER_ROLES for part in self.parts for word in words_of(part))
 
 
 def words_of(name: str) -> list[str]:
-    """Split a key into lower-case words: "EMACallback{...}", "model_ema", "ema-0.999"."""
+    """Return a key's words in lower case: "EMACallback{...}", "model_ema", "ema-0.999"."""
     head = name.partition("{")[0]
     return [word.lower() for word in re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+", head)]
 
 
 def _says(name: str) -> bool | None:
-    """Whether one key says "average" (True) or "raw" (False); None: neither."""
+    """Return whether one key says "average" (True) or "raw" (False); None for neither."""
     words = words_of(name)
     for before, word in zip(["", *words], words, strict=False):
         if word in _RAW or (word == "ema" and before in ("non", "no", "without")):
             return False
-        if word == "avg" and before == "exp":  # the optimizer's average of gradients
+        if word == "avg" and before == "exp":  # an optimizer's average of gradients
             continue
         if word in _AVERAGE or _GLUED.fullmatch(word):
             return True
@@ -87,12 +89,12 @@ def _says(name: str) -> bool | None:
 
 
 def says_average(parts: Sequence[str]) -> bool | None:
-    """Whether the keys that lead to weights say that they are an average: the innermost that says something decides."""
+    """Return whether keys name an average; the innermost key that says anything decides, None if none does."""
     return next((said for part in reversed(parts) if (said := _says(part)) is not None), None)
 
 
 def reach_of(parts: Sequence[str]) -> float | None:
-    """Return the decay that the keys name ("ema_0.9999", "ema_9999"), None if they name none."""
+    """Return the decay that the keys name ("ema_0.9999", "ema_9999"), None if they name no decay."""
     for part in reversed(parts):
         for number in re.findall(r"0?\.\d+|9{2,}\d*", part):
             value = float(number if "." in number else f"0.{number}")
@@ -102,16 +104,16 @@ def reach_of(parts: Sequence[str]) -> float | None:
 
 
 def judged(parts: Sequence[str], contents: T, reach: float | None = None) -> Found[T]:
-    """Return weights with what their keys say about them."""
+    """Return weights described by their keys."""
     said = says_average(parts)
     known = reach if reach is not None else reach_of(parts)
     return Found(tuple(parts), bool(said), contents, said is not None, known)
 
 
 def settled(found: Iterable[Found[T]]) -> list[Found[T]]:
-    """Mark the average where it is the other one that says so: beside weights called raw, a plain name is the average.
+    """Recognize an average by its counterpart: next to weights called raw, those with a plain name are the average.
 
-    So Lightning writes it: `state_dict` is the average as soon as `current_model_state` lies beside it.
+    Lightning does this: once there is a `current_model_state`, `state_dict` is the average.
     """
     every = list(found)
     unsaid = [one for one in every if not one.explicit and not one.other_role]
@@ -128,20 +130,18 @@ def _usual(found: Found[Any]) -> int:
 
 
 def _best(found: Sequence[Found[T]], where: Path | str) -> Found[T]:
-    """Return the one that reaches furthest back, else the one of the likeliest name.
+    """Return the average that reaches furthest back; of equals the one in full precision, then of the likeliest name.
 
     Raises:
-        UserError: if neither tells.
+        UserError: if nothing decides.
     """
-    if len(found) == 1:
-        return found[0]
-    if all(one.reach is not None for one in found):
-        ranked = sorted(found, key=lambda one: -(one.reach or 0))
-        first, second = ranked[0].reach, ranked[1].reach
-    else:
-        ranked = sorted(found, key=_usual)
-        first, second = _usual(ranked[0]), _usual(ranked[1])
-    if first == second:
+    compared = all(one.reach is not None for one in found)
+
+    def order(one: Found[T]) -> tuple[float, bool, int]:
+        return (-(one.reach or 0.0) if compared else 0.0), one.half, (0 if compared else _usual(one))
+
+    ranked = sorted(found, key=order)
+    if len(ranked) > 1 and order(ranked[0]) == order(ranked[1]):
         kind = "averages" if found[0].average else "sets of weights"
         raise UserError(
             f"{where} holds several {kind}: {_list(found)}.", f"name one: --weights {found[0].name or 'NAME'}"
@@ -168,10 +168,10 @@ def _kind(found: Found[Any]) -> str:
 
 
 def _wanted(found: Sequence[Found[T]], wanted: str, where: Path | str) -> list[Found[T]]:
-    """Return what `--weights` names.
+    """Return the sets that `--weights` names.
 
     Raises:
-        UserError: if it is not there.
+        UserError: if there are none.
     """
     if wanted in ("ema", "raw"):
         named = [one for one in found if one.average == (wanted == "ema")]
@@ -189,13 +189,13 @@ def _wanted(found: Sequence[Found[T]], wanted: str, where: Path | str) -> list[F
 
 
 def choose(found: Sequence[Found[T]], wanted: str | None, where: Path | str) -> tuple[Found[T], str | None]:
-    """Return the weights to take, and what is to be said about it (None: there was no choice).
+    """Return the weights to take and a sentence about the choice (None: there was none).
 
-    `wanted`: "ema", "raw", a name, or None: an average where there is one.
+    `wanted`: "ema", "raw" or a name; None prefers an average.
 
     Raises:
-        UserError: if what is wanted is not there, or nothing tells which of several is meant.
-        CheckpointError: if it is there and cannot be used.
+        UserError: if the wanted weights are not there, or several fit and nothing decides.
+        CheckpointError: if they are there but cannot be used.
     """
     if wanted is not None:
         pool = _wanted(found, wanted, where)
@@ -211,7 +211,7 @@ def choose(found: Sequence[Found[T]], wanted: str | None, where: Path | str) -> 
 
 
 def _told(taken: Found[Any], others: Sequence[Found[Any]]) -> str | None:
-    """Return the sentence about what was taken."""
+    """Return a sentence about the choice."""
     if not others:
         if not taken.name:
             return None

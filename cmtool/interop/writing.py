@@ -1,4 +1,4 @@
-"""From a model file of ours to other people's layouts."""
+"""Export: from a cmtool model file to other code bases' layouts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cmtool.networks.normalization import MAX_GROUPS
 
 FORMATS = ("openai", "diffusers", "edm-state", "onnx", "torchscript", "hub")
 Say = Callable[[str], None]
-_GRID = 40  # points of a scheduler's grid where the model was not trained on one
+_GRID = 40  # grid points for a scheduler if the model was not trained on a grid
 
 
 def _table(model: Model) -> AdmConfig | SongConfig:
@@ -29,10 +29,10 @@ def _table(model: Model) -> AdmConfig | SongConfig:
 
 
 def _require(model: Model, kinds: tuple[str, ...], noise_scale: float, format: str) -> AdmConfig | SongConfig:
-    """Check that another code base can express the network at all.
+    """Check that another code base can express the network.
 
     Raises:
-        UserError: naming what it cannot express.
+        UserError: if it cannot; the message names what is missing.
     """
     table = _table(model)
     if table.kind not in kinds:
@@ -58,7 +58,7 @@ def _require(model: Model, kinds: tuple[str, ...], noise_scale: float, format: s
 
 
 def _require_groups(table: AdmConfig | SongConfig, smallest: int, format: str) -> None:
-    """Check that normalization groups are min(32, width / smallest) everywhere, as the other code base has them."""
+    """Check that every normalization has min(32, width / smallest) groups, as in the other code base."""
     for width in {table.channels * mult for mult in table.channel_mult} | {table.channels}:
         theirs, ours = min(MAX_GROUPS, width // smallest), min(MAX_GROUPS, width // table.group_channels)
         if theirs != ours or width % theirs:
@@ -68,7 +68,7 @@ def _require_groups(table: AdmConfig | SongConfig, smallest: int, format: str) -
 
 
 def _save_state(tensors: dict[str, Tensor], out: Path) -> None:
-    """Write a bare state dict: safetensors if the name says so, else what `torch.load(weights_only=True)` reads."""
+    """Write a bare state dict: safetensors if the suffix says so, else a file for `torch.load(weights_only=True)`."""
     with atomic_write(out) as temporary:
         if out.suffix == ".safetensors":
             from safetensors.torch import save_file
@@ -141,7 +141,7 @@ WRITERS: dict[str, Callable[[Model, Path, Say], None]] = {
 
 
 def export_model(path: Path, format: str, out: Path, say: Say = lambda text: None) -> dict[str, Any]:
-    """Write the model at `path` to `out` in another layout and return its header; `say` gets what one should know.
+    """Write the model at `path` to `out` in another layout and return its header; `say` receives remarks.
 
     Raises:
         UserError: if the format is unknown or cannot express this model, or `out` cannot be written.

@@ -28,7 +28,7 @@ class Comparison(Protocol):
     """What a target rule returns: something that a distance can be taken of."""
 
     def measure(self, distance: Distance) -> Tensor:
-        """Return one number an image, (B,), whose gradient is the rule's."""
+        """Return one number per image, (B,), whose gradient is the rule's."""
 
 
 TargetRule = Callable[[Nets, Points], Comparison]
@@ -99,7 +99,7 @@ class Objective:
     density: LevelDensity | None = None
 
     def draw(self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice) -> Draw:
-        """Return what a pass over `rows` of the global batch starts from; noise and times depend on the rows alone.
+        """Return what a pass over `rows` of the global batch starts from; noise and times depend only on the rows.
 
         Args:
             x0: images (B, C, H, W) in [-1, 1].

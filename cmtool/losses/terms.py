@@ -44,7 +44,7 @@ class Draw:
     """Everything that is settled about a pass before a network runs.
 
     Images `x0` and unit noise `z` are (B, C, H, W), `times` are (B,) each, from the noisiest to the cleanest, `label`
-    is (B,) or None. `group` neighboring rows form one sample set (1: every row stands alone). `mix` is the scheduled
+    is (B,) or None. `group` neighboring rows form one sample set (1: every row is its own set). `mix` is the scheduled
     share of images that the model generates itself, and `made` (B,) bool says which ones they are. `share` is the part
     of the run that is done, in [0, 1]; a tensor () in a recorded pass, which must not hold the number itself.
     """

@@ -91,7 +91,7 @@ def build_adaptive(part: WeightingPart) -> Weighting:
 
 
 def build_factor(factor: Factor, process: ProcessConfig) -> Weighting:
-    """A weight that is a function of the times alone."""
+    """A weight that depends only on the times."""
     return lambda distance, t, r, student: factor(t, r, process) * distance
 
 

@@ -34,7 +34,7 @@ def per_level(value: Number | Sequence[Number], levels: int, name: str) -> tuple
 
 
 def linear_wide(layer: Any, x: Tensor) -> Tensor:
-    """Return what the `nn.Linear` of an embedding answers to x (B, C): in float32, if its weights are halves."""
+    """Apply the `nn.Linear` of an embedding to x (B, C), in float32 if its weights are in half precision."""
     weight = wide(layer.weight)
     return F.linear(x.to(weight.dtype), weight, wide(layer.bias))
 
@@ -130,10 +130,10 @@ def positional_features(c: Tensor, size: int, endpoint: bool = False) -> Tensor:
 
 
 class WideBuffers(nn.Module):
-    """A module whose buffers stay in float32 when a network is turned into a half.
+    """A module whose buffers stay in float32 when the network is converted to half precision.
 
-    A frequency rounded to bfloat16 is off by up to 1/256 of itself, and so is the phase that it is multiplied into: the
-    features of a noise level would be those of another.
+    A frequency rounded to bfloat16 is off by up to one part in 256, and so is every phase computed from it: a noise
+    level would get the features of another.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideBuffers:
@@ -156,7 +156,7 @@ class FourierFeatures(WideBuffers):
         self.register_buffer("freqs", torch.randn(size // 2) * scale)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Return (B, size) features of c (B,), in float32 at least."""
+        """Return (B, size) features of c (B,), in at least float32."""
         c = wide(c)
         phase = c[:, None] * (2 * math.pi * self.freqs.to(c.dtype))
         return torch.cat([phase.cos(), phase.sin()], dim=1)
@@ -244,7 +244,7 @@ def exact(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
     This is how embeddings of the noise level and the first and last convolution are computed. Training compares two
     outputs by their small difference, which half precision would round away, and together these layers cost little.
-    Embeddings stay in float32 even where the weights themselves are halves (`linear_wide`).
+    Embeddings stay in float32 even where the weights are in half precision (`linear_wide`).
     """
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):

@@ -41,7 +41,7 @@ def build_network(
     """Build the raw network F that `cfg` describes.
 
     `channels`: of an image; `resolution`: its nominal side in pixels, which places the attention layers; `num_classes`:
-    None for an unconditional network. The initial weights are a function of `seed` alone. Under `torch.device("meta")`
+    None for an unconditional network. The initial weights depend only on `seed`. Under `torch.device("meta")`
     nothing is allocated. Raises `ConfigError` for settings that do not fit together.
     """
     try:

@@ -44,7 +44,7 @@ def mp_silu(x: Tensor) -> Tensor:
 
 
 def mp_sum(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """(1 - share) a + share b at unit magnitude (Eq. 88), in the format of a; under autocast b may be a half."""
+    """(1 - share) a + share b at unit magnitude (Eq. 88), in a's dtype; under autocast b may be in half precision."""
     return torch.lerp(a, b.to(a.dtype), share) / math.hypot(1 - share, share)
 
 
@@ -227,7 +227,7 @@ class Edm2UNet(RawNetwork):
         return mp_silu(emb).to(self.dtype)
 
     def _features(self, c: Tensor) -> Tensor:
-        """Return the features of c (B,) in the format of the weights, in float32 where those are halves."""
+        """Return the features of c (B,) in the dtype of the weights, or in float32 where that is half precision."""
         return self.emb_fourier(c).to(torch.promote_types(self.dtype, torch.float32))
 
     def _label(self, label: Tensor | None, emb: Tensor) -> Tensor:

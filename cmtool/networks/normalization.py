@@ -102,7 +102,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _has_layout(x: Tensor) -> bool:
-    """Whether the memory layout of x can be asked for: not for many tensors at once (torch.vmap, is_grads_batched)."""
+    """Whether x can report its memory layout; many tensors at once (torch.vmap, is_grads_batched) cannot."""
     try:
         x.is_contiguous(memory_format=torch.channels_last)
     except RuntimeError:

@@ -227,7 +227,7 @@ class SongUNet(RawNetwork):
         return features.roll(features.shape[1] // 2, dims=1)
 
     def _label(self, label: Tensor | None) -> Tensor:
-        """Return the embedding (1 or B, features) of labels; the null class is the bias alone."""
+        """Return the embedding (1 or B, features) of labels; the null class is just the bias."""
         weight, bias = self.map_label.weight, wide(self.map_label.bias)
         if label is None:
             return bias[None]

@@ -10,7 +10,7 @@ from typing import Any
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 40
-# More points than the chart has pixels across only make the file larger.
+# More points than the chart is wide in pixels only make the file larger.
 MOST_POINTS = 400
 COLORS = 8
 
@@ -46,7 +46,7 @@ class Scale:
     def ticks(self) -> list[float]:
         """Return the values to mark: powers of ten (with 2 and 5 where there are few), or about five round numbers.
 
-        A logarithmic axis within less than a factor of about two is marked with round numbers too.
+        A logarithmic axis that spans less than a factor of about two gets round numbers too.
         """
         found = _log_ticks(self.low, self.high) if self.log else []
         return found if len(found) > 1 else _round_ticks(self.low, self.high)
@@ -78,7 +78,7 @@ def number(value: float) -> str:
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """Return at most about `most` points, the means over equal groups of neighbors: no peak is picked by chance."""
+    """Return at most about `most` points, means of equal groups of neighbors, so that no peak is picked by chance."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / most)

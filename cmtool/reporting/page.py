@@ -17,7 +17,7 @@ from cmtool.version import __version__
 if TYPE_CHECKING:
     from cmtool.reporting.pictures import Nearest, Picture
 
-# Forbids the page to reach the network, whatever a run's files hold.
+# Keeps the page from reaching the network, whatever a run's files hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 PARTS = {"overview": "Overview", "curves": "Curves", "progress": "Progress", "steps": "One step and two",
          "nearest": "Nearest training images", "evaluation": "Evaluations", "configuration": "Configuration",
@@ -44,7 +44,7 @@ def render(runs: Sequence[RunRecord], galleries: Sequence[Gallery], now: Callabl
     Args:
         runs: what to show; several are overlaid.
         galleries: their pictures, in the same order.
-        now: tells the time of the page.
+        now: returns the time that the page shows.
     """
     stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now()))
     here = {"made": stamp, "cmtool": __version__, "python": platform.python_version(),

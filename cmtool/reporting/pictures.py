@@ -1,4 +1,4 @@
-"""Pictures of a model for a page: one step beside two from the same noise, and training images nearest to samples."""
+"""Pictures of a model for a page: one and two steps from the same noise, and the training images nearest to samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
 
 Bytes = NDArray[np.uint8]
-# Samples that are shown, in rows of ROW; points are too small for fewer than a thousand.
+# Samples shown, in rows of ROW; points are so small that fewer than a thousand would say little.
 SHOWN, ROW, POINTS = 32, 8, 1000
 JUDGED, NEIGHBORS, MOST_REAL = 8, 3, 20_000
 
@@ -71,8 +71,7 @@ def _samples(model: Model, steps: int | None, count: int) -> tuple[Tensor, str]:
 def step_pictures(model: Model) -> list[Picture]:
     """Return samples of a consistency model in one step and in two from the same noise (a teacher: its usual steps).
 
-    Images stand below one another, the one-step image above the two-step image of the same seed; points (toy data)
-    are two scatter pictures.
+    The one-step image of a seed is placed above its two-step image; points (toy data) give two scatter pictures.
     """
     if model.kind != "consistency":
         count = POINTS if model.float_samples else SHOWN
@@ -87,17 +86,17 @@ def step_pictures(model: Model) -> list[Picture]:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Samples beside the training images nearest to them, and whether they look like copies."""
+    """Samples next to the training images nearest to them, and whether they look like copies."""
 
     picture: Picture
     words: str
 
 
 def nearest_training(model: Model, data: DataConfig) -> Nearest:
-    """Return one-step samples, each followed by its nearest training images in pixels.
+    """Return one-step samples, each followed by the training images nearest to it in pixels.
 
     Raises:
-        UserError: the training images are not here, or the samples are points.
+        UserError: the training images are not on this machine, or the samples are points.
     """
     if model.float_samples:
         raise UserError("points have no nearest training images to look at.")
@@ -121,7 +120,7 @@ def nearest_training(model: Model, data: DataConfig) -> Nearest:
 def _some(dataset: Dataset) -> Bytes:
     images = dataset.images
     if len(images) > MOST_REAL:
-        # Evenly spread, so that sorted data sets keep all their classes.
+        # Spread evenly, so that a sorted data set keeps all its classes.
         images = images[torch.linspace(0, len(images) - 1, MOST_REAL).long()]
     return to_nhwc(images)
 
@@ -136,7 +135,7 @@ def _beside(samples: Bytes, real: Bytes, flat: NDArray[np.float32], flat_real: N
 
 
 def grid_pictures(grids: Sequence[tuple[int, Path]], most: int = 24) -> list[tuple[int, Picture]]:
-    """Return (step, picture) of the sample grids of a run: all, or `most` of them evenly spread with both ends."""
+    """Return (step, picture) of a run's sample grids: all, or `most` of them, evenly spread and including both ends."""
     chosen = list(grids)
     if len(chosen) > most:
         chosen = [chosen[round(i * (len(chosen) - 1) / (most - 1))] for i in range(most)]

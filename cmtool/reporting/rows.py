@@ -1,4 +1,4 @@
-"""Rows of a run's files as they can be shown: the folder may come from anywhere, its values may be of any kind."""
+"""Rows of a run's files, made safe to show: the folder may come from anywhere, and its values may be of any type."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NUMBERS = {"step", "steps", "loss", "distance", "num_scales", "target_ema", "lr
             "images_seen", "nfe", "count"}  # fmt: skip
 _TABLES_OF_NUMBERS = {"bands", "eval", "metrics"}
 _BAND = re.compile(r"(<|>=)\d+(\.\d*)?(e[+-]?\d{1,2})?")
-# Python holds larger integers, but no axis and no float does.
+# Python can hold larger integers, but no axis or float can.
 _LARGEST = 1e15
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that can be drawn; NaN is not."""
+    """Whether a value is a number that can be drawn; NaN cannot."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
@@ -38,13 +38,13 @@ def _kept(key: str, value: Any) -> Any:
 
 
 def sound(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without the values that are not of the kind that their keys ask for."""
+    """Return a row without the values whose type does not fit their keys."""
     kept = {key: _kept(key, value) for key, value in row.items()}
     return {key: value for key, value in kept.items() if value is not None}
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the sound rows of a file of JSON lines, passing over what is none; nothing where there is no file."""
+    """Yield the valid rows of a file of JSON lines and skip all others; yield nothing if there is no file."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

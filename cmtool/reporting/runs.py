@@ -1,4 +1,4 @@
-"""What a run folder says, read without torch: configuration, reports, figures, grids, where and how it was made."""
+"""What a run folder says, read without torch: configuration, reports, figures, grids, and where and how it was made."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cmtool.errors import CheckpointError, ConfigError, DataError, nearest
 from cmtool.reporting.rows import json_rows, sound
 from cmtool.training.run_folder import RunFolder
 
-# Figures that a table of runs shows, and their heads.
+# Figures shown in a table of runs, and their headings.
 SHOWN_FIGURES = {"fid": "FD", "kid": "KD", "precision": "precision", "recall": "recall"}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: `rows` are the training reports, `judged` the evaluations while it trained, `evaluations` later ones."""
+    """One run: `rows` are the training reports, `judged` the evaluations during training, `evaluations` later ones."""
 
     path: Path
     config: RunConfig
@@ -39,7 +39,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether its model is there."""
+        """Whether its model exists."""
         return self.header is not None
 
     @property
@@ -77,7 +77,7 @@ class RunRecord:
 
     @property
     def started(self) -> dict[str, Any]:
-        """What the log says of its last start: command, versions, machine; empty when it says nothing."""
+        """What the log says about its last start: command, versions, machine; empty when it says nothing."""
         for line in reversed(self.log):
             if " start at step " in line and "{" in line:
                 try:
@@ -127,7 +127,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def find_run_folders(root: Path) -> list[Path]:
-    """Return the folders directly below `root` that hold a run, the one touched last first."""
+    """Return the folders directly below `root` that hold a run, most recently touched first."""
     if not root.is_dir():
         return []
     found = [path for path in root.iterdir() if (path / "config.toml").is_file()]
@@ -140,13 +140,13 @@ def _touched(path: Path) -> float:
 
 
 def read_runs(paths: Sequence[Path], root: Path) -> tuple[list[RunRecord], list[str]]:
-    """Read the named runs, or with none named the newest below `root`.
+    """Read the named runs, or the newest below `root` if none is named.
 
     Returns:
-        The runs, and one sentence for each path that is no run and was passed over (a shell's `runs/*` names such).
+        The runs, and one sentence for each path that is no run and was skipped (a shell's `runs/*` includes such).
 
     Raises:
-        DataError: nothing that was named is a run, or there is none.
+        DataError: none of the named paths is a run, or there is no run at all.
         ConfigError: the only run cannot be read.
     """
     chosen = list(paths) or find_run_folders(root)[:1]

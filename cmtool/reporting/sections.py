@@ -1,4 +1,4 @@
-"""The parts of a page as HTML: curves, sliders, pictures, tables. Everything that is not ours is escaped."""
+"""The parts of a page as HTML: curves, sliders, pictures, tables. All text from outside is escaped."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def section(anchor: str, title: str, *parts: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
-    """Return a table that scrolls inside itself where the page is narrow; numbers stand right, None is a dash.
+    """Return a table that scrolls by itself on a narrow page; numbers are right-aligned, None is a dash.
 
     Args:
-        heads: what stands above the columns.
+        heads: the column headings.
         rows: cells of any kind.
         kind: class of the style sheet.
     """
@@ -64,7 +64,7 @@ def picture(shown: Picture) -> str:
 
 
 def overview(runs: Sequence[RunRecord]) -> str:
-    """Return a table of what was run and what came out, and what differs between the first run and the others."""
+    """Return a table of the runs and their results, and of what differs between the first run and the others."""
     columns: list[Column] = [
         ("run", lambda run: run.name),
         ("preset", lambda run: run.config.preset),
@@ -120,7 +120,7 @@ def curves(runs: Sequence[RunRecord]) -> str:
 
 
 def _grid(runs: Sequence[RunRecord]) -> list[Series]:
-    """Return N of the runs that train on a grid; a teacher's noise levels are drawn from no grid."""
+    """Return N of the runs that train on a grid; a teacher's noise levels do not come from a grid."""
     lines = zip(runs, _overlaid(runs, "num_scales"), strict=True)
     return [line for run, line in lines if run.config.family != "edm"]
 
@@ -157,11 +157,11 @@ def _quality(runs: Sequence[RunRecord], key: str, title: str) -> str:
 
 
 def slider(name: str, frames: Sequence[tuple[int, Picture]]) -> str:
-    """Return the sample grids of one run behind a slider, standing on the last; nothing without a grid."""
+    """Return the sample grids of one run behind a slider, set to the last; nothing without a grid."""
     if not frames:
         return ""
     last, shown = frames[-1]
-    # "<" cannot end the script early: data URIs hold none, steps are numbers.
+    # No "<" can end the script early: data URIs contain none, and steps are numbers.
     data = json.dumps([{"step": f"{step:,}", "uri": frame.uri} for step, frame in frames])
     label = escape(f"step of {name}", quote=True)
     control = (
@@ -183,7 +183,7 @@ HEADS = {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KD", "precision": "prec
 
 
 def evaluation_table(runs: Sequence[RunRecord]) -> str:
-    """Return every evaluation of `cmtool eval`, with reference and features, which figures mean nothing without."""
+    """Return every evaluation of `cmtool eval`, with the reference and features that its figures depend on."""
     found = [(run, row) for run in runs for row in run.evaluations if isinstance(row.get("metrics"), dict)]
     used = [key for key in HEADS if any(row["metrics"].get(key) is not None for _, row in found)]
     rows = [_evaluation(run, row, used) for run, row in found]
@@ -239,8 +239,8 @@ def environment(runs: Sequence[RunRecord], here: dict[str, str]) -> str:
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
-    """Return what repeats a run, from its last start in the log and from its model's header."""
-    # A run folder comes from anywhere: nothing in it is taken to have the type it should have.
+    """Return what is needed to repeat a run, from its last start in the log and from its model's header."""
+    # A run folder may come from anywhere: nothing in it is assumed to have the right type.
     header = run.header or {}
     machine = {**_dict(header.get("machine")), **run.started}
     words = machine.get("command")

@@ -93,7 +93,7 @@ def generate(
     Args:
         model: the model that `plan` was made for.
         plan: sampler and noise levels.
-        seeds: one for each sample; sample i depends on seeds[i] (and labels[i]) alone.
+        seeds: one for each sample; sample i depends only on seeds[i] (and labels[i]).
         labels: one for each sample; None draws each from its seed if the model is conditional.
         batch_size: images per batch; it affects only speed and memory, and is halved when memory runs out.
         start: the first sample to make, to continue where an earlier call was cut off.

@@ -1,4 +1,4 @@
-"""Which sampler at which noise levels: decided and checked from a model's header alone, without torch."""
+"""Which sampler at which noise levels: decided and checked using only a model's header, without torch."""
 
 from __future__ import annotations
 

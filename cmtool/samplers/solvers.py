@@ -61,7 +61,7 @@ def jumps(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) ->
 
 def _one_step(step: Step, denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
     for t, r in pairwise(sigmas):
-        # The slope does not exist at 0 and a model knows nothing below sigma_min, so the last step is Euler's.
+        # The slope does not exist at 0 and a model is undefined below sigma_min, so the last step is Euler's.
         x = (step if r > 0 else euler_step)(denoise, x, levels(x, t), levels(x, r))
     return x
 

@@ -1,6 +1,6 @@
 """Where to evaluate: the search for the noise levels of multistep sampling (Song et al. 2023, Section 3).
 
-Everything here works on a score of times (lower is better) and knows nothing of models. The paper's search is greedy:
+Everything here works on a score of times (lower is better) and does not depend on models. The paper's search is greedy:
 it keeps the earlier times and finds the next by ternary search over the indices of a grid, assuming that the score has
 a single valley. The joint search starts there and moves all times together.
 """
@@ -81,7 +81,7 @@ def greedy_search(score: Memo, steps: int, levels: Sequence[float], start: Times
         start: times already chosen, from the grid.
 
     Raises:
-        UsageError: for fewer than one step, or a grid too coarse for so many.
+        UsageError: for fewer than one step, or a grid too coarse for that many.
     """
     if steps < 1:
         raise UsageError(f"--steps {steps} is no evaluation; use at least 1.")

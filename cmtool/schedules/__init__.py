@@ -1,1 +1,1 @@
-"""Numbers over time: curricula, draws of noise levels, learning rates. Pure functions of step, share or seed."""
+"""Scheduled numbers: curricula, draws of noise levels, learning rates. Pure functions of step, share or seed."""

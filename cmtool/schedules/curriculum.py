@@ -1,6 +1,6 @@
 """Curricula: the number of grid points N(k), the target's decay mu(k), the stage of a ratio map.
 
-All are functions of the step k of K; none keeps state, so that a resumed run cannot drift.
+All are functions of the step k of K; none keeps state, so a resumed run cannot drift.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def num_scales_doubling(step: int, steps: int, s0: int, s1: int) -> int:
 def num_scales_halving(step: int, steps: int, s0: int, s1: int) -> int:
     """Progressive distillation: intervals s0, s0/2, ... down to s1, plus 1; the last two stages last twice as long.
 
-    That is the schedule of the paper's baseline (Song et al. 2023, Appendix C): 4096, ..., 4, then 2 and 1.
+    This is the schedule of the paper's baseline (Song et al. 2023, Appendix C): 4096, ..., 4, then 2 and 1.
     """
     starts = halving_starts(steps, s0, s1)
     stage = sum(min(step, steps) >= start for start in starts[1:])
@@ -42,7 +42,7 @@ def halving_starts(steps: int, s0: int, s1: int) -> list[int]:
 
 
 def halving_span(part: CurriculumPart, step: int, steps: int) -> tuple[int, int]:
-    """Return the first step of the stage that `step` is in, and the one after its last."""
+    """Return the first step of the stage that `step` is in, and the first step after it."""
     starts = [*halving_starts(steps, part.s0, part.s1), steps]
     first = max(start for start in starts[:-1] if start <= step)
     return first, min(start for start in starts if start > step)
@@ -59,7 +59,7 @@ def num_scales(part: CurriculumPart, step: int, steps: int) -> int:
 
 
 def target_decay(part: TargetPart, curriculum: CurriculumPart, points: int) -> float:
-    """Return mu: fixed, or exp(s0 ln mu0 / M) with M = N - 1 as the released code has it, or M = N as the paper."""
+    """Return mu: fixed, or exp(s0 ln mu0 / M) with M = N - 1 as in the released code, or M = N as in the paper."""
     if not part.adaptive:
         return part.ema
     if part.ema == 0:
@@ -74,14 +74,14 @@ def ratio_stage(part: GapPart, step: int, steps: int) -> int:
 
 
 def mix_at(part: CouplingPart, step: int, steps: int) -> float:
-    """Return mu, the share of images that the model makes itself: constant, or linear from `mix` to `mix_end`."""
+    """Return mu, the share of images that the model itself makes: constant, or linear from `mix` to `mix_end`."""
     end = part.mix if part.mix_end is None else part.mix_end
     return part.mix + (end - part.mix) * min(step, steps) / max(steps, 1)
 
 
 @dataclass(frozen=True)
 class CurriculumState:
-    """What a step of training is told: where it stands, and every scheduled number."""
+    """What a training step is told: where it is in the run, and every scheduled number."""
 
     step: int
     steps: int

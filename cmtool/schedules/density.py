@@ -28,7 +28,7 @@ class LevelDensity:
 def density_from(levels: Tensor, height: Tensor, floor: float = 0.0) -> LevelDensity:
     """Return the law whose density over ln t is proportional to `height` (K,) at `levels` (K,), linear between them.
 
-    A share `floor` of it is spread evenly over ln t, so that no level is never seen.
+    A share `floor` of it is spread evenly over ln t, so that every level is drawn sometimes.
     """
     logs = levels.double().log()
     steps = logs[1:] - logs[:-1]

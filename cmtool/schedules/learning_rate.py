@@ -29,7 +29,7 @@ def lr_factor(train: TrainConfig, step: int, span: tuple[int, int] | None = None
 
 
 def span_at(config: RunConfig, step: int) -> tuple[int, int]:
-    """Return (first, end) of what the schedule of a step spans: the run, or its stage where each starts over."""
+    """Return (first, end) of the steps that a step's schedule spans: the run, or its stage if each starts over."""
     train = config.train
     if train.restart == "stage":
         return halving_span(config.recipe.curriculum, step, train.steps)

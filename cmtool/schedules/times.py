@@ -44,7 +44,7 @@ def grid_index(part: TimesPart, u: Tensor, points: int, process: ProcessConfig) 
 def draw_lognormal(part: TimesPart, u: Tensor, process: ProcessConfig) -> Tensor:
     """exp(mean + std n) of the normal quantile n of u (B,): not cut off, as published (EDM, ECT, sCM, MeanFlow).
 
-    Where f is the identity at sigma_min and not defined below, levels start there.
+    If f is the identity at sigma_min and not defined below it, levels start there.
     """
     n = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
     t = (part.mean + part.std * n).exp()
@@ -67,11 +67,11 @@ def draw_flow_uniform(u: Tensor, process: ProcessConfig) -> Tensor:
 def draw_student(part: TimesPart, u: Tensor, rank: Tensor, process: ProcessConfig) -> Tensor:
     """TCM's levels from `low` up: ln(t / low) is |scale T| with Student's T, cut at sigma_max; an atom at `low`.
 
-    `rank` (B,) in [0, 1) is an image's place in the global batch: those below `atom` sit at the atom, so that its share
-    of every batch is exact (Lee et al. 2025, section 4).
+    `rank` (B,) in [0, 1) is an image's place in the global batch: images below `atom` sit at the atom, so that its
+    share of every batch is exact (Lee et al. 2025, section 4).
     """
     reach = math.log(process.sigma_max / part.low) / part.std
-    # A quarter of a second of import that only this draw needs; sampling and editing load this room too.
+    # The import takes a quarter of a second and only this draw needs it; sampling and editing load this room too.
     from scipy.special import stdtr, stdtrit
 
     p = 0.5 + u * (float(stdtr(part.df, reach)) - 0.5)
@@ -104,7 +104,7 @@ def ratio_map(part: GapPart, t: Tensor, stage: int, sigma_min: float = 0.0) -> T
 
 @dataclass(frozen=True)
 class Uniforms:
-    """The random numbers of a draw, float64 (B,) each in [0, 1), and each image's place in the global batch.
+    """A draw's random numbers, float64 (B,) each in [0, 1), and each image's place in the global batch.
 
     `second` is for draws of two levels; `rank` = (row + 1/2) / rows of the global batch.
     """
@@ -117,7 +117,7 @@ class Uniforms:
 def draw_level(
     part: TimesPart, numbers: Uniforms, process: ProcessConfig, density: LevelDensity | None = None
 ) -> Tensor:
-    """Return t, float64 (B,), of a continuous law that draws one level an image."""
+    """Return t, float64 (B,), of a continuous law that draws one level per image."""
     u = numbers.first
     if part.kind == "student_t":
         return draw_student(part, u, numbers.rank, process)

@@ -1,6 +1,6 @@
 """Population training in any dimension by simulation: f_T(x) = E[Y_1 | Y_T = x] of the posterior-resampled chain.
 
-The chain walks from T to 1 and draws X_0 anew from its posterior at every level; with the posterior *mean* in its
+The chain walks from T to 1 and redraws X_0 from its posterior at every level; with the posterior *mean* in its
 place the walk is DDIM, that is, distillation. It keeps every marginal, so no regression and no grid is needed in any d.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmtool.data.archives import NpzReader
 from cmtool.errors import DataError, UserError
+from cmtool.files.archives import NpzReader
 from cmtool.theory.distances import SAMPLED_DIM_LIMIT, assignment_w1, sliced_w1
 from cmtool.theory.laws import Mixture, empirical
 from cmtool.theory.levels import Levels, build_levels

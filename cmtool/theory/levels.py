@@ -124,7 +124,7 @@ SCHEDULES: dict[str, Callable[[int], Levels]] = {"li": li, "angle": uniform_angl
 
 
 def build_levels(schedule: str, count: int, c0: float = 2.0, c1: float = 4.0) -> Levels:
-    """VP levels by name; c0 and c1 belong to `li` alone.
+    """VP levels by name; c0 and c1 apply only to `li`.
 
     Raises:
         UserError: for an unknown name, or a T for which the schedule does not exist.

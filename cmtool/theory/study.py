@@ -141,7 +141,7 @@ def table_csv(table: Table) -> str:
 
 
 def fits_table(fits: Sequence[Fit]) -> Table:
-    """Measured exponents with their standard errors beside the theorem's."""
+    """Measured exponents with their standard errors, next to the theorem's."""
     rows = []
     for fit in fits:
         # Two points leave no residual, so the exponent has no error.

@@ -1,6 +1,6 @@
-"""The way of a training image: which ones a step sees, mirrored or not, under which label, on which device.
+"""The path of a training image: which images a step sees, mirrored or not, with which label, on which device.
 
-All of it is a function of (seed, step), so that a run can resume without anything saved. On a GPU the next step's
+All of this depends only on (seed, step), so a run can resume without saving any of it. On a GPU the next step's
 images are prepared while it computes this one's.
 """
 
@@ -32,8 +32,8 @@ def _permutation(seed: int, epoch: int, size: int) -> Tensor:
 def batch_indices(seed: int, step: int, batch_size: int, size: int) -> Tensor:
     """Return the indices of the global batch of `step`, shape (batch_size,), int64 in [0, size).
 
-    They are positions step * batch_size + i of an endless sequence of shuffled epochs: every image is seen once an
-    epoch, batches run across the border of two epochs, and a batch may be larger than the data set.
+    They are positions step * batch_size + i of an endless sequence of shuffled epochs: every image is seen once per
+    epoch, batches may span two epochs, and a batch may be larger than the data set.
 
     Raises:
         DataError: the data set is empty.
@@ -56,7 +56,7 @@ def flip_mask(seed: int, step: int, batch_size: int) -> Tensor:
 def some_images(config: RunConfig, dataset: Dataset, device: torch.device, limit: int) -> tuple[Tensor, Tensor | None]:
     """Return `limit` images (0: all) drawn by the seed, followed by their mirror images where training mirrors.
 
-    Labels come along where training uses them.
+    Labels are included if training uses them.
     """
     count = len(dataset)
     if 0 < limit < count:
@@ -74,7 +74,7 @@ def some_images(config: RunConfig, dataset: Dataset, device: torch.device, limit
 class Batches:
     """Images and labels of a run's steps.
 
-    `ahead` prepares each step's rows in a thread while the step before is computed.
+    `ahead` prepares each step's rows in a thread while the previous step is computed.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Batches:
 class Ahead(Generic[T]):
     """Answers `make(step, start, count)`, and meanwhile makes the same rows of the next step in a thread.
 
-    `make` must be a function of its arguments alone. What was made too early, because a run went back to a checkpoint,
-    is dropped: only time is lost.
+    `make` must depend only on its arguments. If a run goes back to a checkpoint, rows made too early are
+    dropped; only time is lost.
     """
 
     def __init__(self, make: Callable[[int, int, int], T]) -> None:
@@ -123,7 +123,7 @@ class Ahead(Generic[T]):
         self._waiting: dict[Key, Future[T]] = {}
 
     def settle(self) -> None:
-        """Wait until the thread has made everything it was asked for."""
+        """Wait until the thread has made everything that was requested."""
         wait(self._waiting.values())
 
     def take(self, step: int, start: int, count: int) -> T:

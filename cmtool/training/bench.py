@@ -17,8 +17,8 @@ from cmtool.checkpoint import save_model
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset, from_tensors
 from cmtool.errors import ConfigError
+from cmtool.machine.recorded import WARM_UP
 from cmtool.models import build_model
-from cmtool.recorded import WARM_UP
 from cmtool.samplers.generate import out_of_memory
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import fresh_student, prepare
@@ -26,9 +26,9 @@ from cmtool.training.setup import fresh_student, prepare
 PARTS = ("data", "noise and loss", "teacher", "target forward", "forward", "backward", "optimizer", "averages", "rest")
 # The cost of the networks; everything else is overhead.
 NETWORK = ("teacher", "target forward", "forward", "backward")
-# What a step does once, however many passes it takes.
+# Work that a step does once, however many passes it takes.
 ONCE = ("optimizer", "averages", "rest")
-# Seconds that a trial takes steps for.
+# Seconds for which a trial runs steps.
 SPAN = 0.5
 # How much faster half precision must be to be worth its rounding, and the ratios that single trials leave undecided.
 WORTH, UNCLEAR = 1.1, (0.7, 1.4)
@@ -90,7 +90,7 @@ def watch(trainer: Trainer, watch: Stopwatch) -> None:
 
 
 def profile(trainer: Trainer, steps: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Return seconds a step by part over `steps` steps, after one that is not counted; the trainer is used up."""
+    """Return seconds per step by part over `steps` steps, after one that is not counted; the trainer is used up."""
     trainer.replay = None  # a recording has no parts
     trainer.step()
     on_gpu = trainer.device.type == "cuda"
@@ -103,7 +103,7 @@ def profile(trainer: Trainer, steps: int, clock: Callable[[], float] = time.perf
 
 
 def whole_step(parts: dict[str, float], passes: float) -> dict[str, float]:
-    """Return the seconds of a step of so many passes from those of a step of one."""
+    """Return the seconds of a step of this many passes from those of a one-pass step."""
     return {name: value if name in ONCE else value * passes for name, value in parts.items()}
 
 
@@ -139,7 +139,7 @@ def with_stand_ins(config: RunConfig, data: Dataset, folder: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """One precision and micro-batch: seconds a pass over that many images, and memory in bytes."""
+    """One precision and micro-batch: seconds per pass over that many images, and memory in bytes."""
 
     precision: str
     batch: int
@@ -210,14 +210,14 @@ def in_turns(config: RunConfig, data: Dataset, device: torch.device, one: Trial,
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        return by_trials  # the two do not fit the memory together
+        return by_trials  # the two do not fit in memory together
     return median(ratios)
 
 
 def best_of(trials: Sequence[Trial], gain: Callable[[Trial, Trial], float]) -> Trial:
     """Return the fastest trial; the exact one in float32, unless half precision is faster by a factor of `WORTH`.
 
-    `gain(one, other)` measures again by what factor the other is faster, where the trials leave that undecided.
+    `gain(one, other)` measures again by what factor the other is faster, if the trials leave that undecided.
     """
     fastest = max(trials, key=lambda found: found.images_per_s)
     exact, halves = ([t for t in trials if (t.precision == "fp32") == wanted] for wanted in (True, False))

@@ -1,4 +1,4 @@
-"""Whose numbers the classes of a run have: those of the model it starts from, or of its own earlier steps."""
+"""Where a run's class numbers come from: the model it starts from, or its own earlier steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cmtool.training.run_folder import RunFolder
 
 
 def settle_classes(config: RunConfig, dataset: Dataset, folder: RunFolder | None, talk: Talk) -> Dataset:
-    """Return the data with their classes numbered as the weights know them, so that a name means the same class.
+    """Return the data with their classes numbered as in the weights, so that a name means the same class.
 
     Args:
         config: what is trained; its teacher or the model it starts from decides the numbers of a new run.
         dataset: the data as they were read.
-        folder: the run that goes on; None for one that starts.
+        folder: the run to resume; None for a new one.
         talk: told where classes were renumbered, where names are missing, and of a teacher of other pictures.
 
     Raises:
@@ -36,7 +36,7 @@ def settle_classes(config: RunConfig, dataset: Dataset, folder: RunFolder | None
     before = folder.data_of_checkpoint() if folder is not None else None
     if folder is not None and before is not None:
         sources.append((f"the run in {folder.path}", before))
-    # The last has the last word: a run goes on with the numbers that it has, whatever became of its teacher's file.
+    # The last one decides: a run keeps the numbers that it has, whatever became of its teacher's file.
     for who, table in sources:
         dataset = in_order_of(dataset, table, who, talk)
     return dataset

@@ -1,4 +1,4 @@
-"""torch.compile where it works: a network that cannot be compiled runs as it is, and the reason is told."""
+"""torch.compile where it works: a network that cannot be compiled runs as it is, and the reason is reported."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def trial(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
 def compile_network(model: Model, batch: int, backend: str = "inductor") -> str | None:
     """Compile a model's network in place and try it, forward and (if it is trained) backward.
 
-    In place, so that weights keep their names; it takes minutes for large networks. Returns None, or one line on why it
-    failed: the network is then as it was before.
+    It works in place, so that weights keep their names, and takes minutes for large networks. Returns None, or one line
+    on why it failed; the network is then as it was before.
     """
     network: nn.Module = model.network
     trained = any(parameter.requires_grad for parameter in network.parameters())
@@ -31,7 +31,7 @@ def compile_network(model: Model, batch: int, backend: str = "inductor") -> str 
             answer = model(*trial(model, batch))
             if trained:
                 answer.sum().backward()
-    except Exception as error:  # whatever compiler, back end or graph may raise: none of it is a reason to stop
+    except Exception as error:  # compiler, back end and graph may raise anything, and none of it is a reason to stop
         network._compiled_call_impl = None
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:
@@ -40,11 +40,11 @@ def compile_network(model: Model, batch: int, backend: str = "inductor") -> str 
 
 
 def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, batch: int) -> list[str]:
-    """Compile student, target and teacher if `train.compile` asks for it; return what there is to say."""
+    """Compile student, target and teacher if `train.compile` is set; return the messages to show."""
     if not config.train.compile:
         return []
     if config.network.dropout:
-        # Two passes under one seed must draw one mask; the compiler's own generator does not promise that.
+        # Two passes under one seed must draw the same mask; the compiler's own generator does not promise that.
         torch._inductor.config.fallback_random = True  # type: ignore[attr-defined]
     models = [model for model in (state.student, state.target, teacher) if model is not None]
     for model in dict.fromkeys(models):

@@ -16,9 +16,9 @@ from cmtool.schedules.curriculum import mix_at
 if TYPE_CHECKING:
     from cmtool.training.loop import Trainer
 
-# Images to measure with: several times as many as an image has values, or the linear guess would fit noise.
+# Number of images to measure with: several times an image's number of values, or the linear guess would fit noise.
 LEAST, MOST, PER_VALUE = 512, 8192, 8
-# Numbers held at once: of large images there are fewer.
+# Limit on the numbers held at once, so large images are fewer.
 NUMBERS = 2**24
 FILE = "discrepancy.jsonl"
 
@@ -33,7 +33,7 @@ class Diagnosis:
         first, labels = dataset.batch(torch.arange(1))
         values = first[0].numel()
         wanted = min(max(PER_VALUE * values, LEAST), MOST, max(NUMBERS // values, 64))
-        # A small data set is used several times over, with other noise.
+        # A small data set is used several times, with different noise.
         chosen = torch.arange(wanted) % len(dataset)
         images, labels = dataset.batch(chosen)
         self.images = images.to(trainer.device, trainer.dtype)
@@ -41,7 +41,7 @@ class Diagnosis:
         self.label = labels.to(trainer.device) if keep and labels is not None else None
 
     def measure(self) -> list[Discrepancy]:
-        """Return one entry for each noise level, for the coupling at its present mix and the sampling average."""
+        """Return one entry per noise level, for the coupling at its present mix and the sampling average."""
         trainer, state = self.trainer, self.trainer.state
         nets = Nets(state.student, state.target, state.ema, trainer.nets.teacher, trainer.nets.frozen)
         mix = mix_at(trainer.objective.mix, state.step, trainer.config.train.steps)

@@ -1,4 +1,4 @@
-"""Longer than planned: a finished run goes on in a new folder, from before its learning rate decayed."""
+"""Train longer than planned: a finished run continues in a new folder, from before its learning rate decayed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def keep_plateau(session: Session) -> tuple[int, Callable[[], None]] | None:
 
 
 def state_before_decay(path: Path, config: RunConfig) -> Path:
-    """Return the training state that a run can go on from.
+    """Return the training state that a run can continue from.
 
     Raises:
         CheckpointError: the run has none, because it decayed from the start or an older version kept none.
@@ -57,7 +57,7 @@ def state_before_decay(path: Path, config: RunConfig) -> Path:
     if not found:
         raise CheckpointError(
             f"{path} keeps no training state from before its learning rate decayed.",
-            f"train anew with --steps, or start from its weights: --init {path}",
+            f"train again with --steps, or start from its weights: --init {path}",
         )
     return found[0]
 
@@ -77,12 +77,12 @@ def extended(old: RunConfig, steps: int, path: Path) -> RunConfig:
 
 
 def prepare_extension(old: Path, state: Path, config: RunConfig, new: Path) -> int:
-    """Make the folder of the longer run, whole or not at all, and return the step it goes on from.
+    """Make the folder of the longer run, whole or not at all, and return the step that it continues from.
 
-    A folder that exists is left as it is: either it holds the same extension, or opening it will be refused.
+    An existing folder is left alone: either it holds the same extension, or opening it will be refused.
 
     Args:
-        old: the run that goes on.
+        old: the run to continue.
         state: its training state, from `state_before_decay`.
         config: the settings of the longer run.
         new: the folder to make.

@@ -17,7 +17,7 @@ from cmtool.units import human_bytes
 class Forecast:
     """Bytes of a checkpoint, of all that the run keeps on disk at once, and of weights and optimizer in memory.
 
-    Memory is that of one process.
+    Memory is for one process.
     """
 
     parameters: int
@@ -26,7 +26,7 @@ class Forecast:
     memory: int
 
     def lines(self) -> list[str]:
-        """Return what to say at start-up."""
+        """Return the line to show at start-up."""
         memory, disk = human_bytes(self.memory), human_bytes(self.disk)
         return [
             f"{self.parameters:,} parameters; weights, averages and optimizer take {memory} of memory "
@@ -54,10 +54,10 @@ def _written(folder: Path) -> int:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Refuse to start a run that the disk has no room for; what a resumed run has written already counts for it.
+    """Refuse to start a run that the disk has no room for; what a resumed run has already written is deducted.
 
     Raises:
-        UserError: with what is free and what is needed.
+        UserError: says what is free and what is needed.
     """
     place = folder
     while not place.exists():

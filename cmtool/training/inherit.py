@@ -1,4 +1,4 @@
-"""What a recipe must be given to start from, and what a student takes over from it. Needs no torch."""
+"""What a recipe needs to start from, and what a student takes over from it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cmtool.config.networks import network_config
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, ConfigError
 
-# Settings that stay as configured: they do not give the weights their meaning.
+# Settings that stay as configured, because the weights' meaning does not depend on them.
 _OWN = ("dropout", "attention_kernel", "checkpointing", "two_time", "log_variance")
 
 
@@ -20,7 +20,7 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
     channels must agree.
 
     Raises:
-        CheckpointError: if the model is of another resolution or has other channels.
+        CheckpointError: if the model has another resolution or other channels.
     """
     data, want = source["data"], config.data
     source_is = "the teacher" if config.recipe.needs == "teacher" else "the model to start from"
@@ -44,7 +44,7 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
     network = network_config(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))
     names = ["sigma_min", "sigma_max", "sigma_data", "rho", "noise_scale"]
     theirs = source["process"]["parameterization"]
-    # Weights mean something under their own scalings only; and what stays frozen must stay what it was.
+    # Weights are meaningful only under their own scalings, and what stays frozen must stay unchanged.
     if config.recipe.needs == "consistency_init" or not same_meaning(theirs, config.process.parameterization):
         names.append("parameterization")
     process = config.process.model_copy(update={name: source["process"][name] for name in names})
@@ -57,10 +57,10 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
 
 
 def check_needs(config: RunConfig) -> None:
-    """Refuse a teacher or starting weights that the recipe does not take, and the lack of those that it needs.
+    """Refuse a teacher or starting weights that the recipe does not take, and a recipe that lacks what it needs.
 
     Raises:
-        ConfigError: with the recipe and the option named.
+        ConfigError: names the recipe and the option.
     """
     recipe, name = config.recipe, config.recipe_name
     if recipe.needs == "teacher" and config.teacher is None:

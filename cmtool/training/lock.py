@@ -1,4 +1,4 @@
-"""One process to a run folder: a lock that the system releases when its holder dies. Needs no torch."""
+"""One process per run folder: a lock that the system releases when its holder dies. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Holder(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs, as far as this machine can tell: a process of another host is taken to."""
-        # Windows would send the process a Ctrl-C where POSIX only asks.
+        """Whether it is still running, as far as this machine can tell; a process on another host is assumed to be."""
+        # On Windows this call would send the process a Ctrl-C; on POSIX it only asks.
         if self.host != socket.gethostname() or sys.platform == "win32":
             return True
         try:
@@ -42,12 +42,12 @@ class Holder(NamedTuple):
 
 
 def _try_lock(handle: int) -> bool | None:
-    """Lock an open file without waiting; False: another process holds it; None: the file system knows no locks."""
+    """Lock an open file without waiting; False: another process holds it; None: the file system has no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(handle, 1 << 30, os.SEEK_SET)  # a byte past the text, which others must be able to read
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # a byte past the text, because others must be able to read the text
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
         else:
@@ -79,7 +79,7 @@ def _refuse(file: Path) -> UserError:
 
 
 def _open(file: Path) -> tuple[int, Holder | None]:
-    """Return the locked file and who left it behind; raise if somebody holds it."""
+    """Return the locked file and who left it behind; raise if another process holds it."""
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         taken = _try_lock(handle)
@@ -87,7 +87,7 @@ def _open(file: Path) -> tuple[int, Holder | None]:
         if taken is False or (taken is None and left is not None and left.alive):
             os.close(handle)
             raise _refuse(file)
-        # Its last holder may have removed the name between our opening and our locking it: then we hold nothing.
+        # Its last holder may have removed the name after we opened and before we locked it: then we hold nothing.
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(handle), os.stat(file)):
                 return handle, left
@@ -98,8 +98,8 @@ def _open(file: Path) -> tuple[int, Holder | None]:
 def locked(folder: Path) -> Iterator[Holder | None]:
     """Hold the lock of a run folder; yield who left it behind, None if nobody did.
 
-    A second process is refused with the first one's pid and host. The lock of a process that was killed is free at
-    once, whatever its pid has become since.
+    A second process is refused; the message gives the first one's pid and host. The lock of a killed process is free at
+    once, even if another process has its pid now.
 
     Raises:
         UserError: if another live process trains in this folder, or it cannot be written.
@@ -125,7 +125,7 @@ def check_free(folder: Path) -> None:
     """Refuse at once, without changing anything, a folder that another live process trains in.
 
     Raises:
-        UserError: with the process's pid and host.
+        UserError: names the process's pid and host.
     """
     file = folder / NAME
     if not file.is_file():
@@ -133,7 +133,7 @@ def check_free(folder: Path) -> None:
     try:
         handle = os.open(file, os.O_RDWR)
     except OSError:
-        return  # whoever really needs the lock will say why it cannot have it
+        return  # the code that really needs the lock reports why it cannot have it
     taken = _try_lock(handle)
     os.close(handle)
     holder = _holder(file)

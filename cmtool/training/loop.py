@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -18,19 +19,20 @@ from cmtool.data.dataset import Dataset
 from cmtool.errors import DivergenceError
 from cmtool.losses.objective import Objective
 from cmtool.losses.terms import Nets, Slice
+from cmtool.machine.stopping import Left, Stop
+from cmtool.machine.world import World
 from cmtool.models import Model
 from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import rate_at, span_at
 from cmtool.training.batches import Batches
-from cmtool.training.distributed import World
+from cmtool.training.forecast import Forecast, forecast
 from cmtool.training.optimizers import all_finite, diverged
 from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
 from cmtool.training.state import TrainState
-from cmtool.training.stopping import Stop
 
-# Steps between two questions to the other processes whether anyone was told to stop.
+# Steps between two rounds of asking the other processes whether any was told to stop.
 AGREE_EVERY = 5
 
 
@@ -65,16 +67,29 @@ class Trainer:
         self.nets = Nets(state.student, state.target, state.ema, teacher)
         self._tally = Tally()
         self.stopped = False
+        self.running = False
+        self._stop = Stop()
+        self._mark = self._tally.mark()  # what was recorded before the current step
         self.notes: list[str] = []
         self.remarks: list[str] = []  # what turned out on the way, for the log
         on_gpu = self.device.type == "cuda"
         self.batches = Batches(config, dataset, self.device, self.dtype, ahead=on_gpu)
         self.replay = self.recorder() if replayable(config, self.device, self.world.size) else None
-        # Reading a loss would stall a GPU's queue; and of several processes, one alone must not leave: the others would
-        # wait for it.
+        # Reading a loss would stall a GPU's queue. And with several processes, none may leave by itself: the others
+        # would wait for it.
         self._reads_losses = self.device.type == "cpu" and self.world.size == 1
-        # Images in one pass; with micro_batch = "auto" halved whenever they do not fit the memory.
+        # A signal may end a step halfway unless other processes count on this one's part in every pass. On a GPU it
+        # waits for the pass, which may be one that is being recorded.
+        on_cpu = self.device.type == "cpu" and state.sharding is None
+        self._leavable = on_cpu
+        self._leaves_passes = on_cpu or self.world.size == 1
+        # Images in one pass; with micro_batch = "auto" halved whenever they do not fit in memory.
         self.micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else config.train.batch_size
+
+    @cached_property
+    def needs(self) -> Forecast:
+        """What the run will take of memory and disk; counted once."""
+        return forecast(self.config, self.state)
 
     def curriculum(self) -> CurriculumState:
         """Return the scheduled numbers of the coming step."""
@@ -82,7 +97,7 @@ class Trainer:
         return curriculum_at(recipe.curriculum, recipe.target, recipe.gap, self.state.step, self.config.train.steps)
 
     def recorder(self) -> Replay:
-        """Return what does passes from now on: it records each kind once and replays it afterwards."""
+        """Return what runs passes from now on: it records each kind once and replays it afterwards."""
         state = self.state
         return Replay(
             lambda draw: self.objective.loss(self.nets, draw),
@@ -93,7 +108,7 @@ class Trainer:
         )
 
     def step(self) -> None:
-        """Do one optimizer step.
+        """Do one optimizer step, or nothing of it if a signal arrives meanwhile.
 
         Raises:
             DivergenceError: if loss or gradient is not finite. On a CPU nothing has been updated then; on other devices
@@ -101,23 +116,31 @@ class Trainer:
         """
         state, gradients, tally = self.state, self.state.gradients, self._tally
         now, total = self.curriculum(), self.config.train.batch_size
-        self._prepare_optimizer()
-        for start, count in self._passes():
-            try:
-                x0, label = self.batches.take(state.step, start, count)
-                draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
-                if self.replay is not None:
-                    loss = self.replay(draw)
-                else:
-                    loss = self.objective.loss(self.nets, draw)
-                    gradients.descend(loss.weighted, state.step, check=self._reads_losses)
-                tally.add(loss.weighted.detach(), loss.distance, loss.t)
-            except (RuntimeError, MemoryError) as error:
-                self._halve(error)
+        self._mark, left = tally.mark(), False
+        try:
+            self._stop.leavable = self._leavable
+            for start, count in self._passes():
+                try:
+                    x0, label = self.batches.take(state.step, start, count)
+                    draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
+                    if self.replay is not None:
+                        loss = self.replay(draw)
+                    else:
+                        loss = self.objective.loss(self.nets, draw)
+                        gradients.descend(loss.weighted, state.step, check=self._reads_losses)
+                    tally.add(loss.weighted.detach(), loss.distance, loss.t)
+                except (RuntimeError, MemoryError) as error:
+                    self._halve(error)
+            self._stop.leavable = False
+        except Left:
+            left = True
+        finally:
+            self._stop.leavable = False
+        if self._abandoned(left):
+            return
         if self.world.size > 1:
-            if self.device.type == "cpu" and self.world.any(not tally.finite(), self.device):
-                raise diverged("loss", state.step)
             gradients.collect(self.world)
+        self._prepare_optimizer()
         norm = gradients.clip(state.step)
         if norm is not None:
             tally.norms.append(norm)
@@ -125,8 +148,29 @@ class Trainer:
             state.advance_averages(now.target_ema)
         state.step += 1
 
+    def _abandoned(self, left: bool) -> bool:
+        """Whether a process has left the step, and so all do: the weights stay those of the last one.
+
+        Raises:
+            DivergenceError: on CPUs, if a loss of any process is not finite.
+        """
+        on_cpus = self.world.size > 1 and self.device.type == "cpu"
+        if self.world.any(left, self.device) if on_cpus else left:
+            self._tally.rewind(self._mark)
+            self.state.gradients.clear()
+            self.stopped = True
+            return True
+        if on_cpus and self.world.any(not self._tally.finite(), self.device):
+            raise diverged("loss", self.state.step)
+        return False
+
+    @property
+    def share_of_step(self) -> float:
+        """Share of the current step's images that have been through the networks, from 0 to 1."""
+        return max(self._tally.images - self._mark[1], 0) / max(self.world.rows(self.config.train.batch_size)[1], 1)
+
     def _passes(self) -> Iterator[tuple[int, int]]:
-        """Yield (start, count) of this process's rows, pass by pass; all of them anew whenever `_halve` was called."""
+        """Yield (start, count) of this process's rows, pass by pass; starts over whenever `_halve` was called."""
         first, count = self.world.rows(self.config.train.batch_size)
         start, kept = first, self._tally.mark()
         while True:
@@ -137,6 +181,8 @@ class Trainer:
                     self.state.gradients.clear()
             if start >= first + count:
                 return
+            if self._stop.signal and self._leaves_passes:
+                raise Left
             yield start, min(size, first + count - start)
             start = start + size if self.pass_size == size else first
 
@@ -146,7 +192,7 @@ class Trainer:
         return min(self.micro, max(self.world.rows(self.config.train.batch_size)[1], 1))
 
     def _halve(self, error: Exception) -> None:
-        """Halve the micro-batch after a pass that did not fit the memory; raise any other error again."""
+        """Halve the micro-batch after a pass that did not fit in memory; raise any other error again."""
         size = self.pass_size
         if self.config.train.micro_batch != "auto" or size == 1 or not out_of_memory(error):
             raise error
@@ -154,7 +200,7 @@ class Trainer:
         self.remarks.append(f"step {self.state.step}: {size} images at once do not fit memory; {self.micro} now")
 
     def _prepare_optimizer(self) -> None:
-        """Set the step's learning rate; at the start of a stage that begins anew, forget the moments."""
+        """Set the step's learning rate; at the start of a stage that starts over, reset the moments."""
         state, step = self.state, self.state.step
         if self.config.train.restart == "stage" and step == span_at(self.config, step)[0]:
             state.optimizer.state.clear()
@@ -164,40 +210,44 @@ class Trainer:
     def run(self, stop: Stop | None = None, intervals: Sequence[int] = ()) -> Iterator[Due]:
         """Train to the end of the run, pausing whenever something else is due.
 
-        Whoever iterates saves, samples or reports meanwhile. After a pause with an `error` the run goes on if the state
-        has been rolled back by then.
+        The caller saves, samples or reports during a pause. After a pause with an `error` the run continues if the
+        caller has rolled back the state.
 
         Args:
-            stop: asked before every step whether to leave.
+            stop: asked before every step whether to leave; a signal ends the current step, of which nothing is kept.
             intervals: pause at every multiple of these, and at the end; zeros do not count.
 
         Yields:
             Why it pauses. A pause because of `stop` is the last.
 
         Raises:
-            DivergenceError: if loss or gradient is not finite and nobody rolled back.
+            DivergenceError: if loss or gradient is not finite and the caller did not roll back.
         """
-        total = self.config.train.steps
-        while self.state.step < total and not self.stopped:
-            # Whatever happened since the last step (saving, sampling) does not count for the measured speed.
-            self._tally.started += time.perf_counter() - self._tally.paused
-            began, retries, error = self.state.step, self.state.retries, None
-            until = min([total, *(began - began % n + n for n in intervals if n)])
-            try:
-                while self.state.step < until and not self._asked_to_stop(stop):
-                    self.step()
-            except DivergenceError as raised:
-                error = raised.with_traceback(None)  # which would hold on to the tensors of the step
-            self._tally.paused = time.perf_counter()
-            bad = self.state.step
-            yield Due(bad - began, self.stopped, error)
-            if error is not None and (self.state.step, self.state.retries) == (bad, retries):
-                raise error  # nobody went back
+        total, self._stop = self.config.train.steps, stop or Stop()
+        self.running = True
+        try:
+            while self.state.step < total and not self.stopped:
+                # Whatever happened since the last step (saving, sampling) does not count for the measured speed.
+                self._tally.started += time.perf_counter() - self._tally.paused
+                began, retries, error = self.state.step, self.state.retries, None
+                until = min([total, *(began - began % n + n for n in intervals if n)])
+                try:
+                    while self.state.step < until and not self._asked_to_stop(stop):
+                        self.step()
+                except DivergenceError as raised:
+                    error = raised.with_traceback(None)  # which would hold on to the tensors of the step
+                self._tally.paused = time.perf_counter()
+                bad = self.state.step
+                yield Due(bad - began, self.stopped, error)
+                if error is not None and (self.state.step, self.state.retries) == (bad, retries):
+                    raise error  # the state was not rolled back
+        finally:
+            self.running = False
 
     def _asked_to_stop(self, stop: Stop | None) -> bool:
-        """Whether to leave. Several processes agree on it every few steps, since asking one another costs a wait."""
-        if stop is None:
-            return False
+        """Whether to leave. Several processes agree on it every few steps, because asking means waiting."""
+        if stop is None or self.stopped:
+            return self.stopped
         if self.world.size == 1:
             self.stopped = stop.now
         elif self.state.step % AGREE_EVERY == 0:
@@ -205,7 +255,7 @@ class Trainer:
         return self.stopped
 
     def report(self) -> Report:
-        """Sum up the steps since the last report and start anew.
+        """Sum up the steps since the last report and start over.
 
         Raises:
             DivergenceError: if a loss or gradient among them was not finite.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmtool.config.schema import TrainConfig
 from cmtool.errors import DivergenceError
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 from cmtool.training.sharding import Sharding, is_sharded, local
 
 
@@ -58,7 +58,7 @@ class Gradients:
         """Unscale and clip the gradients, and return their norm (); None if float16 overflowed: leave the step out.
 
         Raises:
-            DivergenceError: if they are not finite; on a GPU nobody looks, since reading them would stall the queue.
+            DivergenceError: if they are not finite; unchecked on a GPU, since reading them would stall the queue.
         """
         norm = gradient_norm(self.trained, self.scale.value, self.train.grad_clip, self.total_norm)
         if self.scale.active:
@@ -210,7 +210,7 @@ class FusedRAdam(torch.optim.RAdam):
         factor = rectification(number, beta2)
         assert factor is not None
         torch._foreach_add_(steps, 1)
-        # One number for all, on the weights' device: the kernel reads it, and nobody waits for it.
+        # One number for all, on the weights' device: the kernel reads it, and the CPU does not wait for it.
         now = torch.full((), float(number), device=params[0].device)
         torch._fused_adam_(
             params,

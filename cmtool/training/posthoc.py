@@ -1,8 +1,8 @@
-"""Averages chosen after training: any power-function average as a sum of snapshots of a few (EDM2, section 3.2).
+"""Averages chosen after training: any power-function average as a sum of snapshots of a few others (EDM2, section 3.2).
 
-During training the power averages are kept and their weights written out every `train.snapshot_every` steps. A power
-average at step t of width std weighs the weights of step tau by (g + 1) tau^g / t^(g + 1), g a function of std; the
-least-squares combination of the snapshots' profiles is the average that was asked for.
+During training the power averages are kept, and their weights are written out every `train.snapshot_every` steps. A
+power average of width std at step t weighs the weights of step tau by (g + 1) tau^g / t^(g + 1), where g is a function
+of std; the least-squares combination of the snapshots' profiles gives the requested average.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Snapshot:
 def overlaps(steps: Array, gammas: Array, other_steps: Array, other_gammas: Array) -> Array:
     """Integrals of the product of every two profiles, (n, m): (g + 1)(h + 1) min(t, u)^(g+h+1) / ((g+h+1) t^.. u^..).
 
-    `steps` and `gammas` are (n,) for one side and (m,) for the other. Ratios are taken first: powers of steps overflow.
+    `steps` and `gammas` are (n,) for one side and (m,) for the other. Ratios are taken first: powers of steps would
+    overflow.
     """
     t, g = steps[:, None], gammas[:, None]
     u, h = other_steps[None, :], other_gammas[None, :]
@@ -50,7 +51,7 @@ def overlaps(steps: Array, gammas: Array, other_steps: Array, other_gammas: Arra
 
 
 def combination(snapshots: list[Snapshot], step: int, gamma: float) -> tuple[Array, float]:
-    """Return the weights (n,) of the snapshots and the relative error (0 to 1) of the profile they make.
+    """Return the weights (n,) of the snapshots and the relative error (0 to 1) of their combined profile.
 
     They minimize the L2 distance between the combined profile and that of (step, gamma).
     """
@@ -66,7 +67,7 @@ def combination(snapshots: list[Snapshot], step: int, gamma: float) -> tuple[Arr
 
 
 def write_snapshots(state: TrainState, run: Path) -> None:
-    """Write every power average of `state` to the run folder, one file each."""
+    """Write every power average of `state` to a file of its own in the run folder."""
     averages = [(state.config.train.ema, state.ema), *zip(state.config.train.extra_emas, state.extra_emas, strict=True)]
     for index, (settings, average) in enumerate(averages):
         if settings.kind == "power":
@@ -99,7 +100,7 @@ def check_std(std: float) -> None:
     """Refuse a width that no power average can have.
 
     Raises:
-        ConfigError: with the range.
+        ConfigError: names the range.
     """
     if not 0 < std < 0.29:
         raise ConfigError(
@@ -112,7 +113,7 @@ def weighted_sum(paths: list[Path], weights: Array) -> tuple[dict[str, Tensor], 
     """Return sum_i weights[i] * tensors of paths[i], summed in float64, and the header of the last file.
 
     Raises:
-        CheckpointError: if the files are not of one network.
+        CheckpointError: if the files belong to different networks.
     """
     total: dict[str, Tensor] = {}
     for path, weight in zip(paths, weights, strict=True):

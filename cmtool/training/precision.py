@@ -20,9 +20,9 @@ LEAST_CHANNELS, LEAST_SIDE = 64, 32
 class Plan:
     """A precision: its name, and the format of all passes (`autocast`), of convolutions' gradients, of the teacher.
 
-    None stands for the weights' own format. `paired` rounds, besides the gradients, the convolutions of student and
+    None means the weights' own format. `paired` rounds not only the gradients but also the convolutions of student and
     target, those of the target as differences from the student's. `tf32` lets convolutions of float32 numbers round
-    their operands to ten bits, which a GPU does unless it is forbidden.
+    their operands to ten bits, which a GPU does unless told not to.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Plan:
     tf32: bool = False
 
     def apply(self, student: Model) -> Model:
-        """Set how the student (and with it its copies) computes; returns it."""
+        """Set how the student and its copies compute; return the student."""
         if self.name == "fp64":
             student = student.double()
         student.autocast, student.paired = self.autocast, self.paired
@@ -41,7 +41,7 @@ class Plan:
         return student
 
     def apply_to_teacher(self, teacher: Model) -> Model:
-        """Set how the teacher computes; returns it."""
+        """Set how the teacher computes; return it."""
         if self.name == "fp64":
             teacher = teacher.double()
         teacher.autocast = self.teacher
@@ -50,7 +50,7 @@ class Plan:
         return teacher
 
     def describe(self) -> str:
-        """Return what is said at start-up."""
+        """Return the line shown at start-up."""
         if self.paired:
             return f"precision {self.name}: convolutions in bfloat16, the target's as differences from the student's"
         if self.backward is not None:
@@ -83,7 +83,7 @@ def gains(config: RunConfig) -> bool:
 def refused(config: RunConfig) -> str | None:
     """Return why a recipe does not train in bfloat16, None if it does.
 
-    A recipe that differentiates through a tangent has no form in which gradients alone are rounded. Networks without
+    A recipe that differentiates through a tangent has no form that rounds only gradients. Networks without
     these convolutions have no backward pass in half precision, and rounding their forward passes drowns the small
     differences that a consistency model learns from.
     """
@@ -115,11 +115,11 @@ def pairs(config: RunConfig) -> bool:
 def settle_precision(config: RunConfig, device: torch.device) -> Plan:
     """Return how a run computes on a device.
 
-    `auto` is bfloat16 where device, network and recipe gain by it and can take it, otherwise float32. bfloat16 rounds
-    all passes of a diffusion model; of a consistency model it rounds the gradients and, in pairs, the forward passes,
+    `auto` is bfloat16 if device, network and recipe gain from it and tolerate it, otherwise float32. For a diffusion
+    model bfloat16 rounds all passes; for a consistency model it rounds the gradients and, in pairs, the forward passes,
     or what `train.half_passes` says.
 
-    On a GPU a diffusion model in float32 has its convolutions in TF32. That is too coarse for a consistency model with
+    On a GPU float32 diffusion models compute convolutions in TF32. That is too coarse for a consistency model with
     many scales: with 1,281 of them, at t = 10, the gradient of a random network has a cosine of .74 to the exact one.
 
     Raises:

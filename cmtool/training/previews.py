@@ -18,14 +18,14 @@ GRID, CLOUD = 64, 2000
 
 
 def preview(model: Model, count: int, seed: int = 0) -> Tensor:
-    """Return `count` samples (count, C, H, W) on the CPU: one step, for a teacher 18 Heun steps."""
+    """Return `count` samples (count, C, H, W) on the CPU: in one step, or in 18 Heun steps for a teacher."""
     plan = plan_sampling(model.header)
     seeds = range(seed, seed + count)
     return torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, list(seeds))])
 
 
 def write_preview(model: Model, path: Path, config: RunConfig, step: int, points: bool) -> Tensor:
-    """Write a grid of samples to `path`, of points a scatter plot; return the samples (count, C, H, W)."""
+    """Write a grid of samples (for points a scatter plot) to `path`; return the samples (count, C, H, W)."""
     samples = preview(model, CLOUD if points else GRID)
     if points:
         save_scatter(samples, path)

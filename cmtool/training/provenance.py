@@ -21,14 +21,14 @@ _LIBRARIES = ("numpy", "safetensors", "pillow", "scikit-learn", "pydantic")
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers."""
+    """Versions of the libraries that the numbers depend on."""
     return {"cmtool": __version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
 
 
 def machine(device: torch.device, config: RunConfig, precision: str) -> dict[str, Any]:
     """Return what decides the last bits of the numbers: device, precision, threads, deterministic algorithms.
 
-    `precision` is the one that is used, where the settings may say "auto".
+    `precision` is the one in use; the settings may say "auto".
     """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -41,7 +41,7 @@ def machine(device: torch.device, config: RunConfig, precision: str) -> dict[str
 def provenance(
     config: RunConfig, device: torch.device, fingerprint: str, arguments: Sequence[str], precision: str
 ) -> dict[str, Any]:
-    """Return what `run.log` begins with: together with `config.toml`, all that is needed to run it again."""
+    """Return what `run.log` begins with; together with `config.toml` it is all that is needed to repeat the run."""
     found = {}
     for name in _LIBRARIES:
         try:

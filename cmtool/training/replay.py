@@ -13,17 +13,17 @@ from cmtool.config.schema import RunConfig
 from cmtool.losses.assemble import has_dropout
 from cmtool.losses.objective import Loss
 from cmtool.losses.terms import Draw
-from cmtool.recorded import Recorded
+from cmtool.machine.recorded import Recorded
 from cmtool.rng import moved
 
-# Steps that may wait in the GPU's queue: more would only hold on to their images.
+# Steps that may wait in the GPU's queue; more would only keep their images in memory.
 IN_QUEUE = 4
 
 
 def replayable(config: RunConfig, device: torch.device, processes: int = 1) -> bool:
-    """Whether a pass may be recorded: it draws no masks, and needs no number that is on the processor.
+    """Whether a pass may be recorded: it draws no masks, and needs no number from the GPU on the CPU.
 
-    Not with several processes: nobody has yet seen how recordings get along with summing gradients between them.
+    Not with several processes: recordings have not yet been tried together with summing gradients between processes.
     """
     train = config.train
     asked = train.cuda_graphs and not train.compile and processes == 1
@@ -31,13 +31,13 @@ def replayable(config: RunConfig, device: torch.device, processes: int = 1) -> b
 
 
 def flattened(draw: Draw) -> tuple[list[Tensor | None], Callable[[tuple[Tensor | None, ...]], Draw]]:
-    """Return every tensor of a draw, None where one is missing, and what puts others in their places.
+    """Return every tensor of a draw, None where one is missing, and a function that puts others in their places.
 
-    What is no tensor stays as it is in `draw`: images drawn by another schedule or for other rows look the same to a
+    Everything else stays as it is in `draw`: images drawn by another schedule or for other rows look the same to a
     recording.
     """
     found: list[Tensor | None] = []
-    places: list[tuple[str, int | None]] = []  # a field, and how many tensors a tuple in it has
+    places: list[tuple[str, int | None]] = []  # a field, and how many tensors its tuple has
     for entry in fields(draw):
         value: Any = getattr(draw, entry.name)
         if isinstance(value, tuple):
@@ -59,14 +59,14 @@ def flattened(draw: Draw) -> tuple[list[Tensor | None], Callable[[tuple[Tensor |
 
 
 class Replay:
-    """Passes that add to gradients in memory of their own, which recordings write to.
+    """Passes that add up gradients in fixed memory that recordings write to.
 
     Args:
         loss: runs the networks of a pass.
         descend: adds the gradients of its loss.
-        parameters: those that gradients are kept for.
-        pause: lets the thread that loads images come to rest.
-        tell: hears why passes are not recorded, if they are not.
+        parameters: the parameters whose gradients are kept.
+        pause: waits until the thread that loads images is idle.
+        tell: receives the reason if passes are not recorded.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Replay:
         )
 
     def __call__(self, draw: Draw) -> Loss:
-        """Do a pass, and add its gradients to those of the step."""
+        """Do a pass and add its gradients to those of the step."""
         share = moved(torch.tensor(draw.share, dtype=torch.float32), draw.x0.device)
         tensors, self._put = flattened(replace(draw, share=share))
         weighted, distance = self.calls(*tensors)
@@ -95,9 +95,9 @@ class Replay:
         return Loss(weighted, distance, draw.t)
 
     def clear_gradients(self) -> bool:
-        """Set the gradients to zero where they are, and wait for a step that is far behind.
+        """Set the gradients to zero in place, and wait for a step that is far behind.
 
-        Returns False before the first recording: there are none in memory that is kept.
+        Returns False before the first recording, when no gradients have fixed memory yet.
         """
         if not self._gradients:
             self._reached |= {parameter for parameter in self._parameters() if parameter.grad is not None}
@@ -118,9 +118,9 @@ class Replay:
         return loss.weighted.detach(), loss.distance
 
     def _before(self) -> None:
-        """Give gradients their memory, with what earlier passes of this step have added up in it.
+        """Give gradients their fixed memory, holding what earlier passes of this step have added up.
 
-        A weight that no pass has reached gets none: the optimizer leaves it alone, as it does without recordings.
+        A weight that no pass has reached gets none: the optimizer skips it, as it does without recordings.
         """
         self._pause()
         for parameter in self._parameters():

@@ -1,4 +1,4 @@
-"""What a training run tells: the numbers since its last report, who listens to them, what looks like divergence."""
+"""What a training run reports: the numbers since its last report, who listens to them, what looks like divergence."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from cmtool.machine.world import World
 from cmtool.talk import Talk, Update
-from cmtool.training.distributed import World
 from cmtool.training.forecast import Forecast
-from cmtool.units import human_time
 
 # Edges of the noise-level bands that reports break the distance down by.
 BANDS = (0.02, 0.1, 0.5, 2.0, 10.0)
-# How many reports the watch remembers, and with how many it begins to judge.
+# How many reports the watch remembers, and from how many on it judges.
 _MEMORY, _ENOUGH = 20, 5
 
 
@@ -50,7 +49,7 @@ def _odd(value: object) -> bool:
 
 @dataclass
 class Tally:
-    """Numbers since the last report. They stay on their device, since reading one would wait for it."""
+    """Numbers since the last report. They stay on their device, because reading one would wait for it."""
 
     losses: list[Tensor] = field(default_factory=list)
     distances: list[Tensor] = field(default_factory=list)
@@ -100,10 +99,13 @@ def band_means(distance: Tensor, t: Tensor) -> dict[str, float]:
 
 
 class Listener:
-    """Whoever wants to hear from a session overrides what it needs."""
+    """Receives what a session reports; subclasses override what they need."""
 
     def started(self, step: int, steps: int, needs: Forecast) -> None:
         """Training begins at `step` of `steps`."""
+
+    def expects(self, sentence: str) -> None:
+        """It is known how long the run will take; said once."""
 
     def report(self, report: Report) -> None:
         """Some steps are done."""
@@ -115,19 +117,18 @@ class Listener:
         """The sampling average was judged."""
 
     def warn(self, message: str) -> None:
-        """Something is wrong but the run goes on."""
+        """Something is wrong but the run continues."""
 
 
 class Teller(Listener):
-    """Tells a person what happens: notes beside the progress bar, what was saved, warnings."""
+    """Tells a person what happens: notes next to the progress bar, what was saved, warnings."""
 
     def __init__(self, talk: Talk, update: Update) -> None:
         self._talk = talk
         self._update = update
-        self._forecast = True
 
     def started(self, step: int, steps: int, needs: Forecast) -> None:
-        """Say what the run needs, and where it goes on from."""
+        """Say what the run needs, and where it resumes."""
         for line in needs.lines():
             self._talk.say(line)
         if step:
@@ -135,14 +136,14 @@ class Teller(Listener):
         self._update(completed=step, note="starting")
 
     def report(self, report: Report) -> None:
-        """Move the bar; after the first report say how long the run will take."""
-        # The most wanted first: what a narrow line has no room for is left out from the end.
+        """Move the bar."""
+        # Most important first: on a narrow line, what does not fit is dropped from the end.
         note = f"loss {report.loss:.4g}  {report.images_per_s:,.0f} images/s  N {report.num_scales}  lr {report.lr:.1e}"
         self._update(completed=report.step, note=note)
-        if self._forecast and report.step < report.steps:
-            left = (report.steps - report.step) * report.images_seen / report.step / max(report.images_per_s, 1e-9)
-            self._talk.say(f"about {human_time(left)} to go at {report.images_per_s:,.0f} images/s")
-        self._forecast = False
+
+    def expects(self, sentence: str) -> None:
+        """Say how long the run will take."""
+        self._talk.say(sentence)
 
     def saved(self, path: Path) -> None:
         """Say where a sample grid went."""

@@ -20,7 +20,7 @@ from cmtool.training.lock import NAME as LOCK
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run, and what may be done to them."""
+    """The files of a run and the operations on them."""
 
     path: Path
 
@@ -31,17 +31,17 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The best model by the evaluations on the way."""
+        """The best model by the evaluations during training."""
         return self.path / "best.safetensors"
 
     @property
     def metrics(self) -> Path:
-        """One JSON row for each report."""
+        """One JSON row per report."""
         return self.path / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
-        """Sample grids made on the way."""
+        """Sample grids made during training."""
         return self.path / "samples"
 
     def finished(self) -> bool:
@@ -49,7 +49,7 @@ class RunFolder:
         return self.model.is_file()
 
     def damage(self) -> str | None:
-        """Say what is wrong with the finished model, None if every bit of it is right."""
+        """Return what is wrong with the finished model; None if every bit is right."""
         try:
             verify(self.model)
         except CheckpointError as error:
@@ -69,7 +69,7 @@ class RunFolder:
         return sorted(found, reverse=True)
 
     def data_of_checkpoint(self) -> dict[str, Any] | None:
-        """Return the data table of the newest checkpoint that tells one: classes, names, source."""
+        """Return the data table of the newest checkpoint that has one: classes, names, source."""
         for _, file in self.checkpoints():
             with contextlib.suppress(CheckpointError):
                 found = read_header(file).get("data")
@@ -78,7 +78,7 @@ class RunFolder:
         return None
 
     def kept(self, error: DivergenceError) -> DivergenceError:
-        """Return the error with a word on what is left of the run: its last checkpoint, or nothing yet."""
+        """Return the error with a note on what is left of the run: its last checkpoint, or nothing yet."""
         left = "the last checkpoint is kept" if self.checkpoints() else "no checkpoint had been written yet"
         return DivergenceError(f"{error.message.removesuffix('.')}; {left}.", error.hint)
 
@@ -92,19 +92,19 @@ class RunFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def set_aside(self, file: Path) -> None:
-        """Rename a damaged checkpoint so that it is not tried again; it goes when newer ones are kept."""
+        """Rename a damaged checkpoint so that it is not tried again; it is removed once newer ones are kept."""
         with contextlib.suppress(OSError):
             file.replace(file.with_name("damaged.safetensors"))
 
     def sweep(self) -> None:
-        """Remove the temporary files that killed writers left behind. Only while holding the lock."""
+        """Remove the temporary files that killed writers left behind. Call it only while holding the lock."""
         for folder in (self.path, self.samples, *(self.path / "checkpoints").glob("step-*")):
             for file in folder.glob(".*.tmp-*"):
                 with contextlib.suppress(OSError):
                     file.unlink()
 
     def data(self) -> str | None:
-        """Return the fingerprint of the data that the run last trained on, None if `run.log` names none."""
+        """Return the fingerprint of the data that the run last trained on; None if `run.log` has none."""
         with contextlib.suppress(OSError):
             for line in reversed((self.path / "run.log").read_text(encoding="utf-8", errors="replace").splitlines()):
                 said = line.partition(" start at step ")[2].partition("{")
@@ -118,7 +118,7 @@ class RunFolder:
             stream.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of `metrics.jsonl` without damaged lines (a kill leaves the last one half-written)."""
+        """Return the undamaged rows of `metrics.jsonl` (a kill leaves the last line half-written)."""
         return [row for row in map(_row, self._lines()) if row is not None]
 
     def _lines(self) -> list[str]:
@@ -127,7 +127,7 @@ class RunFolder:
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
     def damaged_rows(self) -> int:
-        """Return how many lines of `metrics.jsonl` are damaged, not counting a last one that has no end."""
+        """Return how many lines of `metrics.jsonl` are damaged, not counting an unfinished last one."""
         return sum(_row(line) is None for line in self._lines() if line.endswith("\n"))
 
     def forget_after(self, step: int) -> None:
@@ -150,7 +150,7 @@ def check_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
     """Return the folder `path` if `config` may run there; nothing is written.
 
     Raises:
-        UserError: if it holds another configuration (the differing keys are named), or is no run folder.
+        UserError: if it holds another configuration (the message names the differing keys), or is not a run folder.
     """
     folder = RunFolder(path)
     if path.exists() and not path.is_dir():
@@ -187,7 +187,7 @@ def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
     """Open `path` for `config`: a new folder, or one with the same configuration. The caller must hold the lock.
 
     Raises:
-        UserError: as `check_run`, or if the place cannot be written.
+        UserError: as for `check_run`, or if the place cannot be written.
     """
     folder = check_run(path, config, fresh)
     settings = path / "config.toml"
@@ -201,9 +201,9 @@ def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
 
 
 def _clear(path: Path) -> None:
-    """Remove what a run writes, and nothing else a user may have put there."""
+    """Remove what a run writes, and nothing that a user may have put there."""
     names = ["model.safetensors", "best.safetensors", *(file.name for file in path.glob("ema-*.safetensors"))]
-    # The settings go last: a kill halfway leaves a folder that --fresh (or the same command) still understands.
+    # The settings are removed last: a kill halfway leaves a folder that --fresh (or the same command) still knows.
     for name in (*names, "checkpoints", "samples", "metrics.jsonl", "evaluations.jsonl", "before-decay.safetensors",
                  "tensorboard", "wandb", "run.log", "config.toml"):  # fmt: skip
         target = path / name

@@ -15,9 +15,10 @@ import torch
 
 from cmtool.errors import DivergenceError, UserError
 from cmtool.files.atomic import writing
+from cmtool.machine.stopping import Stop
 from cmtool.models import Model
-from cmtool.training.forecast import forecast
 from cmtool.training.loop import Due, Trainer
+from cmtool.training.pace import Pace
 from cmtool.training.posthoc import write_snapshots
 from cmtool.training.previews import write_preview
 from cmtool.training.provenance import provenance
@@ -25,12 +26,11 @@ from cmtool.training.report import Listener, Outcome, Watch
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
 from cmtool.training.state import restore_newest
-from cmtool.training.stopping import Stop
 
 # Roll-backs to one checkpoint before a run gives up.
 RETRIES = 3
 
-# What training knows of evaluation: figures of a model ("fid", the smaller the better, decides which model is kept as
+# What training knows about evaluation: a model's figures ("fid", the smaller the better, decides which model is kept as
 # the best), and what to add to the finished model's header (its sampling times), cut short when the time is up.
 Judge = Callable[[Model], dict[str, float]]
 Closing = Callable[[Model, Callable[[], bool]], dict[str, Any]]
@@ -59,15 +59,16 @@ class Session:
         self._stop = Stop()
         self._rollbacks = 0
         self._watch = Watch()
+        self.pace = Pace(trainer, self._expect)
         self._real = trainer.dataset.batch(torch.arange(min(len(trainer.dataset), 512)))[0]
-        # What else is done at intervals: (every so many steps, what).
+        # Other work done at intervals: (number of steps, what to do).
         self.chores: list[tuple[int, Callable[[], None]]] = []
         if self.config.train.snapshot_every:
             self.chores.append((self.config.train.snapshot_every, lambda: write_snapshots(self.state, folder.path)))
 
     @property
     def _takes_part(self) -> bool:
-        """Whether this process has a part in what is saved: the first one, and all that hold rows of the weights."""
+        """Whether this process takes part in saving: the first one does, and all that hold rows of the weights."""
         return self.world.main or self.state.sharding is not None
 
     def log(self, text: str) -> None:
@@ -83,6 +84,10 @@ class Session:
         """Tell the listener and keep it in `run.log`."""
         self.log(f"warning: {message}")
         self.listener.warn(message)
+
+    def _expect(self, sentence: str) -> None:
+        self.log(sentence)
+        self.listener.expects(sentence)
 
     def resume(self) -> int:
         """Restore the newest whole checkpoint and return its step; name damaged ones and set them aside."""
@@ -131,30 +136,32 @@ class Session:
             )
 
     def intervals(self) -> list[int]:
-        """Return every how many steps there is something to attend to; zeros stand for what is never done."""
+        """Return the intervals, in steps, at which there is something to do; zeros mean never."""
         train = self.config.train
         return [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every, *dict(self.chores)]
 
     def begin(self, stop: Stop, arguments: Sequence[str] = ()) -> None:
-        """Resume the run, and make up for what it still owed when it was killed.
+        """Resume the run, and catch up on what was still due when it was killed.
 
         Args:
-            stop: what asks the run to leave.
+            stop: asks the run to stop.
             arguments: the command line, for the log.
         """
         self._stop = stop
         step = self.resume()
         self._log_start(step, arguments)
         if self.config.train.bad_step == "rollback" and self._saved < 0:
-            self.checkpoint()  # a bad step before the first checkpoint needs one to go back to
-        self.listener.started(step, self.config.train.steps, forecast(self.config, self.state))
+            self.checkpoint()  # a bad step before the first regular checkpoint needs one to go back to
+        self.listener.started(step, self.config.train.steps, self.trainer.needs)
         self._catch_up()
+        if self.world.main:
+            self.pace.begin(stop)
 
     def attend(self, due: Due) -> None:
         """Do what is due at this step, or go back to the newest checkpoint if a number is not finite.
 
         Raises:
-            UserError: if a number is not finite and there is no going back, or the disk is full.
+            UserError: if a number is not finite and the run cannot be rolled back, or the disk is full.
         """
         try:
             if due.error is not None:
@@ -177,7 +184,7 @@ class Session:
         self.log(f"start at step {step} of {self.config.train.steps} {json.dumps(said, ensure_ascii=False)}")
 
     def _roll_back(self, error: DivergenceError) -> None:
-        """Go back to the newest checkpoint if `train.bad_step` says so; from there the run goes on with other noise.
+        """Go back to the newest checkpoint if `train.bad_step` says so; from there the run continues with other noise.
 
         The noise depends on how often the run rolled back. Checkpoints keep that number, so a killed run repeats it.
         """
@@ -213,7 +220,7 @@ class Session:
             self.evaluate()
 
     def _catch_up(self) -> None:
-        """Do what a run that was killed just after its checkpoint still owed at that step."""
+        """Do what was still due at the checkpoint's step in a run that was killed just after it."""
         train, step = self.config.train, self.state.step
         if step in (0, train.steps):
             return
@@ -225,7 +232,7 @@ class Session:
                 self.evaluate()
 
     def _owes(self, flag: bool) -> bool:
-        """Tell all processes what the first one sees in the folder: another one may look a moment later."""
+        """Tell all processes what the first one sees in the folder: others may look a moment later."""
         return self.world.any(flag and self.world.main, self.trainer.device)
 
     def _grid(self) -> Path:
@@ -259,6 +266,7 @@ class Session:
         if self.world.main:
             self.folder.append(report.row())
             self.listener.report(report)
+            self.pace.hear(report)
             for message in self._watch.report(report, norm):
                 self.warn(message)
 
@@ -270,7 +278,7 @@ class Session:
         return Outcome(None, self.state.step, stop.signal, stop.out_of_time)
 
     def _closed(self, model: Model | None) -> dict[str, Any]:
-        """Return what the closing adds to the model's header; without it the model is complete too."""
+        """Return what the final search adds to the model's header; without it the model is complete too."""
         stop, closing = self._stop, self.closing
         if closing is None or model is None:
             return {}
@@ -289,7 +297,7 @@ class Session:
         if not self._takes_part:
             return Outcome(self.folder.model, self.state.step)
         extra = self._closed(self.state.average())
-        # Grid and times are still owed. With several processes, one must not leave alone: the run ends without them.
+        # Grid and times are still due. With several processes none may leave by itself: the run ends without them.
         if self._stop.signal and self.world.size == 1:
             return self._leave()
         for index, average in enumerate(self.state.extra_emas):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +12,15 @@ from torch import Tensor
 from cmtool.checkpoint import load_tensors, resolve_file, save_model
 from cmtool.config.combinations import leaves_one_alone
 from cmtool.config.parts import CouplingPart, DirectionPart
-from cmtool.config.schema import RunConfig, TrainConfig
+from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
-from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
+from cmtool.errors import CheckpointError, ConfigError, DataError
 from cmtool.files.cache import cache_dir, file_digest
 from cmtool.losses.assemble import Supplies, build_objective
 from cmtool.losses.coupling import Pairs
 from cmtool.losses.diagnose import level_density
 from cmtool.losses.direction import Reference
-from cmtool.memory import keep_freed_memory
+from cmtool.machine.world import World
 from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.rng import batch_normal, generator
@@ -32,54 +31,22 @@ from cmtool.schedules.density import LevelDensity
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all
-from cmtool.training.distributed import World
-from cmtool.training.inherit import check_needs
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
 from cmtool.training.state import TrainState
 
-# A head that only some recipes use: a student without it may still start from a model that has it.
+# Only some recipes use this head: a student without it may still start from a model that has it.
 OPTIONAL = "log_variance_head."
-# Images at once when pairs are made, and images that the discrepancy is measured with.
+# Images computed at once when pairs are made, and images that the discrepancy is measured with.
 CHUNK, MEASURED = 256, 2048
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device that `name` means: "auto" takes cuda, then mps, then cpu; of several GPUs the `local_rank`-th.
-
-    Raises:
-        UserError: for an unknown device, or one that this machine lacks.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    kind = name.split(":")[0]
-    if kind not in there:
-        raise UserError(f"unknown device '{name}'; choose auto, cpu, cuda or mps.")
-    if not there[kind]:
-        raise UserError(f"this machine has no usable {kind} device.", "use --device cpu, or leave --device out")
-    if name == "cuda" and local_rank:
-        name = f"cuda:{local_rank % torch.cuda.device_count()}"
-    return torch.device(name)
-
-
-def set_up_torch(train: TrainConfig) -> None:
-    """Apply the settings of the whole process: CPU threads, deterministic algorithms, memory that is kept."""
-    keep_freed_memory()
-    if train.threads is not None:
-        torch.set_num_threads(train.threads)
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
 
 
 def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> Model:
     """Load the diffusion model that a distillation follows.
 
     Raises:
-        CheckpointError: if it is missing, no diffusion model, or of another shape.
+        CheckpointError: if it is missing, not a diffusion model, or of another shape.
     """
     teacher = load(path, device)
     if teacher.kind != "diffusion":
@@ -126,10 +93,11 @@ def start_from(student: Model, source: Model) -> None:
 def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: World | None = None) -> Trainer:
     """Build everything that `config` describes and return a trainer at step 0.
 
+    `config` names the teacher and the starting weights that its recipe needs (`training.inherit.check_needs`).
+
     Raises:
-        UserError: for anything a user can get wrong about teacher, starting weights, labels or precision.
+        UserError: for anything that a user can get wrong about teacher, starting weights, labels or precision.
     """
-    check_needs(config)
     check_rows(config, world or World())
     sharding = _sharding(config, device, world)
     precision = settle_precision(config, device)
@@ -160,7 +128,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
 
 
 def level_law(config: RunConfig, dataset: Dataset, device: torch.device) -> LevelDensity | None:
-    """Return the law of noise levels measured on the images; None where the recipe has another one."""
+    """Return the law of noise levels measured on the images; None if the recipe uses another one."""
     part = config.recipe.times
     if part.kind != "discrepancy":
         return None
@@ -170,9 +138,9 @@ def level_law(config: RunConfig, dataset: Dataset, device: torch.device) -> Leve
 
 
 def reference_images(config: RunConfig, dataset: Dataset, device: torch.device) -> Reference | None:
-    """Return the images that a posterior mean runs over, all or as many as the recipe says; None where there is none.
+    """Return the images that a posterior mean runs over, all or as many as the recipe says; None if there is none.
 
-    Mirrored copies are among them where training mirrors images.
+    They include mirrored copies if training mirrors images.
     """
     part = config.recipe.direction
     if part.kind != "posterior_mean" or part.pool == "batch":
@@ -182,7 +150,7 @@ def reference_images(config: RunConfig, dataset: Dataset, device: torch.device) 
 
 
 def gather(config: RunConfig, dataset: Dataset, device: torch.device, teacher: Model | None) -> Supplies:
-    """Return everything that the recipe's parts ask for besides settings.
+    """Return everything that the recipe's parts need besides settings.
 
     Raises:
         ConfigError: for guidance that the teacher cannot give.
@@ -198,7 +166,7 @@ def check_guidance(part: DirectionPart, teacher: Model | None) -> None:
     """Refuse guidance by a teacher that never saw an image without its label.
 
     Raises:
-        ConfigError: with the setting that trains such a teacher.
+        ConfigError: names the setting that trains a suitable teacher.
     """
     if part.guidance != 1 and teacher is not None and not teacher.header.get("label_dropout"):
         raise ConfigError(
@@ -234,7 +202,7 @@ def make_pairs(part: CouplingPart, config: RunConfig, teacher: Model) -> dict[st
 
 
 def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -> Pairs | None:
-    """Return the teacher's pairs, from the cache if they were made before; None where the coupling needs none."""
+    """Return the teacher's pairs, from the cache if they were made before; None if the coupling needs none."""
     if part.kind != "teacher" or teacher is None:
         return None
     path = _pairs_file(part, config)
@@ -248,7 +216,7 @@ def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -
 
 
 def frozen_predictor(part: CouplingPart, device: torch.device) -> Model | None:
-    """Return the frozen model that the generator coupling asks for; None where it asks for none."""
+    """Return the frozen model that the generator coupling needs; None if it needs none."""
     if part.kind != "generator" or part.predictor != "frozen" or part.model is None:
         return None
     return load(part.model, device)
@@ -258,7 +226,7 @@ def check_rows(config: RunConfig, world: World) -> None:
     """Refuse a batch that leaves a process without images, or optimal transport with a single image in a pass.
 
     Raises:
-        ConfigError: with a batch that fits.
+        ConfigError: names a batch that fits.
     """
     batch, size = config.train.batch_size, world.size
     if batch < size:
@@ -277,7 +245,7 @@ def check_rows(config: RunConfig, world: World) -> None:
 
 
 def _sharding(config: RunConfig, device: torch.device, world: World | None) -> Sharding | None:
-    """Return what splits the networks of a run over its processes; None if nothing is split."""
+    """Return the object that splits a run's networks over its processes; None if nothing is split."""
     if not config.train.shard or world is None or world.size == 1:
         return None
     check_shardable(config.train.batch_size, world)
@@ -301,10 +269,10 @@ def _said(config: RunConfig, world: World) -> list[str]:
 
 
 def spread(images: Tensor) -> float:
-    """Return how much images (B, ...) differ: the standard deviation over the batch, averaged over values."""
+    """Return how much images (B, ...) differ: the standard deviation over the batch, averaged over all values."""
     return float(images.float().std(dim=0).mean())
 
 
 def collapsed(samples: Tensor, real: Tensor) -> bool:
-    """Whether samples differ from one another far less than real images do, which no loss shows."""
+    """Whether samples differ far less from one another than real images do, which no loss shows."""
     return spread(samples) < 0.3 * spread(real)

@@ -1,8 +1,8 @@
 """Networks in pieces: with `train.shard` every process keeps its rows of each weight (torch's FSDP2, `fully_shard`).
 
-torch gathers a block's weights before its pass, frees them after it, and sums gradients into each process's rows.
+torch gathers a block's weights before its pass, frees them afterwards, and sums gradients into each process's rows.
 Optimizer and averages work value by value, so they take those rows like any other tensor. Checkpoints are gathered into
-the form that a single process writes.
+the same form that a single process writes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from cmtool.config.parts import TargetPart
 from cmtool.errors import ConfigError
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 
-# Used outside the network's own pass, where nobody gathers it; a few dozen numbers.
+# Used outside the network's own pass, where it is not gathered; it is only a few dozen numbers.
 HEAD = "log_variance_head."
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's rows of a sharded tensor, sharing its memory; any other tensor as it is."""
-    # torch's class of sharded tensors takes long to import; this method gives it away.
+    """Return this process's rows of a sharded tensor, sharing its memory; return any other tensor unchanged."""
+    # torch's class of sharded tensors takes long to import; this method identifies it.
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():
@@ -57,7 +57,7 @@ def share(full: Tensor, like: Tensor) -> Tensor:
 def units(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the blocks of a network whose weights are gathered together: modules of several layers with one call.
 
-    It looks inside lists, even those with a `forward` of their own: before torch 2.13 `fully_shard` takes none.
+    It looks inside lists, even those with their own `forward`: before torch 2.13 `fully_shard` does not take lists.
     """
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
@@ -69,7 +69,7 @@ def units(network: nn.Module) -> Iterator[nn.Module]:
 class Sharding:
     """Splits networks over the processes of a run.
 
-    `device` is that of this process. A network may be on any device before it is split; its rows end up on this one.
+    `device` is this process's device. A network may be on any device before it is split; its rows end up on this one.
     """
 
     def __init__(self, world: World, device: torch.device) -> None:
@@ -80,33 +80,33 @@ class Sharding:
         self.mesh = init_device_mesh(device.type, (world.size,))
 
     def apply(self, network: nn.Module) -> None:
-        """Split a network in place; single numbers and the log-variance head stay whole everywhere."""
+        """Split a network in place; single numbers and the log-variance head stay whole in every process."""
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         kept = {p for name, p in network.named_parameters() if p.dim() == 0 or name.startswith(HEAD)}
         for parameter in network.parameters():
-            # fully_shard takes dense rows only, and does not touch what it does not split.
+            # fully_shard takes only dense rows, and leaves alone what it does not split.
             parameter.data = parameter.data.contiguous()
             if parameter in kept:
                 parameter.data = parameter.data.to(self.device)
         for module in (*units(network), network):
-            # The root too: an average runs without a backward pass, which would leave its old weights gathered.
+            # The root too: an average runs without a backward pass, so its old weights would stay gathered.
             fully_shard(module, mesh=self.mesh, reshard_after_forward=True, ignored_params=kept)
         for module in network.modules():
             if isinstance(module, FSDPModule):
-                # A process's loss is divided by the global batch: gradients are summed, not averaged.
+                # A process's loss is divided by the global batch, so gradients are summed, not averaged.
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
     def total_norm(self, rows: Sequence[Tensor], kept: Sequence[Tensor]) -> Tensor:
         """Return the Euclidean norm, () in float64, of tensors of which this process has `rows`, and all `kept`."""
-        # In one format everywhere: a process without any row would answer in a different one.
+        # In one dtype everywhere: a process without rows would otherwise return another.
         square, other = (nn.utils.get_total_norm(part).to(self.device, torch.float64) ** 2 for part in (rows, kept))
         dist.all_reduce(square)
         return (square + other).sqrt()
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return all rows of every tensor on the CPU in process 0, nothing in the others; all must call it."""
+        """Return all rows of every tensor on the CPU in process 0 and nothing in the others; all must call it."""
         found = {}
         for name, tensor in tensors.items():
             full = whole(tensor)
@@ -135,10 +135,10 @@ def gathers_in_derivatives(release: Any = torch.__version__) -> bool:
 
 
 def check_derivative(part: TargetPart) -> None:
-    """Refuse a forward-mode derivative where torch cannot gather weights within it.
+    """Refuse a forward-mode derivative if this torch cannot gather weights within it.
 
     Raises:
-        ConfigError: with the setting that does without.
+        ConfigError: names the setting that needs no such derivative.
     """
     if part.differentiates and part.derivative == "forward" and not gathers_in_derivatives():
         raise ConfigError(
@@ -148,10 +148,10 @@ def check_derivative(part: TargetPart) -> None:
 
 
 def check_shardable(batch_size: int, world: World) -> None:
-    """Refuse a batch that gives the processes different numbers of passes: one would wait forever.
+    """Refuse a batch that gives the processes different numbers of passes, because one would wait forever.
 
     Raises:
-        ConfigError: with the nearest batches that fit.
+        ConfigError: names the nearest batches that fit.
     """
     if batch_size % world.size:
         below = batch_size // world.size * world.size

@@ -23,15 +23,15 @@ from cmtool.training.sharding import Sharding, local, share
 class TrainState:
     """Student, target, sampling averages and optimizer at a step.
 
-    `target` is the student itself unless the recipe gives it a decay of its own. With `sharding` every process holds
-    its rows of each network, and whatever saves, exports or copies one must be called in all processes.
+    `target` is the student itself unless the recipe gives it its own decay. With `sharding` every process holds its
+    rows of each network, and all processes must take part in saving, exporting or copying one.
     """
 
     def __init__(
         self, config: RunConfig, student: Model, sharding: Sharding | None = None, precision: str | None = None
     ) -> None:
         self.config = config
-        # The format of the computation, which the settings may leave to the machine.
+        # The number format of the computation, which the settings may leave to the machine.
         self.precision = precision or config.train.precision
         self.sharding = sharding
         self.student = student.train()
@@ -43,7 +43,7 @@ class TrainState:
             for network in self._networks().values():
                 sharding.apply(network)
         self.names = [name for name, p in student.network.named_parameters() if p.requires_grad]
-        # What the optimizer moves: the weights, or this process's rows of them in the same memory.
+        # What the optimizer updates: the weights, or this process's rows of them in the same memory.
         self.trained = self.parameters() if sharding is None else [nn.Parameter(local(p)) for p in self.parameters()]
         self.optimizer = build_optimizer(config.train, self.trained)
         self.gradients = Gradients(config.train, self.parameters, self.trained, sharding)
@@ -62,7 +62,7 @@ class TrainState:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes the files of a sharded run; without sharding, whoever asks does."""
+        """Whether this process writes the files of a sharded run; without sharding, every caller does."""
         return self.sharding is None or self.sharding.world.main
 
     def average_norm(self) -> float:
@@ -70,9 +70,9 @@ class TrainState:
         return float(self.gradients.total_norm([local(parameter) for parameter in self.ema.network.parameters()]))
 
     def average(self, network: Model | None = None) -> Model | None:
-        """Return the sampling average (or another model of the run), ready to be called by process 0 alone.
+        """Return the sampling average (or another model of the run), ready to be called by process 0 only.
 
-        Of a sharded run it is a whole copy in process 0 and None in the others; all of them must call this.
+        In a sharded run it is a whole copy in process 0 and None in the others; all of them must call this.
         """
         model = network or self.ema
         if self.sharding is None:
@@ -91,7 +91,7 @@ class TrainState:
     def advance_averages(self, target_ema: float) -> None:
         """Move the sampling averages and the target after an optimizer step, in the order of the released code."""
         train = self.config.train
-        # A magnitude-preserving network keeps its weights at unit size; the averages follow the normalized ones.
+        # A magnitude-preserving network keeps its weights at unit size; the averages follow the normalized weights.
         normalize = getattr(self.student.network, "normalize_weights", None)
         if normalize is not None:
             normalize()
@@ -109,7 +109,7 @@ class TrainState:
         return networks
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the complete training state by name; of a sharded run process 0 gets it and the others nothing."""
+        """Return the complete training state by name; in a sharded run process 0 gets it and the others nothing."""
         found = {
             f"{role}.{name}": tensor
             for role, network in self._networks().items()
@@ -124,7 +124,7 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write the state to `path` (safetensors with a digest), whole or not at all."""
         header = {"kind": "training-state", "step": self.step, "versions": versions()}
-        # What the rows of the label embedding mean: whoever goes on from here has to number classes alike.
+        # The meaning of the label embedding's rows: a run that continues from here has to number classes the same way.
         header["data"] = self.student.header["data"]
         header |= {"loss_scale": self.gradients.scale.state(), "retries": self.retries}
         tensors = self.tensors()
@@ -151,7 +151,7 @@ class TrainState:
             raise CheckpointError(f"{path} does not fit this run's network: {str(error).splitlines()[0]}") from error
 
     def _load(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Load weights into a network; every process takes its rows of a sharded one."""
+        """Load weights into a network; if it is sharded, every process takes its rows."""
         if self.sharding is None:
             network.load_state_dict(tensors)
             return
@@ -180,7 +180,7 @@ class TrainState:
 
 
 def restore_newest(folder: RunFolder, state: TrainState) -> tuple[int | None, dict[Path, str]]:
-    """Restore the newest whole checkpoint; return its step (None: there is none) and what was found damaged."""
+    """Restore the newest intact checkpoint; return its step (None: there is none) and what was found damaged."""
     damaged = {}
     for step, file in folder.checkpoints():
         try:

@@ -1,4 +1,4 @@
-"""Experiment trackers as listeners of a session: TensorBoard files, Weights & Biases. Off unless asked for."""
+"""Experiment trackers as listeners of a session: TensorBoard files, Weights & Biases. Off unless requested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cmtool.training.report import Listener, Report
 
 
 def scalars(report: Report) -> dict[str, float]:
-    """Return the numbers of a report by the names that trackers show."""
+    """Return a report's numbers by the names that trackers show."""
     named = {
         "train/loss": report.loss,
         "train/distance": report.distance,
@@ -40,6 +40,11 @@ class Several(Listener):
         for listener in self.listeners:
             listener.started(step, steps, needs)
 
+    def expects(self, sentence: str) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.expects(sentence)
+
     def report(self, report: Report) -> None:
         """Pass it on."""
         for listener in self.listeners:
@@ -62,7 +67,7 @@ class Several(Listener):
 
 
 class Tracker(Listener):
-    """What trackers have in common: numbers of reports and evaluations, and sample grids, by step."""
+    """The common part of trackers: numbers of reports and evaluations, and sample grids, by step."""
 
     def report(self, report: Report) -> None:
         """Write the numbers of a report."""
@@ -85,7 +90,7 @@ class Tracker(Listener):
 
 
 class TensorBoard(Tracker):
-    """Writes event files into the run folder; what a killed run wrote beyond its checkpoint is hidden."""
+    """Writes event files into the run folder; events that a killed run wrote beyond its checkpoint are hidden."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder / "tensorboard", stack
@@ -111,7 +116,7 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """Writes for Weights & Biases: offline unless the user has logged in; a resumed run goes on under its own id."""
+    """Writes for Weights & Biases: offline unless the user has logged in; a resumed run continues under its own id."""
 
     def __init__(self, folder: Path, config: RunConfig, stack: ExitStack) -> None:
         self._folder, self._config, self._stack = folder, config, stack
@@ -154,7 +159,7 @@ def tracked(view: Listener, names: Sequence[str], folder: Path, config: RunConfi
     Args:
         view: what a person sees.
         names: "tensorboard", "wandb".
-        folder: the run folder, which their files go to.
+        folder: the run folder, where their files go.
         config: the settings they show.
     """
     with ExitStack() as stack:

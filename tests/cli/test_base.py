@@ -49,7 +49,7 @@ def test_help_is_plain_and_fits_80_columns(cmtool, name):
 
 
 def test_examples_stand_one_below_another_and_can_be_copied():
-    from cmtool.cli.examples import lay_out_examples
+    from cmtool.cli.app import lay_out_examples
 
     long = "cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --num 6 --grid --paste --out strip.png"
     said = lay_out_examples(f"What it does.\n\nExamples: cmtool runs | {long}, then:\n    cmtool report.")

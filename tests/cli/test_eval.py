@@ -340,6 +340,6 @@ def test_a_set_against_itself_is_at_zero_in_table_document_and_interval(shell, w
 def test_a_kernel_distance_of_few_images_has_no_error_and_says_so(shell, workdir):
     save_npz("a.npz", digits(300, 0.2))
     code, out, err = shell("eval", "a.npz", "--ref", "digits", "--metrics", "kid")
-    assert code == 0 and "±" not in out and "stands without an error" in " ".join(err.split())
+    assert code == 0 and "±" not in out and "is given without an error" in " ".join(err.split())
     metrics = shell.json("eval", "a.npz", "--ref", "digits", "--metrics", "kid")["results"][0]["metrics"]
     assert metrics["kid"] > 0 and metrics["kid_std"] is None

@@ -14,7 +14,7 @@ from cmtool.evaluation.features import Batch, Features
 from cmtool.evaluation.measure import _run, _together
 from cmtool.evaluation.samples import from_array
 from cmtool.files.atomic import atomic_text
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 from tests.cli.tiny import write_model
 
 

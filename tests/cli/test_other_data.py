@@ -71,6 +71,19 @@ def of_faces(cmtool):
     return typed
 
 
+def test_pictures_without_classes_train_a_preset_that_has_some(cmtool):
+    write_pictures("faces")
+    write_pictures("classes", labels=True)
+    typed = cmtool("train-ct", *SHAPES, "--data", "faces", "--name", "plain")
+    assert typed.code == 0 and typed.err.count("faces has no classes, so the model learns none") == 1
+    assert read_header("runs/plain/model.safetensors")["data"]["num_classes"] is None
+    assert "finished" in cmtool("train-ct", *SHAPES, "--data", "faces", "--name", "plain").err
+    typed = cmtool("train-ct", *SHAPES, "--data", "classes", "--name", "classes", "--dry-run")
+    assert typed.code == 0 and "no classes" not in typed.err and "labels = true" in typed.out
+    typed = cmtool("train-ct", *SHAPES, "--data", "faces", "--name", "asked", "--set", "data.labels=true")
+    assert typed.code == 1 and "has no class labels" in typed.err
+
+
 def test_a_run_on_other_pictures_carries_no_judgment(of_faces, cmtool):
     assert of_faces.err.count("no sampling times are searched") == 1
     assert "searching sampling times" not in of_faces.err

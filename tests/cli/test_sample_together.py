@@ -10,7 +10,7 @@ import pytest
 
 from cmtool.api.sample import make_in, place_of_share
 from cmtool.cli.app import run
-from cmtool.training.distributed import World
+from cmtool.machine.world import World
 from tests.cli.tiny import write_model
 
 

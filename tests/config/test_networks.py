@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from cmtool.config.load import from_toml, resolve, to_toml
-from cmtool.config.networks import NETWORKS, MlpConfig, SongConfig, network_config
+from cmtool.config.networks import NETWORKS, MlpConfig, NetworkConfig, SongConfig, network_config
 from cmtool.errors import ConfigError
 from cmtool.models import build_model
 from cmtool.networks.build import build_network, network_class
@@ -138,9 +138,12 @@ def test_each_table_refuses_what_its_network_cannot_be(settings, side, words):
         build_network(table, channels=1, resolution=side)
 
 
-def test_settings_of_one_kind_are_unknown_to_a_bare_table_of_another():
-    with pytest.raises(ValidationError):
-        NETWORKS["adm"](encoder="residual")
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_table_made_by_its_class_or_by_its_kind_is_the_same(kind):
+    assert NETWORKS[kind](channels=16) == NetworkConfig(kind=kind, channels=16)
+    assert NETWORKS[kind]().kind == kind
+    with pytest.raises(ValidationError, match="chanels"):
+        NETWORKS[kind](chanels=16)
 
 
 def test_what_may_be_half_is_said_by_the_table():

@@ -165,7 +165,7 @@ def test_one_wrapper_around_class_folders_is_no_class(tmp_path, form):
 def test_images_beside_class_folders_are_said_to_end_the_classes(tmp_path, form):
     write(tmp_path / form, CLASSES | {"stray.png": None})
     [note] = load(tmp_path / form, labels=False).info.notes
-    assert note == "1 image lies beside the folders, so that the folders are no classes"
+    assert note == "1 image lies next to the folders, so the folders are not classes"
     assert open_images(tmp_path / form).notes == (note,)
     with pytest.raises(DataError, match="no class labels"):
         load(tmp_path / form)

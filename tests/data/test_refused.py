@@ -12,11 +12,11 @@ import pytest
 
 from cmtool.config.schema import DataConfig
 from cmtool.data import load_dataset
-from cmtool.data.archives import NpzReader, open_zip, read_member
 from cmtool.data.packed import MAGIC, packed_writer, read_packed
 from cmtool.data.pickles import read_array_pickle
 from cmtool.data.sources.sniff import open_source
 from cmtool.errors import DataError
+from cmtool.files.archives import NpzReader, open_zip, read_member
 
 
 class Payload:
@@ -110,7 +110,7 @@ def test_zip_members_outside_the_archive(tmp_path, member):
 
 
 def test_zip_and_npz_bombs(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmtool.data.archives._LARGE", 1_000_000)
+    monkeypatch.setattr("cmtool.files.archives._LARGE", 1_000_000)
     np.savez_compressed(tmp_path / "x.npz", arr_0=np.zeros((2000, 32, 32, 3), np.uint8))
     refused(tmp_path / "x.npz", "decompression bomb")
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:

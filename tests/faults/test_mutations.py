@@ -113,7 +113,7 @@ def test_without_the_checks_nan_reaches_a_checkpoint(tmp_path, monkeypatch):
 
 def checkpoint_free_stop():
     """A stop that never asks to stop."""
-    from cmtool.training.stopping import Stop
+    from cmtool.machine.stopping import Stop
 
     return Stop()
 

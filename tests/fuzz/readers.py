@@ -55,7 +55,7 @@ def _packed(folder: Path) -> bytes:
     for index in range(3):
         Image.fromarray(np.roll(examples.PIXELS, index, 0)).save(photos / f"{index}.png")
     cfg = DataConfig(source="folder", path=str(photos), resolution=4, small="upscale")
-    pack(open_source(photos, cfg), folder / "p.cmdata", rules_of(cfg), None)
+    pack(open_source(photos, cfg), folder / "p.cmdata", rules_of(cfg))
     return (folder / "p.cmdata").read_bytes()
 
 

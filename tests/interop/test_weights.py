@@ -152,6 +152,14 @@ def test_an_average_that_has_averaged_nothing_is_none(tmp_path):
     which, said = taken(tmp_path / "x.pt", {"model": RAW, "swa_model": averaged_model(EMA, 0)})
     assert which == "raw"
     assert "'swa_model' (an average that has averaged nothing yet)" in said
+    # Lightning's two ways to say so.
+    swa = {"StochasticWeightAveraging": {"n_averaged": 0, "average_model_state": EMA}}
+    assert taken(tmp_path / "x.ckpt", {"state_dict": RAW, "callbacks": swa})[0] == "raw"
+    moved = {"state_dict": EMA, "current_model_state": RAW}
+    assert taken(tmp_path / "x.ckpt", {**moved, "averaging_state": {"n_averaged": torch.tensor(0)}})[0] == "raw"
+    assert taken(tmp_path / "x.ckpt", {**moved, "averaging_state": {"n_averaged": torch.tensor(1)}})[0] == "ema"
+    # Alone it is what the file holds.
+    assert taken(tmp_path / "x.pt", averaged_model(EMA, 0))[0] == "ema"
 
 
 def test_callbacks_of_lightning(tmp_path):
@@ -351,7 +359,7 @@ def test_a_series_of_guided_diffusion(tmp_path):
     assert taken(tmp_path, weights="ema_0.999")[0] == "ema"
     which, said = taken(tmp_path / "model010000.pt")
     assert which == "raw" and "import ema_0.9999_010000.pt or ema_0.999_010000.pt to take it" in said
-    assert "lies beside" not in taken(tmp_path / "ema_0.999_010000.pt")[1]
+    assert "an average next to" not in taken(tmp_path / "ema_0.999_010000.pt")[1]
 
 
 @pytest.mark.parametrize(
@@ -362,8 +370,8 @@ def test_an_average_in_a_file_beside_is_said(tmp_path, raw, average):
     torch.save(EMA, tmp_path / average)
     torch.save(EMA, tmp_path / "unrelated_ema.pt")
     which, said = taken(tmp_path / raw)
-    assert which == "raw" and f"an average lies beside {raw}: import {average} to take it." in said
-    assert "lies beside" not in taken(tmp_path / average)[1]
+    assert which == "raw" and f"there is an average next to {raw}: import {average} to take it." in said
+    assert "an average next to" not in taken(tmp_path / average)[1]
 
 
 def test_snapshots_with_raw_weights_beside_the_average(tmp_path):
@@ -420,7 +428,7 @@ def test_a_training_checkpoint_of_diffusers(tmp_path):
         assert factor(folder, weights="raw")[0] == 1
         assert factor(folder, weights="unet")[0] == 1
     value, said = factor(folder / "unet")
-    assert value == 1 and "an average lies beside unet: import unet_ema to take it." in said
+    assert value == 1 and "there is an average next to unet: import unet_ema to take it." in said
     with pytest.raises(UserError, match="holds no average"):
         factor(pipeline(tmp_path / "other", unet=1), weights="ema")
     assert factor(pipeline(tmp_path / "alone", unet_ema=2))[0] == 2
@@ -481,12 +489,38 @@ def test_full_precision_in_several_files_wins_over_a_half_in_one(tmp_path):
         factor(folder)
 
 
+def test_of_two_sets_of_one_kind_the_one_in_full_precision_wins(tmp_path):
+    halves = {name: (value * 2).half() for name, value in RAW.items()}
+    assert taken(tmp_path / "x.pt", {"model": halves, "model_fp32": RAW})[0] == "raw"
+    assert taken(tmp_path / "x.pt", {"ema": halves, "ema_fp32": EMA, "model": RAW})[0] == "ema"
+    which, said = taken(tmp_path / "x.pt", {"ema": halves, "model": RAW})
+    assert which == "other" and "took the average 'ema'" in said
+    torch.save(RAW, tmp_path / "net.pt")
+    said = taken(tmp_path / "net.fp16.pt", halves)[1]
+    assert "net.fp16.pt is in half precision; net.pt next to it is not." in said
+
+
 def test_a_file_that_holds_itself_is_answered(tmp_path):
     loop = {"model": RAW}
     loop["again"] = [loop] * 300
     torch.save(loop, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="nests its contents without end"):
         taken(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"optimizer": {"state": {}, "param_groups": [{"params": 3}, 4, {"params": [[1], None, {}]}]}},
+        {"optimizer": {"state": {0: 1}, "param_groups": [{"params": [0], "param_names": 7}]}},
+        {"n_averaged": float("nan"), "averaging_state": 3, "stds": ["a"], "emas": [RAW]},
+        {"ema": [torch.zeros(2, dtype=torch.complex64), torch.tensor(1)], "stds": [None, "x"]},
+        {1: {None: {("a", 2): torch.zeros(3)}}, "ema": [[[torch.zeros(2)]]]},
+    ],
+)
+def test_odd_company_is_no_obstacle(tmp_path, extra):
+    torch.save({"model": RAW, **extra}, tmp_path / "x.pt")
+    assert taken(tmp_path / "x.pt", weights="model")[0] == "raw"
 
 
 def test_import_as_typed(cmtool, workdir):

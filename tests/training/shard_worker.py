@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cmtool.config.schema import RunConfig
 from cmtool.data.load import load_dataset
-from cmtool.launch import main_of_a_rank
-from cmtool.training.distributed import World, join_world
+from cmtool.machine.launch import main_of_a_rank
+from cmtool.machine.world import World, join_world
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import prepare
 from cmtool.training.sharding import gathers_in_derivatives, local, whole

@@ -12,10 +12,10 @@ from cmtool.checkpoint import load_tensors
 from cmtool.cli.app import run
 from cmtool.data.load import load_dataset
 from cmtool.errors import ConfigError
+from cmtool.machine.world import World
 from cmtool.models import load
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
-from cmtool.training.distributed import World
 from cmtool.training.setup import check_rows, prepare
 from tests.training.tiny import config_of
 

@@ -28,9 +28,9 @@ def resident() -> int:
 
 def train_for(folder: Path, first: int, last: int) -> int:
     """Growth in bytes of a whole session (reports, checkpoints, grids) from step `first` to `last`."""
+    from cmtool.machine.stopping import Stop
     from cmtool.training.run_folder import RunFolder
     from cmtool.training.session import Session
-    from cmtool.training.stopping import Stop
     from tests.training.tiny import Heard, config_of, run, trainer_of
 
     every = max(first // 2, 1)

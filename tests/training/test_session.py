@@ -11,6 +11,7 @@ import torch
 
 from cmtool.checkpoint import read_header
 from cmtool.errors import DivergenceError, UserError
+from cmtool.machine.stopping import Stop, parse_span
 from cmtool.models import load
 from cmtool.training import forecast as forecasts
 from cmtool.training import previews
@@ -19,7 +20,6 @@ from cmtool.training.report import band_means
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from cmtool.training.setup import collapsed, spread
-from cmtool.training.stopping import Stop, parse_span
 from tests.training.tiny import Heard, change_loss, config_of, run, session_of, train, trainer_of
 
 EVERY = ("train.log_every=2", "train.checkpoint_every=4", "train.sample_every=3")

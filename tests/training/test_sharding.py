@@ -14,8 +14,8 @@ from torch.torch_version import TorchVersion
 from cmtool.checkpoint import load_tensors
 from cmtool.config.load import differing_keys
 from cmtool.errors import ConfigError
+from cmtool.machine.world import World
 from cmtool.models import load
-from cmtool.training.distributed import World
 from cmtool.training.optimizers import all_finite
 from cmtool.training.setup import fresh_student, prepare
 from cmtool.training.sharding import check_derivative, check_shardable, gathers_in_derivatives, local, units, whole

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cmtool.errors import DivergenceError, UserError
+from cmtool.machine.stopping import Stop
 from cmtool.training.batches import batch_indices
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
-from cmtool.training.stopping import Stop
 from tests.training.tiny import (
     Heard,
     advance,

@@ -11,11 +11,11 @@ import pytest
 
 from cmtool.checkpoint import read_header
 from cmtool.errors import Terminated
-from cmtool.training import stopping
+from cmtool.machine import stopping
+from cmtool.machine.stopping import Stop, stoppable
 from cmtool.training.posthoc import FOLDER
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
-from cmtool.training.stopping import Stop, stoppable
 from tests.conftest import heeded_signals
 from tests.training.tiny import config_of, run, session_of, train
 

@@ -13,12 +13,12 @@ from cmtool.config.load import resolve
 from cmtool.config.schema import RunConfig
 from cmtool.data.load import load_dataset
 from cmtool.losses.objective import Loss
+from cmtool.machine.stopping import Stop
 from cmtool.training.loop import Trainer
 from cmtool.training.report import Listener, Outcome, Report
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from cmtool.training.setup import fresh_student, prepare
-from cmtool.training.stopping import Stop
 
 SMALL = ("network.channels=8", "network.head_channels=8", "data.size=64")
 FLAGS = ("--set", "network.channels=8", "--set", "network.head_channels=8", "--set", "data.size=64")

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cmtool.data.archives import open_zip, read_member
 from cmtool.data.listing import TABLE, Classes, Listing, class_labels, find_table, list_archive, list_folder
 from cmtool.data.sources.base import Payload, Record, Source, sign, sign_file
 from cmtool.errors import DataError
+from cmtool.files.archives import open_zip, read_member
 
 _LARGEST_JSON = 1_000_000_000
 

@@ -1,4 +1,4 @@
-"""Chooses the reader for a path by looking at what is there, never by the name alone."""
+"""Chooses the reader for a path by looking at what is there, never only by the name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Being one of several processes that a launcher (torchrun, SLURM) started: what can be known without torch."""
+"""One of several processes that a launcher (torchrun, SLURM) started: what can be known about it without torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import NoReturn
 
 
 def in_world() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several; what is no number counts as one."""
+    """Whether a launcher such as torchrun started this process as one of several; a non-number counts as one."""
     told = os.environ.get("WORLD_SIZE", "")
     return told.isdecimal() and int(told) > 1
 
 
 def is_first() -> bool:
-    """Whether this is the only process, or the one of several that speaks."""
+    """Whether this is the only process, or the one of several that reports."""
     return not in_world() or os.environ.get("RANK", "0") in ("", "0")
 
 

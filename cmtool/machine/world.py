@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cmtool.errors import UserError
-from cmtool.launch import in_world
+from cmtool.machine.launch import in_world
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     def rows(self, total: int) -> tuple[int, int]:
@@ -105,7 +105,7 @@ PATIENCE = timedelta(hours=24)
 
 @contextlib.contextmanager
 def join_world(device_type: str) -> Iterator[World]:
-    """Join the processes that a launcher (torchrun, SLURM's srun with its variables) started; alone, do nothing.
+    """Join the processes that a launcher (torchrun, SLURM's srun with its variables) started; else do nothing.
 
     Raises:
         UserError: if the other processes cannot be reached.
@@ -116,7 +116,7 @@ def join_world(device_type: str) -> Iterator[World]:
     backend = "nccl" if device_type == "cuda" else "gloo"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type == "cuda":
-        # Objects travel through the current device: with all processes on the first, nccl refuses.
+        # Objects are sent through the current device; if all processes use the first one, nccl refuses.
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     try:
         with _stdout_kept_clean():

@@ -23,7 +23,7 @@ def parse_span(text: str) -> float:
     """Return the seconds of a time span such as "3h55m", "90s", "1d" or "30" (seconds).
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if it is not a time span.
     """
     match = _SPAN.match(text.strip().lower())
     values = [float(group) if group else 0.0 for group in match.groups()] if match else [0.0]
@@ -33,18 +33,21 @@ def parse_span(text: str) -> float:
     return seconds
 
 
-# One wish to stop may arrive twice: `timeout` and batch systems signal a process and its group. Seconds after the first
-# signal from which on another one is a second wish.
+# One request to stop may arrive twice: `timeout` and batch systems signal a process and its group. A signal that comes
+# this many seconds after the first, or later, is a second request.
 _SAME_WISH = 1.0
 
 
-class _Left(BaseException):
-    """A signal ends a block that may be left; no `Exception`, so that nothing inside swallows it."""
+class Left(BaseException):
+    """A signal ends work that may be interrupted; not an `Exception`, so that nothing inside swallows it."""
 
 
 @dataclass
 class Stop:
-    """Asked between steps; `signal` is the number of the one that arrived (0: none)."""
+    """Asked between steps; `signal` is the number of the one that arrived (0: none).
+
+    While `leavable` is set, the first signal raises `Left` on the spot, wherever the main thread is.
+    """
 
     deadline: float | None = None
     signal: int = 0
@@ -63,7 +66,7 @@ class Stop:
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
         """Return what `work` returns; None if a signal came before it or ends it, which it does at once.
 
-        For long work of which nothing is lost, such as judging a model. It must not wait for other processes.
+        For long work that can be repeated without loss, such as judging a model. It must not wait for other processes.
         """
         result = None
         try:
@@ -71,7 +74,7 @@ class Stop:
             if not self.signal:
                 result = work()
             self.leavable = False
-        except _Left:
+        except Left:
             pass
         except BaseException:
             self.leavable = False
@@ -107,7 +110,7 @@ def stoppable(deadline: float | None = None) -> Iterator[Stop]:
             stop.signal, first = number, time.monotonic()
             if stop.leavable:
                 stop.leavable = False
-                raise _Left
+                raise Left
         elif time.monotonic() - first >= _SAME_WISH:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 

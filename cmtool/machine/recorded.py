@@ -1,4 +1,4 @@
-"""Work for a GPU that is recorded once and replayed: where networks are small, Python is what everybody waits for."""
+"""Work for a GPU that is recorded once and replayed: with small networks, Python is the bottleneck."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLOWER = 1.05
 
 
 class _Tape(NamedTuple):
-    """A graph, the memory that it reads its inputs from, and that which it leaves its answers in."""
+    """A graph, the memory that it reads its inputs from, and the memory that it leaves its answers in."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
@@ -30,7 +30,7 @@ class _Tape(NamedTuple):
 
 
 class _Span:
-    """The time that the GPU takes for something, known once it is done."""
+    """The time that the GPU takes for a piece of work, known once it is done."""
 
     def __init__(self) -> None:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -42,13 +42,13 @@ class _Span:
         self._end.record()
 
     def milliseconds(self) -> float | None:
-        """Return the time, None while it is not known: nobody waits."""
+        """Return the time, None while it is not known; does not wait."""
         return self._start.elapsed_time(self._end) if self._end.query() else None
 
 
 @dataclass
 class _Race:
-    """One kind of call as it is and replayed: which is faster is measured, once."""
+    """One kind of call, direct and replayed; measures once which is faster."""
 
     calls: int = 0
     replays: int = 0
@@ -74,9 +74,9 @@ def kind_of(inputs: Inputs) -> tuple[Any, ...]:
 class Recorded:
     """`work(*inputs)` as CUDA graphs, one for each kind of inputs (shapes, dtypes).
 
-    `work` must do all its arithmetic on the GPU, ask nothing back from it, draw no random numbers, and depend on
-    nothing but its inputs and memory that stays where it is (weights that are updated in place). Work that turns out
-    not to be like that, or to be slower so, is called as it is from then on, and `reason` says why.
+    `work` must do all its arithmetic on the GPU, read nothing back from it, draw no random numbers, and depend on
+    nothing but its inputs and memory that stays where it is (weights that are updated in place). Work that turns
+    out not to be like that, or to be slower this way, is called directly from then on, and `reason` says why.
 
     Args:
         work: what to record; returns tensors.
@@ -105,7 +105,7 @@ class Recorded:
         return bool(self._tapes)
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """Return what `work` answers, in memory of the caller's own."""
+        """Return the result of `work`, in memory that belongs to the caller."""
         kind = kind_of(inputs)
         race = self._races.setdefault(kind, _Race())
         if kind not in self._tapes:
@@ -176,7 +176,7 @@ class Recorded:
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 answers = self._work(*places)
-        except Exception as error:  # whatever a driver, library or kernel may raise: none of it is a reason to stop
+        except Exception as error:  # a driver, library or kernel may raise anything, and none of it is a reason to stop
             return self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
         finally:
             gc.enable() if collects else None

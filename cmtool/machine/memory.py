@@ -18,7 +18,7 @@ def keep_freed_memory(most: int = NEVER) -> bool:
     64 MiB by itself.
 
     Every step allocates the same activations. Given back to the system in between, each page is cleared and mapped
-    anew: some 20,000 page faults and 2 to 3 % of a step for a network of 7 M parameters at 32 px. The process then
+    again: about 20,000 page faults and 2 to 3 % of a step for a network of 7 M parameters at 32 px. The process then
     stays at its largest size until it ends.
     """
     if not sys.platform.startswith("linux"):
