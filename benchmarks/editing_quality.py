@@ -36,7 +36,7 @@ from cmtool.data import split_indices
 from cmtool.data.images import from_uint8
 from cmtool.data.shapes import HELD_OUT, shapes_images
 from cmtool.editing import loop as editing
-from cmtool.editing.levels import class_times, plan_edit, usual_help
+from cmtool.editing.levels import plan_edit
 from cmtool.evaluation import domain
 from cmtool.evaluation.manifold import manifold
 from cmtool.models import Model
@@ -237,12 +237,10 @@ def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, 
         kind = task.rstrip("24").removesuffix("-half")
         times: Any = given.times
         times = [float(t) for t in times.split(",")] if times and times != "paper" else times
-        times = [NOISE] if task == "denoise" else times
-        plan = plan_edit(model.header, kind, steps=None if times else given.steps, times=times)
-        usual, candidates = usual_help(model.header, kind, plan)
-        candidates = given.candidates or candidates
-        case, search = make_case(task, truth, given.seed), class_times(model.header, kind, plan)
-        for guidance in [float(g) for g in given.guidance.split(",")] if given.guidance else [usual]:
+        plan = plan_edit(model.header, kind, steps=None if times else given.steps, times=times, sigma=NOISE)
+        candidates = given.candidates or plan.candidates
+        case, search = make_case(task, truth, given.seed), plan.class_times
+        for guidance in [float(g) for g in given.guidance.split(",")] if given.guidance else [plan.guidance]:
             began = time.process_time()
             made = variations(model, task, case, given.variations, plan.times, guidance, candidates, given.seed, search)
             figures = measure(made, truth, case, judge)

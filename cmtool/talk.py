@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -42,4 +44,20 @@ class Silence:
         yield lambda advance=1, note="", completed=None: None
 
 
-SILENCE = Silence()
+class Aloud(Silence):
+    """What a Python program hears: warnings, as Python's own."""
+
+    def warn(self, text: str) -> None:
+        """Warn at the line that called into the package."""
+        warnings.warn(text, stacklevel=_depth_outside())
+
+
+def _depth_outside() -> int:
+    """How many frames up from the caller the first one outside this package lies, as `warnings.warn` counts them."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("cmtool."):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+SILENCE, ALOUD = Silence(), Aloud()

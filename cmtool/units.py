@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def human_bytes(count: float) -> str:
     """Return a size as people read it: 1.5 GB, 12 MB, 640 bytes."""
@@ -20,3 +22,15 @@ def human_time(seconds: float) -> str:
     if days >= 3:
         return f"{days:.2g} days" if days < 9.95 else f"{days:,.0f} days"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_ints(values: Sequence[int]) -> str:
+    """Write whole numbers shortly, with ranges; `cli.lists.parse_ints` reads it back."""
+    parts: list[str] = []
+    start = 0
+    for index in range(1, len(values) + 1):
+        if index == len(values) or values[index] != values[index - 1] + 1:
+            run = values[start:index]
+            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+            start = index
+    return ",".join(parts)

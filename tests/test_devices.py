@@ -33,7 +33,7 @@ ALLOWED = {
     "losses/objective.py uniforms": "random numbers, on the CPU",
     "losses/direction.py posterior_mean": "asks for the device",
     "editing/windows.py taper": "made on the CPU, then moved",
-    "editing/tasks.py": "pictures, on the CPU",
+    "editing/subject.py": "pictures, on the CPU",
     "samplers/interpolation.py path": "shares of a path, on the CPU",
     "editing/loop.py luma_vector": "made on the CPU, then moved",
     "samplers/generate.py streams_for": "float64 for a float64 model alone",

@@ -4,29 +4,266 @@ Every function takes a model (or its path or name) and one picture, and returns 
 sRGB. A picture is a path, a Pillow image, uint8 (H, W) or (H, W, C), or a float tensor (C, H, W) in [-1, 1]. Those of
 other sizes than the model's are fitted as `fit` says ("crop", "pad", "stretch"); with `paste=True` the edit comes back
 inside the whole picture.
+
+`perform` edits several pictures, for the command line and the studio too; it refuses what it can before torch comes in.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-from numpy.typing import NDArray
+from cmtool.api.choose import check_pictures, choose_label, choose_seeds, lookalike
+from cmtool.api.find import FoundModel, find_model, load_model
+from cmtool.editing.levels import EditPlan, plan_edit
+from cmtool.editing.tasks import TASKS, Asked, Task
+from cmtool.errors import UsageError, UserError
+from cmtool.talk import ALOUD, Talk
 
-from cmtool.api.model import BLOCK, Model, as_model
-from cmtool.api.pictures import Bytes, Picture, mask_of, photo, stacked
-from cmtool.editing import tasks as editing
-from cmtool.editing.editor import Editor, Task
-from cmtool.editing.levels import plan_edit, usual_help
-from cmtool.errors import UserError
-from cmtool.samplers.plan import SamplePlan
-from cmtool.samplers.times import header_range
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from cmtool.api.model import Model
+    from cmtool.editing.editor import Editor
+    from cmtool.editing.photos import Bytes, Picture
+    from cmtool.editing.subject import Subject
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
-AnyModel: TypeAlias = "Model | str | Path"
+AnyModel: TypeAlias = "Model | FoundModel | str | Path"
+# An uncertainty map of fewer variations is mostly its own noise.
+UNCERTAINTY_NUM = 32
+MASK_HINT = "a mask is a picture of its own: white where something is to be made, black elsewhere"
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How pictures are edited; what an edit has no use for is left as it is.
+
+    Attributes:
+        mask: a picture whose white is generated (`invert_mask`: kept); None: what is transparent is generated.
+        factor: enlargement; None: to the model's size.
+        sigma: standard deviation of the noise to remove, on the scale of [-1, 1].
+        steps: evaluations, at tuned noise levels; or `times` names the levels ("paper": the published ones), or
+            `indices` those of a grid `of` so many points.
+        guidance: over-relaxation of the known part, 0 is the paper's; None suits the levels.
+        num: variations of a picture; None: one.
+        best_of: make so many and keep `num` of them, those most consistent by `metric`.
+        uncertainty: a map of how far variations differ is wanted, which takes several.
+        seed: of the variations.
+        label: class, by name or number; None: the likeliest.
+        fit: how another shape becomes square; None: "crop", with `paste` "pad".
+        paste: return the edit inside the whole picture.
+        batch_size: variations computed together; None: as many as memory is likely to hold.
+    """
+
+    mask: Picture | NDArray[Any] | None = None
+    invert_mask: bool = False
+    factor: int | None = None
+    sigma: float | None = None
+    steps: int | None = None
+    times: Sequence[float] | str | None = None
+    indices: Sequence[int] | None = None
+    of: int | None = None
+    guidance: float | None = None
+    num: int | None = None
+    best_of: int | None = None
+    metric: Literal["l2", "lpips"] = "l2"
+    uncertainty: bool = False
+    seed: int = 0
+    label: str | int | None = None
+    fit: Fit | None = None
+    paste: bool = False
+    batch_size: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def kept(self) -> int:
+        """How many variations of a picture are kept; `best_of` are made where it is given."""
+        return self.num or (UNCERTAINTY_NUM if self.uncertainty and not self.best_of else 1)
+
+    def check(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.num is not None and self.num < 1:
+            raise UserError(f"num={self.num} asks for nothing; use at least 1.")
+        if self.best_of and self.num and self.num > self.best_of:
+            raise UsageError(f"--num {self.num} of --best-of {self.best_of} variations cannot be kept.")
+        if self.uncertainty and self.kept < 2:
+            raise UsageError("--uncertainty needs at least two variations.", f"e.g. --num {UNCERTAINTY_NUM}")
+
+    def check_mask(self, images: Sequence[Picture]) -> None:
+        """Refuse a mask that is no file, or one of the pictures."""
+        if self.mask is None and self.invert_mask:
+            raise UsageError("--invert-mask turns a --mask round; what is transparent is always what is generated.")
+        if not isinstance(self.mask, (str, Path)):
+            return
+        mask = Path(self.mask)
+        if not mask.exists():
+            raise UserError(f"--mask {mask}: no such file.", lookalike(mask))
+        for image in images:
+            if isinstance(image, (str, Path)) and Path(image).resolve() == mask.resolve():
+                raise UserError(f"{image} is given as the picture and as its mask.", MASK_HINT)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """The kept variations of one picture: tensors (K, C, H, W), their seeds, and how far each misses what is known."""
+
+    name: str
+    subject: Subject
+    images: Tensor
+    seeds: tuple[int, ...]
+    residuals: tuple[float, ...]
+
+    def pictures(self, talk: Talk) -> Iterator[Bytes]:
+        """Yield the bytes (H, W, C) of each variation in its picture's color space; say in which nothing changed."""
+        same = []
+        for row, seed in enumerate(self.seeds):
+            made = self.subject.back(self.images[row : row + 1])
+            same += [str(seed)] if self.subject.unchanged(made) else []
+            yield made
+        if same:
+            where = "in the hole " if self.subject.has_hole else ""
+            talk.warn(f"{self.name}: the edit changes nothing {where}(seed {', '.join(same)})")
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What was made of all pictures, and with what."""
+
+    model: FoundModel
+    plan: EditPlan
+    pictures: tuple[Edited, ...]
+
+
+def perform(task: str, model: AnyModel | None, images: Sequence[Picture], how: How, talk: Talk) -> Edits:
+    """Edit pictures.
+
+    Args:
+        task: the name of a row of `editing.tasks.TASKS`.
+        model: a consistency model, or where it is; None: $CMTOOL_MODEL or the newest finished run.
+        images: the pictures.
+        how: everything else.
+        talk: told which model and levels are taken, what is done to pictures, and what is odd about them.
+
+    Raises:
+        UserError: a picture, a mask or the model does not fit, or the request cannot be carried out.
+    """
+    row = TASKS[task]
+    how.check()
+    best, seeds = how.kept if how.best_of else None, choose_seeds(how.best_of or how.kept, how.seed, None, 1)
+    check_pictures(images)
+    how.check_mask(images)
+    found = _find(row, model, talk)
+    label = choose_label(how.label, found.header["data"])
+    plan = plan_edit(
+        found.header, task, steps=how.steps, times=how.times, indices=how.indices, of=how.of, sigma=how.sigma
+    )
+    guidance = plan.guidance if how.guidance is None else how.guidance
+    plan = replace(plan, guidance=guidance, candidates=1 if how.best_of else plan.candidates)
+    talk.say(found.describe())
+    shown = ", ".join(f"{level:.4g}" for level in plan.times[:6]) + " ..." * (len(plan.times) > 6)
+    chosen = f"; each the most consistent of {plan.candidates}" if plan.candidates > 1 else ""
+    talk.say(f"times {shown} ({plan.source}{chosen})")
+    subjects = _subjects(row, found, images, how, talk)
+    from cmtool.editing.editor import Editor
+
+    loaded = None if model is None or isinstance(model, (FoundModel, str, Path)) else model.module
+    module = loaded or load_model(found, how.device, how.precision)
+    edits = []
+    for name, subject in subjects:
+        editor = Editor(row, plan, module, subject, label, how.metric if best else "l2")
+        edits.append(_edited(name, editor, seeds, best, how.batch_size, talk))
+    return Edits(found, plan, tuple(edits))
+
+
+def _find(row: Task, model: AnyModel | None, talk: Talk) -> FoundModel:
+    """Return the model as a file and its header; a model that is loaded already is not looked for."""
+
+    def refusal(header: Mapping[str, Any]) -> str | None:
+        data = header["data"]
+        if data.get("float_samples"):
+            return "makes points, not pictures"
+        if row.channels is not None and data["channels"] != row.channels:
+            return f"works in {data['channels']} channel(s), and colors need three"
+        return None if data["channels"] in (1, 3, 4) else f"works in {data['channels']} channels"
+
+    if isinstance(model, FoundModel):
+        found = model
+    elif model is None or isinstance(model, (str, Path)):
+        found = find_model(
+            None if model is None else str(model),
+            kinds=("consistency",),
+            fits=lambda header: refusal(header) is None,
+            wanted="consistency model of images" + (" in color" if row.channels else ""),
+            output=talk,
+            preset="shapes" if row.channels else "digits",
+        )
+    else:
+        found = FoundModel(model.path, model.header, "as given")
+        if model.kind != "consistency":
+            raise UserError(f"{model.path} is a teacher, and editing needs a consistency model.")
+    if unfit := refusal(found.header):
+        raise UserError(f"{found.path} {unfit}.", "name another with --model")
+    return found
+
+
+def _subjects(
+    row: Task, found: FoundModel, images: Sequence[Picture], how: How, talk: Talk
+) -> list[tuple[str, Subject]]:
+    """Read the mask and all pictures and make them ready; says what was done to them."""
+    from cmtool.editing.photos import mask_of, photo_of
+
+    data = found.header["data"]
+    mask, notices = (None, ()) if how.mask is None else mask_of(how.mask, how.invert_mask)
+    for notice in notices:
+        talk.warn(notice)
+    ready = []
+    for image in images:
+        name = str(image) if isinstance(image, (str, Path)) else "the picture"
+        asked = Asked(
+            name=name, fit=how.fit or ("pad" if how.paste else "crop"), paste=how.paste, mask=mask, factor=how.factor
+        )
+        given = photo_of(image, data["channels"], "mask" in row.takes and mask is None)
+        subject = row.prepare(given, data["resolution"], asked)
+        for note in subject.notes:
+            talk.say(f"{name}: {note}")
+        ready.append((name, subject))
+    return ready
+
+
+def _edited(
+    name: str, editor: Editor, seeds: Sequence[int], best: int | None, batch_size: int | None, talk: Talk
+) -> Edited:
+    """Make all variations of one picture, in batches, and keep them, or the `best` most consistent ones."""
+    import torch
+
+    label, searched = editor.choose_label()
+    if searched:
+        names = editor.class_names
+        chosen = names[label] if names and label is not None else label
+        talk.say(f"{name}: class {chosen} fits it best; --label names another")
+    size = batch_size or editor.batch_size
+    parts = []
+    with talk.progress(len(seeds), Path(name).name) as update:
+        for first in range(0, len(seeds), size):
+            parts.append(editor.run(seeds[first : first + size], label))
+            update(len(parts[-1][0]))
+    images, misses = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    rows = torch.argsort(misses, stable=True)[:best].tolist() if best else list(range(len(images)))
+    residuals = tuple(misses[rows].tolist())
+    return Edited(name, editor.subject, images[rows], tuple(seeds[row] for row in rows), residuals)
+
+
+def arrays(task: str, model: AnyModel, image: Picture, how: How) -> Bytes:
+    """Edit one picture: uint8 (num, H, W, C) in sRGB."""
+    import numpy as np
+
+    [edited] = perform(task, model, [image], how, ALOUD).pictures
+    return np.stack([edited.subject.photo.to_srgb(one) for one in edited.pictures(ALOUD)])
 
 
 def inpaint(
@@ -61,12 +298,10 @@ def inpaint(
     Raises:
         UserError: an empty mask, one of another shape, unusable levels, an unknown class.
     """
-    loaded = _images_model(model)
-    painted = None if mask is None else mask_of(mask)
-    given = photo(image, loaded.image_shape[0], see_through=painted is None)
-    side, options = loaded.image_shape[1], _options(fit, paste)
-    subject = editing.prepare_inpaint(given, painted, side, options, "the picture")
-    return _edited("inpaint", loaded, subject, num, steps, times, guidance, label, seed)
+    how = How(
+        mask=mask, num=num, steps=steps, times=times, guidance=guidance, label=label, seed=seed, fit=fit, paste=paste
+    )
+    return arrays("inpaint", model, image, how)
 
 
 def colorize(
@@ -87,11 +322,8 @@ def colorize(
     Raises:
         UserError: the model works in gray, unusable levels, an unknown class.
     """
-    loaded = _images_model(model)
-    if loaded.image_shape[0] != 3:
-        raise UserError(f"{loaded.path} works in {loaded.image_shape[0]} channel(s), and colors need three.")
-    subject = editing.prepare_colorize(photo(image, 3), loaded.image_shape[1], _options(fit, paste))
-    return _edited("colorize", loaded, subject, num, steps, times, guidance, label, seed)
+    how = How(num=num, steps=steps, times=times, guidance=guidance, label=label, seed=seed, fit=fit, paste=paste)
+    return arrays("colorize", model, image, how)
 
 
 def superres(
@@ -115,11 +347,18 @@ def superres(
     Raises:
         UserError: a factor that does not divide the model's side, unusable levels, an unknown class.
     """
-    loaded = _images_model(model)
-    given, side = photo(image, loaded.image_shape[0]), loaded.image_shape[1]
-    times_larger = editing.choose_factor(factor, given.pixels, side)
-    subject = editing.prepare_superres(given, times_larger, side, _options(fit, paste))
-    return _edited("superres", loaded, subject, num, steps, times, guidance, label, seed)
+    how = How(
+        factor=factor,
+        num=num,
+        steps=steps,
+        times=times,
+        guidance=guidance,
+        label=label,
+        seed=seed,
+        fit=fit,
+        paste=paste,
+    )
+    return arrays("superres", model, image, how)
 
 
 def stroke(
@@ -139,10 +378,8 @@ def stroke(
     Raises:
         UserError: unusable levels, an unknown class.
     """
-    loaded = _images_model(model)
-    given = photo(image, loaded.image_shape[0])
-    subject = editing.prepare_stroke(given, loaded.image_shape[1], _options(fit, paste))
-    return _edited("stroke", loaded, subject, num, steps, times, 0.0, label, seed)
+    how = How(num=num, steps=steps, times=times, label=label, seed=seed, fit=fit, paste=paste)
+    return arrays("stroke", model, image, how)
 
 
 def denoise(
@@ -159,63 +396,5 @@ def denoise(
     Raises:
         UserError: `sigma` outside the model's range, an unknown class.
     """
-    loaded = _images_model(model)
-    low, high, _ = header_range(loaded.header)
-    if not low <= sigma <= high:
-        raise UserError(
-            f"sigma {sigma:g} is outside the model's range [{low:g}, {high:g}].",
-            "it is the noise's standard deviation on the scale of [-1, 1]: 0.3 is 38 of 255 levels",
-        )
-    given = photo(image, loaded.image_shape[0])
-    subject = editing.prepare_denoise(given, loaded.image_shape[1], _options(fit, paste))
-    plan = SamplePlan("multistep", (sigma,), "the noise's own level")
-    return _run(Task("denoise", plan, 0.0, _label(loaded, label)), loaded, subject, 1, 0)
-
-
-def _images_model(model: AnyModel) -> Model:
-    loaded = as_model(model)
-    if loaded.kind != "consistency":
-        raise UserError(f"{loaded.path} is a teacher, and editing needs a consistency model.")
-    if loaded.module.float_samples:
-        raise UserError(f"{loaded.path} makes points, not pictures.")
-    return loaded
-
-
-def _options(fit: Fit | None, paste: bool) -> editing.Options:
-    return editing.Options(fit or ("pad" if paste else "crop"), paste)
-
-
-def _label(model: Model, label: str | int | None) -> int | None:
-    return None if label is None else model.label(label)
-
-
-def _edited(
-    task: str,
-    model: Model,
-    subject: editing.Subject,
-    num: int,
-    steps: int | None,
-    times: Sequence[float] | None,
-    guidance: float | None,
-    label: str | int | None,
-    seed: int,
-) -> Bytes:
-    plan = plan_edit(model.header, task, steps=steps, times=times)
-    usual, candidates = usual_help(model.header, task, plan)
-    strength = usual if guidance is None else guidance
-    return _run(Task(task, plan, strength, _label(model, label), candidates=candidates), model, subject, num, seed)
-
-
-def _run(task: Task, model: Model, subject: editing.Subject, num: int, seed: int) -> Bytes:
-    if num < 1:
-        raise UserError(f"num={num} asks for nothing; use at least 1.")
-    editor = Editor(task, model.module, subject)
-    label = editor.choose_label()
-    seeds = range(seed * BLOCK, seed * BLOCK + num)
-    size = editor.batch_size
-    parts: list[Any] = [editor.run(seeds[first : first + size], label)[0] for first in range(0, num, size)]
-    made = torch.cat(parts)
-    edits = [subject.back(made[row : row + 1]) for row in range(num)]
-    if any(map(subject.unchanged, edits)):
-        warnings.warn("the edit changes nothing.", stacklevel=4)
-    return stacked([subject.photo.to_srgb(edit) for edit in edits])
+    how = How(sigma=sigma, label=label, fit=fit, paste=paste)
+    return arrays("denoise", model, image, how)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from cmtool import models
+from cmtool.api.choose import choose_label
 from cmtool.api.find import load_model
+from cmtool.api.sample import IMAGES, Wish
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
-from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 from cmtool.samplers.plan import SamplePlan, plan_sampling
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
@@ -70,14 +71,10 @@ class Model:
         Raises:
             UserError: the model has no classes, or not this one.
         """
-        if self.num_classes is None:
-            raise UserError("this model is not conditioned on classes.", "leave the label out")
-        names = [text.lower() for text in self.class_names or []]
-        if isinstance(name, str) and name.lower() in names:
-            return names.index(name.lower())
-        if str(name).isdecimal() and int(name) < self.num_classes:
-            return int(name)
-        raise UserError(unknown("label", str(name), self.class_names or [f"0 to {self.num_classes - 1}"]))
+        number = choose_label(name, self.header["data"])
+        if number is None:
+            raise UserError(unknown("label", str(name), self.class_names or []))
+        return number
 
     def plan(
         self, *, steps: int | None = None, times: Sequence[float] | None = None, sampler: str | None = None
@@ -118,23 +115,14 @@ class Model:
         Raises:
             UserError: contradictory or unusable requests, or a class that the model does not have.
         """
-        if seeds is not None and num is not None and num != len(seeds):
-            raise UserError(f"num={num} and the {len(seeds)} seeds disagree.", "leave num out")
-        chosen = range(seed * BLOCK, seed * BLOCK + (64 if num is None else num)) if seeds is None else list(seeds)
-        if not len(chosen):
-            raise UserError("no samples were requested; num must be at least 1.")
-        labels = self._labels(label, len(chosen))
-        plan = self.plan(steps=steps, times=times, sampler=sampler)
-        batches = generate(self.module, plan, chosen, labels, batch_size=batch_size)
+        labels = [label] if isinstance(label, (str, int)) else label
+        count = IMAGES if num is None and seeds is None else num
+        wish = Wish(num=count, steps=steps, times=times, sampler=sampler, labels=labels, seed=seed or None, seeds=seeds)
+        chosen, classes = wish.seeds_and_labels(self.header)
+        plan = wish.plan(self.header)
+        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size)
         keep = torch.float64 if self.module.dtype == torch.float64 else torch.float32
         return torch.cat([batch.x0.to("cpu", keep) for batch in batches])
-
-    def _labels(self, label: str | int | Sequence[str | int] | None, count: int) -> list[int] | None:
-        if label is None:
-            return None
-        several = [label] if isinstance(label, (str, int)) else list(label)
-        numbers = [self.label(one) for one in several]
-        return [numbers[i % len(numbers)] for i in range(count)]
 
 
 def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cmtool.cli.app import command
+from cmtool.cli.lists import parse_floats, parse_ints
 from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed, sub_app
+from cmtool.errors import UserError
+from cmtool.files.atomic import check_place
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cmtool.api.edit import Edited, Edits, How
+    from cmtool.cli.output import Output
+
+USUAL_FOLDER = Path("edits")
 
 Images = Annotated[list[Path], typer.Argument(help="Pictures to edit.", metavar="IMAGE")]
 Out = Annotated[
@@ -46,33 +61,124 @@ app = sub_app(
 )
 
 
+# The help shows options in the order of the fields: of the bases of a class the last one's come first, and a base that
+# inherits stands right behind what it inherits from. So the particular options of an edit stand among the common ones.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pictures:
+    images: Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    model: Model = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rest:
+    label: Label = None
+    fit: Fit = None
+    paste: Paste = False
+    grid: Grid = False
+    batch_size: BatchSize = None
+    out: Out = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    json: Json = False
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(_Rest, _Taken, _Pictures):
+    """What every edit takes."""
+
+    @property
+    def how(self) -> How:
+        """The request as far as all edits share it."""
+        from cmtool.api.edit import How
+
+        return How(
+            label=self.label,
+            fit=self.fit,
+            paste=self.paste,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tuned(_Taken):
+    """What edits of tuned levels take."""
+
+    times: Times = None
+    steps: Steps = None
+    indices: Indices = None
+    of: Of = None
+    guidance: Guidance = None
+    num: Num = None
+    best_of: BestOf = None
+    metric: Metric = "l2"
+    uncertainty: Uncertainty = False
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedOptions(EditOptions, _Tuned):
+    """What edits of tuned levels take that need nothing besides a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Masked(_Pictures):
+    mask: MaskFile = None
+    invert_mask: Invert = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintOptions(EditOptions, _Tuned, _Masked):
+    """The options of `cmtool edit inpaint`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Enlarged(_Pictures):
+    factor: Factor = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperresOptions(EditOptions, _Tuned, _Enlarged):
+    """The options of `cmtool edit superres`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn(_Taken):
+    times: Times = None
+    steps: Steps = None
+    indices: Indices = None
+    of: Of = None
+    num: Num = None
+    uncertainty: Uncertainty = False
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrokeOptions(EditOptions, _Drawn):
+    """The options of `cmtool edit stroke`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noisy(_Pictures):
+    sigma: Sigma
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseOptions(EditOptions, _Noisy):
+    """The options of `cmtool edit denoise`."""
+
+
 @app.command()
-def inpaint(
-    images: Images,
-    mask: MaskFile = None,
-    invert_mask: Invert = False,
-    model: Model = None,
-    times: Times = None,
-    steps: Steps = None,
-    indices: Indices = None,
-    of: Of = None,
-    guidance: Guidance = None,
-    num: Num = None,
-    best_of: BestOf = None,
-    metric: Metric = "l2",
-    uncertainty: Uncertainty = False,
-    seed: Seed = 0,
-    label: Label = None,
-    fit: Fit = None,
-    paste: Paste = False,
-    grid: Grid = False,
-    batch_size: BatchSize = None,
-    out: Out = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def inpaint(options: InpaintOptions) -> None:
     """Fill what the mask paints white; every other pixel keeps its bytes.
 
     Without --mask: what is transparent in the picture. Levels up to 24 are black, from 231 on white; two alone are
@@ -80,130 +186,200 @@ def inpaint(
 
     Example: cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --paste --out done.png
     """
-    _run("inpaint", locals())
+    _run("inpaint", options, replace(_tuned(options), mask=options.mask, invert_mask=options.invert_mask))
 
 
 @app.command()
-def colorize(
-    images: Images,
-    model: Model = None,
-    times: Times = None,
-    steps: Steps = None,
-    indices: Indices = None,
-    of: Of = None,
-    guidance: Guidance = None,
-    num: Num = None,
-    best_of: BestOf = None,
-    metric: Metric = "l2",
-    uncertainty: Uncertainty = False,
-    seed: Seed = 0,
-    label: Label = None,
-    fit: Fit = None,
-    paste: Paste = False,
-    grid: Grid = False,
-    batch_size: BatchSize = None,
-    out: Out = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def colorize(options: TunedOptions) -> None:
     """Give a gray picture colors; the luma of every pixel stays.
 
     Example: cmtool edit colorize gray.png --model demo/shapes --num 8 --out grid.png
     """
-    _run("colorize", locals())
+    _run("colorize", options, _tuned(options))
 
 
 @app.command()
-def superres(
-    images: Images,
-    factor: Factor = None,
-    model: Model = None,
-    times: Times = None,
-    steps: Steps = None,
-    indices: Indices = None,
-    of: Of = None,
-    guidance: Guidance = None,
-    num: Num = None,
-    best_of: BestOf = None,
-    metric: Metric = "l2",
-    uncertainty: Uncertainty = False,
-    seed: Seed = 0,
-    label: Label = None,
-    fit: Fit = None,
-    paste: Paste = False,
-    grid: Grid = False,
-    batch_size: BatchSize = None,
-    out: Out = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def superres(options: SuperresOptions) -> None:
     """Enlarge a small picture; each of its pixels stays the mean of its patch.
 
     With --paste a picture of any size is enlarged whole, in overlapping windows.
 
     Example: cmtool edit superres small.png --model demo/shapes --factor 2
     """
-    _run("superres", locals())
+    _run("superres", options, replace(_tuned(options), factor=options.factor))
 
 
 @app.command()
-def stroke(
-    images: Images,
-    model: Model = None,
-    times: Times = None,
-    steps: Steps = None,
-    indices: Indices = None,
-    of: Of = None,
-    num: Num = None,
-    uncertainty: Uncertainty = False,
-    seed: Seed = 0,
-    label: Label = None,
-    fit: Fit = None,
-    paste: Paste = False,
-    grid: Grid = False,
-    batch_size: BatchSize = None,
-    out: Out = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def stroke(options: StrokeOptions) -> None:
     """Turn a rough drawing into a picture; a larger first --t frees it more from the drawing.
 
     Example: cmtool edit stroke scribble.png --model demo/shapes --t 5.38,2.24
     """
-    _run("stroke", locals())
+    _run("stroke", options, _leveled(options.how, options))
 
 
 @app.command()
-def denoise(
-    images: Images,
-    sigma: Sigma,
-    model: Model = None,
-    label: Label = None,
-    fit: Fit = None,
-    paste: Paste = False,
-    grid: Grid = False,
-    batch_size: BatchSize = None,
-    out: Out = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@command
+def denoise(options: DenoiseOptions) -> None:
     """Remove Gaussian noise of a known strength in one evaluation.
 
     Example: cmtool edit denoise noisy.png --model demo/shapes --sigma 0.3
     """
-    _run("denoise", locals())
+    _run("denoise", options, replace(options.how, sigma=options.sigma))
 
 
-def _run(task: str, given: dict[str, Any]) -> None:
-    from cmtool.cli.edit_run import run_edit
+def _leveled(how: How, options: _Drawn | _Tuned) -> How:
+    """Add noise levels, variations and their seed to a request."""
+    return replace(
+        how,
+        times=options.times if options.times in (None, "paper") else parse_floats(options.times, "--times"),
+        steps=options.steps,
+        indices=None if options.indices is None else parse_ints(options.indices, "--indices"),
+        of=options.of,
+        num=options.num,
+        uncertainty=options.uncertainty,
+        seed=options.seed,
+    )
+
+
+def _tuned(options: InpaintOptions | SuperresOptions | TunedOptions) -> How:
+    return replace(
+        _leveled(options.how, options), guidance=options.guidance, best_of=options.best_of, metric=options.metric
+    )
+
+
+def _run(task: str, options: EditOptions, how: How) -> None:
+    """Carry out an edit, and write and show what was made."""
+    from cmtool.api.edit import perform
     from cmtool.cli.output import Output
 
-    run_edit(task, given, Output(given["json"], given["quiet"]))
+    output = Output(options.json, options.quiet)
+    place = _place(task, options, how)
+    edits = perform(task, options.model, options.images, how, output)
+    documents = _write(task, edits, place, how.uncertainty, output)
+    output.json(
+        {
+            "task": task,
+            "model": str(edits.model.path),
+            "nfe": edits.plan.nfe,
+            "times": list(edits.plan.times),
+            "guidance": edits.plan.guidance,
+            "candidates": edits.plan.candidates,
+            "edits": documents,
+        }
+    )
+
+
+# --- where edits go ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is written: each edit in a folder of its own name, one picture, or one grid; `alone`: of one picture."""
+
+    kind: Literal["single", "grid", "folder"]
+    path: Path
+    alone: bool
+
+    def of(self, task: str, edited: Edited, number: str = "") -> Path:
+        """The file of one edit."""
+        return self.path if self.kind != "folder" else self.path / f"{Path(edited.name).stem}-{task}{number}.png"
+
+    def of_map(self, task: str, edited: Edited) -> Path:
+        """The file of the map of how far a picture's variations differ."""
+        if self.kind != "folder" and self.alone:
+            return self.path.with_name(f"{self.path.stem}-uncertainty.png")
+        folder = self.path if self.kind == "folder" else self.path.parent
+        return folder / f"{Path(edited.name).stem}-{task}-uncertainty.png"
+
+
+def _place(task: str, options: EditOptions, how: How) -> _Place:
+    """Decide what is written where, and refuse places that cannot be written before any work."""
+    out, images = options.out, options.images
+    if out is not None and not out.is_dir():
+        if out.suffix.lower() not in ("", ".png"):
+            raise UserError(f"--out {out}: edits are written as .png or into a folder.", f"--out {out.stem}.png")
+        if out.suffix == "" and out.exists():
+            raise UserError(f"--out {out} is a file, not a folder.", "choose another folder, or a name ending in .png")
+    kind: Literal["single", "grid"] = "grid" if how.kept > 1 or options.grid else "single"
+    if out is None and (len(images) == 1 or options.grid):
+        place = _Place(kind, USUAL_FOLDER / f"{images[0].stem}-{task}.png", len(images) == 1)
+    elif out is None or out.is_dir() or out.suffix == "":
+        place = _Place("folder", out or USUAL_FOLDER, len(images) == 1)
+    else:
+        place = _Place("grid" if len(images) > 1 else kind, out, len(images) == 1)
+    check_place(place.path / "x" if place.kind == "folder" else place.path)
+    return place
+
+
+def _write(task: str, edits: Edits, place: _Place, spread: bool, output: Output) -> list[dict[str, Any]]:
+    """Write all edits, print their paths, and return one document for each picture."""
+    from cmtool.cli.output import command_line
+    from cmtool.data.images import save_png
+    from cmtool.editing.subject import uncertainty_map
+
+    text = {
+        "task": task,
+        "model": str(edits.model.path),
+        "model_hash": edits.model.digest,
+        "times": ",".join(f"{level:.9g}" for level in edits.plan.times),
+        "guidance": f"{edits.plan.guidance:g}",
+        "command": command_line(),
+    }
+    if spread:
+        for edited in edits.pictures:
+            save_png(uncertainty_map(edited.images), place.of_map(task, edited), text)
+    if place.kind == "grid":
+        _write_grid(edits.pictures, place.path, text, output)
+        paths = [[place.path] for _ in edits.pictures]
+    else:
+        paths = [_write_apart(task, edited, place, text, output) for edited in edits.pictures]
+    for path in dict.fromkeys(path for group in paths for path in group):
+        output.result(str(path))
+    return [
+        _document(edited, group, place.of_map(task, edited) if spread else None)
+        for edited, group in zip(edits.pictures, paths, strict=True)
+    ]
+
+
+def _write_apart(task: str, edited: Edited, place: _Place, text: dict[str, str], output: Output) -> list[Path]:
+    """Write each variation of a picture in its color space, and with its resolution where it has the same size."""
+    from cmtool.data.images import save_png
+
+    photo, paths = edited.subject.photo, []
+    for row, made in enumerate(edited.pictures(output)):
+        path = place.of(task, edited, f"-{row}" if len(edited.seeds) > 1 else "")
+        dpi = photo.dpi if made.shape == photo.pixels.shape else None
+        paths.append(save_png(made, path, {**text, "seed": str(edited.seeds[row])}, profile=photo.profile, dpi=dpi))
+    return paths
+
+
+def _write_grid(pictures: Sequence[Edited], path: Path, text: dict[str, str], output: Output) -> None:
+    """One row a picture: what was given, then its variations, all at the first picture's size and in sRGB."""
+    import numpy as np
+
+    from cmtool.data.images import save_grid
+    from cmtool.editing.regions import resize
+
+    rows: list[NDArray[np.uint8]] = []
+    for edited in pictures:
+        row = [edited.subject.shown, *edited.pictures(output)]
+        rows.extend(map(edited.subject.photo.to_srgb, row))
+    height, width = rows[1].shape[:2]
+    # Every row holds the given picture and as many variations, so that a wide row needs no wrapping up to 16.
+    per_row = 1 + len(pictures[0].seeds)
+    save_grid(np.stack([resize(row, height, width) for row in rows]), path, per_row if per_row <= 17 else None, text)
+
+
+def _document(edited: Edited, paths: list[Path], spread: Path | None) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "image": edited.name,
+        "out": [str(path) for path in paths],
+        "seeds": list(edited.seeds),
+        "residuals": [round(value, 6) for value in edited.residuals],
+        "notes": list(edited.subject.notes),
+    }
+    return document if spread is None else {**document, "uncertainty": str(spread)}

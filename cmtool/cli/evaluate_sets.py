@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cmtool.checkpoint import model_hash
-from cmtool.cli.lists import BLOCK
 from cmtool.errors import CheckpointError, DataError, UserError
+from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 
 if TYPE_CHECKING:
     from cmtool.api.find import FoundModel
@@ -140,18 +140,22 @@ class ModelSet:
     def _make(self, count: int) -> Path:
         """Sample the model into `samples/`, in the form of `cmtool sample --out FILE.npz`."""
         from cmtool.api.find import load_model
-        from cmtool.cli.sample import Job, write_samples
-        from cmtool.cli.sample_together import make_in
+        from cmtool.api.sample import Job, make_in, open_sink, write_samples
+        from cmtool.cli.output import command_line
 
         making, plan, first = self.making, self.plan, self.making.seed * BLOCK
         out = Path("samples") / f"{self.found.name}-{plan.nfe}-{first}-{count}.npz"
         making.output.say(f"{self.name}: making {count:,} samples ({plan.source})")
-        job = Job(self.found, plan, range(first, first + count), None, out, "round", making.precision)
+        seeds = range(first, first + count)
+        job = Job(self.found, plan, seeds, None, out, "round", making.precision, command=command_line())
         if making.world.size > 1:
             [made, *_] = making.world.gather(make_in(making.world, job, making.batch_size, making.device))
             return Path(made)
         model = load_model(self.found, making.device, making.precision)
-        return write_samples(job, model, making.batch_size, making.output)
+        sink = open_sink(job)
+        if signal := write_samples(job, model, making.batch_size, making.output, sink):
+            raise SystemExit(128 + signal)
+        return sink.finish()
 
     def consistency(self) -> dict[str, float]:
         """Measure how consistent the model is along trajectories of the teacher that was named, or of one that fits."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cmtool.data.images import save_pictures, save_png, save_scatter
 from cmtool.data.shards import ShardStore, read_request
-from cmtool.errors import DataError, UserError
+from cmtool.errors import DataError
 from cmtool.files.atomic import atomic_text
 
 Array = NDArray[Any]
@@ -210,18 +210,3 @@ def in_background(sink: Sink) -> Iterator[BackgroundSink]:
     finally:
         background.close()
         sink.pause()
-
-
-def check_place(path: Path) -> None:
-    """Make the folder for `path`, and refuse a place that cannot be written to before any work is done.
-
-    Raises:
-        UserError: if a parent is a file, or there is no permission.
-    """
-    parent = path.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{parent} cannot be made: {error.strerror or error}.", "choose another --out") from error
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"no permission to write in {parent}.", "choose another --out")

@@ -41,6 +41,11 @@ class Operator:
     project: Projection
     weight: Tensor | None = None
 
+    @property
+    def knows(self) -> bool:
+        """Whether anything is known, so that edits can be told by how well they agree with it."""
+        return True
+
     def replace(self, x: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
         """Return x + strength P(y - x): at strength 1, x with the known part of y put back."""
         if self.weight is not None:
@@ -102,6 +107,10 @@ def nothing_known() -> Operator:
 
 class _Guided(Operator):
     """An operator whose start is the guide itself although nothing of it is kept."""
+
+    @property
+    def knows(self) -> bool:
+        return False
 
     def start(self, y: Tensor) -> Tensor:
         return y

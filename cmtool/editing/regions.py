@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmtool.data.images import MAX_PIXELS, MODES
-from cmtool.editing.masks import Mask
-from cmtool.errors import UserError
+from cmtool.errors import DataError, UserError
 
 Bytes = NDArray[np.uint8]
+Mask = NDArray[np.float64]
+# Masks whose shape differs from the picture's by more than this are of another picture.
+ASPECT_SLACK = 0.02
+PAINT = "paint white what is to be generated, or --invert-mask"
 Resize = Callable[[Any, int, int], NDArray[Any]]
 
 
@@ -104,6 +107,18 @@ def region_of_fit(height: int, width: int, fit: str) -> Region:
     return Region((height - side) // 2, (width - side) // 2, side, side)
 
 
+def describe(original: Bytes, region: Region, side: int, fit: str) -> tuple[str, ...]:
+    """Say how a picture was brought to the model's side; nothing where it has it."""
+    height, width = original.shape[:2]
+    if (height, width) == (side, side):
+        return ()
+    done = {"crop": "its middle square", "pad": "padded to a square,", "stretch": "stretched,"}[fit]
+    if region.is_square and region.height == height == width:
+        done = ""
+    verb = "reduced" if region.height > side else "enlarged"
+    return (" ".join(f"{width} x {height}: {done} {verb} to {side} x {side}".split()),)
+
+
 def region_around(mask: Mask, least: int) -> Region:
     """Return a square around the white of a mask of which the mask's box fills at most half a side, at least `least`.
 
@@ -115,7 +130,7 @@ def region_around(mask: Mask, least: int) -> Region:
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        raise UserError("the mask is empty: nothing is white.", "paint white what is to be generated, or --invert-mask")
+        raise UserError("the mask is empty: nothing is white.", PAINT)
     box_height, box_width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
     box = int(max(box_height, box_width))
     side = max(2 * box, least)
@@ -149,13 +164,6 @@ def resize_floats(values: NDArray[np.float64], height: int, width: int) -> NDArr
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
 
 
-def blend(original: Bytes, edited: Bytes, mask: Mask) -> Bytes:
-    """Lay `edited` over `original` where the mask is white; where it is black the bytes stay as they are."""
-    share = mask[..., None]
-    mixed = original + share * (edited.astype(np.float64) - original)
-    return np.floor(mixed + 0.5).clip(0, 255).astype(np.uint8)
-
-
 def filled(picture: Bytes, hole: NDArray[np.bool_]) -> Bytes:
     """Return a picture (H, W, C) whose hole (H, W) holds the colors around it, so that resizing mixes in nothing else.
 
@@ -186,3 +194,137 @@ def _pulled(total: NDArray[Any], count: NDArray[Any]) -> NDArray[Any]:
 
 def _halved(values: NDArray[Any]) -> NDArray[Any]:
     return values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
+
+
+# --- holes -----------------------------------------------------------------------------------------------------------
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> Mask:
+    """Resize a mask so that it covers what it covered: each pixel takes the largest value of all that it touches.
+
+    Nothing of what was under the mask can so become a part of known pixels, at however soft a seam.
+    """
+    if mask.shape == (height, width):
+        return mask
+    return _largest(_largest(mask, height).T, width).T
+
+
+def _largest(values: Mask, length: int) -> Mask:
+    """Bring the rows of (N, ...) to `length` by the largest of those that each new row touches."""
+    count, places = len(values), np.arange(length)
+    first = places * count // length
+    end = -((-(places + 1) * count) // length)
+    # reduceat takes [first, end) at even places; a last row of zeros lets `end` point behind the rows.
+    padded = np.concatenate([values, np.zeros_like(values[:1])])
+    return np.maximum.reduceat(padded, np.stack([first, end], axis=1).reshape(-1), axis=0)[::2]
+
+
+def match_mask(mask: Mask, height: int, width: int, name: str) -> tuple[Mask, str | None]:
+    """Return the mask at the picture's size, and a notice if it had to be resized.
+
+    Raises:
+        DataError: if it is of another shape.
+        UserError: if it is empty or full.
+    """
+    notice = None
+    if mask.shape != (height, width):
+        aspect, wanted = mask.shape[1] / mask.shape[0], width / height
+        size = f"{mask.shape[1]} x {mask.shape[0]}"
+        if abs(aspect / wanted - 1) > ASPECT_SLACK:
+            raise DataError(
+                f"the mask is {size} and {name} is {width} x {height}: another shape, so another picture.",
+                f"paint one of {width} x {height} pixels, or of that shape",
+            )
+        notice = f"the mask is resized from {size} to {width} x {height}"
+        mask = resize_mask(mask, height, width)
+    if mask.max() <= 0:
+        raise UserError("the mask is empty: nothing is white.", PAINT)
+    if mask.min() >= 1:
+        raise UserError("the mask is full: no pixel is known.", "use cmtool sample, or --invert-mask")
+    return mask, notice
+
+
+def blend(original: Bytes, edited: Bytes, mask: Mask) -> Bytes:
+    """Lay `edited` over `original` where the mask is white; where it is black the bytes stay as they are."""
+    share = mask[..., None]
+    mixed = original + share * (edited.astype(np.float64) - original)
+    return np.floor(mixed + 0.5).clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What is generated in a picture, at the picture's size and at the model's.
+
+    Attributes:
+        original: the picture (H, W, C).
+        mask: (H, W), 1 where something is generated.
+        region: the part of the picture that the model works on.
+        small: that part at the model's side; nothing from under the mask is mixed into its known pixels.
+        inner: the mask there.
+        shown: that part, gray where something is generated.
+        paste: the result is the whole picture, not the model's part of it.
+        notes: what was done, for the user.
+    """
+
+    original: Bytes
+    mask: Mask
+    region: Region
+    small: Bytes
+    inner: Mask
+    shown: Bytes
+    paste: bool
+    notes: tuple[str, ...]
+
+    def given(self) -> Bytes:
+        """What `closed` would return if nothing were generated."""
+        side = len(self.small)
+        return self.original if self.paste else take_resized(self.original, self.region, side, side, resize)
+
+    def closed(self, made: Bytes) -> Bytes:
+        """Return the picture with what was made, the bytes (side, side, C) of an edit, in the hole alone."""
+        if self.paste:
+            return blend(self.original, put_resized(self.original, self.region, made, resize), self.mask)
+        return np.where(self.inner[..., None] > 0, made, self.small)
+
+
+def open_hole(original: Bytes, mask: Mask, side: int, *, fit: str, paste: bool, name: str, hidden: bool) -> Hole:
+    """Prepare the hole that a mask of any size opens in a picture.
+
+    Args:
+        side: the model's, in pixels.
+        fit: as in `region_of_fit`; with `paste` the model works on a square around the mask.
+        name: what messages call the picture.
+        hidden: what is under the mask must not be seen even where nothing is resized.
+
+    Raises:
+        DataError: the mask is of another shape.
+        UserError: it leaves nothing to generate, or nothing that is known.
+    """
+    mask, resized = match_mask(mask, original.shape[0], original.shape[1], name)
+    if paste:
+        region = region_around(mask, side)
+        said: tuple[str, ...] = (f"working on {region.width} x {region.height} pixels around the mask",)
+    else:
+        region = region_of_fit(original.shape[0], original.shape[1], fit)
+        said = describe(original, region, side, fit)
+    inner = take_resized(mask, region, side, side, resize_mask)
+    if inner.max() == 0:
+        raise UserError("the mask lies outside the part that is kept.", "use --fit pad, or --paste")
+    if inner.min() >= 1 and not paste:
+        raise UserError("the mask covers all of the part that is kept.", "use --fit pad, or --paste")
+    small = _known_part(original, mask, region, side, hidden)
+    shown = blend(small, np.full_like(small, 128), inner)
+    return Hole(original, mask, region, small, inner, shown, paste, (*([resized] if resized else []), *said))
+
+
+def _known_part(original: Bytes, mask: Mask, region: Region, side: int, hidden: bool) -> Bytes:
+    """The region at the model's size, into whose known pixels nothing from under the mask was mixed.
+
+    Args:
+        hidden: what is under the mask must not be seen even where nothing is resized.
+    """
+    if (region.height, region.width) != (side, side):
+        original = filled(original, mask > 0)
+    elif hidden:
+        original = filled(original, mask >= 1)
+    return take_resized(original, region, side, side, resize)

@@ -50,6 +50,20 @@ def make_folder(folder: Path) -> None:
         sync_folder(place.parent)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a file that could not be written, before any work; nothing is made.
+
+    Raises:
+        UserError: a parent is a file, or there is no permission.
+    """
+    folder = path.parent
+    there = next((place for place in (folder, *folder.parents) if place.exists()), Path("."))
+    if not there.is_dir():
+        raise UserError(f"{folder} cannot be made: {there} is a file.", "choose another --out")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"no permission to write in {there}.", "choose another --out")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path, synced: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success sync it and rename it over `path`, else remove it.

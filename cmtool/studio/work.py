@@ -8,27 +8,28 @@ import io
 import shlex
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from cmtool.api import edit
+from cmtool.api.edit import How, arrays
+from cmtool.api.interpolate import decoded, first_label
 from cmtool.api.model import Model
 from cmtool.data import to_nhwc
 from cmtool.editing.photos import photo_of
-from cmtool.editing.tasks import tensor
+from cmtool.editing.subject import tensor
+from cmtool.editing.tasks import TASKS
 from cmtool.errors import UserError, unknown
 from cmtool.rng import generator
-from cmtool.samplers.generate import streams_for
-from cmtool.samplers.interpolation import decode, key_noise, path
+from cmtool.samplers.interpolation import key_noise, path
+from cmtool.talk import SILENCE
 
 Bytes = NDArray[np.uint8]
 Asked = Mapping[str, Any]
-TASKS = ("inpaint", "colorize", "superres", "stroke", "denoise")
 _NO_PICTURE = (ValueError, binascii.Error, OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 MOST, FRAMES = 16, 25  # variations of an edit; points of a walk
 
@@ -61,7 +62,7 @@ def open_uri(text: Any, side: int, what: str) -> Image.Image:
 
 def read_uri(text: Any, channels: int, side: int, what: str) -> Bytes:
     """Return the PNG inside an address as (side, side, channels), laid on white; errors as `open_uri`."""
-    return photo_of(open_uri(text, side, what), channels, what).pixels
+    return photo_of(open_uri(text, side, what), channels).pixels
 
 
 def _number(asked: Asked, key: str, kind: type, low: float, high: float, usual: Any) -> Any:
@@ -107,7 +108,7 @@ class Workshop:
 
     def about(self, asked: Asked) -> dict[str, Any]:
         """Say what the model is."""
-        tasks = [task for task in TASKS if task != "colorize" or self.channels == 3]
+        tasks = [task.name for task in TASKS.values() if task.channels in (None, self.channels)]
         factors = [factor for factor in (2, 4, 8, 16) if self.side % factor == 0 and factor < self.side]
         classes = self.model.class_names or [str(index) for index in range(self.model.num_classes or 0)]
         return {"name": self.name, "side": self.side, "channels": self.channels, "classes": classes, "tasks": tasks,
@@ -130,44 +131,43 @@ class Workshop:
         if task not in TASKS:
             raise UserError(unknown("edit", str(task), TASKS))
         given = open_uri(asked.get("picture"), self.side, "the picture")
-        photo = photo_of(given, self.channels, "the picture").pixels
-        num = _number(asked, "num", int, 1, MOST, 4)
-        seed = _number(asked, "seed", int, 0, 10**6 - 1, 0)
-        label = self._label(asked)
-        inputs = {"photo.png": png_uri(photo)}
-        words: list[str] = []
-        common: dict[str, Any] = {"num": num, "seed": seed, "label": label}
-        if task == "inpaint":
-            mask = None if asked.get("mask") is None else open_uri(asked["mask"], self.side, "the mask")
-            made = edit.inpaint(self.model, given, mask, **common)
+        photo = photo_of(given, self.channels).pixels
+        how = How(
+            num=_number(asked, "num", int, 1, MOST, 4),
+            seed=_number(asked, "seed", int, 0, 10**6 - 1, 0),
+            label=self._label(asked),
+        )
+        inputs, words = {"photo.png": png_uri(photo)}, []
+        picture: Image.Image | Bytes = photo
+        takes = TASKS[task].takes
+        if "mask" in takes:
             # The page's own files: what is transparent in the picture must still be so for the command.
-            inputs = {"photo.png": str(asked["picture"])} | ({} if mask is None else {"mask.png": str(asked["mask"])})
-            words = [] if mask is None else ["--mask", "mask.png"]
-        elif task == "colorize":
-            made = edit.colorize(self.model, photo, **common)
-        elif task == "superres":
-            factor = _number(asked, "factor", int, 2, self.side, 2)
-            small = reduced(photo, factor)
-            inputs["photo.png"] = png_uri(small)
-            made = edit.superres(self.model, small, factor, **common)
-            words = ["--factor", str(factor)]
-        elif task == "stroke":
-            made = edit.stroke(self.model, photo, **common)
+            picture, inputs["photo.png"] = given, str(asked["picture"])
+            if asked.get("mask") is not None:
+                how = replace(how, mask=open_uri(asked["mask"], self.side, "the mask"))
+                inputs["mask.png"], words = str(asked["mask"]), ["--mask", "mask.png"]
+        if "factor" in takes:
+            how = replace(how, factor=_number(asked, "factor", int, 2, self.side, 2))
+            picture = reduced(photo, how.factor or 1)
+            inputs["photo.png"], words = png_uri(picture), ["--factor", str(how.factor)]
+        if "sigma" in takes:
+            how = replace(how, num=1, sigma=_number(asked, "sigma", float, 0.01, 2.0, 0.3))
+            picture = noisy(photo, how.sigma or 0.0, how.seed)
+            inputs["photo.png"], words = png_uri(picture), ["--sigma", f"{how.sigma:g}"]
         else:
-            return self._denoise(asked, photo, seed, label)
-        words += ["--num", str(num), "--seed", str(seed)]
-        return self._edited(asked, task, words, made, inputs)
+            words += ["--num", str(how.num), "--seed", str(how.seed)]
+        return self._edited(asked, task, words, picture, how, inputs)
 
-    def _denoise(self, asked: Asked, photo: Bytes, seed: int, label: int | None) -> dict[str, Any]:
-        """Add noise to the picture, so that there is something to remove, and remove it."""
-        sigma = _number(asked, "sigma", float, 0.01, 2.0, 0.3)
-        clean = tensor(photo)
-        noise = torch.randn(clean.shape, generator=generator(seed, "studio-noise"))
-        noisy = to_nhwc((clean + sigma * noise).clamp(-1, 1))[0]
-        made = edit.denoise(self.model, noisy, sigma, label=label)
-        return self._edited(asked, "denoise", ["--sigma", f"{sigma:g}"], made, {"photo.png": png_uri(noisy)})
-
-    def _edited(self, asked: Asked, task: str, words: list[str], made: Bytes, inputs: dict[str, str]) -> dict[str, Any]:
+    def _edited(
+        self,
+        asked: Asked,
+        task: str,
+        words: list[str],
+        picture: Image.Image | Bytes,
+        how: How,
+        inputs: dict[str, str],
+    ) -> dict[str, Any]:
+        made = arrays(task, self.model, picture, how)
         out = "edited.png" if len(made) == 1 else "edited/"
         command = self._command(["edit", task, "photo.png", *words, *self._label_words(asked), "--out", out])
         given = [{"name": name, "uri": uri} for name, uri in inputs.items()]
@@ -178,16 +178,12 @@ class Workshop:
         seeds = [_number(asked, key, int, 0, 10**6 - 1, usual) for key, usual in (("from", 0), ("to", 1))]
         place = _number(asked, "place", int, 0, FRAMES - 1, 0)
         label = self._label(asked)
-        if label is None and self.model.num_classes is not None:
-            # As `cmtool interpolate`: the class of the first sample holds for all.
-            label = int(streams_for(self.model.module, seeds[:1]).labels(self.model.num_classes)[0])
-        keys = key_noise(seeds, self.model.image_shape)
-        point = path(keys, FRAMES)[place : place + 1].to(self.model.module.device)
-        labels: Tensor | None = None if label is None else torch.tensor([label], device=point.device)
-        frame = decode(self.model.module, point, self.model.plan().times, labels)
+        label = first_label(self.model.module, seeds) if label is None else label
+        point = path(key_noise(seeds, self.model.image_shape), FRAMES)[place : place + 1]
+        frame = decoded(self.model.module, point, self.model.plan(), label, SILENCE)
         words = ["interpolate", "--seeds", f"{seeds[0]},{seeds[1]}", "--num", str(FRAMES), *self._label_words(asked),
                  "--out", "walk.gif"]  # fmt: skip
-        return {"images": [png_uri(to_nhwc(frame.float())[0])], "command": self._command(words), "inputs": []}
+        return {"images": [png_uri(to_nhwc(frame)[0])], "command": self._command(words), "inputs": []}
 
     def _label(self, asked: Asked) -> int | None:
         label = asked.get("label")
@@ -199,6 +195,13 @@ class Workshop:
 
     def _command(self, words: list[str]) -> str:
         return shlex.join(["cmtool", *words, "--model", self.name])
+
+
+def noisy(photo: Bytes, sigma: float, seed: int) -> Bytes:
+    """Return a picture (H, W, C) with Gaussian noise, so that there is something to remove."""
+    clean = tensor(photo)
+    noise = torch.randn(clean.shape, generator=generator(seed, "studio-noise"))
+    return to_nhwc((clean + sigma * noise).clamp(-1, 1))[0]
 
 
 def reduced(photo: Bytes, factor: int) -> Bytes:

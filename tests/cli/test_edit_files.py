@@ -6,7 +6,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from cmtool.editing.photos import photo_of
 from tests.cli.tiny import Shell, write_model
-from tests.data.wide import WIDE
+from tests.data.wide import LINEAR_GRAY, WIDE
 
 
 @pytest.fixture
@@ -377,3 +377,20 @@ def test_transparency_that_a_result_loses_is_said():
     assert photo_of(holed, 3, "p.png").notes == (lost,) and photo_of(holed, 1, "p.png").notes[0] == lost
     assert photo_of(whole, 3, "p.png").notes == photo_of(holed, 4, "p.png").notes == ()
     assert photo_of(holed, 3, "p.png", see_through=True).notes == ()
+
+
+def test_sixteen_bit_gray_with_a_profile_is_read_as_everywhere(shell):
+    """Pixels that cannot carry their profile are converted for good, as training and judging read them."""
+    from cmtool.data.decode import read_image
+
+    levels = (np.asarray(smooth().convert("L")).astype(np.uint16) + 1) * 257 - 257
+    for name, image in (("deep.png", Image.fromarray(levels)), ("gray.png", smooth().convert("L"))):
+        image.save(name, icc_profile=LINEAR_GRAY)
+        Image.fromarray(box()).save("m.png")
+        shell.out("edit", "inpaint", "--mask", "m.png", name, "--out", "o.png")
+        assert "icc_profile" not in Image.open("o.png").info
+        assert np.array_equal(pixels("o.png")[box() == 0], read_image(name)[box() == 0])
+        assert (
+            np.abs(read_image(name).astype(int) - np.asarray(smooth().convert("RGB").convert("L"))[..., None]).max()
+            > 20
+        )

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmtool.cli.lists import choose_labels, choose_seeds, format_ints, parse_floats, parse_ints
+from cmtool.api.choose import choose_labels, choose_seeds
+from cmtool.cli.lists import parse_floats, parse_ints
 from cmtool.data.images import read_png_text
 from cmtool.errors import UsageError
+from cmtool.units import format_ints
 from tests.cli.tiny import Shell, write_model
 
 

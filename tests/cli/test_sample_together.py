@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmtool.api.sample import make_in, place_of_share
 from cmtool.cli.app import run
-from cmtool.cli.sample_together import make_in, place_of_share
 from cmtool.machine.world import World
 from tests.cli.tiny import write_model
 
@@ -70,7 +70,7 @@ def test_a_finished_share_is_not_made_again(tmp_path, monkeypatch):
     write_model(tmp_path, num_classes=3)
     assert make(tmp_path, "one.npz", 1) == 0
     job = {}
-    monkeypatch.setattr("cmtool.cli.sample._make", lambda made, *rest: job.update(made=made))
+    monkeypatch.setattr("cmtool.api.sample.make", lambda made, *rest: job.update(made=made))
     assert make(tmp_path, "all.npz", 1) == 0
     assert make_in(Process(1, 2), job["made"], None, "cpu") is None
     share = tmp_path / (place_of_share(Path("all.npz"), 1, 2).name + ".partial")
@@ -78,7 +78,7 @@ def test_a_finished_share_is_not_made_again(tmp_path, monkeypatch):
     before = {file.name: file.stat().st_mtime_ns for file in share.iterdir()}
     (tmp_path / ".all.npz.share-0-of-5.partial").mkdir()
     with monkeypatch.context() as unable:
-        unable.setattr("cmtool.api.find.load_model", lambda *_: pytest.fail("the share is there"))
+        unable.setattr("cmtool.api.sample.load_model", lambda *_: pytest.fail("the share is there"))
         assert make_in(Process(1, 2), job["made"], None, "cpu") is None
     assert {file.name: file.stat().st_mtime_ns for file in share.iterdir()} == before
     assert make_in(Process(0, 2), job["made"], None, "cpu") == Path("all.npz")

@@ -6,11 +6,13 @@ from pydantic import ValidationError
 
 from benchmarks.editing_times import TWO_PIXEL_GUIDANCE, TWO_PIXEL_TIMES, problems, two_pixels
 from cmtool.config.schema import EditConfig, EditLevels
-from cmtool.editing.levels import TASKS, TUNED, class_times, edit_settings, plan_edit, tuned_times, usual_help
+from cmtool.editing.levels import edit_settings, plan_edit, tuned_times
+from cmtool.editing.tasks import TASKS
 from cmtool.errors import UserError
 from cmtool.samplers.times import solver_times, validate_times
 from tests.editing.test_loop import two_pixels as simulated
 
+TUNED = [task.name for task in TASKS.values() if task.levels == "tuned"]
 PAPER = solver_times(40)[:-1]
 HEADER = {"kind": "consistency", "preset": "shapes", "process": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}}
 
@@ -89,7 +91,7 @@ def test_the_header_decides_then_the_preset_it_names_then_the_usual_levels():
     own = EditConfig(inpaint={"steps": 3, "first": 4.0, "last": 1.0, "guidance": 0.1}).model_dump(mode="json")
     plan = plan_edit({**HEADER, "edit": own}, "inpaint")
     assert plan.times == pytest.approx((4.0, 2.0, 1.0))
-    assert usual_help({**HEADER, "edit": own}, "inpaint", plan) == (0.1, 1)
+    assert (plan.guidance, plan.candidates) == (0.1, 1)
     assert edit_settings({**HEADER, "preset": "cifar10"}).paper_points == 18
     assert edit_settings({**HEADER, "preset": "never heard of"}) == EditConfig()
     assert edit_settings({}) == EditConfig()
@@ -106,15 +108,16 @@ def test_a_preset_of_the_same_name_in_the_working_folder_is_not_meant(tmp_path, 
 
 def test_over_relaxation_belongs_to_the_tuned_levels_alone():
     for request in ({"times": "paper"}, {"times": (3.0, 1.0)}, {"indices": (0, 10), "of": 40}):
-        assert usual_help(HEADER, "inpaint", plan_edit(HEADER, "inpaint", **request)) == (0.0, 1)
-    assert usual_help(HEADER, "stroke", plan_edit(HEADER, "stroke")) == (0.0, 1)
-    assert usual_help(HEADER, "inpaint", plan_edit(HEADER, "inpaint", steps=7))[0] > 0
+        plan = plan_edit(HEADER, "inpaint", **request)
+        assert (plan.guidance, plan.candidates) == (0.0, 1)
+    plan = plan_edit(HEADER, "stroke")
+    assert (plan.guidance, plan.candidates) == (0.0, 1)
+    assert plan_edit(HEADER, "inpaint", steps=7).guidance > 0
 
 
 def test_unusable_requests_are_refused():
     with pytest.raises(UserError, match="levels for editing are unusable"):
         plan_edit({**HEADER, "edit": {"inpaint": {"first": 1.0, "last": 2.0}}}, "inpaint")
-    assert "denoise" in TASKS
     with pytest.raises(UserError, match="neither"):
         plan_edit(HEADER, "inpaint", times="papers")
     with pytest.raises(UserError, match="give one of them"):
@@ -125,13 +128,13 @@ def test_the_class_is_searched_above_the_levels_that_tell_none_apart():
     own = {"superres": {"steps": 5, "first": 1.6, "last": 0.01, "class_last": 0.1}}
     header = {**HEADER, "edit": own}
     plan = plan_edit(header, "superres")
-    assert class_times(header, "superres", plan) == pytest.approx((1.6, 0.8, 0.4, 0.2, 0.1))
+    assert plan.class_times == pytest.approx((1.6, 0.8, 0.4, 0.2, 0.1))
     assert plan.times[-1] == pytest.approx(0.01)
     # Where the levels are the user's own, or end above, the search keeps to them.
     given = plan_edit(header, "superres", times=[1.0, 0.05])
-    assert class_times(header, "superres", given) == (1.0, 0.05)
+    assert given.class_times == (1.0, 0.05)
     few = plan_edit(header, "superres", steps=1)
-    assert class_times(header, "superres", few) == few.times
-    assert class_times(HEADER, "stroke", plan_edit(HEADER, "stroke")) == plan_edit(HEADER, "stroke").times
+    assert few.class_times == few.times
+    assert plan_edit(HEADER, "stroke").class_times == plan_edit(HEADER, "stroke").times
     with pytest.raises(ValidationError, match="class_last = 3"):
         EditLevels(first=2.0, last=0.1, class_last=3.0)

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from cmtool.editing.masks import (
-    GRAIN,
-    NEAR,
-    cleaned,
-    mask_from_alpha,
-    mask_from_image,
-    match_mask,
-    on_black,
-    resize_mask,
-)
+from cmtool.editing.photos import GRAIN, NEAR, cleaned, mask_from_alpha, mask_from_image, on_black
+from cmtool.editing.regions import match_mask, resize_mask
 from cmtool.errors import DataError, UserError
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from cmtool.editing import regions as placing
-from cmtool.editing.masks import resize_mask
 from cmtool.editing.regions import (
     Region,
     blend,
@@ -13,6 +12,7 @@ from cmtool.editing.regions import (
     region_around,
     region_of_fit,
     resize,
+    resize_mask,
     take_resized,
 )
 

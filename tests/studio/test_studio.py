@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import cmtool as package
+from cmtool.editing.tasks import TASKS
 from cmtool.errors import UserError
 from cmtool.studio.server import StudioServer
-from cmtool.studio.work import TASKS, Workshop, png_uri, read_uri, reduced
+from cmtool.studio.work import Workshop, png_uri, read_uri, reduced
 from tests.cli.tiny import write_model
 
 

@@ -3,6 +3,7 @@ const token = document.currentScript.dataset.token;
 const $ = (id) => document.getElementById(id);
 const photo = $("photo"), mask = $("mask");
 const names = { inpaint: "Inpaint", colorize: "Colorize", superres: "Super-resolution", stroke: "From strokes", denoise: "Denoise" };
+const named = (task) => names[task] || task;
 let side = 0, gray = false, history = [];
 
 async function ask(action, asked) {
@@ -136,7 +137,7 @@ function show(images, task) {
     ...images.map((uri, index) => {
       const figure = document.createElement("figure"), image = new Image(), row = document.createElement("div");
       image.src = uri;
-      image.alt = names[task] + ", answer " + (index + 1);
+      image.alt = named(task) + ", answer " + (index + 1);
       row.className = "row";
       const use = document.createElement("a");
       use.href = "#";
@@ -153,7 +154,7 @@ function show(images, task) {
 }
 
 function edit(task) {
-  return busy(names[task], async () => {
+  return busy(named(task), async () => {
     const asked = { task, picture: photo.toDataURL("image/png"), num: $("num").value, seed: $("seed").value, label: $("class").value };
     if (task === "inpaint" && !erased()) asked.mask = maskUri();
     if (task === "superres") asked.factor = $("factor").value;
@@ -236,7 +237,7 @@ async function begin() {
   for (const task of about.tasks) {
     const button = document.createElement("button");
     button.id = task;
-    button.textContent = names[task];
+    button.textContent = named(task);
     button.addEventListener("click", () => edit(task));
     $("tasks").append(button);
   }
