@@ -9,13 +9,19 @@ libgomp cuts the wait to some hundred turns while it counts more threads in its 
 team, which sleeps for good, puts threads to sleep quickly, and its end lets them wait awake again. Neither changes how
 work is divided: results are the same to the bit.
 
+Meanwhile threads ask the scheduler for short turns (Linux 6.12 and later): one that was asleep then gets its core back
+sooner from a process that never sleeps, for which the others of its team would have to wait.
+
 Settings of the user's own (OMP_WAIT_POLICY, GOMP_SPINCOUNT) stay in force: what already sleeps at once still does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import platform
+import struct
 import threading
 import time
 from pathlib import Path
@@ -30,7 +36,12 @@ CROWDED, FREE = 0.2, 0.1
 # Looks in a row that find the machine free before threads wait awake again.
 PATIENCE = 4
 
+# Microseconds of a turn while the machine is crowded; usual are some thousand.
+TURN = 100
+
 TASKS = Path("/proc/self/task")
+# The number of sched_setattr(2), which the C library has no name for.
+SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
 
 
 class Crowd:
@@ -54,19 +65,22 @@ class SleepingTeam:
         self._library = library
         self._end: threading.Event | None = None
 
-    def gather(self, size: int) -> None:
-        """Start a team of `size` threads; an existing team stays as it is."""
+    def gather(self, size: int) -> bool:
+        """Start a team of `size` threads; False if there is one already."""
         if self._end is not None:
-            return
+            return False
         there, self._end = threading.Event(), threading.Event()
         threading.Thread(target=self._hold, args=(size, there, self._end), name="cmtool-team", daemon=True).start()
         there.wait()
+        return True
 
-    def dismiss(self) -> None:
-        """Let the team end, if there is one."""
-        if self._end is not None:
-            self._end.set()
-            self._end = None
+    def dismiss(self) -> bool:
+        """Let the team end; False if there is none."""
+        if self._end is None:
+            return False
+        self._end.set()
+        self._end = None
+        return True
 
     def _hold(self, size: int, there: threading.Event, end: threading.Event) -> None:
         # Each thread of the team calls free(NULL), which does nothing. libgomp keeps a team for as long as the thread
@@ -86,6 +100,22 @@ def thread_library() -> ctypes.CDLL | None:
         return library if hasattr(library, "GOMP_parallel") else None
     except OSError:
         return None
+
+
+def ask_for_turns(microseconds: int) -> None:
+    """Ask the scheduler to let this process's threads run for so long at a time, 0: as usual.
+
+    Niceness stays, and so do threads of another scheduling class. A system that does not know such turns ignores it.
+    """
+    if SCHED_SETATTR is None:
+        return
+    system = ctypes.CDLL(None)
+    for task in (int(name) for name in os.listdir(TASKS)):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if os.sched_getscheduler(task) == os.SCHED_OTHER:
+                nice = os.getpriority(os.PRIO_PROCESS, task)
+                wish = struct.pack("=IIQiIQQQII", 56, os.SCHED_OTHER, 0, nice, 0, microseconds * 1000, 0, 0, 0, 0)
+                system.syscall(ctypes.c_long(SCHED_SETATTR), ctypes.c_int(task), wish, ctypes.c_uint(0))
 
 
 def waited() -> float | None:
@@ -135,6 +165,7 @@ def _watch(team: SleepingTeam) -> None:
         before, then = after, now
         threads = torch.get_num_threads()
         if crowd.here and threads > 1:
-            team.gather(max(cores - threads, 0) + 2)
-        else:
-            team.dismiss()
+            if team.gather(max(cores - threads, 0) + 2):
+                ask_for_turns(TURN)
+        elif team.dismiss():
+            ask_for_turns(0)

@@ -69,7 +69,12 @@ def spent():
     return time.process_time() - began
 spent()
 team = SleepingTeam(thread_library())
-awake = spent(); team.gather(2); asleep = spent(); team.dismiss(); time.sleep(0.2); again = spent()
+awake = spent()
+assert team.gather(2) and not team.gather(2)
+asleep = spent()
+assert team.dismiss() and not team.dismiss()
+time.sleep(0.2)
+again = spent()
 print(awake, asleep, again)
 """)
     awake, asleep, again = map(float, spent.split())
@@ -102,6 +107,31 @@ finally:
 print(sum(t.name == "cmtool-watch" for t in threading.enumerate()))
 """)
     assert said.split() == ["True", "True", "1"]
+
+
+@WITH_GNU_THREADS
+def test_short_turns_leave_niceness_and_other_scheduling_classes_as_they_are():
+    """A thread's turn is what sched_getattr(2) tells since Linux 6.12; before that it stays 0."""
+    said = two_threads("""
+import ctypes, platform, struct
+from cmtool.machine.giving_way import ask_for_turns
+os.nice(3)
+def attributes():
+    space = ctypes.create_string_buffer(56)
+    number = {"x86_64": 315, "aarch64": 275}[platform.machine()]
+    assert ctypes.CDLL(None).syscall(number, 0, space, 56, 0) == 0
+    return struct.unpack("=IIQiIQQQII", space.raw)
+usual = attributes()
+ask_for_turns(100)
+short = attributes()
+ask_for_turns(0)
+again = attributes()
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+ask_for_turns(100)
+batch = attributes()
+print(usual[3], short[3], again[3], batch[1] == os.SCHED_BATCH, short[5] in (0, 100_000), again[5] == usual[5])
+""")
+    assert said.split() == ["3", "3", "3", "True", "True", "True"]
 
 
 def test_other_libraries_and_systems_are_left_alone(monkeypatch, tmp_path):
