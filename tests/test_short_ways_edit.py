@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from cmtool.cli.app import run
@@ -73,3 +75,25 @@ def test_a_mask_from_the_shell_to_the_png(tmp_path, monkeypatch, capfd):
     assert files[:2] == ["cli/edit.py", "api/edit.py"] and files[-1] == "editing/regions.py", files
     assert {"data/decode.py", "editing/photos.py", "editing/tasks.py", "editing/loop.py"} <= set(files), files
     assert len(files) - 1 <= 10, files
+
+
+def strings(path):
+    return {node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)}
+
+
+def test_an_edit_is_known_by_name_in_three_files():
+    """What an edit is stands in its row; Python and the command line each add the function that is typed."""
+    files = {
+        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if strings(path) & {"inpaint", "superres"}
+    }
+    assert files == {"editing/tasks.py", "api/edit.py", "cli/edit.py"}
+
+
+@pytest.mark.parametrize(("called", "places"), [("Editor", {"api/edit.py"}), ("write_samples", {"api/sample.py"})])
+def test_editing_and_sampling_are_each_orchestrated_once(called, places):
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == called:
+                found.add(str(path.relative_to(PACKAGE)))
+    assert found == places

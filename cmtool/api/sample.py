@@ -182,11 +182,14 @@ def _kinds(sampler: str | None) -> tuple[str, ...]:
     return (first, *(kind for kind in ("consistency", "diffusion") if kind != first))
 
 
-def make(job: Job, batch_size: int | None, device: str, talk: Talk) -> Made | None:
-    """Make the samples of a job; None in all processes but the first of several."""
+def make(job: Job, batch_size: int | None, device: str, talk: Talk, world: World | None = None) -> Made | None:
+    """Make the samples of a job; None in all processes but the first of several.
+
+    `world`: the processes, if they have met already; None: they meet here, if there are several.
+    """
     began = perf_counter()
-    if in_world():
-        path = make_together(job, batch_size, device)
+    if (world is None and in_world()) or (world is not None and world.size > 1):
+        path = make_together(job, batch_size, device) if world is None else make_in(world, job, batch_size, device)
         return None if path is None else Made(path, 0, perf_counter() - began)
     sink = open_sink(job)
     model = load_model(job.found, device, job.precision)

@@ -139,8 +139,7 @@ class ModelSet:
 
     def _make(self, count: int) -> Path:
         """Sample the model into `samples/`, in the form of `cmtool sample --out FILE.npz`."""
-        from cmtool.api.find import load_model
-        from cmtool.api.sample import Job, make_in, open_sink, write_samples
+        from cmtool.api.sample import Job, make
         from cmtool.cli.output import command_line
 
         making, plan, first = self.making, self.plan, self.making.seed * BLOCK
@@ -148,14 +147,11 @@ class ModelSet:
         making.output.say(f"{self.name}: making {count:,} samples ({plan.source})")
         seeds = range(first, first + count)
         job = Job(self.found, plan, seeds, None, out, "round", making.precision, command=command_line())
-        if making.world.size > 1:
-            [made, *_] = making.world.gather(make_in(making.world, job, making.batch_size, making.device))
-            return Path(made)
-        model = load_model(self.found, making.device, making.precision)
-        sink = open_sink(job)
-        if signal := write_samples(job, model, making.batch_size, making.output, sink):
-            raise SystemExit(128 + signal)
-        return sink.finish()
+        made = make(job, making.batch_size, making.device, making.output, making.world)
+        if made is not None and made.signal:
+            raise SystemExit(128 + made.signal)
+        [path, *_] = making.world.gather(None if made is None else made.path)
+        return Path(path)
 
     def consistency(self) -> dict[str, float]:
         """Measure how consistent the model is along trajectories of the teacher that was named, or of one that fits."""
