@@ -101,7 +101,7 @@ _SID: Row = {
     "target": {"rule": "data"},
     "score": {"kind": "sid", "alpha": 1.2},
     "network": {"dropout": 0.0},
-    "train": {"optimizer": "adam", "betas": [0.0, 0.999]},
+    "train": {"optimizer": "adam", "betas": [0.0, 0.999], "precision": "auto"},
 }
 
 METHODS: dict[str, Row] = {
@@ -210,7 +210,7 @@ METHODS: dict[str, Row] = {
         "weighting": {"kind": "inverse_gap"},
         "score": {"kind": "sid", "alpha": 1.0, "keep": 1.0},
         "network": {"dropout": 0.0},
-        "train": {"optimizer": "adam", "betas": [0.0, 0.999]},
+        "train": {"optimizer": "adam", "betas": [0.0, 0.999], "precision": "auto"},
     },
     "ct": {
         "family": "ct",

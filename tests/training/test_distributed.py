@@ -91,6 +91,7 @@ def test_two_processes_agree_with_one(tmp_path):
         assert a["bands"] == pytest.approx(b["bands"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_fake_network_is_trained_alike_by_two_processes(tmp_path):
     """20 steps of score distillation: the student's weights and, in the checkpoint, the fake network's."""
     extra = ("--recipe", "sid", "--teacher", str(teacher_file(tmp_path / "teacher.safetensors")))
