@@ -195,6 +195,7 @@ class ScorePart(Part):
     fake_mean: float = Field(-1.2, description="mean of ln t at which it learns")
     fake_std: float = Field(1.2, gt=0, description="standard deviation of ln t at which it learns")
     keep: float = Field(0.0, ge=0, description="weight of the recipe's other parts (a consistency loss); 0: left out")
+    keep_every: int = Field(1, ge=1, description="steps from one that looks at the other parts to the next")
 
     @field_validator("levels")
     @classmethod

@@ -109,7 +109,7 @@ class ScoreObjective(Objective):
     def draw(self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice) -> ScoreDraw:
         """Return what a pass starts from; arguments as in `Objective.draw`, of whose images only the shape counts."""
         z, t = self._probe(x0, rows)
-        other = super().draw(x0, label, now, rows) if self.part.keep else Draw(x0, z, (t,), label, 0.0, rows)
+        other = super().draw(x0, label, now, rows) if self.keeps(rows) else Draw(x0, z, (t,), label, 0.0, rows)
         given = {entry.name: getattr(other, entry.name) for entry in fields(Draw)}
         return ScoreDraw(**given, **self._starts(x0, rows), probe=(z, t), lesson=self._lesson(x0, rows))
 
@@ -128,9 +128,13 @@ class ScoreObjective(Objective):
         pull = self.rule(x.detach(), both)
         carrier = (x * pull.gradient).flatten(1).sum(1)
         weighted = pull.loss + (carrier - carrier.detach())
-        if self.part.keep:
-            weighted = weighted + self.part.keep * super().loss(nets, draw).weighted
+        if self.keeps(draw.rows):
+            weighted = weighted + self.part.keep * self.part.keep_every * super().loss(nets, draw).weighted
         return Loss(weighted, pull.distance, t, fake)
+
+    def keeps(self, rows: Slice) -> bool:
+        """Whether the step of these rows looks at the recipe's other parts too."""
+        return self.part.keep > 0 and rows.step % self.part.keep_every == 0
 
     def follow(self, nets: Nets, x0: Tensor, label: Tensor | None, rows: Slice) -> Tensor:
         """Return the loss (B,) of the fake network alone, on samples that the model does not learn from.

@@ -127,8 +127,16 @@ def _with_levels(config: RunConfig, kind: str) -> RunConfig:
             f"{process.sigma_min:g} to {process.sigma_max:g}."
         )
     recipe = config.recipe.model_copy(update={"score": score.model_copy(update={"levels": levels})})
-    update = {"recipe": recipe, "process": process.model_copy(update={"sigma_max": levels[0]})}
-    return config.model_copy(update=update)
+    # Levels that a preset knows for several steps may lie outside of what is left.
+    times = {steps: known for steps, known in config.sample.times.items() if known[0] <= levels[0]}
+    times |= {str(len(levels)): levels} if len(levels) > 1 else {}
+    return config.model_copy(
+        update={
+            "recipe": recipe,
+            "process": process.model_copy(update={"sigma_max": levels[0]}),
+            "sample": config.sample.model_copy(update={"times": times}),
+        }
+    )
 
 
 def check_needs(config: RunConfig) -> None:

@@ -229,3 +229,10 @@ def test_what_is_kept_is_the_other_parts_of_the_recipe():
         losses.append(changed.loss(nets, changed.draw(x0, None, NOW, rows)).weighted)
     kept = alone.loss(nets, alone.draw(x0, None, NOW, rows)).weighted
     torch.testing.assert_close(losses[1] - losses[0], 0.5 * kept)
+    rare = replace(both, part=both.part.model_copy(update={"keep": 0.5, "keep_every": 3}))
+    third = rare.loss(nets, rare.draw(x0, None, NOW, rows)).weighted
+    torch.testing.assert_close(third - losses[0], 1.5 * kept)
+    later = replace(rows, step=1)
+    plain = replace(both, part=both.part.model_copy(update={"keep": 0.0}))
+    between = [part.loss(nets, part.draw(x0, None, NOW, later)).weighted for part in (rare, plain)]
+    torch.testing.assert_close(*between)

@@ -111,6 +111,8 @@ def test_a_run_from_a_teacher_starts_at_a_moderate_level_and_one_from_a_consiste
     assert from_model.recipe.score.levels == (80.0,) and from_model.process.sigma_max == 80.0
     given = adopt(config_of("sid", "recipe.score.levels=[20.0, 1.0]"), teacher)
     assert given.recipe.score.levels == (20.0, 1.0) and given.process.sigma_max == 20.0
+    assert from_teacher.sample.times == {} and from_model.sample.times == {"2": (80.0, 0.8)}
+    assert given.sample.times == {"2": (20.0, 1.0)}
     with pytest.raises(ConfigError, match="leaves the noise levels"):
         adopt(config_of("sid", "recipe.score.levels=[100.0]"), teacher)
 
