@@ -172,7 +172,9 @@ def main() -> None:
     contest = Contest(args.preset, args.budget * 1000, tuple(args.sets), args.out / name)
     contest.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
-    recipes = args.recipes or list(METHODS)
+    # One that goes on from a finished student has nothing to contest with at such budgets.
+    alone = [name for name, row in METHODS.items() if row.get("needs") != "teacher_and_consistency_init"]
+    recipes = args.recipes or alone
     unknown = set(recipes) - set(read_preset(args.preset).fitting(None))
     if unknown:
         parser.error(f"unknown recipes: {', '.join(sorted(unknown))}")

@@ -66,6 +66,12 @@ def size_of(config: RunConfig) -> Size:
 def evaluations(config: RunConfig) -> tuple[float, float]:
     """Return (networks' forward passes an image and step, those of VGG): a backward pass counts as two."""
     recipe, passes = config.recipe, 3.0
+    if recipe.score.kind != "none":
+        # The third network learns (3); it and the teacher answer, for SiD with a gradient to their input (2 each).
+        passes += 3 + (4 if recipe.score.kind == "sid" else 2) + 4 * (recipe.score.fake_steps - 1)
+        if not recipe.score.keep:
+            return passes, 0.0
+        passes += 3
     if recipe.target.rule in ("pair", "leap"):
         passes += 1 if recipe.target.rule == "pair" else 0
     if recipe.target.differentiates:
@@ -85,8 +91,9 @@ def cost(config: RunConfig, utilization: float) -> dict[str, Any]:
     passes, vgg = evaluations(config)
     step = passes * size.forward + vgg * VGG
     whole = step * train.batch_size * train.steps
-    copies = 2 + len(train.extra_emas) + config.recipe.target.keeps_network + (config.recipe.needs == "teacher")
-    state = 4 * size.parameters * (copies + 2 + 1)
+    copies = 2 + len(train.extra_emas) + config.recipe.target.keeps_network + config.recipe.takes_teacher
+    trained = 1 + (config.recipe.score.kind != "none")  # weights of a third network, and moments and gradients of both
+    state = 4 * size.parameters * (copies + trained - 1 + trained * (2 + 1))
     row = {
         "recipe": f"{config.preset} {config.recipe_name}",
         "parameters": size.parameters,

@@ -132,7 +132,7 @@ def starting_from(recipe: str, folder: Path) -> dict[str, object]:
 WAIT = ("tcm",)
 
 
-@pytest.mark.parametrize("recipe", METHODS)
+@pytest.mark.parametrize("recipe", [name for name, row in METHODS.items() if "score" not in row])
 def test_replayed_passes_train_as_others_do(recipe, tmp_path, repeatable):
     flags = starting_from(recipe, tmp_path)
     sets = ("recipe.coupling.pairs=64", "recipe.coupling.solver_steps=4") if recipe in ("kd", "reflow") else ()

@@ -106,9 +106,9 @@ def _with_own_classes(resolved: Resolved, talk: Talk) -> RunConfig:
 
 def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
     """Name the teacher or the model to start from, and take over its network and scalings."""
-    from cmtool.training.inherit import adopt, check_needs
+    from cmtool.training.inherit import adopt, check_needs, check_teacher
 
-    if config.recipe.needs == "teacher" and config.teacher is None:
+    if config.recipe.takes_teacher and config.teacher is None:
         try:
             found = find_model(
                 None,
@@ -123,13 +123,17 @@ def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
         talk.say(found.describe())
         config = config.model_copy(update={"teacher": str(found.path)})
     check_needs(config)
-    for name in ("teacher", "init"):
+    headers = {}
+    for name, kinds in (("teacher", ("diffusion",)), ("init", ("consistency", "diffusion"))):
         value = getattr(config, name)
         if value is not None:
-            kinds = ("diffusion",) if name == "teacher" else ("consistency", "diffusion")
             path = find_model(value, kinds=kinds, option=f"--{name}").path
-            config = adopt(config, read_header(path)).model_copy(update={name: str(path)})
-    return config
+            headers[name] = read_header(path)
+            config = config.model_copy(update={name: str(path)})
+    if len(headers) == 2:
+        check_teacher(config, headers["teacher"], headers["init"])
+    start = headers.get("init") or headers.get("teacher")
+    return config if start is None else adopt(config, start)
 
 
 def plan_extension(

@@ -25,10 +25,17 @@ def parts_of(recipe: RecipeConfig) -> list[str]:
         "-" if recipe.target.rule == "data" else pair,
         recipe.coupling.kind,
         recipe.direction.kind + ("" if recipe.target.differentiates else solver),
-        recipe.target.rule,
+        _target(recipe),
         recipe.distance.kind,
         recipe.weighting.kind,
     ]
+
+
+def _target(recipe: RecipeConfig) -> str:
+    score = recipe.score
+    if score.kind == "none":
+        return recipe.target.rule
+    return f"{score.kind} + {recipe.target.rule}" if score.keep else score.kind
 
 
 def published(family: str) -> list[dict[str, Any]]:

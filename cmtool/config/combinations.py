@@ -40,6 +40,7 @@ def check_combination(config: RunConfig) -> None:
     _check_direction(config)
     _check_derivative(config)
     _check_measure(config)
+    _check_score(config)
     _check_shard(config)
 
 
@@ -128,7 +129,7 @@ def _check_coupling(config: RunConfig) -> None:
         )
     if part.kind == "generator" and part.predictor == "frozen" and part.model is None:
         raise ValueError("recipe.coupling.predictor = 'frozen' needs recipe.coupling.model, a file or run folder")
-    if part.kind == "teacher" and config.recipe.needs != "teacher":
+    if part.kind == "teacher" and not config.recipe.takes_teacher:
         raise ValueError("recipe.coupling.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
 
 
@@ -146,7 +147,7 @@ def _check_direction(config: RunConfig) -> None:
             "recipe.direction.guidance needs class labels, and data.labels is false",
             "add --set data.labels=true if the images have classes",
         )
-    if part.kind == "teacher" and config.recipe.needs != "teacher":
+    if part.kind == "teacher" and not config.recipe.takes_teacher:
         raise ValueError("recipe.direction.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
     if part.solver in ("dpmpp_2m", "adams_bashforth") and part.substeps < 2:
         raise ValueError(f"recipe.direction.solver = '{part.solver}' remembers a step: substeps must be at least 2")
@@ -197,6 +198,30 @@ def _check_measure(config: RunConfig) -> None:
         )
     if recipe.distance.kind == "lpips" and recipe.target.rule in ("trig_tangent", "average_velocity"):
         raise ValueError(f"recipe.distance.kind = 'lpips' compares images, not what '{recipe.target.rule}' predicts")
+
+
+def _check_score(config: RunConfig) -> None:
+    recipe, network = config.recipe, config.network
+    if recipe.score.kind == "none":
+        return
+    if recipe.direction.kind != "teacher":
+        raise ValueError(
+            f"recipe.score.kind = '{recipe.score.kind}' compares with a teacher: "
+            "recipe.direction.kind must be 'teacher'"
+        )
+    dropped = network.dropout if isinstance(network.dropout, tuple) else (network.dropout,)
+    if any(rate > 0 for rate in dropped):
+        raise Unfit(
+            f"recipe.score.kind = '{recipe.score.kind}' compares two networks, and network.dropout would make them "
+            "differ by itself",
+            "add --set network.dropout=0",
+        )
+    if config.train.precision in ("bf16", "fp16"):
+        raise Unfit(
+            f"recipe.score.kind = '{recipe.score.kind}' learns from the difference of two denoisers, which half "
+            "precision rounds away",
+            "use --precision fp32",
+        )
 
 
 def _check_shard(config: RunConfig) -> None:

@@ -89,6 +89,21 @@ _SCT: Row = {
     "network": {**_FORWARD, "log_variance": True},
 }
 
+# Samples at the largest level alone, seen by nothing but the two denoisers; data give the classes and no more.
+_SID: Row = {
+    "family": "cd",
+    "title": "score identity distillation, SiD (Zhou et al. 2024)",
+    "needs": "teacher",
+    "may_init": True,
+    "times": {"kind": "largest"},
+    "gap": {"kind": "none"},
+    "direction": {"kind": "teacher"},
+    "target": {"rule": "data"},
+    "score": {"kind": "sid", "alpha": 1.2},
+    "network": {"dropout": 0.0},
+    "train": {"optimizer": "adam", "betas": [0.0, 0.999], "precision": "auto"},
+}
+
 METHODS: dict[str, Row] = {
     "edm": _EDM,
     "cd": _CD,
@@ -177,6 +192,25 @@ METHODS: dict[str, Row] = {
         "direction": {"kind": "teacher", "solver": "heun"},
         "distance": {"kind": "pseudo_huber"},
         "weighting": {"kind": "inverse_gap"},
+    },
+    "sid": _SID,
+    "dmd2": _row(
+        _SID,
+        title="distribution matching distillation, DMD2 without discriminator (Yin et al. 2024)",
+        score={"kind": "dmd", "reach": [0.02, 0.98], "fake_steps": 5},
+    ),
+    "polish": {
+        "family": "cd",
+        "title": "SiD on a trained consistency model, whose other noise levels go on as in icd",
+        "needs": "teacher_and_consistency_init",
+        "times": {"kind": "grid_lognormal", "mean": -1.1, "std": 2.0},
+        "curriculum": {"scales": "fixed", "s1": 81},
+        "direction": {"kind": "teacher", "solver": "heun"},
+        "distance": {"kind": "pseudo_huber"},
+        "weighting": {"kind": "inverse_gap"},
+        "score": {"kind": "sid", "alpha": 1.0, "keep": 1.0},
+        "network": {"dropout": 0.0},
+        "train": {"optimizer": "adam", "betas": [0.0, 0.999], "precision": "auto"},
     },
     "ct": {
         "family": "ct",

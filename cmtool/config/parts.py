@@ -6,9 +6,10 @@ choices (`config/methods.py`); a recipe in a preset names a method and may chang
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Table(BaseModel):
@@ -172,6 +173,45 @@ class WeightingPart(Part):
     atom: float | None = Field(None, ge=0, description="weight of the mean over the atom of student_t; None: all alike")
 
 
+class ScorePart(Part):
+    """Score distillation: samples move to where the teacher's score and that of the samples' own law agree.
+
+    That law is followed by a third network, the fake one: a denoiser that starts as the teacher and learns from the
+    model's samples. `sid`: score identity distillation (Zhou et al. 2024); `dmd`: distribution matching (Yin et al.
+    2024). The samples are those of multistep sampling at `levels`, each level's made from the model's own answers at
+    the levels before it; the fake network is told which level a sample is of.
+    """
+
+    kind: Literal["none", "sid", "dmd"] = "none"
+    alpha: float = Field(1.2, ge=0, description="sid: share of |T - F|^2 that is taken off the loss (1: the safe one)")
+    levels: tuple[float, ...] = Field(
+        (), description="noise levels of the samples; none: sigma_max from a consistency model, else 5 sigma_data"
+    )
+    reach: tuple[float, float] = Field(
+        (0.0, 0.8), description="samples are compared at noise levels between these shares of the range of t^(1/rho)"
+    )
+    fake_steps: int = Field(1, ge=1, le=100, description="steps of the fake network in each of the model's")
+    fake_lr: float = Field(1.0, gt=0, le=1000, description="its learning rate in units of train.lr")
+    fake_mean: float = Field(-1.2, description="mean of ln t at which it learns")
+    fake_std: float = Field(1.2, gt=0, description="standard deviation of ln t at which it learns")
+    keep: float = Field(0.0, ge=0, description="weight of the recipe's other parts (a consistency loss); 0: left out")
+    keep_every: int = Field(1, ge=1, description="steps from one that looks at the other parts to the next")
+
+    @field_validator("levels")
+    @classmethod
+    def _decreasing(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(a <= b for a, b in pairwise((*value, 0.0))):
+            raise ValueError("levels must be strictly decreasing and positive")
+        return value
+
+    @field_validator("reach")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError("reach must be two increasing shares in [0, 1]")
+        return value
+
+
 class Expected(Part):
     """Published (or measured) quality: Frechet distance in one and two evaluations, and where it is from."""
 
@@ -190,7 +230,7 @@ class RecipeConfig(Part):
     kind: Literal["diffusion", "consistency"] | None = Field(
         None, description="what the model is afterwards; None: a diffusion model for edm, else a consistency model"
     )
-    needs: Literal["nothing", "teacher", "init", "consistency_init"] = Field(
+    needs: Literal["nothing", "teacher", "init", "consistency_init", "teacher_and_consistency_init"] = Field(
         "nothing", description="teacher: --teacher; init: --init; consistency_init: --init with a consistency model"
     )
     may_init: bool = Field(False, description="takes an optional --init")
@@ -202,8 +242,24 @@ class RecipeConfig(Part):
     target: TargetPart = TargetPart()
     distance: DistancePart = DistancePart()
     weighting: WeightingPart = WeightingPart()
+    score: ScorePart = ScorePart()
     expected: Expected | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def takes_teacher(self) -> bool:
+        """Whether it follows a teacher."""
+        return self.needs in ("teacher", "teacher_and_consistency_init")
+
+    @property
+    def needs_init(self) -> bool:
+        """Whether it goes on from a model's weights, and cannot begin without."""
+        return self.needs in ("init", "consistency_init", "teacher_and_consistency_init")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether those weights must be a consistency model's."""
+        return self.needs in ("consistency_init", "teacher_and_consistency_init")
 
     @property
     def model_kind(self) -> str:

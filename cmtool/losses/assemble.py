@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cmtool.config.parts import DistancePart, TargetPart
 from cmtool.config.schema import RunConfig
 from cmtool.diffusion.process import VarianceExploding
 from cmtool.diffusion.solvers import build_solver
+from cmtool.errors import ConfigError
 from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction
 from cmtool.losses.distance import BUILDERS, Distance
 from cmtool.losses.objective import Objective, TargetRule
 from cmtool.losses.perceptual import build_lpips
+from cmtool.losses.score import ScoreObjective, build_rule
 from cmtool.losses.tangent import build_average, build_limit, build_trig
 from cmtool.losses.target import data, leap, pair
 from cmtool.losses.weighting import build_weighting
@@ -78,7 +81,8 @@ def build_objective(
     recipe, settings = config.recipe, config.process
     given = supplies or Supplies(teacher, reference)
     values = math.prod((config.data.channels, config.data.resolution, config.data.resolution))
-    return Objective(
+    compose = _with_score(config, given.teacher) if recipe.score.kind != "none" else Objective
+    return compose(
         process=VarianceExploding(settings.sigma_min, settings.sigma_max, settings.sigma_data),
         settings=settings,
         times=recipe.times,
@@ -93,3 +97,12 @@ def build_objective(
         mix=recipe.coupling,
         density=given.density,
     )
+
+
+def _with_score(config: RunConfig, teacher: Model | None) -> Callable[..., ScoreObjective]:
+    """Return what composes an objective of score distillation."""
+    if teacher is None:
+        raise ConfigError("score distillation needs a teacher.", "add --teacher MODEL")
+    score = config.recipe.score
+    levels = score.levels or (config.process.sigma_max,)
+    return partial(ScoreObjective, part=score, rule=build_rule(score), levels=levels, teacher_process=teacher.process)

@@ -69,11 +69,15 @@ class Slope:
 
 @dataclass(frozen=True)
 class Loss:
-    """One number an image: `weighted` (B,) to be averaged and descended, `distance` (B,) without weights, `t` (B,)."""
+    """One number an image: `weighted` (B,) to be averaged and descended, `distance` (B,) without weights, `t` (B,).
+
+    `fake` (B,) is the loss of the fake network, where there is one; the weights of the two have no gradient in common.
+    """
 
     weighted: Tensor
     distance: Tensor
     t: Tensor
+    fake: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Nets:
     """The networks that a step may call.
 
     `target` is the student itself where it has no weights of its own; `sample_ema` is the average used for sampling;
-    `frozen` is another model that some couplings ask for.
+    `frozen` is another model that some couplings ask for; `fake` is the denoiser of the model's own samples.
     """
 
     student: nn.Module
@@ -32,6 +32,7 @@ class Nets:
     sample_ema: nn.Module | None = None
     teacher: nn.Module | None = None
     frozen: nn.Module | None = None
+    fake: nn.Module | None = None
 
     @property
     def paired(self) -> bool:

@@ -126,15 +126,17 @@ def stand_in_data(config: RunConfig, count: int = 256) -> Dataset:
 
 def with_stand_ins(config: RunConfig, data: Dataset, folder: Path) -> RunConfig:
     """Give a recipe that needs a teacher or starting weights a model with fresh ones, written into `folder`."""
-    role = {"teacher": "teacher", "init": "init", "consistency_init": "init"}.get(config.recipe.needs)
-    if role is None or getattr(config, role) is not None:
-        return config
-    kind = "consistency" if config.recipe.needs == "consistency_init" else "diffusion"
+    recipe, found = config.recipe, {}
+    roles = {"teacher": (recipe.takes_teacher, "diffusion"), "init": (recipe.needs_init, "diffusion")}
+    if recipe.goes_on:
+        roles["init"] = (True, "consistency")
     process = config.process.model_copy(update={"truncated_at": None}).model_dump(mode="json")
-    model = build_model({**fresh_student(config, data).header, "kind": kind, "process": process})
-    path = folder / "stand-in.safetensors"
-    save_model(path, model.network.state_dict(), model.header)
-    return config.model_copy(update={role: str(path)})
+    for role, (needed, kind) in roles.items():
+        if needed and getattr(config, role) is None:
+            model = build_model({**fresh_student(config, data).header, "kind": kind, "process": process})
+            found[role] = str(folder / f"stand-in-{role}.safetensors")
+            save_model(Path(found[role]), model.network.state_dict(), model.header)
+    return config.model_copy(update=found)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,15 @@ def forecast(config: RunConfig, state: TrainState) -> Forecast:
     copies = 2 + len(state.extra_emas) + (state.target is not state.student)
     moments = {"sgd": 1, "lion": 1}.get(config.train.optimizer, 2)
     checkpoint = weights * (copies + moments)
+    # The fake network of score distillation has no average, but an optimizer of its own.
+    fake = 0 if state.fake is None else sum(p.numel() * p.element_size() for p in state.fake.model.network.parameters())
+    checkpoint += fake * (1 + moments)
     kept = config.train.steps // config.train.keep_every if config.train.keep_every else 0
     return Forecast(
         parameters=parameter_count(state.student.network),
         checkpoint=checkpoint,
         disk=checkpoint * (3 + kept + (config.train.decay != "none")) + 2 * weights,
-        memory=(checkpoint + weights) // (state.sharding.world.size if state.sharding is not None else 1),
+        memory=(checkpoint + weights + fake) // (state.sharding.world.size if state.sharding is not None else 1),
     )
 
 

@@ -22,13 +22,31 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
     Raises:
         CheckpointError: if the model has another resolution or other channels.
     """
+    _check_start(config, source)
+    from_teacher = config.recipe.takes_teacher and config.init is None
+    check_pictures(config, source, "the teacher" if from_teacher else "the model to start from")
+    network = network_config(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))
+    names = ["sigma_min", "sigma_max", "sigma_data", "rho", "noise_scale"]
+    theirs = source["process"]["parameterization"]
+    # Weights are meaningful only under their own scalings, and what stays frozen must stay unchanged.
+    if config.recipe.goes_on or not same_meaning(theirs, config.process.parameterization):
+        names.append("parameterization")
+    process = config.process.model_copy(update={name: source["process"][name] for name in names})
+    changed = _with_levels(config.model_copy(update={"network": network, "process": process}), source["kind"])
+    try:
+        check_combination(changed)
+    except ValueError as error:
+        raise ConfigError(f"recipe '{config.recipe_name}' cannot start from this model: {error}.") from None
+    return changed
+
+
+def check_pictures(config: RunConfig, source: dict[str, Any], source_is: str) -> None:
+    """Refuse a model (by its header) of pictures of another shape, or with classes where the run has none.
+
+    Raises:
+        CheckpointError: names `source_is` and what would fit.
+    """
     data, want = source["data"], config.data
-    source_is = "the teacher" if config.recipe.needs == "teacher" else "the model to start from"
-    if config.recipe.needs == "consistency_init" and source["kind"] != "consistency":
-        raise CheckpointError(
-            f"recipe '{config.recipe_name}' goes on from a consistency model, and this is a {source['kind']} model.",
-            f"cmtool train-ct --preset {config.preset}, then add --init RUN",
-        )
     for name in ("resolution", "channels"):
         if data[name] != getattr(want, name):
             raise CheckpointError(
@@ -41,19 +59,84 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
             f"{source_is} has {has}; the preset is {'conditional' if want.labels else 'unconditional'}.",
             f"--set data.labels={'false' if want.labels else 'true'}",
         )
-    network = network_config(**(source["network"] | {name: getattr(config.network, name) for name in _OWN}))
-    names = ["sigma_min", "sigma_max", "sigma_data", "rho", "noise_scale"]
-    theirs = source["process"]["parameterization"]
-    # Weights are meaningful only under their own scalings, and what stays frozen must stay unchanged.
-    if config.recipe.needs == "consistency_init" or not same_meaning(theirs, config.process.parameterization):
-        names.append("parameterization")
-    process = config.process.model_copy(update={name: source["process"][name] for name in names})
-    changed = config.model_copy(update={"network": network, "process": process})
-    try:
-        check_combination(changed)
-    except ValueError as error:
-        raise ConfigError(f"recipe '{config.recipe_name}' cannot start from this model: {error}.") from None
-    return changed
+
+
+def check_teacher(config: RunConfig, teacher: dict[str, Any], start: dict[str, Any]) -> None:
+    """Refuse the teacher (by its header) of a run that starts from another model's weights and only asks it.
+
+    Its network may be another one; its pictures and its noise process may not.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    check_pictures(config, teacher, "the teacher")
+    for name in ("sigma_min", "sigma_max", "sigma_data"):
+        theirs, own = teacher["process"][name], start["process"][name]
+        if theirs != own:
+            raise CheckpointError(
+                f"the teacher is of another process: its {name} is {theirs:g}, and not {own:g} as that of the start.",
+                "take the teacher that the model was distilled from, or one with the same noise levels",
+            )
+
+
+def _check_start(config: RunConfig, source: dict[str, Any]) -> None:
+    """Refuse a model that the recipe cannot go on from.
+
+    Raises:
+        CheckpointError: if it is no consistency model, or one of a single level whose other levels would be kept.
+    """
+    recipe, preset = config.recipe, config.preset
+    if recipe.goes_on and source["kind"] != "consistency":
+        raise CheckpointError(
+            f"recipe '{config.recipe_name}' goes on from a consistency model, and this is a {source['kind']} model.",
+            f"cmtool train-ct --preset {preset}, then add --init RUN",
+        )
+    if recipe.score.keep and not _has_levels(source):
+        raise CheckpointError(
+            f"recipe '{config.recipe_name}' keeps a model's several steps, and this one was not trained for several "
+            f"(recipe {source.get('recipe_name', 'unknown')}).",
+            f"cmtool train-cd --preset {preset} --recipe icd makes one, or add --set recipe.score.keep=0",
+        )
+
+
+def _has_levels(source: dict[str, Any]) -> bool:
+    """Whether a model answers at every noise level, so that its samples can be noised again and answered again."""
+    recipe = source.get("recipe") or {}
+    score, times = recipe.get("score") or {}, recipe.get("times") or {}
+    only_scored = score.get("kind", "none") != "none" and not score.get("keep")
+    return not (only_scored or times.get("kind") == "largest" or source["network"].get("two_time"))
+
+
+def _with_levels(config: RunConfig, kind: str) -> RunConfig:
+    """Settle the noise levels that score distillation makes samples at; the first becomes the model's largest.
+
+    A consistency model starts where it samples from, a diffusion model where its answer to noise is no longer the mean
+    of all pictures (SiD: 2.5 for data of standard deviation .5).
+
+    Raises:
+        ConfigError: if a given level is outside the range of the model to start from.
+    """
+    score, process = config.recipe.score, config.process
+    if score.kind == "none":
+        return config
+    usual = process.sigma_max if kind == "consistency" else min(5 * process.sigma_data, process.sigma_max)
+    levels = score.levels or (usual,)
+    if not process.sigma_min < levels[-1] <= levels[0] <= process.sigma_max:
+        raise ConfigError(
+            f"recipe.score.levels = {list(levels)} leaves the noise levels of the model to start from, "
+            f"{process.sigma_min:g} to {process.sigma_max:g}."
+        )
+    recipe = config.recipe.model_copy(update={"score": score.model_copy(update={"levels": levels})})
+    # Levels that a preset knows for several steps may lie outside of what is left.
+    times = {steps: known for steps, known in config.sample.times.items() if known[0] <= levels[0]}
+    times |= {str(len(levels)): levels} if len(levels) > 1 else {}
+    return config.model_copy(
+        update={
+            "recipe": recipe,
+            "process": process.model_copy(update={"sigma_max": levels[0]}),
+            "sample": config.sample.model_copy(update={"times": times}),
+        }
+    )
 
 
 def check_needs(config: RunConfig) -> None:
@@ -63,18 +146,18 @@ def check_needs(config: RunConfig) -> None:
         ConfigError: names the recipe and the option.
     """
     recipe, name = config.recipe, config.recipe_name
-    if recipe.needs == "teacher" and config.teacher is None:
+    if recipe.takes_teacher and config.teacher is None:
         raise ConfigError(
             f"recipe '{name}' needs a teacher, and no finished train-edm run of '{config.preset}' was found.",
             f"cmtool train-edm --preset {config.preset}, or name one with --teacher MODEL",
         )
-    if recipe.needs != "teacher" and config.teacher is not None:
+    if not recipe.takes_teacher and config.teacher is not None:
         raise ConfigError(
             f"recipe '{name}' takes no teacher.",
             "to start from its weights use --init MODEL" if _takes_init(config) else "leave --teacher out",
         )
-    if recipe.needs in ("init", "consistency_init") and config.init is None:
-        first, kind = ("train-edm", "model") if recipe.needs == "init" else ("train-ct", "consistency model")
+    if recipe.needs_init and config.init is None:
+        first, kind = ("train-ct", "consistency model") if recipe.goes_on else ("train-edm", "model")
         raise ConfigError(
             f"recipe '{name}' starts from a trained {kind} and was given none.",
             f"cmtool {first} --preset {config.preset}, then add --init RUN",
@@ -84,4 +167,4 @@ def check_needs(config: RunConfig) -> None:
 
 
 def _takes_init(config: RunConfig) -> bool:
-    return config.recipe.needs in ("init", "consistency_init") or config.recipe.may_init
+    return config.recipe.needs_init or config.recipe.may_init

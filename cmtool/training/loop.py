@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.errors import DivergenceError
-from cmtool.losses.objective import Objective
+from cmtool.losses.objective import Loss, Objective
+from cmtool.losses.score import ScoreObjective
 from cmtool.losses.terms import Nets, Slice
 from cmtool.machine.stopping import Left, Stop
 from cmtool.machine.world import World
 from cmtool.models import Model
+from cmtool.rng import derive
 from cmtool.samplers.generate import out_of_memory
 from cmtool.schedules.curriculum import CurriculumState, curriculum_at
 from cmtool.schedules.learning_rate import rate_at, span_at
 from cmtool.training.batches import Batches
 from cmtool.training.forecast import Forecast, forecast
+from cmtool.training.learner import Learner
 from cmtool.training.optimizers import all_finite, diverged
 from cmtool.training.replay import Replay, replayable
 from cmtool.training.report import Report, Tally, band_means
@@ -64,10 +68,12 @@ class Trainer:
         self.dataset = dataset
         self.device = state.student.device
         self.dtype = state.student.dtype
-        self.nets = Nets(state.student, state.target, state.ema, teacher)
+        fake = None if state.fake is None else state.fake.model
+        self.nets = Nets(state.student, state.target, state.ema, teacher, fake=fake)
         self._tally = Tally()
         self.stopped = False
         self.running = False
+        self._begun = False  # whether a network has moved in the current step
         self._stop = Stop()
         self._mark = self._tally.mark()  # what was recorded before the current step
         self.notes: list[str] = []
@@ -101,7 +107,7 @@ class Trainer:
         state = self.state
         return Replay(
             lambda draw: self.objective.loss(self.nets, draw),
-            lambda loss: state.gradients.descend(loss.weighted, state.step),
+            self.descend,
             state.parameters,
             self.batches.settle,
             self.remarks.append,
@@ -110,25 +116,36 @@ class Trainer:
     def step(self) -> None:
         """Do one optimizer step, or nothing of it if a signal arrives meanwhile.
 
+        A fake network takes its own steps: all but the last by itself, the last with the student, from the same passes.
+        Once it has moved, a signal waits for the end of the step.
+
         Raises:
-            DivergenceError: if loss or gradient is not finite. On a CPU nothing has been updated then; on other devices
-                `check_finite` and `report` find out before anything is saved.
+            DivergenceError: if loss or gradient is not finite. On a CPU the student has not been updated then; on other
+                devices `check_finite` and `report` find out before anything is saved.
         """
-        state, gradients, tally = self.state, self.state.gradients, self._tally
-        now, total = self.curriculum(), self.config.train.batch_size
-        self._mark, left = tally.mark(), False
+        state = self.state
+        now, self._mark, self._begun = self.curriculum(), self._tally.mark(), False
+        for turn in range(1, self.config.recipe.score.fake_steps):
+            if not self._went_through(partial(self._follow, turn)):
+                return
+            self._update(state.learners[1:])
+            self._begun = True
+        if not self._went_through(partial(self._learn, now)):
+            return
+        self._prepare_optimizer()
+        if self._update(state.learners):
+            state.advance_averages(now.target_ema)
+        state.step += 1
+
+    def _went_through(self, work: Callable[[Tensor, Tensor | None, Slice], None]) -> bool:
+        """Do `work` for every pass over this process's rows; return False if a process has left the step."""
+        state, left = self.state, False
         try:
-            self._stop.leavable = self._leavable
+            self._stop.leavable = self._leavable and not self._begun
             for start, count in self._passes():
                 try:
                     x0, label = self.batches.take(state.step, start, count)
-                    draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
-                    if self.replay is not None:
-                        loss = self.replay(draw)
-                    else:
-                        loss = self.objective.loss(self.nets, draw)
-                        gradients.descend(loss.weighted, state.step, check=self._reads_losses)
-                    tally.add(loss.weighted.detach(), loss.distance, loss.t)
+                    work(x0, label, Slice(state.noise_seed, state.step, start, self.config.train.batch_size))
                 except (RuntimeError, MemoryError) as error:
                     self._halve(error)
             self._stop.leavable = False
@@ -136,17 +153,47 @@ class Trainer:
             left = True
         finally:
             self._stop.leavable = False
-        if self._abandoned(left):
-            return
-        if self.world.size > 1:
-            gradients.collect(self.world)
-        self._prepare_optimizer()
-        norm = gradients.clip(state.step)
-        if norm is not None:
-            tally.norms.append(norm)
-            state.optimizer.step()
-            state.advance_averages(now.target_ema)
-        state.step += 1
+        return not self._abandoned(left)
+
+    def _learn(self, now: CurriculumState, x0: Tensor, label: Tensor | None, rows: Slice) -> None:
+        """Add up the gradients of a pass."""
+        draw = self.objective.draw(x0, label, now, rows)
+        if self.replay is not None:
+            loss = self.replay(draw)
+        else:
+            loss = self.objective.loss(self.nets, draw)
+            self.descend(loss, check=self._reads_losses)
+        self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
+
+    def _follow(self, turn: int, x0: Tensor, label: Tensor | None, rows: Slice) -> None:
+        """Add up the fake network's gradients of a pass in which it learns alone."""
+        rows = replace(rows, seed=derive(rows.seed, "fake", turn))
+        assert isinstance(self.objective, ScoreObjective) and self.state.fake is not None
+        loss = self.objective.follow(self.nets, x0, label, rows)
+        self.state.fake.gradients.descend(loss, self.state.step, self._reads_losses)
+
+    def descend(self, loss: Loss, check: bool = False) -> None:
+        """Add the gradients of a pass to those of the networks that learn from it; with `check` read losses before."""
+        for learner, numbers in zip(self.state.learners, (loss.weighted, loss.fake), strict=False):
+            assert numbers is not None
+            learner.gradients.descend(numbers, self.state.step, check)
+
+    def _update(self, learners: Sequence[Learner]) -> bool:
+        """Move these networks by the gradients that are there; return whether the first of them moved."""
+        moved = []
+        for learner in learners:
+            if self.world.size > 1:
+                learner.gradients.collect(self.world)
+            learner.set_rate(rate_at(self.config, self.state.step))
+            norm = learner.gradients.clip(self.state.step)
+            moved.append(norm is not None)
+            if norm is None:
+                continue
+            if learner is self.state.learner:
+                self._tally.norms.append(norm)
+            learner.optimizer.step()
+            learner.normalize()  # before the averages, which follow the normalized weights
+        return moved[0]
 
     def _abandoned(self, left: bool) -> bool:
         """Whether a process has left the step, and so all do: the weights stay those of the last one.
@@ -157,7 +204,7 @@ class Trainer:
         on_cpus = self.world.size > 1 and self.device.type == "cpu"
         if self.world.any(left, self.device) if on_cpus else left:
             self._tally.rewind(self._mark)
-            self.state.gradients.clear()
+            self.state.clear_gradients()
             self.stopped = True
             return True
         if on_cpus and self.world.any(not self._tally.finite(), self.device):
@@ -178,10 +225,10 @@ class Trainer:
             if start == first:
                 self._tally.rewind(kept)
                 if self.replay is None or not self.replay.clear_gradients():
-                    self.state.gradients.clear()
+                    self.state.clear_gradients()
             if start >= first + count:
                 return
-            if self._stop.signal and self._leaves_passes:
+            if self._stop.signal and self._leaves_passes and not self._begun:
                 raise Left
             yield start, min(size, first + count - start)
             start = start + size if self.pass_size == size else first
@@ -200,12 +247,10 @@ class Trainer:
         self.remarks.append(f"step {self.state.step}: {size} images at once do not fit memory; {self.micro} now")
 
     def _prepare_optimizer(self) -> None:
-        """Set the step's learning rate; at the start of a stage that starts over, reset the moments."""
-        state, step = self.state, self.state.step
+        """At the start of a stage that starts over, reset the optimizer's moments."""
+        step = self.state.step
         if self.config.train.restart == "stage" and step == span_at(self.config, step)[0]:
-            state.optimizer.state.clear()
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate_at(self.config, step)
+            self.state.optimizer.state.clear()
 
     def run(self, stop: Stop | None = None, intervals: Sequence[int] = ()) -> Iterator[Due]:
         """Train to the end of the run, pausing whenever something else is due.
@@ -290,7 +335,8 @@ class Trainer:
         """
         if self.world.any(not self._tally.finite(), self.device):
             raise diverged("loss or gradient", self.state.step)
-        if weights and self.world.any(not all_finite((self.state.student, self.state.ema)), self.device):
+        trained = [self.state.ema, *(learner.model for learner in self.state.learners)]
+        if weights and self.world.any(not all_finite(trained), self.device):
             raise diverged("weight", self.state.step)
 
     def forget(self) -> None:

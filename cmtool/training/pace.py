@@ -129,7 +129,7 @@ def timed_passes(trainer: Trainer) -> float:
                 second = _pass(trainer, 2 * few)
                 for_each = max(second - first, second / 4) / few
         finally:
-            trainer.state.gradients.clear()
+            trainer.state.clear_gradients()
     rows = trainer.world.rows(trainer.config.train.batch_size)[1]
     return math.ceil(rows / trainer.pass_size) * max(first - few * for_each, 0.0) + rows * for_each
 
@@ -140,7 +140,7 @@ def _pass(trainer: Trainer, count: int) -> float:
     start, began = trainer.world.rows(total)[0], time.perf_counter()
     x0, label = trainer.batches.take(state.step, start, count)
     draw = trainer.objective.draw(x0, label, trainer.curriculum(), Slice(state.noise_seed, state.step, start, total))
-    state.gradients.descend(trainer.objective.loss(trainer.nets, draw).weighted, state.step)
+    trainer.descend(trainer.objective.loss(trainer.nets, draw))
     return time.perf_counter() - began
 
 

@@ -88,6 +88,8 @@ def refused(config: RunConfig) -> str | None:
     differences that a consistency model learns from.
     """
     target = config.recipe.target
+    if config.recipe.score.kind != "none":
+        return "it learns from the difference of two denoisers, which bfloat16 rounds away"
     if target.rule == "data":
         return None
     if target.differentiates and not target.stop_gradient:
@@ -136,4 +138,5 @@ def settle_precision(config: RunConfig, device: torch.device) -> Plan:
     half = HALF.get(name)
     if name == "bf16" and config.recipe.target.rule != "data" and config.train.half_passes != "all":
         return Plan(name, backward=half, teacher=half, paired=pairs(config))
-    return Plan(name, autocast=half, teacher=half, tf32=device.type == "cuda" and config.recipe.target.rule == "data")
+    coarse = device.type == "cuda" and config.recipe.target.rule == "data" and config.recipe.score.kind == "none"
+    return Plan(name, autocast=half, teacher=half, tf32=coarse)

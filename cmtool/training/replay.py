@@ -24,9 +24,11 @@ def replayable(config: RunConfig, device: torch.device, processes: int = 1) -> b
     """Whether a pass may be recorded: it draws no masks, and needs no number from the GPU on the CPU.
 
     Not with several processes: recordings have not yet been tried together with summing gradients between processes.
+    Nor with a fake network, which would have to be recorded by itself and together with the model.
     """
     train = config.train
     asked = train.cuda_graphs and not train.compile and processes == 1
+    asked = asked and config.recipe.score.kind == "none"
     return asked and device.type == "cuda" and train.precision != "fp16" and not has_dropout(config)
 
 

@@ -90,6 +90,20 @@ def start_from(student: Model, source: Model) -> None:
     student.network.load_state_dict(theirs, strict=False)
 
 
+def fake_network(config: RunConfig, teacher: Model | None) -> Model | None:
+    """Return the fake network of score distillation as it starts: the teacher, to be trained; None if there is none.
+
+    If samples are made at several noise levels, it takes theirs as a second time.
+    """
+    score = config.recipe.score
+    if score.kind == "none" or teacher is None:
+        return None
+    network = teacher.header["network"] | {"two_time": len(score.levels) > 1}
+    fake = build_model(teacher.header | {"network": network})
+    start_from(fake, teacher)
+    return fake
+
+
 def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: World | None = None) -> Trainer:
     """Build everything that `config` describes and return a trainer at step 0.
 
@@ -103,12 +117,17 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     precision = settle_precision(config, device)
     student = fresh_student(config, dataset)
     teacher = load_teacher(config.teacher, config, device) if config.teacher else None
-    source = teacher if teacher is not None else load(config.init) if config.init else None
+    source = load(config.init) if config.init else teacher
+    for model, name in ((teacher, config.teacher), (source, config.init)):
+        if model is not None and name is not None:
+            check_same_classes(dataset, model.header["data"], f"the model {name}")
     if source is not None:
-        check_same_classes(dataset, source.header["data"], f"the model {config.teacher or config.init}")
         start_from(student, source)
     # A network that will be split stays in main memory until then: it may not fit the device in one piece.
     student = precision.apply(student if sharding else placed(student, device, config.train.compile))
+    fake = fake_network(config, teacher)
+    if fake is not None:
+        fake = precision.apply(fake if sharding else placed(fake, device, config.train.compile))
     if teacher is not None:
         teacher = placed(precision.apply_to_teacher(teacher), device, config.train.compile)
     if device.type == "cuda":
@@ -116,7 +135,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
     if sharding is not None and teacher is not None:
         sharding.apply(teacher.network)
-    state = TrainState(config, student, sharding, precision.name)
+    state = TrainState(config, student, sharding, precision.name, fake)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
     trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes), *_said(config, trainer.world)]

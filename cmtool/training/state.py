@@ -14,21 +14,30 @@ from cmtool.errors import CheckpointError
 from cmtool.models import Model, build_model, placed
 from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
-from cmtool.training.optimizers import Gradients, build_optimizer, optimizer_tensors, restore_optimizer
+from cmtool.training.learner import Learner
 from cmtool.training.provenance import machine, versions
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.sharding import Sharding, local, share
+
+# What the tensors of the optimizers are called in a checkpoint, in the order of `TrainState.learners`.
+_OPTIMIZERS = ("optimizer.", "fake_optimizer.")
 
 
 class TrainState:
     """Student, target, sampling averages and optimizer at a step.
 
-    `target` is the student itself unless the recipe gives it its own decay. With `sharding` every process holds its
+    `target` is the student itself unless the recipe gives it its own decay; `fake` is the fake network of score
+    distillation with its optimizer. With `sharding` every process holds its
     rows of each network, and all processes must take part in saving, exporting or copying one.
     """
 
     def __init__(
-        self, config: RunConfig, student: Model, sharding: Sharding | None = None, precision: str | None = None
+        self,
+        config: RunConfig,
+        student: Model,
+        sharding: Sharding | None = None,
+        precision: str | None = None,
+        fake: Model | None = None,
     ) -> None:
         self.config = config
         # The number format of the computation, which the settings may leave to the machine.
@@ -39,14 +48,13 @@ class TrainState:
         self.target: Model = self._frozen_copy().train() if part.keeps_network else student
         self.ema = self._frozen_copy().eval()
         self.extra_emas = [self._frozen_copy().eval() for _ in config.train.extra_emas]
+        self._fake = None if fake is None else fake.train()
         if sharding is not None:
             for network in self._networks().values():
                 sharding.apply(network)
-        self.names = [name for name, p in student.network.named_parameters() if p.requires_grad]
-        # What the optimizer updates: the weights, or this process's rows of them in the same memory.
-        self.trained = self.parameters() if sharding is None else [nn.Parameter(local(p)) for p in self.parameters()]
-        self.optimizer = build_optimizer(config.train, self.trained)
-        self.gradients = Gradients(config.train, self.parameters, self.trained, sharding)
+        self.learner = Learner(student, config.train, sharding)
+        self.fake = None if fake is None else Learner(fake, config.train, sharding, config.recipe.score.fake_lr)
+        self.optimizer, self.gradients = self.learner.optimizer, self.learner.gradients
         self.step = 0
         self.retries = 0
 
@@ -56,9 +64,19 @@ class TrainState:
         seed = self.config.train.seed
         return derive(seed, "retry", self.retries) if self.retries else seed
 
+    @property
+    def learners(self) -> list[Learner]:
+        """Everything that has an optimizer: the student first, then the fake network, if there is one."""
+        return [self.learner] if self.fake is None else [self.learner, self.fake]
+
     def parameters(self) -> list[nn.Parameter]:
-        """Return the weights that are trained, in the order of `names`."""
-        return [p for p in self.student.network.parameters() if p.requires_grad]
+        """Return the student's weights that are trained."""
+        return self.learner.parameters()
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients of every network."""
+        for learner in self.learners:
+            learner.gradients.clear()
 
     @property
     def writes(self) -> bool:
@@ -91,10 +109,6 @@ class TrainState:
     def advance_averages(self, target_ema: float) -> None:
         """Move the sampling averages and the target after an optimizer step, in the order of the released code."""
         train = self.config.train
-        # A magnitude-preserving network keeps its weights at unit size; the averages follow the normalized weights.
-        normalize = getattr(self.student.network, "normalize_weights", None)
-        if normalize is not None:
-            normalize()
         move_towards(self.ema.network, self.student.network, decay_at(train.ema, self.step))
         for settings, average in zip(train.extra_emas, self.extra_emas, strict=True):
             move_towards(average.network, self.student.network, decay_at(settings, self.step))
@@ -105,6 +119,8 @@ class TrainState:
         networks: dict[str, nn.Module] = {"student": self.student.network, "sample_ema": self.ema.network}
         if self.target is not self.student:
             networks["target"] = self.target.network
+        if self._fake is not None:
+            networks["fake"] = self._fake.network
         networks.update({f"extra_ema_{i}": average.network for i, average in enumerate(self.extra_emas)})
         return networks
 
@@ -115,11 +131,11 @@ class TrainState:
             for role, network in self._networks().items()
             for name, tensor in network.state_dict().items()
         }
-        state = optimizer_tensors(self.optimizer, self.names)
         if self.sharding is not None:
             found = self.sharding.gather(found)
-            state = self.sharding.gather_moments(state, dict(zip(self.names, self.parameters(), strict=True)))
-        return found | {f"optimizer.{name}": tensor for name, tensor in state.items()}
+        for prefix, learner in zip(_OPTIMIZERS, self.learners, strict=False):
+            found |= {f"{prefix}{name}": tensor for name, tensor in learner.moments().items()}
+        return found
 
     def save(self, path: Path) -> None:
         """Write the state to `path` (safetensors with a digest), whole or not at all."""
@@ -127,6 +143,8 @@ class TrainState:
         # The meaning of the label embedding's rows: a run that continues from here has to number classes the same way.
         header["data"] = self.student.header["data"]
         header |= {"loss_scale": self.gradients.scale.state(), "retries": self.retries}
+        if self.fake is not None:
+            header["fake_loss_scale"] = self.fake.gradients.scale.state()
         tensors = self.tensors()
         if self.writes:
             save_model(path, tensors, header)
@@ -142,10 +160,12 @@ class TrainState:
             for role, network in self._networks().items():
                 own = {k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(f"{role}.")}
                 self._load(network, own)
-            state = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")}
-            restore_optimizer(self.optimizer, self.names, self._own_rows(state))
+            for prefix, learner in zip(_OPTIMIZERS, self.learners, strict=False):
+                learner.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             self.step = int(header["step"])
             self.gradients.scale.restore(header.get("loss_scale", self.gradients.scale.state()))
+            if self.fake is not None:
+                self.fake.gradients.scale.restore(header["fake_loss_scale"])
             self.retries = int(header.get("retries", 0))
         except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not fit this run's network: {str(error).splitlines()[0]}") from error
@@ -161,12 +181,6 @@ class TrainState:
             raise ValueError(f"{len(wrong)} tensors differ, first {wrong[0]}")
         for name, tensor in own.items():
             local(tensor).copy_(share(tensors[name], tensor))
-
-    def _own_rows(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.sharding is None:
-            return moments
-        like = dict(zip(self.names, self.parameters(), strict=True))
-        return {k: share(v, like[k.rsplit(".", 1)[0]]) if v.dim() else v for k, v in moments.items()}
 
     def export(self, path: Path, extra: dict[str, Any] | None = None, network: nn.Module | None = None) -> None:
         """Write the sampling average (or another network) with its header as a model file."""

@@ -42,13 +42,14 @@ def started(recipe, sources, *sets, preset="digits", source=None):
     """A small run of a recipe from what it needs."""
     needs = METHODS[recipe].get("needs", "nothing")
     flags = {}
-    if needs != "nothing":
-        path = sources[preset, source or ("ict" if needs == "consistency_init" else "edm")]
-        flags["teacher" if needs == "teacher" else "init"] = str(path)
+    if needs.startswith("teacher"):
+        flags["teacher"] = str(sources[preset, source or "edm"])
+    if needs.endswith("init"):
+        flags["init"] = str(sources[preset, source or ("ict" if needs.endswith("consistency_init") else "edm")])
     config = config_of(recipe, *sets, preset=preset, **flags)
     check_needs(config)
     if flags:
-        config = adopt(config, read_header(path))
+        config = adopt(config, read_header(flags.get("init") or flags["teacher"]))
     return prepare(config, load_dataset(config.data), CPU)
 
 

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "forward mode": ("cd-inf", (), 2),
     "edm2": ("ict", ("network.kind=edm2", "network.log_variance=true", "recipe.weighting.kind=learned"), 2),
     "checkpointing": ("ict", ("network.checkpointing=true", "train.micro_batch=2"), 2),
+    "fake network": ("sid", ("recipe.score.fake_steps=2", "recipe.score.levels=[80.0,1.0]"), 2),
     "mlp": ("ict", ("network.kind=mlp", "train.optimizer=lion"), 2),
 }
 if not gathers_in_derivatives():
@@ -40,9 +41,10 @@ def trainer(config: RunConfig, world: World | None = None) -> Trainer:
 def held(run: Trainer) -> int:
     """Bytes of weights, averages and moments in this process."""
     state = run.state
-    networks = {state.student.network, state.target.network, state.ema.network}
+    networks = {state.target.network, state.ema.network, *(learner.model.network for learner in state.learners)}
     tensors: list[Tensor] = [local(p) for network in networks for p in network.parameters()]
-    tensors += [v for entries in state.optimizer.state.values() for v in entries.values() if v.dim()]
+    moments = [entries for learner in state.learners for entries in learner.optimizer.state.values()]
+    tensors += [v for entries in moments for v in entries.values() if v.dim()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -51,13 +53,16 @@ def difference(one: Trainer, two: Trainer) -> float:
     for role in ("student", "target", "ema"):
         pair = [getattr(run.state, role).network.parameters() for run in (one, two)]
         worst = max([worst, *(float((a.detach() - whole(b)).abs().max()) for a, b in zip(*pair, strict=True))])
+    for own, other in zip(one.state.learners[1:], two.state.learners[1:], strict=True):
+        pair = [own.parameters(), other.parameters()]
+        worst = max([worst, *(float((a.detach() - whole(b)).abs().max()) for a, b in zip(*pair, strict=True))])
     return worst
 
 
 def run_case(name: str, folder: Path, world: World) -> dict[str, Any]:
     recipe, sets, steps = CASES[name]
     flags: dict[str, object] = dict(FP64)
-    if recipe.startswith("cd"):
+    if recipe.startswith(("cd", "sid")):
         flags["teacher"] = str(folder / "teacher.safetensors")
     one = trainer(config_of(recipe, *sets, **flags))
     two = trainer(config_of(recipe, *sets, "train.shard=true", **flags), world)

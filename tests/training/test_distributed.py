@@ -16,8 +16,9 @@ from cmtool.machine.world import World
 from cmtool.models import load
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import plan_sampling
+from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import check_rows, prepare
-from tests.training.tiny import config_of
+from tests.training.tiny import config_of, teacher_file
 
 TINY = ["--preset", "digits", "--batch-size", "10", "--precision", "fp64", "--quiet"]
 TINY += ["--set", "network.channels=8", "--set", "train.log_every=2", "--device", "cpu"]
@@ -63,14 +64,13 @@ def test_a_recipe_that_depends_on_the_number_of_processes_says_so():
         assert any("another number of processes trains otherwise" in note for note in notes) == wanted
 
 
-def launch(folder: Path, processes: int, steps: int, extra: tuple[str, ...] = ()) -> None:
-    words = ["train-ct", *TINY, "--steps", str(steps), "--out", str(folder), *extra]
+def launch(folder: Path, processes: int, steps: int, extra: tuple[str, ...] = (), command: str = "train-ct") -> None:
+    words = [command, *TINY, "--steps", str(steps), "--out", str(folder), *extra]
     if processes == 1:
         assert run(words) == 0  # in this process, which has imported torch already
         return
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command = [*start, "cmtool", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=folder.parent)
+    done = subprocess.run([*start, "cmtool", *words], capture_output=True, text=True, timeout=900, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
 
 
@@ -89,6 +89,20 @@ def test_two_processes_agree_with_one(tmp_path):
     for a, b in zip(*rows, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
         assert a["bands"] == pytest.approx(b["bands"], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_fake_network_is_trained_alike_by_two_processes(tmp_path):
+    """20 steps of score distillation: the student's weights and, in the checkpoint, the fake network's."""
+    extra = ("--recipe", "sid", "--teacher", str(teacher_file(tmp_path / "teacher.safetensors")))
+    extra += ("--set", "recipe.score.fake_steps=2")
+    states = []
+    for processes in (1, 2):
+        launch(tmp_path / str(processes), processes, 20, extra, "train-cd")
+        states.append(load_tensors(RunFolder(tmp_path / str(processes)).checkpoint(20))[0])
+    assert any(name.startswith("fake.") for name in states[0])
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=1e-7)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from cmtool.training.setup import fresh_student, prepare
 SMALL = ("network.channels=8", "network.head_channels=8", "data.size=64")
 FLAGS = ("--set", "network.channels=8", "--set", "network.head_channels=8", "--set", "data.size=64")
 CPU = torch.device("cpu")
+FOLLOWS = ("cd", "sid", "dmd2")  # from a teacher
 
 
 def config_of(
@@ -57,9 +58,9 @@ def change_loss(trainer: Trainer, change: Callable[[Loss], Loss]) -> None:
     trainer.objective = SimpleNamespace(draw=plain.draw, loss=lambda *a: change(plain.loss(*a)))
 
 
-def teacher_file(path: Path, seed: int = 5, scale: float = 0.2, preset: str = "digits") -> Path:
-    """Write a diffusion model whose weights are random (fresh ones end in zeros and would answer nothing)."""
-    config = config_of("edm", preset=preset)
+def teacher_file(path: Path, seed: int = 5, scale: float = 0.2, preset: str = "digits", recipe: str = "edm") -> Path:
+    """Write a model, diffusion for "edm", whose weights are random (fresh ones end in zeros and would answer nothing)."""
+    config = config_of(recipe, preset=preset)
     model = fresh_student(config, load_dataset(config.data))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -71,10 +72,12 @@ def teacher_file(path: Path, seed: int = 5, scale: float = 0.2, preset: str = "d
 
 def with_source(recipe: str, folder: Path, *sets: str, preset: str = "digits", **flags: object) -> RunConfig:
     """Return a small configuration, with a teacher or starting weights where the recipe needs them."""
-    needs = {"cd": "teacher", "ect": "init"}.get(recipe)
-    if needs:
-        file = folder / "teacher.safetensors"
-        flags[needs] = str(file if file.is_file() else teacher_file(file, preset=preset))
+    needs = {"ect": ("init",), "polish": ("teacher", "start")}.get(recipe, ("teacher",) if recipe in FOLLOWS else ())
+    for role in needs:
+        file = folder / ("start.safetensors" if role == "start" else "teacher.safetensors")
+        kind = "icd" if role == "start" else "edm"
+        made = file if file.is_file() else teacher_file(file, preset=preset, recipe=kind)
+        flags["init" if role == "start" else role] = str(made)
     return config_of(recipe, *sets, preset=preset, **flags)
 
 
