@@ -13,6 +13,7 @@ from cmtool.diffusion.solvers import build_solver
 from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction
 from cmtool.losses.distance import BUILDERS, Distance
+from cmtool.losses.legs import build_middle, build_two_leg
 from cmtool.losses.objective import Objective, TargetRule
 from cmtool.losses.perceptual import build_lpips
 from cmtool.losses.tangent import build_average, build_limit, build_trig
@@ -28,6 +29,7 @@ RULES: dict[str, Callable[[TargetPart], TargetRule]] = {
     "tangent": build_limit,
     "trig_tangent": build_trig,
     "average_velocity": build_average,
+    "two_leg": build_two_leg,
 }
 DISTANCES: dict[str, Callable[[DistancePart, int], Distance]] = {
     **BUILDERS,
@@ -83,6 +85,7 @@ def build_objective(
         settings=settings,
         times=recipe.times,
         gap=recipe.gap,
+        middle=build_middle(recipe, settings),
         coupling=build_coupling(recipe.coupling, given.pairs),
         direction=build_direction(recipe.direction, given.teacher, given.reference),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),
