@@ -110,6 +110,8 @@ class Model(nn.Module):
             r = torch.zeros_like(c.c_noise)
         # Half precision resolves 250 ln t only to one or two units, so the network's conditioning is at least float32.
         exact = torch.promote_types(x.dtype, torch.float32)
+        if r is not None and self.process.parameterization not in ("flow", "trig"):
+            r = r.clamp_min(self.sigma_min)  # where ln r ends: a jump to 0 is one to sigma_min
         to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             return (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to).to(x.dtype)

@@ -226,7 +226,7 @@ def with_replay(trainer):
     return before
 
 
-@pytest.mark.parametrize("recipe", ["ict", "edm", "ict-gc", "ict-ot", "meanflow"])
+@pytest.mark.parametrize("recipe", ["ict", "edm", "ict-gc", "ict-ot", "meanflow", "soflow"])
 @pytest.mark.parametrize("micro", [16, 6])
 def test_replayed_steps_are_the_steps(cuda, recipe, micro):
     flags = {"train.batch_size": 16, "train.micro_batch": micro, "train.steps": 40}

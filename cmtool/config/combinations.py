@@ -12,6 +12,9 @@ MOST_POINTS = 1_000_000
 # Within a group, F and its conditioning mean the same, so weights can be passed on.
 MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"})
 TRIG = ("edm", "trig")
+# Rules about the average velocity between two times, and scalings of networks that can be asked for it.
+TWO_TIMES = ("average_velocity", "two_leg")
+AVERAGES = ("flow", "edm")
 
 
 class Unfit(ValueError):
@@ -38,6 +41,7 @@ def check_combination(config: RunConfig) -> None:
     _check_times(config)
     _check_coupling(config)
     _check_direction(config)
+    _check_average(config)
     _check_derivative(config)
     _check_measure(config)
     _check_score(config)
@@ -83,12 +87,12 @@ def _check_times(config: RunConfig) -> None:
         raise ValueError(
             f"recipe.target.rule = '{rule}' needs two different times: times on the grid, or gap.kind = 'ratio'"
         )
-    if times.kind == "two_lognormal" and rule != "average_velocity":
-        raise ValueError("recipe.times.kind = 'two_lognormal' is for target.rule = 'average_velocity'")
-    if rule == "average_velocity" and times.kind != "two_lognormal":
+    if times.draws_two and rule not in TWO_TIMES:
+        raise ValueError(f"recipe.times.kind = '{times.kind}' is for target.rule = {' or '.join(map(repr, TWO_TIMES))}")
+    if rule in TWO_TIMES and not times.draws_two:
         raise Unfit(
-            f"recipe.target.rule = 'average_velocity' averages between two levels, and recipe.times.kind = "
-            f"'{times.kind}' draws one",
+            f"recipe.target.rule = '{rule}' averages between two levels, and recipe.times.kind = '{times.kind}' draws "
+            "one",
             "add --set recipe.times.kind=two_lognormal",
         )
     if times.kind == "student_t" and not process.sigma_min <= times.low < process.sigma_max:
@@ -179,11 +183,29 @@ def _check_derivative(config: RunConfig) -> None:
             f"recipe.target.rule = 'trig_tangent' needs process.parameterization 'edm' or 'trig', not "
             f"'{process.parameterization}'"
         )
-    if target.rule == "average_velocity" and not (network.two_time and process.parameterization == "flow"):
+
+
+def _check_average(config: RunConfig) -> None:
+    """Refuse what a rule about average velocities cannot work with."""
+    target, legs = config.recipe.target, config.recipe.legs
+    if target.rule not in TWO_TIMES:
+        return
+    if not config.network.two_time:
+        raise ValueError(f"recipe.target.rule = '{target.rule}' needs network.two_time = true")
+    if config.process.parameterization not in AVERAGES:
         raise ValueError(
-            "recipe.target.rule = 'average_velocity' needs network.two_time = true and "
-            "process.parameterization = 'flow'"
+            f"recipe.target.rule = '{target.rule}' needs process.parameterization {' or '.join(map(repr, AVERAGES))}, "
+            f"not '{config.process.parameterization}'"
         )
+    if target.rule == "two_leg" and legs.law in ("exponential", "uniform") and legs.end > legs.start:
+        raise Unfit(
+            f"recipe.legs shrinks from start = {legs.start} and cannot end at {legs.end} above it",
+            f"add --set recipe.legs.end={legs.start} or less",
+        )
+    if legs.law == "sigmoid" and legs.begins >= legs.ends:
+        raise ValueError(f"recipe.legs.begins = {legs.begins} must be below recipe.legs.ends = {legs.ends}")
+    if target.rule == "two_leg" and target.limit and legs.law not in ("exponential", "sigmoid"):
+        raise ValueError(f"recipe.target.limit is where the first leg shrinks to nothing, and legs.law = '{legs.law}'")
 
 
 def _check_measure(config: RunConfig) -> None:
@@ -196,7 +218,7 @@ def _check_measure(config: RunConfig) -> None:
         raise ValueError(
             f"recipe.distance.kind = 'lpips' compares gray or RGB images, not {config.data.channels} channels"
         )
-    if recipe.distance.kind == "lpips" and recipe.target.rule in ("trig_tangent", "average_velocity"):
+    if recipe.distance.kind == "lpips" and recipe.target.rule in ("trig_tangent", *TWO_TIMES):
         raise ValueError(f"recipe.distance.kind = 'lpips' compares images, not what '{recipe.target.rule}' predicts")
 
 

@@ -104,6 +104,17 @@ _SID: Row = {
     "train": {"optimizer": "adam", "betas": [0.0, 0.999], "precision": "auto"},
 }
 
+# Networks that give the average velocity between two times, and jump from one to the other.
+_FLOW_MAP: Row = {
+    "family": "ct",
+    "may_init": True,
+    "times": {"kind": "two_lognormal", "mean": -2.0, "std": 2.0, "same": 0.25},
+    "gap": {"kind": "none"},
+    "process": {"kind": "flow", "parameterization": "flow"},
+    "network": {"two_time": True},
+    "sample": {"sampler": "jumps"},
+}
+
 METHODS: dict[str, Row] = {
     "edm": _EDM,
     "cd": _CD,
@@ -271,17 +282,61 @@ METHODS: dict[str, Row] = {
         "weighting": {"kind": "inverse_gap", "atom": 0.1},
         "process": {"truncated_at": 1.0},
     },
-    "meanflow": {
-        "family": "ct",
-        "title": "MeanFlow (Geng et al. 2025)",
-        "may_init": True,
-        "times": {"kind": "two_lognormal", "mean": -2.0, "std": 2.0, "same": 0.25},
-        "gap": {"kind": "none"},
-        "target": {"rule": "average_velocity"},
-        "distance": {"kind": "squared_norm"},
-        "weighting": {"kind": "adaptive", "p": 0.75, "c": 1e-3},
-        "process": {"kind": "flow", "parameterization": "flow"},
-        "network": {**_FORWARD, "two_time": True},
-        "sample": {"sampler": "jumps"},
-    },
+    "meanflow": _row(
+        _FLOW_MAP,
+        title="MeanFlow (Geng et al. 2025)",
+        target={"rule": "average_velocity"},
+        distance={"kind": "squared_norm"},
+        weighting={"kind": "adaptive", "p": 0.75, "c": 1e-3},
+        network=_FORWARD,
+    ),
+    "tfm": _row(
+        _FLOW_MAP,
+        title="trajectory flow matching: every average velocity towards that of the sample (Zhang et al. 2025)",
+        target={"rule": "two_leg"},
+        distance={"kind": "l2"},
+    ),
+    "soflow": _row(
+        _FLOW_MAP,
+        title="SoFlow: consistency of two legs, the first ever shorter (Luo et al. 2026)",
+        times={"mean": -0.9, "std": 1.6, "mean_r": -4.0, "same": 0.0},
+        legs={"law": "exponential", "start": 1.0, "end": 0.0003125},
+        target={"rule": "two_leg", "residual": "rate"},
+        distance={"kind": "l2"},
+        weighting={"kind": "adaptive", "p": 0.75, "c": 1e-3},
+    ),
+    "aflow": _row(
+        _FLOW_MAP,
+        title="alpha-Flow: from flow matching to MeanFlow (Zhang et al. 2025)",
+        times={"same": 0.5},
+        legs={"law": "sigmoid", "end": 0.005},
+        target={"rule": "two_leg", "residual": "step", "limit": True},
+        distance={"kind": "l2"},
+        weighting={"kind": "adaptive", "p": 1.0, "c": 1e-3},
+        network=_FORWARD,
+    ),
+    "shortcut": _row(
+        _FLOW_MAP,
+        title="shortcut models: one step as two half as long (Frans et al. 2025)",
+        times={"kind": "dyadic", "same": 0.875},
+        legs={"start": 0.5},
+        target={"rule": "two_leg", "first": "own", "ema": 0.999},
+        distance={"kind": "l2"},
+        # Halves and quarters of the whole way, as in training.
+        sample={"times": {"2": (80.0, 0.9756), "4": (80.0, 2.8571, 0.9756, 0.3279)}},
+    ),
+    "ctm": _row(
+        _FLOW_MAP,
+        family="cd",
+        title="consistency trajectory model without discriminator (Kim et al. 2024)",
+        needs="teacher",
+        may_init=False,
+        times={"kind": "two_karras"},
+        legs={"law": "uniform", "end": 0.05},
+        direction={"kind": "teacher", "solver": "heun", "substeps": 2},
+        target={"rule": "two_leg"},
+        distance={"kind": "l2"},
+        weighting={"kind": "adaptive", "p": 0.75, "c": 1e-3},
+        process={"parameterization": "edm"},
+    ),
 }

@@ -30,8 +30,10 @@ class TimesPart(Part):
     `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT, sCM); `karras_uniform`: uniform in t^(1/rho) (continuous
     time); `flow_uniform`: t / (1 + t) uniform (rectified flow); `student_t`: ln t - ln low half a Student law of scale
     `std`, with an atom at `low` (TCM); `two_lognormal`: two levels, the larger is t and the smaller r, equal for a
-    share `same` of the images (MeanFlow); `largest`: sigma_max alone; `discrepancy`: density of ln t proportional to
-    the root of the measured discrepancy between sample and flow directions.
+    share `same` of the images (MeanFlow); `two_karras`: the same with both uniform in t^(1/rho); `dyadic`: gaps of
+    2^-j of rectified flow's time, the shortest for a share `same` (shortcut models); `largest`: sigma_max alone;
+    `discrepancy`: density of ln t proportional to the root of the measured discrepancy between sample and flow
+    directions.
     """
 
     kind: Literal[
@@ -42,6 +44,8 @@ class TimesPart(Part):
         "flow_uniform",
         "student_t",
         "two_lognormal",
+        "two_karras",
+        "dyadic",
         "largest",
         "discrepancy",
     ] = "grid_uniform"
@@ -50,8 +54,16 @@ class TimesPart(Part):
     low: float = Field(1.0, gt=0, description="student_t: smallest noise level that is trained")
     df: float = Field(0.01, gt=0, description="student_t: degrees of freedom")
     atom: float = Field(0.25, ge=0, lt=1, description="student_t: share of each batch that sits at low")
-    same: float = Field(0.25, ge=0, le=1, description="two_lognormal: share of each batch with r = t")
+    mean_r: float | None = Field(None, description="two_lognormal: mean of ln r, if r has its own law below t")
+    std_r: float | None = Field(None, gt=0, description="two_lognormal: standard deviation of ln r; None: std")
+    same: float = Field(0.25, ge=0, le=1, description="two times: share of each batch with r = t, or the shortest gap")
+    halvings: int = Field(7, ge=1, le=20, description="dyadic: the shortest gap is 2^-halvings of the whole")
     floor: float = Field(0.1, ge=0, le=1, description="discrepancy: share that is uniform in ln t")
+
+    @property
+    def draws_two(self) -> bool:
+        """Whether the law draws two times for each image, not a time whose neighbor is given."""
+        return self.kind in ("two_lognormal", "two_karras", "dyadic")
 
 
 class CurriculumPart(Part):
@@ -74,6 +86,24 @@ class GapPart(Part):
     stages: int = Field(8, ge=1, description="ratio: stages over the run")
     first: int = Field(0, ge=0, description="ratio: stages that an earlier run has done")
     cap: float = Field(1.0, gt=0, le=1, description="ratio: largest r / t")
+
+
+class LegsPart(Part):
+    """two_leg: the length a of the first leg, as a share of the gap from t to r in rectified flow's time.
+
+    `constant`: start; `exponential`: from start to end over the run (SoFlow); `sigmoid`: from 1 to 0, cut off at
+    1 - end and at end (alpha-Flow); `uniform`: drawn for each image between end and start (CTM).
+    """
+
+    law: Literal["constant", "exponential", "sigmoid", "uniform"] = "constant"
+    start: float = Field(1.0, gt=0, le=1, description="a at the start, or its largest value")
+    end: float = Field(0.005, gt=0, le=1, description="a at the end, or its smallest value")
+    gamma: float = Field(25.0, gt=0, description="sigmoid: steepness")
+    begins: float = Field(0.0, ge=0, lt=1, description="sigmoid: share of the run where it begins")
+    ends: float = Field(1.0, gt=0, le=1, description="sigmoid: share of the run where it ends")
+    shortest: float = Field(
+        1e-4, gt=0, le=0.5, description="shortest first leg in rectified flow's time; as short a gap is flow matching"
+    )
 
 
 class CouplingPart(Part):
@@ -114,10 +144,11 @@ class TargetPart(Part):
 
     `pair`: the target network at (x_r, r); `data`: the clean image (denoising); `leap`: the clean image that one Euler
     step to x_r would need (progressive distillation); `tangent`: f must not change along the flow (continuous time);
-    `trig_tangent`: the same in TrigFlow's F, normalized (sCM); `average_velocity`: MeanFlow's identity.
+    `trig_tangent`: the same in TrigFlow's F, normalized (sCM); `average_velocity`: MeanFlow's identity; `two_leg`: the
+    average velocity of a first leg and of the network's own way from there to r (SoFlow, alpha-Flow, CTM, shortcuts).
     """
 
-    rule: Literal["pair", "data", "leap", "tangent", "trig_tangent", "average_velocity"] = "pair"
+    rule: Literal["pair", "data", "leap", "tangent", "trig_tangent", "average_velocity", "two_leg"] = "pair"
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the target network; 0: the student itself, stop-gradient")
     adaptive: bool = Field(False, description="decay follows N: exp(s0 ln mu0 / (N-1)) with mu0 = ema")
     update: Literal["ema", "stage"] = Field("ema", description="stage: the target is renewed where N changes")
@@ -127,16 +158,21 @@ class TargetPart(Part):
     normalize: Literal["norm", "clip", "none"] = Field("norm", description="trig_tangent: g / (|g| + c), or clip to 1")
     c: float = Field(0.1, ge=0, description="trig_tangent: the constant of the normalization")
     warmup: float = Field(0.025, ge=0, le=1, description="trig_tangent: share of the run in which the tangent grows in")
+    first: Literal["direction", "own"] = Field("direction", description="two_leg: who goes the first leg")
+    residual: Literal["whole", "rate", "step"] = Field(
+        "whole", description="two_leg: measured as it is, by the length of the leg (rate), or pulling by it (step)"
+    )
+    limit: bool = Field(False, description="two_leg: average_velocity once the law of the first leg is at its end")
 
     @property
     def differentiates(self) -> bool:
         """Whether the rule asks the network for its derivative along the flow."""
-        return self.rule in ("tangent", "trig_tangent", "average_velocity")
+        return self.rule in ("tangent", "trig_tangent", "average_velocity") or (self.rule == "two_leg" and self.limit)
 
     @property
     def keeps_network(self) -> bool:
         """Whether the target is a separate network, not the student."""
-        return self.update == "stage" or (self.rule == "pair" and self.ema > 0)
+        return self.update == "stage" or (self.rule in ("pair", "two_leg") and self.ema > 0)
 
 
 class DistancePart(Part):
@@ -237,6 +273,7 @@ class RecipeConfig(Part):
     times: TimesPart = TimesPart()
     curriculum: CurriculumPart = CurriculumPart()
     gap: GapPart = GapPart()
+    legs: LegsPart = LegsPart()
     coupling: CouplingPart = CouplingPart()
     direction: DirectionPart = DirectionPart()
     target: TargetPart = TargetPart()

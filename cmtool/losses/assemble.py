@@ -15,6 +15,7 @@ from cmtool.errors import ConfigError
 from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction
 from cmtool.losses.distance import BUILDERS, Distance
+from cmtool.losses.legs import build_middle, build_two_leg
 from cmtool.losses.objective import Objective, TargetRule
 from cmtool.losses.perceptual import build_lpips
 from cmtool.losses.score import ScoreObjective, build_rule
@@ -31,6 +32,7 @@ RULES: dict[str, Callable[[TargetPart], TargetRule]] = {
     "tangent": build_limit,
     "trig_tangent": build_trig,
     "average_velocity": build_average,
+    "two_leg": build_two_leg,
 }
 DISTANCES: dict[str, Callable[[DistancePart, int], Distance]] = {
     **BUILDERS,
@@ -87,6 +89,7 @@ def build_objective(
         settings=settings,
         times=recipe.times,
         gap=recipe.gap,
+        middle=build_middle(recipe, settings),
         coupling=build_coupling(recipe.coupling, given.pairs),
         direction=build_direction(recipe.direction, given.teacher, given.reference),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),

@@ -101,6 +101,7 @@ class Objective:
     dropout: bool = False
     mix: CouplingPart = field(default_factory=CouplingPart)
     density: LevelDensity | None = None
+    middle: Callable[[tuple[Tensor, ...], float, Slice], tuple[Tensor, ...]] | None = None
 
     def draw(self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice) -> Draw:
         """Return what a pass over `rows` of the global batch starts from; noise and times depend only on the rows.
@@ -116,10 +117,11 @@ class Objective:
             shape, rows.seed, "noise", rows.step, start=rows.start, count=count, device=x0.device, dtype=x0.dtype
         )
         numbers = uniforms(count, rows)
-        times = draw_times(self.times, self.gap, numbers, self.settings, now.num_scales, now.stage, self.density)
+        share = now.step / max(now.steps, 1)
+        drawn = draw_times(self.times, self.gap, numbers, self.settings, now.num_scales, now.stage, self.density)
+        times = drawn if self.middle is None else self.middle(drawn, share, rows)
         levels = tuple(moved(time, x0.device, x0.dtype) for time in times)
         mix = mix_at(self.mix, now.step, now.steps)
-        share = now.step / max(now.steps, 1)
         return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, share=share))
 
     def loss(self, nets: Nets, draw: Draw) -> Loss:

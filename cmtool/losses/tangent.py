@@ -114,18 +114,27 @@ def build_trig(part: TargetPart) -> TargetRule:
     return trig
 
 
+def average_velocity(model: Any, points: Points, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    """Return u (B, C, H, W), the average velocity of rectified flow from (x, t) to r that a model of two times gives.
+
+    Where the network gives the image instead (scalings of EDM), u is the slope of the line to it (pixel MeanFlow).
+    """
+    if model.process.parameterization == "flow":
+        return call(model.raw, points, x, t, r)
+    aim = call(model, points, x, t, r)
+    return (x - aim) / expand(t, x) - aim
+
+
 def build_average(part: TargetPart) -> TargetRule:
     """MeanFlow: the average velocity u from t to r must reach v - (t - r) du/dt, times of rectified flow.
 
-    Geng et al. 2025, Eq. 8. The network has rectified flow's scalings and takes r as its second time.
+    Geng et al. 2025, Eq. 8. The network takes r as its second time.
     """
     flow = RectifiedFlow()
 
     def average(nets: Nets, points: Points) -> Pair:
-        student: Any = nets.student
-
         def u(x: Tensor, t: Tensor) -> Tensor:
-            return call(student.raw, points, x, t, points.r)
+            return average_velocity(nets.student, points, x, t, points.r)
 
         with torch.no_grad():
             clean = points.denoise(points.x_t, points.t)

@@ -31,19 +31,25 @@ def pair(nets: Nets, points: Points) -> Pair:
     """
     with torch.no_grad():
         x_r = points.solver(points.denoise, points.x_t, points.t, points.r)
+    prediction, target = paired_passes(
+        nets,
+        lambda: call(nets.student, points, points.x_t, points.t),
+        lambda: call(nets.target, points, x_r, points.r),
+    )
+    return Pair(prediction, target)
+
+
+def paired_passes(nets: Nets, predict: Callable[[], Tensor], reach: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a prediction with gradient and what it must reach, without; as one pair of passes in half precision."""
     if nets.paired:
-        return _in_half_precision(nets, points, x_r)
+        tape = Tape()
+        with tape.writing():
+            prediction = predict()
+        with torch.no_grad(), tape.reading():
+            return prediction, reach()
     with torch.no_grad():
-        target = call(nets.target, points, x_r, points.r)
-    return Pair(call(nets.student, points, points.x_t, points.t), target)
-
-
-def _in_half_precision(nets: Nets, points: Points, x_r: Tensor) -> Pair:
-    tape = Tape()
-    with tape.writing():
-        prediction = call(nets.student, points, points.x_t, points.t)
-    with torch.no_grad(), tape.reading():
-        return Pair(prediction, call(nets.target, points, x_r, points.r))
+        target = reach()
+    return predict(), target
 
 
 def data(nets: Nets, points: Points) -> Pair:

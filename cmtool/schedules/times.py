@@ -81,13 +81,37 @@ def draw_student(part: TimesPart, u: Tensor, rank: Tensor, process: ProcessConfi
 
 
 def draw_two(part: TimesPart, u: Tensor, second: Tensor, rank: Tensor, process: ProcessConfig) -> tuple[Tensor, Tensor]:
-    """MeanFlow's two levels: the larger and the smaller of two log-normal draws, equal where `rank` < `same`.
+    """Two levels t >= r: the larger and the smaller of two draws of a law, equal where `rank` < `same` (MeanFlow).
 
-    A log-normal level is a logit-normal time of rectified flow.
+    If r has a law of its own (`mean_r`), r is its draw, or t where that is above t (py-meanflow, SoFlow). A log-normal
+    level is a logit-normal time of rectified flow.
     """
-    one, other = draw_lognormal(part, u, process), draw_lognormal(part, second, process)
+    if part.kind == "two_karras":
+        one, other = draw_karras_uniform(u, process), draw_karras_uniform(second, process)
+    elif part.mean_r is not None:
+        own = part.model_copy(update={"mean": part.mean_r, "std": part.std_r or part.std})
+        one = draw_lognormal(part, u, process)
+        other = torch.minimum(draw_lognormal(own, second, process), one)
+    else:
+        one, other = draw_lognormal(part, u, process), draw_lognormal(part, second, process)
     t, r = torch.maximum(one, other), torch.minimum(one, other)
     return t, torch.where(rank < part.same, t, r)
+
+
+def draw_dyadic(
+    part: TimesPart, u: Tensor, second: Tensor, rank: Tensor, process: ProcessConfig
+) -> tuple[Tensor, Tensor]:
+    """Levels t > r whose times in rectified flow are d = 2^-j of the whole apart, t a multiple of d (shortcut models).
+
+    j is uniform in 0 .. halvings - 1, and `halvings` where `rank` < `same` (Frans et al. 2025, section 3.1). The whole
+    is the time of sigma_max.
+    """
+    j = (second * part.halvings).floor().clamp_max(part.halvings - 1)
+    parts = torch.where(rank < part.same, torch.full_like(j, part.halvings), j).exp2()
+    step = (u * parts).floor().clamp_max(parts - 1)
+    whole = process.sigma_max / (1 + process.sigma_max)
+    tau, sigma = whole * ((step + 1) / parts), whole * (step / parts)
+    return tau / (1 - tau), sigma / (1 - sigma)
 
 
 def ratio_map(part: GapPart, t: Tensor, stage: int, sigma_min: float = 0.0) -> Tensor:
@@ -151,8 +175,9 @@ def draw_times(
         index = grid_index(part, numbers.first, points, process)
         grid = grid_tensor(points, process).to(index.device)
         return grid[index + 1], grid[index]
-    if part.kind == "two_lognormal":
-        return draw_two(part, numbers.first, numbers.second, numbers.rank, process)
+    if part.draws_two:
+        draw = draw_dyadic if part.kind == "dyadic" else draw_two
+        return draw(part, numbers.first, numbers.second, numbers.rank, process)
     t = draw_level(part, numbers, process, density)
     if gap.kind == "ratio":
         return t, ratio_map(gap, t, stage)

@@ -111,7 +111,7 @@ def pairs(config: RunConfig) -> bool:
     """
     whole = config.process.truncated_at is None and not config.train.shard and not config.train.compile
     whole = whole and not config.network.checkpointing
-    return config.train.half_passes == "pair" and config.recipe.target.rule == "pair" and whole
+    return config.train.half_passes == "pair" and config.recipe.target.rule in ("pair", "two_leg") and whole
 
 
 def settle_precision(config: RunConfig, device: torch.device) -> Plan:

@@ -106,6 +106,17 @@ def test_a_fake_network_is_trained_alike_by_two_processes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["soflow", "shortcut"])
+def test_two_legs_of_two_processes_agree_with_one(recipe, tmp_path):
+    weights = []
+    for processes in (1, 2):
+        launch(tmp_path / str(processes), processes, 20, ("--recipe", recipe))
+        weights.append(load_tensors(tmp_path / str(processes) / "model.safetensors")[0])
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-7)
+
+
+@pytest.mark.slow
 def test_samples_of_two_processes_in_float32_are_those_of_one(tmp_path):
     """Weights drift by rounding where the true gradient is zero; what the models make does not."""
     made = []

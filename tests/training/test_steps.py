@@ -72,6 +72,8 @@ def test_torchs_own_generator_has_no_say():
         ("ect", ("train.optimizer=adam", "train.grad_clip=0.5")),
         ("sid", (*TWO_AVERAGES, "recipe.score.fake_steps=2", "recipe.score.levels=[20.0,1.0]")),
         ("ict", ("train.optimizer=sgd", "train.precision=fp64")),
+        ("soflow", ("train.optimizer=adam", "network.dropout=0.3")),
+        ("aflow", ("train.optimizer=adam", "recipe.legs.ends=0.6")),
     ],
 )
 def test_twenty_steps_are_ten_and_ten_to_the_bit(tmp_path, recipe, sets):
