@@ -10,7 +10,7 @@ from cmtool.config.schema import RunConfig, TrainConfig
 MOST_POINTS = 1_000_000
 
 # Within a group, F and its conditioning mean the same, so weights can be passed on.
-MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"})
+MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"}, {"ddpm"})
 TRIG = ("edm", "trig")
 
 

@@ -49,7 +49,7 @@ class ProcessConfig(Table):
     """The noise process and how a raw network becomes f(x, t)."""
 
     kind: Literal["ve", "trig", "flow"] = "ve"
-    parameterization: Literal["edm", "consistency", "hard", "trig", "flow"] = "consistency"
+    parameterization: Literal["edm", "consistency", "hard", "trig", "flow", "ddpm"] = "consistency"
     sigma_min: float = Field(0.002, gt=0, description="smallest noise level, where f is the identity")
     sigma_max: float = Field(80.0, gt=0, description="largest noise level")
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")

@@ -71,6 +71,7 @@ def test_torchs_own_generator_has_no_say():
         ("ct", ("train.optimizer=lion", "network.dropout=0.3")),
         ("ect", ("train.optimizer=adam", "train.grad_clip=0.5")),
         ("ict", ("train.optimizer=sgd", "train.precision=fp64")),
+        ("ict", ("network.kind=dit", "network.depth=2")),
     ],
 )
 def test_twenty_steps_are_ten_and_ten_to_the_bit(tmp_path, recipe, sets):
