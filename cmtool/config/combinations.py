@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from cmtool.config.condition import KINDS, parse_condition
 from cmtool.config.parts import RecipeConfig
 from cmtool.config.schema import RunConfig, TrainConfig
+from cmtool.config.sources import SOURCES
 
 # On a grid of this many points, neighbors near 80 are 57 float32 roundings apart. On a finer grid the gap between them,
 # by which losses are divided, would be off by more than a percent.
@@ -34,6 +36,7 @@ def check_combination(config: RunConfig) -> None:
         ValueError: one sentence that names the settings and what would be right.
     """
     config.network.check(config.data.resolution)
+    _check_condition(config)
     _check_curriculum(config.recipe, config.train)
     _check_times(config)
     _check_coupling(config)
@@ -41,6 +44,24 @@ def check_combination(config: RunConfig) -> None:
     _check_derivative(config)
     _check_measure(config)
     _check_shard(config)
+
+
+def _check_condition(config: RunConfig) -> None:
+    """Refuse a picture beside the input that the data cannot have, or that a part of the recipe knows nothing of."""
+    data, recipe = config.data, config.recipe
+    if data.condition is None:
+        return
+    if SOURCES[data.source].points:
+        raise ValueError("data.condition is a picture, and these data are points")
+    seen = parse_condition(data.condition, data.channels, data.resolution)
+    if not seen.is_derived and data.path is None and SOURCES[data.source].built_in:
+        raise Unfit(
+            f"data.condition = '{data.condition}' is none of {', '.join(KINDS)}, and for a folder of pairs images of a "
+            "folder are needed",
+            "name one with --data",
+        )
+    if recipe.coupling.kind == "teacher":
+        raise ValueError("recipe.coupling.kind = 'teacher' stores pairs that have no picture of data.condition")
 
 
 def _check_curriculum(recipe: RecipeConfig, train: TrainConfig) -> None:

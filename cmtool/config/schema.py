@@ -43,6 +43,9 @@ class DataConfig(Table):
     fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image of another shape becomes square")
     filter: Literal["adm", "edm", "bicubic", "box", "lanczos"] = Field("adm", description="down-sampling rule")
     small: Literal["skip", "upscale"] = Field("skip", description="images smaller than the resolution")
+    condition: str | None = Field(
+        None, description="picture that the network sees too: superres:N, gray, edges, or a folder of pairs"
+    )
 
 
 class ProcessConfig(Table):

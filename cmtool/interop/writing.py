@@ -181,5 +181,10 @@ def export_model(path: Path, format: str, out: Path, say: Say = lambda text: Non
     if format not in WRITERS:
         raise UserError(unknown("format", format, FORMATS))
     model = load(path)
+    if model.condition is not None and format != "hub":
+        raise UserError(
+            f"--format {format} has no place for the picture that this model is conditioned on "
+            f"({model.header['data']['condition']})."
+        )
     WRITERS[format](model, out, say)
     return model.header

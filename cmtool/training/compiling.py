@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cmtool.config.schema import RunConfig
-from cmtool.models import Model
+from cmtool.models import Model, beside
 from cmtool.training.state import TrainState
 
 
@@ -27,7 +27,9 @@ def compile_network(model: Model, batch: int, backend: str = "inductor") -> str 
     trained = any(parameter.requires_grad for parameter in network.parameters())
     try:
         network.compile(backend=backend)
-        with torch.set_grad_enabled(trained):
+        seen = model.condition
+        pictures = None if seen is None else torch.zeros(1, seen.channels, *model.image_shape[1:], device=model.device)
+        with torch.set_grad_enabled(trained), beside(pictures):
             answer = model(*trial(model, batch))
             if trained:
                 answer.sum().backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cmtool.config.combinations import check_combination, same_meaning
+from cmtool.config.condition import condition_of, same_condition
 from cmtool.config.networks import network_config
 from cmtool.config.schema import RunConfig
 from cmtool.errors import CheckpointError, ConfigError
@@ -35,6 +36,16 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
                 f"{source_is} has {name} {data[name]}; the preset has {getattr(want, name)}.",
                 f"cmtool train-edm --preset {config.preset} makes one that fits, or --set data.{name}={data[name]}",
             )
+    seen = [condition_of(entry) for entry in (data, want.model_dump())]
+    if not same_condition(*seen):
+        theirs, ours = (
+            f"conditioned on {entry}" if entry else "not conditioned on a picture"
+            for entry in (data.get("condition"), want.condition)
+        )
+        raise CheckpointError(
+            f"{source_is} is {theirs}; the run is {ours}.",
+            f"--set data.condition={data['condition']}" if seen[0] else "leave data.condition out",
+        )
     if bool(data.get("num_classes")) != want.labels:
         has = f"{data['num_classes']} classes" if data.get("num_classes") else "no classes"
         raise CheckpointError(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from cmtool.config.schema import RunConfig
+from cmtool.data.condition import split
 from cmtool.data.dataset import Dataset
 from cmtool.errors import DivergenceError
 from cmtool.losses.objective import Objective
@@ -121,8 +122,10 @@ class Trainer:
             self._stop.leavable = self._leavable
             for start, count in self._passes():
                 try:
-                    x0, label = self.batches.take(state.step, start, count)
+                    images, label = self.batches.take(state.step, start, count)
+                    x0, pictures = split(images, state.student.condition, self.config.data.channels)
                     draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
+                    draw = draw if pictures is None else replace(draw, condition=pictures)
                     if self.replay is not None:
                         loss = self.replay(draw)
                     else:
