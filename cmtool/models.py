@@ -151,7 +151,7 @@ class Model(nn.Module):
 
         For sampling: the weights stay as they are, dropout is off, and no gradients are recorded.
         """
-        compiled = self.network._compiled_call_impl is not None
+        compiled = any(part._compiled_call_impl is not None for part in self.network.modules())
         learns = self.training or any(parameter.requires_grad for parameter in self.parameters())
         if self._replayed is not None or self.device.type != "cuda" or compiled or learns:
             yield

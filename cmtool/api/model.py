@@ -13,7 +13,6 @@ from cmtool import models
 from cmtool.api.choose import choose_label
 from cmtool.api.find import load_model
 from cmtool.api.sample import IMAGES, Wish, check_condition
-from cmtool.data.condition import picture_conditions
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
@@ -126,7 +125,11 @@ class Model:
         plan = wish.plan(self.header)
         place = None if condition is None else Path(condition)
         check_condition(self.header, place)
-        pictures = None if place is None else picture_conditions(place, self.header["data"])
+        pictures = None
+        if place is not None:
+            from cmtool.data.condition import picture_conditions
+
+            pictures = picture_conditions(place, self.header["data"])
         batches = generate(self.module, plan, chosen, classes, batch_size=batch_size, conditions=pictures)
         keep = torch.float64 if self.module.dtype == torch.float64 else torch.float32
         return torch.cat([batch.x0.to("cpu", keep) for batch in batches])

@@ -122,9 +122,11 @@ class Job:
 
     def conditions(self) -> Conditions | None:
         """The pictures that were named for a conditioned model; None: those of its own data, or it takes none."""
+        if self.condition is None:
+            return None
         from cmtool.data.condition import picture_conditions
 
-        return None if self.condition is None else picture_conditions(self.condition, self.found.header["data"])
+        return picture_conditions(self.condition, self.found.header["data"])
 
     def meta(self) -> dict[str, Any]:
         """What a sample file says of itself."""
