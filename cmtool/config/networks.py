@@ -28,7 +28,8 @@ class NetworkConfig(Table):
     """What every network has.
 
     `builds` is the "module:class" below `cmtool.networks`. `halves` says what bfloat16 may round in it while the
-    forward passes stay in float32: the gradients of its convolutions, or nothing.
+    forward passes stay in float32: the gradients of its convolutions, or nothing. Below `halves_from` channels it
+    computes no faster in bfloat16.
     """
 
     # The order in which files and lists name the settings.
@@ -53,6 +54,7 @@ class NetworkConfig(Table):
     )
     builds: ClassVar[str]
     halves: ClassVar[Literal["convolutions", "none"]] = "none"
+    halves_from: ClassVar[int] = 64
 
     kind: str
     channels: int = Field(32, ge=4, description="base width of a U-Net, hidden width of an MLP")
@@ -215,6 +217,7 @@ class DitConfig(NetworkConfig):
 
     builds = "dit:Dit"
     halves = "convolutions"  # its linear layers are convolutions of one token
+    halves_from = 256
 
     kind: Literal["dit"] = "dit"
     channels: int = Field(384, ge=4, exclude=True)
@@ -239,7 +242,7 @@ class DitConfig(NetworkConfig):
         """Take width, depth and heads from the table of a U-Net or an MLP where they are not said."""
         made = {"width": 384, "depth": 12} | _sizes_of(values) | own
         if "heads" not in own and _is_count(made["width"]):
-            head = values.get("head_channels")
+            head: Any = values.get("head_channels")
             made["heads"] = _fitting_heads(made["width"], min(head, 64) if _is_count(head) else 64)
         if isinstance(made.get("dropout"), list | tuple):
             made["dropout"] = max(made["dropout"], default=0.0)
@@ -282,8 +285,9 @@ def _is_count(value: Any) -> bool:
 
 def _sizes_of(values: dict[str, Any]) -> dict[str, int]:
     """Return width and depth of a transformer in place of the U-Net or MLP that `values` describe."""
-    channels, mult, blocks = values.get("channels"), values.get("channel_mult", (1,)), values.get("num_blocks")
-    counts = list(blocks) if isinstance(blocks, list | tuple) else [blocks] * len(mult)
+    channels: Any = values.get("channels")
+    mult, blocks = values.get("channel_mult", (1,)), values.get("num_blocks")
+    counts: list[Any] = list(blocks) if isinstance(blocks, list | tuple) else [blocks] * len(mult)
     if not mult or not all(map(_is_count, (channels, *mult, *counts))):
         return {}
     # A decoder has one block more a level than its encoder, and two lie between them.

@@ -185,16 +185,16 @@ def _paired(data: Dataset, cfg: DataConfig, path: Path, beside: str, talk: Talk)
         DataError: a picture is missing, too many, or cannot be used.
     """
     own = cfg.model_copy(update={"path": beside, "labels": False, "size": None, "condition": None})
-    names = [_stems(place, cfg) for place in (path, Path(beside).expanduser())]
-    for here, there, one, other in ((*names, path, beside), (*names[::-1], beside, path)):
-        if alone := sorted(set(here) - set(there)):
+    here, there = _stems(path, cfg), _stems(Path(beside).expanduser(), cfg)
+    for names, others, one, other in ((here, there, path, beside), (there, here, beside, path)):
+        if alone := sorted(set(names) - set(others)):
             raise DataError(
-                f"{len(alone)} of the {len(here)} images in {one} have no picture of their name in {other}, "
+                f"{len(alone)} of the {len(names)} images in {one} have no picture of their name in {other}, "
                 f"e.g. {alone[0]}.",
                 "data.condition needs one for every image, and no others",
             )
     pictures = load_dataset(own, talk)
-    for place, found, count in ((path, data, len(names[0])), (beside, pictures, len(names[1]))):
+    for place, found, count in ((path, data, len(here)), (beside, pictures, len(there))):
         if len(found) != count:
             raise DataError(
                 f"{count - len(found)} of {count} images in {place} cannot be used, and pairs need all of them.",

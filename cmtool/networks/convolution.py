@@ -222,8 +222,9 @@ def inner_convolutions(network: nn.Module) -> Iterator[Conv2d | Linear]:
     """Yield all convolutions of a network except the first and the last, which read and write images."""
     images = getattr(network, "channels", None)
     for module in network.modules():
-        inner = isinstance(module, Conv2d) and images not in (module.in_channels, module.out_channels)
-        if inner or isinstance(module, Linear):
+        if isinstance(module, Linear) or (
+            isinstance(module, Conv2d) and images not in (module.in_channels, module.out_channels)
+        ):
             yield module
 
 

@@ -21,6 +21,7 @@ from cmtool.networks.blocks import (
     attention,
     exact,
     linear_wide,
+    per_level,
     positional_features,
     wide,
     zeroed,
@@ -70,8 +71,9 @@ class LevelEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        for layer in (self.mlp[0], self.mlp[2]):
+        first, second = nn.Linear(FEATURES, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
+        for layer in (first, second):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
@@ -138,7 +140,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = cfg.mlp == "swiglu"
         hidden = int(cfg.width * cfg.mlp_ratio * (2 / 3 if self.gated else 1))
-        self.dropout = cfg.dropout
+        (self.dropout,) = per_level(cfg.dropout, 1, "dropout")
         self.fc1 = Linear(cfg.width, 2 * hidden if self.gated else hidden)
         self.fc2 = Linear(hidden, cfg.width)
 
@@ -202,7 +204,8 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Map tokens (B, N, width) to patches (B, N, values)."""
-        return self.linear(modulated(x, *self.adaLN_modulation(condition), self.norm))
+        shift, scale = self.adaLN_modulation(condition)
+        return self.linear(modulated(x, shift, scale, self.norm))
 
 
 class PatchEmbedder(nn.Module):
@@ -212,7 +215,8 @@ class PatchEmbedder(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
-        nn.init.zeros_(self.proj.bias)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to tokens (B, N, width), row by row."""
