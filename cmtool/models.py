@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cmtool.checkpoint import load_tensors, resolve_file
+from cmtool.config.condition import condition_of
 from cmtool.config.networks import network_config
 from cmtool.config.schema import ProcessConfig, RunConfig
 from cmtool.config.sources import SOURCES
@@ -24,7 +26,19 @@ from cmtool.networks.convolution import hold_in
 from cmtool.networks.normalization import wide
 from cmtool.networks.truncated import TruncatedNetwork
 
+# The pictures (B, K, H, W) that conditioned models see in the current block of code.
+_BESIDE: ContextVar[Tensor | None] = ContextVar("beside", default=None)
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextlib.contextmanager
+def beside(pictures: Tensor | None) -> Iterator[None]:
+    """Show conditioned models these pictures, (B, K, H, W) or one for all, beside the input of every call."""
+    token = _BESIDE.set(pictures)
+    try:
+        yield
+    finally:
+        _BESIDE.reset(token)
 
 
 class Model(nn.Module):
@@ -43,6 +57,7 @@ class Model(nn.Module):
         self.process = process
         self.header = header
         self.parameterization = build_parameterization(process)
+        self.condition = condition_of(header["data"])
         self.autocast: torch.dtype | None = None
         # Whether consistency training asks it for a pair of passes that share their half-precision rounding errors.
         self.paired = False
@@ -105,7 +120,7 @@ class Model(nn.Module):
         return self._raw(x, self.parameterization.coefficients(wide(t)), label, r)
 
     def _raw(self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None) -> Tensor:
-        inner = expand(c.c_in.to(x.dtype), x) * x
+        inner = self._with_condition(expand(c.c_in.to(x.dtype), x) * x)
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
         # Half precision resolves 250 ln t only to one or two units, so the network's conditioning is at least float32.
@@ -114,7 +129,23 @@ class Model(nn.Module):
             r = r.clamp_min(self.sigma_min)  # where ln r ends: a jump to 0 is one to sigma_min
         to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            return (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to).to(x.dtype)
+            raw = (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to)
+        # A conditioned network answers in as many channels as it sees; those of the picture are not used.
+        return (raw if self.condition is None else raw[:, : x.shape[1]]).to(x.dtype)
+
+    def _with_condition(self, inner: Tensor) -> Tensor:
+        """Return the network's input (B, C, H, W), with the channels of the picture that is shown beside it."""
+        if self.condition is None:
+            return inner
+        pictures = _BESIDE.get()
+        if pictures is None:
+            raise UserError(
+                f"this model is conditioned on a picture ({self.header['data']['condition']}), and gets none here.",
+                "cmtool sample --condition FILE gives it one",
+            )
+        if len(pictures) == 1:
+            pictures = pictures.expand(len(inner), -1, -1, -1)
+        return torch.cat([inner, pictures.to(inner)], dim=1)
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
@@ -122,7 +153,7 @@ class Model(nn.Module):
 
         For sampling: the weights stay as they are, dropout is off, and no gradients are recorded.
         """
-        compiled = self.network._compiled_call_impl is not None
+        compiled = any(part._compiled_call_impl is not None for part in self.network.modules())
         learns = self.training or any(parameter.requires_grad for parameter in self.parameters())
         if self._replayed is not None or self.device.type != "cuda" or compiled or learns:
             yield
@@ -189,6 +220,7 @@ def model_header(
             **({"kind": data.kind} if data.kind else {}),
             "resolution": data.resolution,
             "channels": data.channels,
+            **({"condition": data.condition} if data.condition else {}),
             "num_classes": num_classes,
             "class_names": class_names,
             "fingerprint": fingerprint,
@@ -218,7 +250,9 @@ def build_model(header: dict[str, Any]) -> Model:
         table = network_config(**header["network"])
         process = ProcessConfig(**header["process"])
         data = header["data"]
-        shape = {"channels": data["channels"], "resolution": data["resolution"], "num_classes": data.get("num_classes")}
+        seen = condition_of(data)
+        channels = data["channels"] + (0 if seen is None else seen.channels)
+        shape = {"channels": channels, "resolution": data["resolution"], "num_classes": data.get("num_classes")}
         kind, seed = KINDS[header["kind"]], int(header.get("seed") or 0)
         late = build_network(table, **shape, seed=seed)
         network: nn.Module = late

@@ -12,7 +12,7 @@ from torch import Tensor
 from cmtool import models
 from cmtool.api.choose import choose_label
 from cmtool.api.find import load_model
-from cmtool.api.sample import IMAGES, Wish
+from cmtool.api.sample import IMAGES, Wish, check_condition
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
@@ -97,6 +97,7 @@ class Model:
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         batch_size: int = 64,
+        condition: str | Path | None = None,
     ) -> Tensor:
         """Return samples (N, C, H, W) on the CPU, float32 (float64 for a float64 model), in [-1, 1] unless points.
 
@@ -111,6 +112,8 @@ class Model:
             seed: `seed=N` means the seeds N * 1,000,000 and up.
             seeds: one seed for each sample in place of `num` and `seed`.
             batch_size: images computed together; changes only speed and memory.
+            condition: the picture, or a folder of them, for a model that is conditioned on one; None: those of its own
+                data, by seed.
 
         Raises:
             UserError: contradictory or unusable requests, or a class that the model does not have.
@@ -120,7 +123,14 @@ class Model:
         wish = Wish(num=count, steps=steps, times=times, sampler=sampler, labels=labels, seed=seed or None, seeds=seeds)
         chosen, classes = wish.seeds_and_labels(self.header)
         plan = wish.plan(self.header)
-        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size)
+        place = None if condition is None else Path(condition)
+        check_condition(self.header, place)
+        pictures = None
+        if place is not None:
+            from cmtool.data.condition import picture_conditions
+
+            pictures = picture_conditions(place, self.header["data"])
+        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size, conditions=pictures)
         keep = torch.float64 if self.module.dtype == torch.float64 else torch.float32
         return torch.cat([batch.x0.to("cpu", keep) for batch in batches])
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cmtool.data.sample_files import Sink
     from cmtool.machine.world import World
     from cmtool.models import Model
+    from cmtool.samplers.generate import Conditions
 
 IMAGES = 64
 # A scatter picture of 64 points shows nothing.
@@ -37,6 +38,11 @@ BATCH_VALUES = 2**18
 LARGEST_GRID = 10_000
 OutKind = Literal["picture", "npz", "folder"]
 Quantize = Literal["round", "truncate"]
+
+
+def is_latent(header: Mapping[str, Any]) -> bool:
+    """Whether a model's samples are latents: images of floats, which no picture can hold."""
+    return bool(header["data"].get("float_samples")) and header["data"]["resolution"] > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,8 @@ class Wish:
     def seeds_and_labels(self, header: Mapping[str, Any]) -> tuple[Sequence[int], list[int] | None]:
         """Return a seed, and a class where some are named, for each sample; raises `UserError`."""
         data = header["data"]
-        seeds = choose_seeds(self.num, self.seed, self.seeds, POINTS if data.get("float_samples") else IMAGES)
+        points = data.get("float_samples") and not is_latent(header)
+        seeds = choose_seeds(self.num, self.seed, self.seeds, POINTS if points else IMAGES)
         chosen = choose_labels(self.labels, data.get("num_classes"), data.get("class_names"))
         return seeds, None if chosen is None else [chosen[index % len(chosen)] for index in range(len(seeds))]
 
@@ -93,6 +100,7 @@ class Job:
     precision: str
     grid: bool = False
     command: str = ""
+    condition: Path | None = None
 
     @property
     def is_points(self) -> bool:
@@ -109,7 +117,16 @@ class Job:
             "labels": self.labels,
             "quantize": None if self.is_points else self.quantize,
             "precision": self.precision,
+            **({"condition": str(self.condition)} if self.condition else {}),
         }
+
+    def conditions(self) -> Conditions | None:
+        """The pictures that were named for a conditioned model; None: those of its own data, or it takes none."""
+        if self.condition is None:
+            return None
+        from cmtool.data.condition import picture_conditions
+
+        return picture_conditions(self.condition, self.found.header["data"])
 
     def meta(self) -> dict[str, Any]:
         """What a sample file says of itself."""
@@ -148,6 +165,7 @@ def decide(
     precision: str = "auto",
     grid: bool = False,
     command: str = "",
+    condition: Path | None = None,
 ) -> Job:
     """Settle model, noise levels, seeds, labels and place; every mistake in them is found here.
 
@@ -159,17 +177,35 @@ def decide(
     seeds, labels = wish.seeds_and_labels(found.header)
     plan = wish.plan(found.header)
     first = wish.seed or 0 if wish.seeds is None else seeds[0]
-    place = out or Path("samples") / f"{found.name}-{plan.nfe}-{first}.png"
-    job = Job(found, plan, seeds, labels, place, quantize, precision, grid, command)
+    latent = is_latent(found.header)
+    place = out or Path("samples") / f"{found.name}-{plan.nfe}-{first}.{'npz' if latent else 'png'}"
+    if latent and place.suffix.lower() != ".npz":
+        raise UserError("samples of this model are latents, which no picture can hold.", "use --out latents.npz")
+    check_condition(found.header, condition)
+    job = Job(found, plan, seeds, labels, place, quantize, precision, grid, command, condition)
     kind = out_kind(place, len(seeds), job.is_points)
     if grid and (kind != "picture" or job.is_points):
         raise UsageError("--grid is for pictures in a .png.", "e.g. --out grid.png")
     talk.say(found.describe())
+    if condition is None and found.header["data"].get("condition"):
+        talk.say("conditioned on the pictures of its own data, by seed; --condition FILE names others")
     talk.say(
         f"times {', '.join(f'{level:.4g}' for level in plan.times[:8])}{' ...' * (len(plan.times) > 8)} "
         f"({plan.source}; {plan.sampler}, {plan.nfe} evaluation{'s' * (plan.nfe != 1)} an image)"
     )
     return job
+
+
+def check_condition(header: Mapping[str, Any], condition: Path | None) -> None:
+    """Refuse a picture for a model that sees none, and one that is not there.
+
+    Raises:
+        UsageError: one sentence.
+    """
+    if condition is not None and not header["data"].get("condition"):
+        raise UsageError("--condition is for models that were trained with data.condition, and this one was not.")
+    if condition is not None and not condition.exists():
+        raise UsageError(f"--condition {condition} does not exist.")
 
 
 def _kinds(sampler: str | None) -> tuple[str, ...]:
@@ -265,7 +301,8 @@ def _fill(job: Job, model: Model, sink: Sink, batch_size: int, talk: Talk) -> in
     from cmtool.machine.stopping import stoppable
     from cmtool.samplers.generate import generate
 
-    batches = generate(model, job.plan, job.seeds, job.labels, batch_size=batch_size, start=sink.start)
+    how = {"batch_size": batch_size, "start": sink.start}
+    batches = generate(model, job.plan, job.seeds, job.labels, **how, conditions=job.conditions())
     with (
         talk.progress(len(job.seeds), "sampling") as update,
         stoppable() as stop,

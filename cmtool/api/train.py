@@ -237,6 +237,8 @@ def _open(
     trainer = _trainer(plan, None if fresh else folder, place, world, talk)
     if diagnose and trainer.state.sharding is not None:
         raise UsageError("--diagnose asks networks that train.shard = true has split; leave one of them out.")
+    if diagnose and plan.config.data.condition:
+        raise UsageError("--diagnose knows no pictures beside the input, and data.condition asks for them.")
     _take_folder(held, plan, fresh, trainer, talk)
     judge, closing = judges(trainer, talk)
     config = plan.config

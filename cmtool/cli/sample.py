@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -28,6 +29,11 @@ Quantize = Annotated[
 ]
 
 
+Condition = Annotated[
+    Path | None, typer.Option("--condition", help="Picture (or folder of them) that the model is conditioned on.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
     """The options of `cmtool sample`."""
@@ -42,6 +48,7 @@ class SampleOptions:
     label: Labels = None
     seed: Seed = None
     seeds: Seeds = None
+    condition: Condition = None
     batch_size: BatchSize = None
     quantize: Quantize = "round"
     grid: Grid = False
@@ -85,6 +92,7 @@ def sample(options: SampleOptions) -> None:
         precision=options.precision,
         grid=options.grid,
         command=command_line(),
+        condition=options.condition,
     )
     made = make(job, options.batch_size, options.device, output)
     if made is None:

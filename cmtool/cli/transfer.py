@@ -14,7 +14,7 @@ from cmtool.cli.output import Output
 from cmtool.errors import UsageError
 
 FormName = Literal["edm", "consistency"]
-FormatName = Literal["openai", "diffusers", "edm-state", "onnx", "torchscript", "hub"]
+FormatName = Literal["openai", "diffusers", "edm-state", "dit", "onnx", "torchscript", "hub"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class ImportCommand:
 def import_model(given: ImportCommand) -> None:
     """Turn other people's weights into a model file; what the file cannot say is assumed, and said.
 
-    Reads OpenAI's .pt files, diffusers folders, NVlabs EDM, ECT and TCM snapshots, guided-diffusion weights and
-    OpenAI's JAX checkpoints. Nothing in a file is ever run.
+    Reads OpenAI's .pt files, diffusers folders, NVlabs EDM, ECT and TCM snapshots, DiT and SiT files, guided-diffusion
+    weights and OpenAI's JAX checkpoints. Nothing in a file is ever run.
 
     Example: cmtool import cd_imagenet64_l2.pt --out model.safetensors
     """
@@ -124,7 +124,7 @@ class ExportCommand:
 
 @command
 def export_model(given: ExportCommand) -> None:
-    """Write a model for other software: OpenAI's or EDM's code, diffusers, ONNX, TorchScript, the Hugging Face hub.
+    """Write a model for other software: code of OpenAI, EDM or DiT, diffusers, ONNX, TorchScript, the Hugging Face hub.
 
     Example: cmtool export demo/digits --format torchscript --out digits.pt
     """

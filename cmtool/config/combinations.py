@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from cmtool.config.condition import KINDS, parse_condition
 from cmtool.config.parts import RecipeConfig
 from cmtool.config.schema import RunConfig, TrainConfig
+from cmtool.config.sources import SOURCES
 
 # On a grid of this many points, neighbors near 80 are 57 float32 roundings apart. On a finer grid the gap between them,
 # by which losses are divided, would be off by more than a percent.
 MOST_POINTS = 1_000_000
 
 # Within a group, F and its conditioning mean the same, so weights can be passed on.
-MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"})
+MEANINGS = ({"edm", "consistency"}, {"trig"}, {"flow"}, {"hard"}, {"ddpm"})
 TRIG = ("edm", "trig")
 # Rules about the average velocity between two times, and scalings of networks that can be asked for it.
 TWO_TIMES = ("average_velocity", "two_leg")
@@ -37,6 +39,7 @@ def check_combination(config: RunConfig) -> None:
         ValueError: one sentence that names the settings and what would be right.
     """
     config.network.check(config.data.resolution)
+    _check_condition(config)
     _check_curriculum(config.recipe, config.train)
     _check_times(config)
     _check_coupling(config)
@@ -46,6 +49,29 @@ def check_combination(config: RunConfig) -> None:
     _check_measure(config)
     _check_score(config)
     _check_shard(config)
+
+
+def _check_condition(config: RunConfig) -> None:
+    """Refuse a picture beside the input that the data cannot have, or that a part of the recipe knows nothing of."""
+    data, recipe = config.data, config.recipe
+    if data.condition is None:
+        return
+    if SOURCES[data.source].points:
+        raise ValueError("data.condition is a picture, and these data are points")
+    seen = parse_condition(data.condition, data.channels, data.resolution)
+    if not seen.is_derived and data.path is None and SOURCES[data.source].built_in:
+        raise Unfit(
+            f"data.condition = '{data.condition}' is none of {', '.join(KINDS)}, and for a folder of pairs images of a "
+            "folder are needed",
+            "name one with --data",
+        )
+    if recipe.coupling.kind == "teacher":
+        raise ValueError("recipe.coupling.kind = 'teacher' stores pairs that have no picture of data.condition")
+    if config.recipe.score.kind != "none":
+        raise ValueError(
+            f"recipe.score.kind = '{config.recipe.score.kind}' sees no pictures, and these data have data.condition; "
+            "take another recipe, such as icd"
+        )
 
 
 def _check_curriculum(recipe: RecipeConfig, train: TrainConfig) -> None:

@@ -35,6 +35,7 @@ _DATA: dict[str, type | tuple[type, ...]] = {
     "source": str,
     "path": str,
     "kind": str,
+    "condition": str,
 }
 _LONGEST = 1000  # noise levels for one number of evaluations
 

@@ -28,7 +28,8 @@ class NetworkConfig(Table):
     """What every network has.
 
     `builds` is the "module:class" below `cmtool.networks`. `halves` says what bfloat16 may round in it while the
-    forward passes stay in float32: the gradients of its convolutions, or nothing.
+    forward passes stay in float32: the gradients of its convolutions, or nothing. Below `halves_from` channels it
+    computes no faster in bfloat16.
     """
 
     # The order in which files and lists name the settings.
@@ -53,6 +54,7 @@ class NetworkConfig(Table):
     )
     builds: ClassVar[str]
     halves: ClassVar[Literal["convolutions", "none"]] = "none"
+    halves_from: ClassVar[int] = 64
 
     kind: str
     channels: int = Field(32, ge=4, description="base width of a U-Net, hidden width of an MLP")
@@ -84,6 +86,11 @@ class NetworkConfig(Table):
         Raises:
             ValueError: one sentence that names the settings.
         """
+
+    @classmethod
+    def sized(cls, own: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings `own` of this kind among `values`, which another kind may have been meant for."""
+        return own
 
     @model_serializer(mode="wrap")
     def _in_order(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -202,7 +209,99 @@ class Edm2Config(UNetConfig):
     kind: Literal["edm2"] = "edm2"
 
 
-AnyNetwork = AdmConfig | MlpConfig | SongConfig | Edm2Config  # every kind has its place here
+class DitConfig(NetworkConfig):
+    """A transformer over patches, conditioned by adaLN-Zero (Peebles & Xie 2023), with classic or newer parts.
+
+    In place of a U-Net of some preset it is as wide as that network's widest level, with as many blocks.
+    """
+
+    builds = "dit:Dit"
+    halves = "convolutions"  # its linear layers are convolutions of one token
+    halves_from = 256
+
+    kind: Literal["dit"] = "dit"
+    channels: int = Field(384, ge=4, exclude=True)
+    num_blocks: int = Field(12, exclude=True)
+    patch: int | None = Field(None, ge=1, description="side of a patch in pixels; None: 2 or more, at most 16 a side")
+    width: int = Field(384, ge=4, description="values of a token")
+    depth: int = Field(12, ge=1, description="transformer blocks")
+    heads: int = Field(6, ge=1, description="attention heads of a block")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the feed-forward layers as a multiple of width")
+    norm: Literal["layer", "rms"] = Field("layer", description="normalization before a branch, without weights")
+    mlp: Literal["gelu", "swiglu"] = Field("gelu", description="feed-forward layers; swiglu: two thirds as wide")
+    positions: Literal["sincos", "rotary"] = Field("sincos", description="added to tokens, or turning queries and keys")
+    qk_norm: bool = Field(False, description="RMS normalization of queries and keys")
+
+    @property
+    def forward_mode(self) -> bool:
+        """Whether it can be differentiated in forward mode: fused attention cannot."""
+        return self.attention_kernel == "math"
+
+    @classmethod
+    def sized(cls, own: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        """Take width, depth and heads from the table of a U-Net or an MLP where they are not said."""
+        made = {"width": 384, "depth": 12} | _sizes_of(values) | own
+        if "heads" not in own and _is_count(made["width"]):
+            head: Any = values.get("head_channels")
+            made["heads"] = _fitting_heads(made["width"], min(head, 64) if _is_count(head) else 64)
+        if isinstance(made.get("dropout"), list | tuple):
+            made["dropout"] = max(made["dropout"], default=0.0)
+        both = {"channels": made["width"], "num_blocks": made["depth"]}
+        rest = {key: value for key, value in made.items() if key not in both}
+        return rest | {key: value for key, value in both.items() if _is_count(value)}
+
+    def patch_for(self, side: int) -> int:
+        """Return the side of a patch: as set, else the smallest from 2 on that leaves at most 16 on a side."""
+        if self.patch is not None:
+            return self.patch
+        return next((p for p in range(2, side + 1) if side % p == 0 and side // p <= 16), 1)
+
+    def check(self, side: int) -> None:
+        """Refuse a patch that does not divide the side, and heads or positions that do not fit the width.
+
+        Raises:
+            ValueError: one sentence that names the settings.
+        """
+        patch = self.patch_for(side)
+        if side % patch:
+            raise ValueError(
+                f"network.patch = {patch} does not divide data.resolution = {side}: choose "
+                f"{', '.join(str(p) for p in range(1, min(side, 64) + 1) if side % p == 0)}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"network.heads = {self.heads} does not divide network.width = {self.width}")
+        if self.positions == "sincos" and self.width % 4:
+            raise ValueError(f"network.positions = 'sincos' needs a network.width divisible by 4, not {self.width}")
+        if self.positions == "rotary" and self.width // self.heads % 4:
+            raise ValueError(
+                f"network.positions = 'rotary' needs heads of a width divisible by 4, not {self.width // self.heads} "
+                f"(network.width = {self.width} in network.heads = {self.heads})"
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _sizes_of(values: dict[str, Any]) -> dict[str, int]:
+    """Return width and depth of a transformer in place of the U-Net or MLP that `values` describe."""
+    channels: Any = values.get("channels")
+    mult, blocks = values.get("channel_mult", (1,)), values.get("num_blocks")
+    counts: list[Any] = list(blocks) if isinstance(blocks, list | tuple) else [blocks] * len(mult)
+    if not mult or not all(map(_is_count, (channels, *mult, *counts))):
+        return {}
+    # A decoder has one block more a level than its encoder, and two lie between them.
+    depth = 2 * sum(counts) + len(mult) + 2 if "channel_mult" in values else sum(counts)
+    return {"width": channels * max(mult), "depth": depth}
+
+
+def _fitting_heads(width: int, head_width: int) -> int:
+    """Return the most heads of at least `head_width` values that divide the width into multiples of four (or one)."""
+    most = max(1, width // head_width)
+    return next((heads for heads in range(most, 1, -1) if width % (4 * heads) == 0), 1)
+
+
+AnyNetwork = AdmConfig | MlpConfig | SongConfig | Edm2Config | DitConfig  # every kind has its place here
 NETWORKS: dict[str, type[NetworkConfig]] = {table.model_fields["kind"].default: table for table in get_args(AnyNetwork)}
 _FIRST = (AdmConfig, MlpConfig, SongConfig, Edm2Config)
 _REST = {name: field.default for name, field in SongConfig.model_fields.items()}
@@ -221,7 +320,8 @@ def own_settings(values: Any) -> Any:
     if table is None:
         return {**values, "kind": kind}
     foreign = {name for other in NETWORKS.values() for name in other.model_fields} - set(table.model_fields)
-    return {"kind": kind} | {key: value for key, value in values.items() if key not in foreign}
+    own = {"kind": kind} | {key: value for key, value in values.items() if key not in foreign}
+    return table.sized(own, values)
 
 
 # The table of a run's network.

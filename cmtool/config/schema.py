@@ -43,13 +43,16 @@ class DataConfig(Table):
     fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image of another shape becomes square")
     filter: Literal["adm", "edm", "bicubic", "box", "lanczos"] = Field("adm", description="down-sampling rule")
     small: Literal["skip", "upscale"] = Field("skip", description="images smaller than the resolution")
+    condition: str | None = Field(
+        None, description="picture that the network sees too: superres:N, gray, edges, or a folder of pairs"
+    )
 
 
 class ProcessConfig(Table):
     """The noise process and how a raw network becomes f(x, t)."""
 
     kind: Literal["ve", "trig", "flow"] = "ve"
-    parameterization: Literal["edm", "consistency", "hard", "trig", "flow"] = "consistency"
+    parameterization: Literal["edm", "consistency", "hard", "trig", "flow", "ddpm"] = "consistency"
     sigma_min: float = Field(0.002, gt=0, description="smallest noise level, where f is the identity")
     sigma_max: float = Field(80.0, gt=0, description="largest noise level")
     sigma_data: float = Field(0.5, gt=0, description="standard deviation of the data")

@@ -45,7 +45,8 @@ class Summary:
 class Dataset:
     """Images (N, C, H, W), uint8 or (toy data) float32, with labels if the run is conditioned on them.
 
-    `fingerprint` is a hash of the content: images, labels and shape.
+    `fingerprint` is a hash of the content: images, labels and shape. `beside` (N, C', H, W) are the pictures of pairs
+    that a network is conditioned on.
     """
 
     images: Tensor
@@ -54,6 +55,7 @@ class Dataset:
     info: Summary
     class_names: tuple[str, ...] | None = None
     classes: int | None = None
+    beside: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,11 +95,17 @@ class Dataset:
         labels = None if self.labels is None else self.labels.index_select(0, indices).to(device)
         return (images if images.is_floating_point() else from_uint8(images)), labels
 
+    def pairs(self, indices: Tensor) -> Tensor | None:
+        """Return the pictures beside these images as floats in [-1, 1], (B, C', H, W); None: there are none."""
+        return None if self.beside is None else from_uint8(self.beside.index_select(0, indices))
+
     def subset(self, indices: Tensor) -> Dataset:
         """Return the data set of the given rows (copied), with a fingerprint of its own."""
         images, labels = self.images[indices], None if self.labels is None else self.labels[indices]
         info = replace(self.info, used=len(images), duplicates=count_duplicates(images))
-        return replace(self, images=images, labels=labels, info=info, fingerprint=fingerprint(images, labels))
+        beside = None if self.beside is None else self.beside[indices]
+        mark = fingerprint(images, labels)
+        return replace(self, images=images, labels=labels, info=info, fingerprint=mark, beside=beside)
 
     def renumbered(self, places: Sequence[int], names: Sequence[str]) -> Dataset:
         """Return the data set with its class i called number `places[i]`; `names` are all classes in the new order."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from cmtool.config.condition import condition_of
 from cmtool.config.schema import DataConfig
 from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
@@ -171,4 +172,45 @@ def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
             data = load_source(open_source(path, cfg), rules_of(cfg), talk)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    seen = condition_of(cfg.model_dump())
+    if seen is not None and not seen.is_derived:
+        data = _paired(data, cfg, path, seen.path, talk)
     return _limited(_labeled(data, cfg), cfg.size)
+
+
+def _paired(data: Dataset, cfg: DataConfig, path: Path, beside: str, talk: Talk) -> Dataset:
+    """Put the picture of the same name beside every image.
+
+    Raises:
+        DataError: a picture is missing, too many, or cannot be used.
+    """
+    own = cfg.model_copy(update={"path": beside, "labels": False, "size": None, "condition": None})
+    here, there = _stems(path, cfg), _stems(Path(beside).expanduser(), cfg)
+    for names, others, one, other in ((here, there, path, beside), (there, here, beside, path)):
+        if alone := sorted(set(names) - set(others)):
+            raise DataError(
+                f"{len(alone)} of the {len(names)} images in {one} have no picture of their name in {other}, "
+                f"e.g. {alone[0]}.",
+                "data.condition needs one for every image, and no others",
+            )
+    pictures = load_dataset(own, talk)
+    for place, found, count in ((path, data, len(here)), (beside, pictures, len(there))):
+        if len(found) != count:
+            raise DataError(
+                f"{count - len(found)} of {count} images in {place} cannot be used, and pairs need all of them.",
+                "remove them and their pairs, or use --set data.small=upscale for small ones",
+            )
+    mark = hashlib.blake2b(f"{data.fingerprint} {pictures.fingerprint}".encode(), digest_size=16).hexdigest()
+    return replace(data, beside=pictures.images, fingerprint=mark)
+
+
+def _stems(place: Path, cfg: DataConfig) -> list[str]:
+    """Return the names of the images in a folder or zip, without their endings, in the order of packing."""
+    if not place.exists():
+        raise DataError(f"{place} does not exist.", "data.condition is superres:N, gray, edges, or a folder of pairs")
+    if place.is_file() and is_packed(place):
+        raise DataError(f"{place} keeps no names, and pairs are told by their names.", "name the folder of images")
+    stems = [record.name.rpartition(".")[0] for record in open_source(place, cfg).records()]
+    if len(set(stems)) != len(stems):
+        raise DataError(f"{place} holds images that differ in their endings alone, and pairs are told by their names.")
+    return stems

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import ProcessConfig
-from cmtool.diffusion.process import RectifiedFlow, TrigFlow
+from cmtool.diffusion.process import RectifiedFlow, TrigFlow, exact
 
 
 class Coefficients(NamedTuple):
@@ -101,12 +101,47 @@ class Flow(Edm):
         return Coefficients(scale, -tau, scale, tau)
 
 
+@dataclass(frozen=True)
+class Ddpm(Edm):
+    """Scalings of a network that predicts the noise at the 1,000 steps of DDPM's linear schedule, as DiT does.
+
+    f = x - t F(x / sqrt(1 + t^2), k): exact at the levels of the steps, in between and beyond with a k that goes with
+    ln t in straight lines (Ho et al. 2020; Karras et al. 2022, table 1, column iDDPM).
+    """
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return the scalings at t (B,), the noise level."""
+        return Coefficients(torch.ones_like(t), -t, (t**2 + 1).rsqrt(), ddpm_step(t))
+
+
+def ddpm_levels(device: torch.device | str | None = None) -> Tensor:
+    """Return the noise level sqrt((1 - a) / a) of each of the 1,000 steps, float64: .01 to 157.4.
+
+    a is the product of 1 - beta, and beta grows from 1e-4 to .02 in equal steps.
+    """
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device=device), 0)
+    return ((1 - kept) / kept).sqrt()
+
+
+def ddpm_step(t: Tensor) -> Tensor:
+    """Return the step k (B,) in [0, 999] of noise levels t (B,), a whole number at those of the schedule."""
+    wide = exact(t)
+    places = ddpm_levels(wide.device).log()
+    at = wide.clamp_min(1e-20).log()
+    below = torch.searchsorted(places, at.detach().contiguous()).clamp(1, 999) - 1
+    step = (below + (at - places[below]) / (places[below + 1] - places[below])).clamp(0, 999)
+    # A level of the schedule that was rounded to float32 means the step itself.
+    off = (step.round() - step).detach()
+    return (step + torch.where(off.abs() < 1e-3, off, torch.zeros_like(off))).to(t)
+
+
 PARAMETERIZATIONS: dict[str, Callable[[ProcessConfig], Edm]] = {
     "edm": Edm,
     "consistency": Consistency,
     "hard": HardSwitch,
     "trig": Trig,
     "flow": Flow,
+    "ddpm": Ddpm,
 }
 
 

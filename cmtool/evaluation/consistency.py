@@ -18,9 +18,9 @@ from cmtool.config.classes import class_map
 from cmtool.diffusion.grid import karras_grid
 from cmtool.diffusion.solvers import heun_step
 from cmtool.errors import DataError
-from cmtool.models import Model
+from cmtool.models import Model, beside
 from cmtool.rng import SampleStreams
-from cmtool.samplers.generate import labels_for
+from cmtool.samplers.generate import conditions_for, labels_for
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ def measure_consistency(
     # At the lowest level the model is the identity, which tells nothing.
     places = class_map(teacher.header["data"], model.header["data"], "the model")
     grid = tuple(reversed(karras_grid(levels, teacher.sigma_min, teacher.sigma_max, teacher.rho)))
+    pictures = conditions_for(model, None)
     answers, ends = [], []
     for start in range(seed, seed + count, batch_size):
-        streams = SampleStreams(range(start, min(start + batch_size, seed + count)), teacher.device, teacher.dtype)
+        seeds = range(start, min(start + batch_size, seed + count))
+        streams = SampleStreams(seeds, teacher.device, teacher.dtype)
         label = labels_for(teacher, streams, None)
         known = label if places is None or label is None else torch.tensor(places, device=label.device)[label]
-        asked, end = _walk(model, teacher, streams, grid, label, known if model.num_classes is not None else None)
+        with beside(None if pictures is None else pictures(seeds).to(teacher.device)):
+            asked, end = _walk(model, teacher, streams, grid, label, known if model.num_classes is not None else None)
         answers.append(asked)
         ends.append(end)
     return _distances(torch.cat(answers, dim=1), torch.cat(ends))

@@ -15,8 +15,8 @@ from cmtool.evaluation.frechet import frechet_to_fit
 from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.metrics import Metrics
 from cmtool.evaluation.samples import ImageSet, from_array
-from cmtool.models import Model, ve_process
-from cmtool.samplers.generate import bind, generate, labels_for, streams_for
+from cmtool.models import Model, beside, ve_process
+from cmtool.samplers.generate import bind, conditions_for, generate, labels_for, streams_for
 from cmtool.samplers.multistep import multistep
 from cmtool.samplers.plan import SamplePlan
 
@@ -119,4 +119,6 @@ class TimesScore:
             x = ve_process(model).renoise(x0, draws[-1], level)
         denoise = bind(model, label, clamp=not model.float_samples)
         noise = partial(streams.normal, model.image_shape)
-        return multistep(denoise, x, (*times[done:], model.sigma_min), noise)
+        pictures = conditions_for(model, None)
+        with beside(None if pictures is None else pictures(seeds).to(model.device)):
+            return multistep(denoise, x, (*times[done:], model.sigma_min), noise)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cmtool.config.networks import UNetConfig
+from cmtool.config.networks import NetworkConfig
 from cmtool.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,23 +30,28 @@ class Foreign:
 
     `form`, `sigma_min`, `sigma_max`, `sigma_data` and `grid` (the number of grid points used in training) are None
     where the file does not say. `parameterization` follows from the form unless set. `weights` is the file's name for
-    the chosen weights ("": it has none). `notes` tell the user what was dropped or assumed.
+    the chosen weights ("": it has none). `unbounded`: images are not confined to [-1, 1]. `label_dropout`: share of
+    labels that training replaced by the null class. `header`: the whole header of a model that we exported. `notes`
+    tell the user what was dropped or assumed.
     """
 
     layout: str
-    network: UNetConfig
+    network: NetworkConfig
     channels: int
     resolution: int
     num_classes: int | None
     noise_scale: float
     tensors: dict[str, Tensor]
     form: Form | None = None
-    parameterization: Form | None = None
+    parameterization: str | None = None
     sigma_min: float | None = None
     sigma_max: float | None = None
     sigma_data: float | None = None
     grid: int | None = None
     weights: str = ""
+    unbounded: bool = False
+    label_dropout: float = 0.0
+    header: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from cmtool.checkpoint import save_model
+from cmtool.config.networks import network_config
 from cmtool.config.schema import ProcessConfig
 from cmtool.errors import CheckpointError, UsageError, UserError
-from cmtool.interop import diffusers, edm, edm2, jax, openai, pickles
+from cmtool.interop import diffusers, dit, edm, edm2, jax, openai, pickles
 from cmtool.interop.known import Published, by_file_name
 from cmtool.interop.layout import Foreign, Form, compare_names, named, shapes_of, widen
 from cmtool.interop.neighbors import averages_beside, full_beside, newest_of_series
@@ -22,7 +23,7 @@ from cmtool.networks import build_network
 
 KNOWN_LAYOUTS = (
     "OpenAI consistency_models and guided-diffusion (.pt), diffusers folders, NVlabs EDM, ECT and TCM snapshots (.pkl) "
-    "and state dicts, OpenAI's JAX CIFAR-10 checkpoints"
+    "and state dicts, DiT and SiT state dicts, OpenAI's JAX CIFAR-10 checkpoints"
 )
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _UNSUPPORTED = {"VPPrecond": "VP", "VEPrecond": "VE", "iDDPMPrecond": "iDDPM"}
@@ -54,6 +55,8 @@ def _from_tensors(
         return edm2.read(tensors, head_channels=options.head_channels, kwargs=kwargs)
     if edm.recognizes(shapes):
         return edm.read(tensors, head_channels=heads, kwargs=kwargs)
+    if dit.recognizes(shapes):
+        return dit.read(tensors, path.name, options.head_channels, kwargs.get(dit.HEADER))
     if "conv_in.weight" in shapes and any(name.startswith("down_blocks.") for name in shapes):
         raise CheckpointError(
             f"{path} holds diffusers weights without their config.json.", "import the folder that holds both"
@@ -101,12 +104,12 @@ def _from_safetensors(path: Path, options: ImportOptions) -> Foreign:
     tensors, metadata = read_safetensors(path)
     if "cmtool" in metadata:
         raise UserError(f"{path} is a cmtool model already.", f"use it as it is: --model {path}")
-    return _from_checkpoint(tensors, path, options)
+    return _from_checkpoint(tensors, path, options, metadata)
 
 
-def _from_checkpoint(content: Any, path: Path, options: ImportOptions) -> Foreign:
+def _from_checkpoint(content: Any, path: Path, options: ImportOptions, said_beside: dict[str, str]) -> Foreign:
     tensors, name, said = find_tensors(content, path, options.weights)
-    foreign = _from_tensors(tensors, path, options, {})
+    foreign = _from_tensors(tensors, path, options, said_beside)
     foreign.weights = name
     foreign.notes += _said_of_file(said, path)
     return foreign
@@ -149,7 +152,9 @@ def read_foreign(path: Path, options: ImportOptions) -> Foreign:
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return _from_safetensors(path, options)
     if start[:2] == b"PK" or start.startswith(_TORCH_LEGACY):
-        return _from_checkpoint(load_torch(path), path, options)
+        content = load_torch(path)
+        header = content.get(dit.HEADER) if isinstance(content, Mapping) else None
+        return _from_checkpoint(content, path, options, {dit.HEADER: header} if isinstance(header, str) else {})
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _from_pickle(path, options)
     if jax.recognizes(path):
@@ -182,7 +187,7 @@ def _process(foreign: Foreign, options: ImportOptions, form: Form) -> tuple[Proc
         "sigma_data": options.sigma_data or foreign.sigma_data or 0.5,
         "noise_scale": options.noise_scale or foreign.noise_scale,
     }
-    chosen = None if options.form else foreign.parameterization
+    chosen = foreign.parameterization if foreign.layout == "dit" or not options.form else None
     process = ProcessConfig(parameterization=chosen or form, **values)  # type: ignore[arg-type]
     assumed = [name for name in ("sigma_min", "sigma_max") if not getattr(options, name) and not getattr(foreign, name)]
     note = f"the noise range {values['sigma_min']:g} to {values['sigma_max']:g} was assumed" if assumed else None
@@ -194,6 +199,8 @@ def describe(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the header of the model file, and sentences about what was assumed."""
     published = published or by_file_name(path)
+    if foreign.header is not None:
+        return {**foreign.header, "origin": _origin(foreign, path, published)}, foreign.notes
     form, form_note = _form(foreign, options, published, path)
     process, range_note = _process(foreign, options, form)
     times = {"1": [process.sigma_max]} if form == "consistency" else {}
@@ -213,12 +220,14 @@ def describe(
             "num_classes": foreign.num_classes,
             "class_names": None,
             "fingerprint": "",
-            "float_samples": False,
+            "float_samples": foreign.unbounded,
         },
         "times": times,
         "origin": _origin(foreign, path, published),
         "versions": {"torch": torch.__version__},
     }
+    if foreign.label_dropout:
+        header["label_dropout"] = foreign.label_dropout
     if preset:
         header["preset"] = preset
     if published:
@@ -244,7 +253,8 @@ def _origin(foreign: Foreign, path: Path, published: Published | None) -> dict[s
 
 
 def _head_note(foreign: Foreign) -> str:
-    return f"attention heads of {foreign.network.head_channels} channels were assumed (--head-channels)."
+    width = getattr(foreign.network, "head_channels", 0)
+    return f"attention heads of {width} channels were assumed (--head-channels)."
 
 
 def check_network(foreign: Foreign) -> None:
@@ -292,13 +302,18 @@ def summary(header: dict[str, Any]) -> Sequence[tuple[str, str]]:
     """Return (what, value) rows that describe an imported model in a few words."""
     network, process, data = header["network"], header["process"], header["data"]
     classes = f"{data['num_classes']} classes" if data["num_classes"] else "unconditional"
-    mult = "-".join(map(str, network["channel_mult"]))
+    if network["kind"] == "dit":
+        patch = network_config(**network).patch_for(data["resolution"])
+        sizes = f"patch {patch}, width {network['width']}, depth {network['depth']}, {network['heads']} heads"
+    else:
+        sizes = f"base {network['channels']}, multipliers {'-'.join(map(str, network['channel_mult']))}"
+    fed = {"ddpm": "steps 0 to 999", "flow": "t / (1 + t)", "trig": "arctan(t / sigma_data)"}
     return [
         ("layout", header["origin"]["layout"]),
         ("kind", header["kind"]),
-        ("network", f"{network['kind']}, base {network['channels']}, multipliers {mult}"),
+        ("network", f"{network['kind']}, {sizes}"),
         ("images", f"{data['channels']} x {data['resolution']} x {data['resolution']}, {classes}"),
-        ("conditioning", f"{process['noise_scale']:g} ln t"),
+        ("conditioning", fed.get(process["parameterization"], f"{process['noise_scale']:g} ln t")),
         ("noise range", f"{process['sigma_min']:g} to {process['sigma_max']:g}"),
         ("times", "; ".join(",".join(f"{t:g}" for t in times) for times in header["times"].values()) or "-"),
     ]

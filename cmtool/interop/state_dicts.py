@@ -15,7 +15,7 @@ from cmtool.interop.weights import Found, judged, says_average, settled, words_o
 
 Tensors = dict[str, Tensor]
 # Each layout has a tensor with one of these names in every network; whatever precedes it is a prefix.
-_ANCHORS = ("time_embed.0.weight", "map_layer0.weight", "emb_noise.weight")
+_ANCHORS = ("time_embed.0.weight", "map_layer0.weight", "emb_noise.weight", "t_embedder.mlp.0.weight")
 _ANCHORS_BELOW = ("conv_in.weight",)  # diffusers; autoencoders stored with other layouts have it as well
 _INFIX = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 # Counters that averaging wrappers store with the weights.
@@ -24,7 +24,7 @@ _OPTIMIZERS = {"optimizer", "optimizers", "optim", "opt"}
 # Keys of averaged weights in an optimizer's state: AdamW with EMA, torchcontrib's SWA, torch's ASGD.
 _IN_OPTIMIZER = ("param_exp_avg", "ema", "ema_param", "swa_buffer", "ax")
 _BUFFERS = re.compile(
-    r"(^|\.)(freqs|phases|resample_filter|running_mean|running_var|num_batches_tracked|W|sigmas|betas|\w*alphas\w*)$"
+    r"(^|\.)(freqs|phases|pos_embed|resample_filter|running_mean|running_var|num_batches_tracked|W|sigmas|betas|\w*alphas\w*)$"
 )
 _WIDTHS = ("stds", "decays", "ema_decays", "ema_rates", "rates", "betas")
 _DEEPEST, _MOST = 8, 100_000

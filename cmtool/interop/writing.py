@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cmtool.config.networks import AdmConfig, SongConfig, network_config
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError, unknown
 from cmtool.files.atomic import atomic_write
-from cmtool.interop import diffusers, edm, openai
+from cmtool.interop import diffusers, dit, edm, openai
 from cmtool.interop.layout import plain_tensors
 from cmtool.models import Model, load
 from cmtool.networks.normalization import MAX_GROUPS
 
-FORMATS = ("openai", "diffusers", "edm-state", "onnx", "torchscript", "hub")
+FORMATS = ("openai", "diffusers", "edm-state", "dit", "onnx", "torchscript", "hub")
 Say = Callable[[str], None]
+# What DiT's own network is.
+_CLASSIC = {
+    "two_time": False,
+    "log_variance": False,
+    "norm": "layer",
+    "mlp": "gelu",
+    "positions": "sincos",
+    "qk_norm": False,
+}
 _GRID = 40  # grid points for a scheduler if the model was not trained on a grid
 
 
@@ -71,8 +82,6 @@ def _save_state(tensors: dict[str, Tensor], out: Path) -> None:
     """Write a bare state dict: safetensors if the suffix says so, else a file for `torch.load(weights_only=True)`."""
     with atomic_write(out) as temporary:
         if out.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
             save_file(tensors, str(temporary), metadata={"format": "pt"})
         else:
             torch.save(OrderedDict(tensors), temporary)
@@ -99,6 +108,28 @@ def write_edm_state(model: Model, out: Path, say: Say) -> None:
     _save_state({f"model.{name}": tensor for name, tensor in tensors.items()}, out)
     wrapper = "ECMPrecond (ECT)" if model.process.parameterization == "consistency" else "EDMPrecond"
     say(f"load it into {wrapper} with augment_dim=0; the file does not say which of them it is.")
+
+
+def write_dit(model: Model, out: Path, say: Say) -> None:
+    """Write the state dict of DiT's and SiT's code, which reads it as `ema`; our own header lies beside it."""
+    table = network_config(**model.header["network"])
+    if table.kind != "dit":
+        raise UserError(f"--format dit holds dit networks, and this model has a network of kind {table.kind}.")
+    own = table.model_dump()
+    newer = [f"network.{key} = {own[key]!r}" for key, value in _CLASSIC.items() if own[key] != value]
+    if newer or model.process.truncated_at is not None:
+        raise UserError(f"--format dit has no place for {' and '.join(newer) or 'a second, frozen network'}.")
+    form = model.process.parameterization
+    tensors = dit.to_dit(plain_tensors(model.network), form, model.image_shape[0])
+    header = {dit.HEADER: json.dumps(model.header)}
+    with atomic_write(out) as temporary:
+        if out.suffix == ".safetensors":
+            save_file(tensors, str(temporary), metadata={"format": "pt", **header})
+        else:
+            torch.save({"ema": OrderedDict(tensors), **header}, temporary)
+    fed = {"ddpm": "it predicts the noise of DiT's 1,000 steps", "flow": "it gives SiT's velocity"}
+    usual = "their code can hold it (learn_sigma=False), but neither of their samplers feeds a network of this kind"
+    say(f"{fed.get(form, usual)}; our own settings lie beside it, and cmtool import finds them.")
 
 
 def write_diffusers(model: Model, out: Path, say: Say) -> None:
@@ -134,6 +165,7 @@ WRITERS: dict[str, Callable[[Model, Path, Say], None]] = {
     "openai": write_openai,
     "diffusers": write_diffusers,
     "edm-state": write_edm_state,
+    "dit": write_dit,
     "onnx": _programs("onnx"),
     "torchscript": _programs("torchscript"),
     "hub": _hub,
@@ -149,5 +181,10 @@ def export_model(path: Path, format: str, out: Path, say: Say = lambda text: Non
     if format not in WRITERS:
         raise UserError(unknown("format", format, FORMATS))
     model = load(path)
+    if model.condition is not None and format != "hub":
+        raise UserError(
+            f"--format {format} has no place for the picture that this model is conditioned on "
+            f"({model.header['data']['condition']})."
+        )
     WRITERS[format](model, out, say)
     return model.header

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cmtool.config.parts import DistancePart, TargetPart
+from cmtool.config.parts import DirectionPart, DistancePart, TargetPart
 from cmtool.config.schema import RunConfig
 from cmtool.diffusion.process import VarianceExploding
 from cmtool.diffusion.solvers import build_solver
@@ -56,6 +56,13 @@ def has_dropout(config: RunConfig) -> bool:
     return any(rate > 0 for rate in dropout) if isinstance(dropout, tuple) else dropout > 0
 
 
+def direction_of(config: RunConfig) -> DirectionPart:
+    """Return the direction of a run; the mean over all images with one condition is the image that has it."""
+    part = config.recipe.direction
+    own = config.data.condition is not None and part.kind == "posterior_mean"
+    return part.model_copy(update={"kind": "sample"}) if own else part
+
+
 @dataclass(frozen=True)
 class Supplies:
     """What some parts need besides settings: a teacher, reference images, stored pairs, a measured law of levels."""
@@ -91,7 +98,7 @@ def build_objective(
         gap=recipe.gap,
         middle=build_middle(recipe, settings),
         coupling=build_coupling(recipe.coupling, given.pairs),
-        direction=build_direction(recipe.direction, given.teacher, given.reference),
+        direction=build_direction(direction_of(config), given.teacher, given.reference),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),
         target=build_target(recipe.target),
         distance=build_distance(recipe.distance, values),

@@ -18,6 +18,7 @@ from cmtool.losses.direction import Direction
 from cmtool.losses.distance import Distance
 from cmtool.losses.terms import Draw, Nets, Points, Slice
 from cmtool.losses.weighting import Weighting
+from cmtool.models import beside
 from cmtool.rng import batch_normal, batch_uniform, derive, moved
 from cmtool.schedules.curriculum import CurriculumState, mix_at
 from cmtool.schedules.density import LevelDensity
@@ -126,6 +127,10 @@ class Objective:
 
     def loss(self, nets: Nets, draw: Draw) -> Loss:
         """Return the loss of a draw: here the networks run."""
+        with beside(draw.condition):
+            return self._loss(nets, draw)
+
+    def _loss(self, nets: Nets, draw: Draw) -> Loss:
         draw = self.coupling.generate(nets, draw)
         rows = draw.rows
         x_t = self.process.noised(draw.x0, draw.z, draw.t)

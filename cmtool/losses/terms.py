@@ -48,6 +48,7 @@ class Draw:
     is (B,) or None. `group` neighboring rows form one sample set (1: every row is its own set). `mix` is the scheduled
     share of images that the model generates itself, and `made` (B,) bool says which ones they are. `share` is the part
     of the run that is done, in [0, 1]; a tensor () in a recorded pass, which must not hold the number itself.
+    `condition` (B, K, H, W) are the pictures that a conditioned network sees beside its input.
     """
 
     x0: Tensor
@@ -59,6 +60,7 @@ class Draw:
     group: int = 1
     share: float | Tensor = 0.0
     made: Tensor | None = None
+    condition: Tensor | None = None
 
     @property
     def t(self) -> Tensor:

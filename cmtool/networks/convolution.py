@@ -134,19 +134,14 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or (a.device.type == "cpu" and torch.equal(a, b))
 
 
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` (padding by zeros, no dilation) that computes its gradients in `backward_dtype` if that is set.
+class _HalfGradients:
+    """A layer that computes its gradients in `backward_dtype` if that is set.
 
     On a tape the forward pass uses that dtype too. Forward-mode derivatives are taken where no gradients are recorded,
-    and there it is a plain convolution.
+    and there it is a plain layer.
     """
 
     backward_dtype: torch.dtype | None = None
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._in_half():
-            return super()._conv_forward(input, weight, bias)
-        return self._half_forward(input, weight, bias, Geometry(self.stride, self.padding, False, self.groups))
 
     def _in_half(self) -> bool:
         if self.backward_dtype is None:
@@ -165,6 +160,27 @@ class Conv2d(nn.Conv2d):
             own = (weight.detach(), None if bias is None else bias.detach())
             tape.notes.append(Note(x.detach(), rounded, y.detach(), *own))
         return y
+
+
+class Linear(_HalfGradients, nn.Linear):
+    """`nn.Linear` of tokens (B, N, C), in half precision a convolution of one pixel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, N, C) to (B, N, C')."""
+        if not self._in_half():
+            return super().forward(input)
+        rows, weight = input.transpose(1, 2).unsqueeze(2), self.weight[:, :, None, None]
+        mapped = self._half_forward(rows, weight, self.bias, Geometry((1, 1), (0, 0), False, 1))
+        return mapped.squeeze(2).transpose(1, 2)
+
+
+class Conv2d(_HalfGradients, nn.Conv2d):
+    """`nn.Conv2d` (padding by zeros, no dilation) with gradients, and on a tape all of it, in `backward_dtype`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._in_half():
+            return super()._conv_forward(input, weight, bias)
+        return self._half_forward(input, weight, bias, Geometry(self.stride, self.padding, False, self.groups))
 
     def after_doubling(self, x: Tensor) -> Tensor:
         """Convolve x (B, C, H, W) enlarged twice by repeating its pixels; returns (B, C', 2H, 2W).
@@ -202,11 +218,13 @@ def doubling_kernel(weight: Tensor) -> Tensor:
     return kernel.to(weight.dtype)
 
 
-def inner_convolutions(network: nn.Module) -> Iterator[Conv2d]:
+def inner_convolutions(network: nn.Module) -> Iterator[Conv2d | Linear]:
     """Yield all convolutions of a network except the first and the last, which read and write images."""
     images = getattr(network, "channels", None)
     for module in network.modules():
-        if isinstance(module, Conv2d) and images not in (module.in_channels, module.out_channels):
+        if isinstance(module, Linear) or (
+            isinstance(module, Conv2d) and images not in (module.in_channels, module.out_channels)
+        ):
             yield module
 
 

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmtool.models import Model
+from cmtool.models import Model, beside
 from cmtool.rng import SampleStreams
 from cmtool.samplers.plan import SAMPLERS, SamplePlan
 from cmtool.samplers.solvers import Denoise, Noise
 
+Conditions = Callable[[Sequence[int]], Tensor]
 Solver = Callable[[Denoise, Tensor, Sequence[float], Noise], Tensor]
 
 
@@ -68,15 +69,35 @@ def labels_for(model: Model, streams: SampleStreams, labels: Sequence[int] | Non
     return torch.tensor(list(labels), dtype=torch.int64, device=model.device)
 
 
+def conditions_for(model: Model, conditions: Conditions | None) -> Conditions | None:
+    """Return the pictures of seeds: those given, else those of the model's own data; None for a model without.
+
+    Raises:
+        DataError: its own data are not here.
+    """
+    if conditions is None and model.condition is not None:
+        from cmtool.data.condition import own_conditions
+
+        return own_conditions(model.header["data"])
+    return conditions
+
+
 @torch.no_grad()
-def sample_batch(model: Model, plan: SamplePlan, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Batch:
+def sample_batch(
+    model: Model,
+    plan: SamplePlan,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None = None,
+    conditions: Conditions | None = None,
+) -> Batch:
     """Sample one image for each seed as one batch; see `generate`."""
     streams = streams_for(model, seeds)
     label = labels_for(model, streams, labels)
     denoise = bind(model, label, clamp=not model.float_samples)
     sigmas = (*plan.times, 0.0 if SAMPLERS[plan.sampler].to_zero else model.sigma_min)
     noise = partial(streams.normal, model.image_shape)
-    return Batch(0, solver(plan.sampler)(denoise, sigmas[0] * noise(), sigmas, noise), label)
+    with beside(None if conditions is None else conditions(seeds).to(model.device)):
+        return Batch(0, solver(plan.sampler)(denoise, sigmas[0] * noise(), sigmas, noise), label)
 
 
 def generate(
@@ -87,6 +108,7 @@ def generate(
     *,
     batch_size: int = 64,
     start: int = 0,
+    conditions: Conditions | None = None,
 ) -> Iterator[Batch]:
     """Yield the samples of `seeds` from number `start` on, `batch_size` at a time.
 
@@ -97,22 +119,30 @@ def generate(
         labels: one for each sample; None draws each from its seed if the model is conditional.
         batch_size: images per batch; it affects only speed and memory, and is halved when memory runs out.
         start: the first sample to make, to continue where an earlier call was cut off.
+        conditions: seeds to the pictures (B, K, H, W) that a conditioned model sees; None: those of its own data.
 
     Yields:
         `Batch` with x0 in [-1, 1] (float data: unbounded).
     """
+    pictures = conditions_for(model, conditions)
     with model.replaying():
-        yield from _batches(model, plan, seeds, labels, batch_size, start)
+        yield from _batches(model, plan, seeds, labels, batch_size, start, pictures)
 
 
 def _batches(
-    model: Model, plan: SamplePlan, seeds: Sequence[int], labels: Sequence[int] | None, batch_size: int, first: int
+    model: Model,
+    plan: SamplePlan,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    batch_size: int,
+    first: int,
+    conditions: Conditions | None,
 ) -> Iterator[Batch]:
     while first < len(seeds):
         chosen = seeds[first : first + batch_size]
         some = None if labels is None else labels[first : first + batch_size]
         try:
-            batch = sample_batch(model, plan, chosen, some)
+            batch = sample_batch(model, plan, chosen, some, conditions)
         except (RuntimeError, MemoryError) as error:
             if batch_size == 1 or not out_of_memory(error):
                 raise

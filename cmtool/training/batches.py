@@ -86,7 +86,8 @@ class Batches:
     def take(self, step: int, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Return `count` rows of a step's global batch, from row `start` on.
 
-        Images are (count, C, H, W) in [-1, 1]; labels are (count,), -1 where they are dropped, or None.
+        Images are (count, C, H, W) in [-1, 1], followed by the channels of pairs if there are any; labels are
+        (count,), -1 where they are dropped, or None.
         """
         return self._make(step, start, count) if self._ahead is None else self._ahead.take(step, start, count)
 
@@ -97,7 +98,10 @@ class Batches:
 
     def _make(self, step: int, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         train, rows = self.config.train, slice(start, start + count)
-        images, labels = self.dataset.batch(batch_indices(train.seed, step, train.batch_size, len(self.dataset))[rows])
+        chosen = batch_indices(train.seed, step, train.batch_size, len(self.dataset))[rows]
+        images, labels = self.dataset.batch(chosen)
+        pairs = self.dataset.pairs(chosen)
+        images = images if pairs is None else torch.cat([images, pairs], dim=1)
         if self.config.data.flip:
             flips = flip_mask(train.seed, step, train.batch_size)[rows]
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cmtool.checkpoint import save_model
+from cmtool.config.condition import condition_of
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset, from_tensors
 from cmtool.errors import ConfigError
@@ -121,7 +122,9 @@ def stand_in_data(config: RunConfig, count: int = 256) -> Dataset:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=g)
     classes = (table.num_classes or 10) if table.labels else None
     labels = None if classes is None else torch.randint(0, classes, (count,), generator=g)
-    return from_tensors(images, labels, "random bytes", classes=classes)
+    data = from_tensors(images, labels, "random bytes", classes=classes)
+    seen = condition_of(table.model_dump())
+    return data if seen is None or seen.is_derived else replace(data, beside=images)
 
 
 def with_stand_ins(config: RunConfig, data: Dataset, folder: Path) -> RunConfig:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cmtool.config.schema import RunConfig
-from cmtool.models import Model
+from cmtool.models import Model, beside
 from cmtool.training.state import TrainState
 
 
@@ -20,23 +20,33 @@ def trial(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
 def compile_network(model: Model, batch: int, backend: str = "inductor") -> str | None:
     """Compile a model's network in place and try it, forward and (if it is trained) backward.
 
-    It works in place, so that weights keep their names, and takes minutes for large networks. Returns None, or one line
-    on why it failed; the network is then as it was before.
+    It works in place, so that weights keep their names, and takes minutes for large U-Nets. A transformer is compiled
+    block by block: its blocks are alike, and the code of the first serves all. Returns None, or one line on why it
+    failed; the network is then as it was before.
     """
     network: nn.Module = model.network
     trained = any(parameter.requires_grad for parameter in network.parameters())
     try:
-        network.compile(backend=backend)
-        with torch.set_grad_enabled(trained):
+        for part in getattr(network, "blocks", [network]):
+            part.compile(backend=backend)
+        seen = model.condition
+        pictures = None if seen is None else torch.zeros(1, seen.channels, *model.image_shape[1:], device=model.device)
+        with torch.set_grad_enabled(trained), beside(pictures):
             answer = model(*trial(model, batch))
             if trained:
                 answer.sum().backward()
     except Exception as error:  # compiler, back end and graph may raise anything, and none of it is a reason to stop
-        network._compiled_call_impl = None
+        leave_plain(network)
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:
         model.zero_grad(set_to_none=True)
     return None
+
+
+def leave_plain(network: nn.Module) -> None:
+    """Let a network run as it is, whatever parts of it were compiled."""
+    for part in network.modules():
+        part._compiled_call_impl = None
 
 
 def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, batch: int) -> list[str]:
@@ -51,6 +61,6 @@ def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, bat
         reason = compile_network(model, batch)
         if reason is not None:
             for other in models:
-                other.network._compiled_call_impl = None
+                leave_plain(other.network)
             return [f"torch.compile failed, the networks run as they are ({reason})."]
     return ["networks compiled; the first steps may still compile for other shapes."]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cmtool.config.combinations import check_combination, same_meaning
+from cmtool.config.condition import condition_of, same_condition
 from cmtool.config.networks import network_config
-from cmtool.config.schema import RunConfig
+from cmtool.config.schema import DataConfig, RunConfig
 from cmtool.errors import CheckpointError, ConfigError
 
 # Settings that stay as configured, because the weights' meaning does not depend on them.
@@ -53,6 +54,7 @@ def check_pictures(config: RunConfig, source: dict[str, Any], source_is: str) ->
                 f"{source_is} has {name} {data[name]}; the preset has {getattr(want, name)}.",
                 f"cmtool train-edm --preset {config.preset} makes one that fits, or --set data.{name}={data[name]}",
             )
+    _check_condition(source_is, data, want)
     if bool(data.get("num_classes")) != want.labels:
         has = f"{data['num_classes']} classes" if data.get("num_classes") else "no classes"
         raise CheckpointError(
@@ -136,6 +138,21 @@ def _with_levels(config: RunConfig, kind: str) -> RunConfig:
             "process": process.model_copy(update={"sigma_max": levels[0]}),
             "sample": config.sample.model_copy(update={"times": times}),
         }
+    )
+
+
+def _check_condition(source_is: str, data: dict[str, Any], want: DataConfig) -> None:
+    """Refuse a model that sees another picture beside its input than the run shows it."""
+    theirs, ours = condition_of(data), condition_of(want.model_dump())
+    if same_condition(theirs, ours):
+        return
+    is_so, runs = (
+        f"conditioned on {text}" if text else "not conditioned on a picture"
+        for text in (data.get("condition"), want.condition)
+    )
+    raise CheckpointError(
+        f"{source_is} is {is_so}; the run is {runs}.",
+        f"--set data.condition={data['condition']}" if theirs else "leave data.condition out",
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import RunConfig
+from cmtool.data.condition import split
 from cmtool.data.dataset import Dataset
 from cmtool.errors import DivergenceError
 from cmtool.losses.objective import Loss, Objective
@@ -157,7 +158,9 @@ class Trainer:
 
     def _learn(self, now: CurriculumState, x0: Tensor, label: Tensor | None, rows: Slice) -> None:
         """Add up the gradients of a pass."""
+        x0, pictures = split(x0, self.state.student.condition, self.config.data.channels)
         draw = self.objective.draw(x0, label, now, rows)
+        draw = draw if pictures is None else replace(draw, condition=pictures)
         if self.replay is not None:
             loss = self.replay(draw)
         else:

@@ -12,8 +12,8 @@ from cmtool.errors import ConfigError
 from cmtool.models import HALF, Model
 from cmtool.networks.convolution import hold_in, set_backward_dtype
 
-# Below these a network computes no faster in bfloat16: its layers are too narrow, its tensors too small.
-LEAST_CHANNELS, LEAST_SIDE = 64, 32
+# Below this a network computes no faster in bfloat16: its tensors are too small.
+LEAST_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,8 @@ def has_fast_bf16(device: torch.device) -> bool:
 def gains(config: RunConfig) -> bool:
     """Whether the network is large enough to be faster in bfloat16."""
     network = config.network
-    return (
-        network.halves == "convolutions" and network.channels >= LEAST_CHANNELS and config.data.resolution >= LEAST_SIDE
-    )
+    wide = network.halves == "convolutions" and network.channels >= network.halves_from
+    return wide and config.data.resolution >= LEAST_SIDE
 
 
 def refused(config: RunConfig) -> str | None:

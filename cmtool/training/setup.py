@@ -16,7 +16,7 @@ from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.errors import CheckpointError, ConfigError, DataError
 from cmtool.files.cache import cache_dir, file_digest
-from cmtool.losses.assemble import Supplies, build_objective
+from cmtool.losses.assemble import Supplies, build_objective, direction_of
 from cmtool.losses.coupling import Pairs
 from cmtool.losses.diagnose import level_density
 from cmtool.losses.direction import Reference
@@ -161,7 +161,7 @@ def reference_images(config: RunConfig, dataset: Dataset, device: torch.device) 
 
     They include mirrored copies if training mirrors images.
     """
-    part = config.recipe.direction
+    part = direction_of(config)
     if part.kind != "posterior_mean" or part.pool == "batch":
         return None
     images, labels = some_images(config, dataset, device, part.reference)
@@ -278,7 +278,9 @@ def _said(config: RunConfig, world: World) -> list[str]:
         notes.append("train.shard: a single process has nobody to share with; the run is an ordinary one.")
     elif config.train.shard:
         notes.append(f"weights, averages and optimizer are split over {world.size} processes.")
-    direction = config.recipe.direction
+    direction = direction_of(config)
+    if direction != config.recipe.direction:
+        notes.append("only an image itself has its picture of data.condition: the mean over images is that image.")
     among = config.recipe.coupling.kind == "ot" or (direction.kind, direction.pool) == ("posterior_mean", "batch")
     if among and world.size > 1:
         notes.append(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cmtool.networks.dit import sincos_positions
 from tests.interop import closed_form
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,6 +31,8 @@ SOURCES = {
     "edm2": ("network-snapshot-000001.pkl", {}),
     "tcm_edm2": ("network-snapshot-000001.pkl", {}),
     "jax_ncsnpp": ("checkpoint_80", {}),
+    "dit_s2": ("DiT-S-2.pt", {}),
+    "sit_s2": ("SiT-S-2.pt", {}),
 }
 
 
@@ -47,6 +50,8 @@ def state(name):
 
 @functools.cache
 def _state(name):
+    if name == "sit_s2":
+        return _state("dit_s2")  # the same names and shapes
     meta, *_ = golden(name)
     form = closed_form.flax_weight if name.startswith("jax") else closed_form.weight
     made = {}
@@ -55,13 +60,15 @@ def _state(name):
         if key.endswith("resample_filter"):
             taps = torch.tensor([1.0, 3.0, 3.0, 1.0] if shape[-1] == 4 else [1.0, 1.0])
             made[key] = (taps.outer(taps) / taps.sum() ** 2)[None, None]
+        if key == "pos_embed":
+            made[key] = sincos_positions(meta["side"] // 2, meta["side"] // 2, shape[2])
     return made
 
 
 def inputs(name):
     """Return x, t, label as the foreign implementation was given them, and the stride of what was kept."""
     meta, *_ = golden(name)
-    x = closed_form.noisy_images((3, meta["side"], meta["side"]), meta["times"])
+    x = closed_form.noisy_images((meta.get("channels", 3), meta["side"], meta["side"]), meta["times"])
     label = None if meta["labels"] is None else torch.tensor(meta["labels"])
     return torch.from_numpy(x), torch.tensor(meta["times"]), label, meta["stride"]
 

@@ -34,6 +34,28 @@ def test_from_a_published_file_to_samples_and_back(cmtool, workdir):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_trained_transformer_goes_out_and_comes_back(cmtool, workdir):
+    run = ("--set", "network.kind=dit", "--set", "network.depth=2", "--set", "data.size=64", "--steps", 3)
+    run += ("--set", "data.resolution=8")  # other pictures than the preset's: no search for sampling times
+    done = cmtool("train-ct", "--preset", "shapes", *run, "--batch-size", 4, "--out", "runs/dit")
+    assert done.code == 0, done.err
+    done = cmtool("export", "runs/dit", "--format", "dit", "--out", "d.pt")
+    assert (done.code, done.out) == (0, "d.pt\n")
+    assert set(torch.load(workdir / "d.pt", weights_only=True)) == {"ema", "cmtool_header"}
+    done = cmtool("import", "d.pt", "--out", "d2.safetensors")
+    assert (done.code, done.out) == (0, "d2.safetensors\n")
+    assert "dit, patch 2, width 64, depth 2, 2 heads" in done.err
+    pictures = []
+    for model in ("runs/dit", "d2.safetensors"):
+        assert cmtool("sample", "--model", model, "--num", 4, "--out", "s.npz").code == 0
+        with np.load(workdir / "s.npz") as samples:
+            pictures.append(samples["arr_0"])
+    assert np.array_equal(*pictures)
+    assert pictures[0].std() > 0.3
+    done = cmtool("train-ct", "--preset", "shapes", "--set", "network.kind=dit", "--set", "network.patch=5")
+    assert done.code != 0 and "network.patch = 5 does not divide data.resolution = 16" in done.err
+
+
 def test_samples_of_an_exported_pipeline_are_those_of_cmtool(cmtool, workdir):
     """The pipeline's formula with the exported weights and settings, against `cmtool sample` for the same noise."""
     own_model(workdir / "m.safetensors", side=8)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from cmtool.config.networks import network_config
 from cmtool.errors import ConfigError, UserError
-from cmtool.networks import adm, build_network, edm2, mlp, set_attention_kernel, song
+from cmtool.networks import adm, build_network, dit, edm2, mlp, set_attention_kernel, song
 from cmtool.networks.blocks import FourierFeatures, attention, positional_features
 from cmtool.networks.convolution import Conv2d, Tape, hold_in, set_backward_dtype
 from cmtool.networks.normalization import GroupNorm
@@ -18,9 +18,11 @@ ADM = network_config(channels=16, channel_mult=(1, 2), attention=(4,), head_chan
 SONG = network_config(
     kind="song", channels=16, channel_mult=(1, 2), attention=(4,), scale_shift=False, group_channels=4
 )
-BLOCKS = (adm.ResBlock, song.SongBlock, edm2.MpBlock, mlp.ResidualLayer)
+BLOCKS = (adm.ResBlock, song.SongBlock, edm2.MpBlock, mlp.ResidualLayer, dit.Block)
 NCSNPP = {"embedding": "fourier", "fourier_scale": 1.0, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
 EDM2 = network_config(kind="edm2", channels=16, channel_mult=(1, 2), attention=(4,), head_channels=8)
+DIT = network_config(kind="dit", patch=2, width=32, depth=2, heads=4)
+NEWER = {"norm": "rms", "mlp": "swiglu", "positions": "rotary", "qk_norm": True}
 CASES = {
     "adm": (ADM, 1, 8, 10),
     "adm-additive": (
@@ -44,6 +46,8 @@ CASES = {
         8,
         None,
     ),
+    "dit": (DIT, 3, 8, 4),
+    "dit-two-time": (DIT.model_copy(update=NEWER | {"two_time": True, "log_variance": True}), 1, 8, None),
     "mlp": (network_config(kind="mlp", channels=32, num_blocks=2), 2, 1, 4),
     "mlp-two-time": (
         network_config(kind="mlp", channels=32, num_blocks=1, two_time=True, scale_shift=False),

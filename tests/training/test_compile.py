@@ -6,7 +6,7 @@ import torch
 from cmtool.errors import ConfigError
 from cmtool.training import compiling
 from cmtool.training.batches import Ahead, Batches
-from cmtool.training.compiling import compile_all, compile_network
+from cmtool.training.compiling import compile_all, compile_network, leave_plain
 from tests.training.tiny import FLAGS, config_of, teacher_file, trainer_of, with_source
 
 MLP = ("network.kind=mlp", "network.num_blocks=1")
@@ -28,6 +28,21 @@ def test_a_compiled_network_answers_the_same_and_keeps_its_names():
         compiled.step()
     for a, b in zip(plain.state.parameters(), compiled.state.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_a_transformer_is_compiled_block_by_block():
+    config = config_of("ict", "network.kind=dit", "network.depth=3", steps=2)
+    plain, compiled = (trainer_of(config) for _ in range(2))
+    network = compiled.state.student.network
+    assert compile_network(compiled.state.student, 8, backend="eager") is None
+    assert [block._compiled_call_impl is None for block in (network, *network.blocks)] == [True, False, False, False]
+    for _ in range(2):
+        plain.step()
+        compiled.step()
+    for a, b in zip(plain.state.parameters(), compiled.state.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    leave_plain(network)
+    assert all(block._compiled_call_impl is None for block in network.blocks)
 
 
 def test_a_failing_compiler_leaves_the_network_as_it_was():

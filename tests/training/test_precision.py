@@ -39,6 +39,12 @@ def test_auto_takes_bfloat16_only_where_network_device_and_recipe_gain(monkeypat
     assert settle_precision(config_of("ict"), GPU).name == "fp32"
 
 
+def test_a_transformer_gains_from_a_width_of_256_on():
+    for width, able in ((256, True), (128, False)):
+        sets = ("network.kind=dit", f"network.width={width}", "data.resolution=32")
+        assert gains(resolve("shapes", recipe="ict", sets=sets).config) is able
+
+
 def test_the_processor_says_whether_it_multiplies_bfloat16(monkeypatch):
     for able in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx512_bf16": able}, raising=False)
@@ -144,6 +150,28 @@ def test_a_gradient_in_bfloat16_keeps_its_direction_at_every_level_and_stage(pai
     at = min(range(1, points), key=lambda i: abs(math.log(grid[i] / level)))
     exact, rounded = (gradient_at(trainer, grid[at], grid[at - 1], monkeypatch) for trainer in pair_trainers)
     assert pair_trainers[1].state.student.paired
+    assert not torch.equal(exact, rounded)
+    assert F.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    made = []
+    for precision in ("fp32", "bf16"):
+        trainer = lively("ict", "data.size=16", "network.kind=dit", "network.depth=2", precision=precision)
+        trainer.nets = replace(trainer.nets, target=trainer.state.student)
+        made.append(trainer)
+    return made
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_so_does_the_gradient_of_a_transformer(transformers, level, monkeypatch):
+    from cmtool.diffusion.grid import karras_grid
+
+    grid = karras_grid(1281)
+    at = min(range(1, 1281), key=lambda i: abs(math.log(grid[i] / level)))
+    exact, rounded = (gradient_at(trainer, grid[at], grid[at - 1], monkeypatch) for trainer in transformers)
+    assert transformers[1].state.student.paired
     assert not torch.equal(exact, rounded)
     assert F.cosine_similarity(exact, rounded, dim=0) > 0.99
 
