@@ -14,6 +14,7 @@ from cmtool.errors import CheckpointError
 from cmtool.models import Model, build_model, placed
 from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
+from cmtool.training.clock import Course
 from cmtool.training.optimizers import Gradients, build_optimizer, optimizer_tensors, restore_optimizer
 from cmtool.training.provenance import machine, versions
 from cmtool.training.run_folder import RunFolder
@@ -49,6 +50,9 @@ class TrainState:
         self.gradients = Gradients(config.train, self.parameters, self.trained, sharding)
         self.step = 0
         self.retries = 0
+        self.course = Course(config.train.steps)
+        # Seconds spent on the run, where it follows a clock.
+        self.spent: float | None = None
 
     @property
     def noise_seed(self) -> int:
@@ -127,6 +131,8 @@ class TrainState:
         # The meaning of the label embedding's rows: a run that continues from here has to number classes the same way.
         header["data"] = self.student.header["data"]
         header |= {"loss_scale": self.gradients.scale.state(), "retries": self.retries}
+        if self.spent is not None or self.course.decisions:
+            header["clock"] = {"spent": self.spent or 0.0, "decisions": self.course.decisions}
         tensors = self.tensors()
         if self.writes:
             save_model(path, tensors, header)
@@ -147,6 +153,9 @@ class TrainState:
             self.step = int(header["step"])
             self.gradients.scale.restore(header.get("loss_scale", self.gradients.scale.state()))
             self.retries = int(header.get("retries", 0))
+            clock = header.get("clock") or {}
+            self.course = Course(self.config.train.steps, clock.get("decisions", ()))
+            self.spent = float(clock["spent"]) if "spent" in clock else None
         except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not fit this run's network: {str(error).splitlines()[0]}") from error
 
@@ -172,6 +181,8 @@ class TrainState:
         """Write the sampling average (or another network) with its header as a model file."""
         header = {**self.student.header, "step": self.step, "versions": versions(), **(extra or {})}
         header["machine"] = machine(self.student.device, self.config, self.precision)
+        if self.course.decisions:
+            header["decisions"] = self.course.decisions
         tensors = (network or self.ema.network).state_dict()
         if self.sharding is not None:
             tensors = self.sharding.gather(tensors)
