@@ -176,6 +176,7 @@ def plan(
     Raises:
         UserError: no pictures that can be read, or too few.
     """
+    check_data(DataConfig(source="folder", path=str(data), resolution=1))
     from cmtool.data.look import look
 
     found = look(str(data))

@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cmtool.api.plan import Wishes
 from cmtool.api.plan_run import Plan, of_teacher, read_plan, settle, usual_name
 from cmtool.api.run_settings import Place, RunPlan, plan_run
+from cmtool.config.methods import METHODS
 from cmtool.errors import UsageError
 from cmtool.machine.launch import in_world, local_rank
 from cmtool.talk import Talk
 from cmtool.training.clock import Clock
 from cmtool.training.run_folder import PLAN, RunFolder
+
+if TYPE_CHECKING:
+    from cmtool.machine.world import World
 
 
 class Ended(Protocol):
@@ -52,17 +56,22 @@ def plan_of(
     path, wishes = str(request.flags["data.path"]), request.wishes()
     folder = place.folder(usual_name(wishes, path))
     wishes = of_teacher(wishes, path, talk)
-    if in_world():
-        from cmtool.machine.device import choose_device
-        from cmtool.machine.world import join_world
-
-        world = held.enter_context(join_world(choose_device(device, local_rank()).type))
-        made = settle(wishes, path, folder, device, talk, fresh, dry_run) if world.main else None
-        plan = world.gather(made)[0]
-    else:
-        plan = settle(wishes, path, folder, device, talk, fresh, dry_run)
+    world = together(device, held)
+    made = settle(wishes, path, folder, device, talk, fresh, dry_run) if world is None or world.main else None
+    plan = made if world is None else world.gather(made)[0]
+    assert plan is not None
     flags = {"train.time": wishes.time, "teacher": wishes.teacher}
     return plan, folder, replace(request, recipe=None, settings=(), flags=flags)
+
+
+def together(device: str, held: ExitStack) -> World | None:
+    """Keep the processes of a launcher together until `held` is closed; None where there is one."""
+    if not in_world():
+        return None
+    from cmtool.machine.device import choose_device
+    from cmtool.machine.world import join_world
+
+    return held.enter_context(join_world(choose_device(device, local_rank()).type))
 
 
 def train_stages(
@@ -146,11 +155,12 @@ class Request:
                 "--init starts from a model, and a plan makes its own start; name the preset as well.",
                 "--preset NAME, or the plan.toml of the run whose model it is",
             )
+        family = self.family or METHODS.get(str(self.recipe), {}).get("family", "ct")
         known = {"train.time": "time", "train.steps": "steps", "data.resolution": "resolution"}
         known |= {"train.batch_size": "batch_size", "teacher": "teacher"}
         own = {known[key]: value for key, value in given.items() if key in known}
         named = {key: value for key, value in given.items() if key not in known and key != "data.path"}
-        return Wishes(self.family or "ct", self.recipe, named=named, settings=self.settings, anyway=self.anyway, **own)
+        return Wishes(family, self.recipe, named=named, settings=self.settings, anyway=self.anyway, **own)
 
 
 def planned_preset(preset: str | None, family: str | None, recipe: str | None, flags: Mapping[str, Any]) -> Plan | None:

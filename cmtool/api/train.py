@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from cmtool.api.plan_run import Plan
-from cmtool.api.plan_stages import Request, plan_of, planned_preset, time_limit, train_stages, whole_name
+from cmtool.api.plan_stages import Request, plan_of, planned_preset, time_limit, together, train_stages, whole_name
 from cmtool.api.run_settings import (
     Place,
     RunPlan,
@@ -173,19 +173,15 @@ def train(
         decided |= {"time": time, "resolution": resolution}
         run_plan = plan_extension(Path(extend), steps, family, decided, place, talk, dry_run, fresh)
     elif preset is None and data is not None:
-        request = Request(family or "ct", recipe, settings, flags, anyway)
+        request = Request(family, recipe, settings, flags, anyway)
         with ExitStack() as held:
             plan, folder, request = plan_of(request, place, device, talk, fresh, dry_run, held)
-            if dry_run:
-                return TrainedRun(plan.config, folder, plan=plan)
-            return train_stages(plan, folder, request, partial(_run, how=replace(how, fresh=False)), clock, talk)
+            return _whole(plan, folder, request, replace(how, fresh=False), dry_run)
     else:
         whole = planned_preset(preset, family, recipe, flags)
-        if whole is not None and dry_run:
-            return TrainedRun(whole.config, place.folder(whole_name(str(preset))), plan=whole)
         if whole is not None:
-            request, folder = Request(family, None, settings, flags), place.folder(whole_name(str(preset)))
-            return train_stages(whole, folder, request, partial(_run, how=how), clock, talk)
+            request = Request(family, None, settings, flags)
+            return _whole(whole, place.folder(whole_name(str(preset))), request, how, dry_run)
         run_plan = plan_run(preset or "digits", family, recipe, settings, flags, place, talk)
     if dry_run:
         return TrainedRun(run_plan.config, run_plan.folder, origins=run_plan.origins)
@@ -204,6 +200,15 @@ class _How:
     talk: Talk
     listener: Listener | None
     clock: Clock
+
+
+def _whole(plan: Plan, folder: Path, request: Request, how: _How, dry_run: bool) -> TrainedRun:
+    """Train all stages of a plan, or none."""
+    if dry_run:
+        return TrainedRun(plan.config, folder, plan=plan)
+    with ExitStack() as held:
+        together(how.device, held)
+        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, how.talk)
 
 
 def _run(plan: RunPlan, until: float | None = None, *, how: _How) -> TrainedRun:
