@@ -50,7 +50,7 @@ def test_a_short_time_takes_the_smallest_size_and_a_shorter_one_is_refused():
     with pytest.raises(UserError, match=r"12 s are too short .* the least is about") as refused:
         choose(pictures(), Wishes(time=12.0), SLOW)
     assert "--anyway" in refused.value.hint
-    assert choose(pictures(), Wishes(time=12.0, anyway=True), SLOW).resolution == 16
+    assert choose(pictures(), Wishes(time=12.0, anyway=True), SLOW).resolution == 8
 
 
 def test_speeds_follow_the_work_of_the_nearest_network():

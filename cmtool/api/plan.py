@@ -198,6 +198,8 @@ def choose(look: Look, wishes: Wishes, speeds: Speeds) -> Choice:
         lowest = [c for c in fitting if c.resolution == min(fitting, key=lambda c: c.resolution).resolution]
         fair = [c for c in lowest if c.ratio >= laws.FAIR]
         best = fair[-1] if fair else max(lowest, key=lambda c: c.ratio)
+        if _least_steps(best) < laws.LEAST_STEPS and wishes.resolution is None:
+            best = candidate(look, wishes, speeds, laws.RESOLUTIONS[0], laws.SIZES[0])
     _check_time(best, wishes, speeds)
     return best
 
@@ -271,10 +273,14 @@ def has_classes(look: Look) -> bool:
     return counts[len(counts) // 2] >= laws.FEW_OF_A_CLASS
 
 
+def _least_steps(choice: Choice) -> int:
+    return min(one.steps for one in choice.stages)
+
+
 def _check_time(choice: Choice, wishes: Wishes, speeds: Speeds) -> None:
     if wishes.steps is not None or wishes.anyway:
         return
-    if min(stage.steps for stage in choice.stages) >= laws.LEAST_STEPS:
+    if _least_steps(choice) >= laws.LEAST_STEPS:
         return
     total = sum(one.stage.share for one in choice.stages)
     needed = [laws.LEAST_STEPS * one.stage.cost / one.stage.share for one in choice.stages]
@@ -282,6 +288,6 @@ def _check_time(choice: Choice, wishes: Wishes, speeds: Speeds) -> None:
     least = total * max(needed) / pace + laws.STARTING * total / choice.stages[0].stage.share
     raise UserError(
         f"{human_time(wishes.seconds)} are too short for anything at {choice.resolution} x {choice.resolution} on this "
-        f"machine: the least is about {human_time(least)}, and nothing to look at before several minutes.",
+        f"machine: the least is about {human_time(least)}, and several minutes for something to look at.",
         f"give --time {max(int(least) + 1, 300)}s, a smaller --resolution, or --anyway",
     )

@@ -110,7 +110,7 @@ ALSO: dict[str, Any] = {"eval.count": 2000}
 FEW_PICTURES, FEW_OF_A_CLASS = 50, 10
 MANY_DUPLICATES = 0.1
 # Steps below which a stage is no training, and seconds for starting, looking and measuring.
-LEAST_STEPS, STARTING = 20, 6.0
+LEAST_STEPS, STARTING = 10, 6.0
 # Share of a stage's time that goes into its steps: grids, checkpoints and the first steps take the rest.
 STEPPING = 0.93
 # Numbers that a residual block keeps for the backward pass, for each of its outputs.
