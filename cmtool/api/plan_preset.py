@@ -122,7 +122,8 @@ def check_preset(preset: Preset, wishes: Wishes) -> None:
     Raises:
         ConfigError: as `resolve`.
     """
-    for row in preset.tables["plan"]["stages"]:
-        resolve(preset, recipe=row["recipe"])
+    stages = preset.tables["plan"]["stages"]
     if wishes.settings:
-        resolve(preset, recipe=preset.tables["plan"]["stages"][-1]["recipe"], sets=wishes.settings)
+        resolve(preset, recipe=stages[-1]["recipe"], sets=wishes.settings)
+    for row in stages:
+        resolve(preset, recipe=row["recipe"])

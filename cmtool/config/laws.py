@@ -115,6 +115,8 @@ LEAST_STEPS, STARTING = 10, 6.0
 STEPPING = 0.93
 # Numbers that a residual block keeps for the backward pass, for each of its outputs.
 KEPT = 14
+# All weights over those of the 3 x 3 convolutions: middle, attention, embedding.
+BESIDES = 1.9
 # Share of the free memory that a pass may take.
 MEMORY_SHARE = 0.5
 
@@ -156,4 +158,4 @@ def memory(size: Size, resolution: int) -> tuple[float, float]:
     inner = 2 * size.blocks + 3 * (size.blocks + 1)
     weights = sum(9 * inner * width**2 for _, width in _levels(size, resolution))
     kept = sum(KEPT * (2 * size.blocks + 1) * pixels * width for pixels, width in _levels(size, resolution))
-    return 4.0 * 7 * weights, 4.0 * kept
+    return 4.0 * 7 * BESIDES * weights, 4.0 * kept

@@ -58,7 +58,7 @@ def test_arrays_built_in_and_packed_sets(tmp_path, workdir, cmtool):
     assert (digits.count, digits.side(), len(digits.classes)) == (1797, 8, 10)
     assert cmtool("data", "make", tmp_path / "a.npz", "--resolution", 8, "--out", "p.cmdata").code == 0
     packed = look("p.cmdata")
-    assert (packed.count, packed.side(), packed.gray, packed.duplicates) == (20, 8, 20, 1)
+    assert (packed.count, packed.side(), packed.color, packed.duplicates) == (20, 8, 20, 1)
 
 
 @pytest.mark.parametrize(

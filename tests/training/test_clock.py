@@ -93,7 +93,7 @@ def test_time_spent_before_counts_once():
     assert clock.spent == 105
 
 
-STEP_SECONDS = 0.25
+STEP_SECONDS = 0.4
 SETS = ("train.time=60", "train.log_every=5", "train.checkpoint_every=1000", "train.sample_every=1000",
         "train.decay=linear", "train.warmup=0.1")  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_one_whose_clock_decided_the_same(t
     """Slower half way, killed and resumed on a faster machine; then once more in one go with the decisions of both."""
     session, _ = clocked(tmp_path / "cut", lambda spent: STEP_SECONDS if spent < 7 else 3 * STEP_SECONDS)
     stop = Stop()
-    session.listener.report = lambda report: setattr(stop, "signal", 15 if report.step >= 28 else 0)
+    session.listener.report = lambda report: setattr(stop, "signal", 15 if report.step >= 18 else 0)
     assert run(session, stop).model is None
     spent = read_header(session.folder.checkpoint(session.state.step))["clock"]["spent"]
     assert 8 < spent < 12
