@@ -47,10 +47,10 @@ def test_more_time_and_a_faster_machine_never_choose_less():
 def test_a_short_time_takes_the_smallest_size_and_a_shorter_one_is_refused():
     short = choose(pictures(), Wishes(time=60.0), SLOW)
     assert short.resolution == 16 and short.ratio < 1
-    with pytest.raises(UserError, match=r"12 s are too short .* the least is about") as refused:
-        choose(pictures(), Wishes(time=12.0), SLOW)
+    with pytest.raises(UserError, match=r"7 s are too short .* the least is about") as refused:
+        choose(pictures(), Wishes(time=7.0), SLOW)
     assert "--anyway" in refused.value.hint
-    assert choose(pictures(), Wishes(time=12.0, anyway=True), SLOW).resolution == 8
+    assert choose(pictures(), Wishes(time=7.0, anyway=True), SLOW).resolution == 8
 
 
 def test_speeds_follow_the_work_of_the_nearest_network():
@@ -111,6 +111,7 @@ def test_the_plan_is_a_preset_file_that_means_the_same(tmp_path):
     assert [(run.recipe, run.family, run.until) for run in runs] == [("edm", "edm", 240.0), ("icd", "cd", 600.0)]
     assert [run.folder for run in runs] == [tmp_path / "run/teacher", tmp_path / "run"]
     assert [run.until for run in stage_runs(read, tmp_path, 50.0)] == [20.0, 50.0]
+    assert [run.until for run in stage_runs(read, tmp_path, 50.0, spent=10.0)] == [26.0, 50.0]
 
 
 def test_a_third_row_is_a_third_stage(tmp_path):

@@ -164,7 +164,8 @@ def with_named(wishes: Wishes) -> Wishes:
     keys = {"data.resolution": "resolution", "train.steps": "steps", "train.batch_size": "batch_size"}
     keys["train.time"] = "time"
     found = {keys[".".join(o.keys)]: o.value for o in named_settings(wishes) if ".".join(o.keys) in keys}
-    return replace(wishes, **{key: value for key, value in found.items() if isinstance(value, int | float)})
+    numbers: dict[str, Any] = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    return replace(wishes, **numbers)
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -239,10 +240,9 @@ def steps_of(wishes: Wishes, pace: float) -> tuple[Planned, ...]:
         steps = [max(1, round(unit * stage.share / stage.cost)) for stage in stages[:-1]]
         return tuple(Planned(stage, n, None) for stage, n in zip(stages, [*steps, wishes.steps], strict=True))
     found, until = [], 0.0
-    for index, stage in enumerate(stages):
-        seconds = wishes.seconds * stage.share / total
-        until += seconds
-        for_steps = (seconds - (laws.STARTING if index == 0 else 1.0)) * laws.STEPPING
+    for stage in stages:
+        until += wishes.seconds * stage.share / total
+        for_steps = max(wishes.seconds - laws.STARTING, 0.0) * stage.share / total * laws.STEPPING
         found.append(Planned(stage, max(1, int(for_steps * pace / stage.cost)), until))
     return tuple(found)
 
@@ -285,7 +285,7 @@ def _check_time(choice: Choice, wishes: Wishes, speeds: Speeds) -> None:
     total = sum(one.stage.share for one in choice.stages)
     needed = [laws.LEAST_STEPS * one.stage.cost / one.stage.share for one in choice.stages]
     pace = choice.speed / choice.batch * laws.STEPPING
-    least = total * max(needed) / pace + laws.STARTING * total / choice.stages[0].stage.share
+    least = total * max(needed) / pace + laws.STARTING
     raise UserError(
         f"{human_time(wishes.seconds)} are too short for anything at {choice.resolution} x {choice.resolution} on this "
         f"machine: the least is about {human_time(least)}, and several minutes for something to look at.",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def preset_of(choice: Choice, look: Look, wishes: Wishes, lines: Sequence[str] = ()) -> Preset:
     """Return the plan as a preset whose [plan] table lists its stages; what was named stands in it."""
     named = named_source(look.path)
-    data = {"source": named} if named else {"source": source_of_path(look.path), "path": look.path}
+    data: dict[str, Any] = {"source": named} if named else {"source": source_of_path(look.path), "path": look.path}
     data |= {"resolution": choice.resolution, "channels": choice.channels}
     data |= {"labels": choice.labels}
     data |= {"small": "upscale"} if look.smaller_than(choice.resolution) else {}

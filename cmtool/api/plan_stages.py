@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cmtool.api.plan import Wishes
 from cmtool.api.plan_run import Plan, of_teacher, read_plan, settle, usual_name
-from cmtool.api.run_settings import Place, RunPlan, plan_run
+from cmtool.api.run_settings import Place, RunPlan, check_data, plan_run
+from cmtool.config.load import resolve
 from cmtool.config.methods import METHODS
 from cmtool.errors import UsageError
 from cmtool.machine.launch import in_world, local_rank
@@ -87,7 +88,8 @@ def train_stages(
         clock: told what a stage that was finished before had spent.
         talk: told where each stage goes.
     """
-    stages = list(stage_runs(plan, folder, request.flags.get("train.time")))
+    _pack(plan, folder, request, talk)
+    stages = list(stage_runs(plan, folder, request.flags.get("train.time"), clock.spent))
     teacher = request.flags.get("teacher")
     for number, stage in enumerate(stages, 1):
         last = number == len(stages)
@@ -107,6 +109,19 @@ def train_stages(
     raise AssertionError("a plan has a stage")
 
 
+def _pack(plan: Plan, folder: Path, request: Request, talk: Talk) -> None:
+    """Pack the pictures before the time is shared among the stages, none of which should pay for it alone."""
+    if RunFolder(folder).finished():
+        return
+    from cmtool.data.load import load_dataset
+
+    flags = {key: value for key, value in request.flags.items() if key not in ("teacher", "init")}
+    last = plan.preset.tables["plan"]["stages"][-1]["recipe"]
+    data = resolve(plan.preset, recipe=last, sets=request.settings, flags=flags).config.data
+    check_data(data)
+    load_dataset(data, talk)
+
+
 @dataclass(frozen=True)
 class StageRun:
     """A stage of a plan: its recipe, where it goes, and the seconds from the start by which its model is there."""
@@ -117,19 +132,23 @@ class StageRun:
     until: float | None
 
 
-def stage_runs(plan: Plan, folder: Path, time_limit: float | None) -> Iterator[StageRun]:
+def stage_runs(plan: Plan, folder: Path, limit: float | None, spent: float = 0.0) -> Iterator[StageRun]:
     """Yield the stages of a plan in their order; the last goes into the run folder itself.
 
-    `time_limit`: the time for all of them; None: the plan's own, if it has one.
+    Args:
+        plan: the plan.
+        folder: the run folder.
+        limit: the time for all of them; None: the plan's own, if it has one.
+        spent: seconds of it that are gone before the first.
     """
     table = plan.preset.tables["plan"]
-    limit = time_limit if time_limit is not None else table.get("time")
+    limit = limit if limit is not None else table.get("time")
     rows, done = table["stages"], 0.0
     total = sum(row["share"] for row in rows)
     for index, row in enumerate(rows):
         done += row["share"] / total
         place = folder if index == len(rows) - 1 else folder / row["folder"]
-        until = None if limit is None else limit * done
+        until = None if limit is None else spent + max(limit - spent, 0.0) * done
         yield StageRun(row["recipe"], plan.preset.family(row["recipe"]), place, until)
 
 

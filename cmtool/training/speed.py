@@ -44,7 +44,7 @@ def measure(
             config = config_of(size, resolution)
         except ConfigError:  # a named setting does not fit this one
             continue
-        batch = config.train.batch_size if device.type == "cuda" else min(config.train.batch_size, 16)
+        batch = config.train.batch_size if device.type == "cuda" else min(config.train.batch_size, 32)
         expected = STEPS * batch * work(size, resolution) / pace if pace else 0.0
         if found and expected > (ends - time.monotonic()) / 2:
             continue

@@ -53,7 +53,7 @@ def test_a_dry_run_says_five_lines_and_prints_a_preset(here, cmtool):
         ("--data few.npz", "has 12 pictures to train on", 1),
         ("--data nowhere", "there is no data at nowhere", 1),
         ("--data toy2d", "holds points", 1),
-        ("--data faces.npz --time 8s", "are too short for anything", 1),
+        ("--data faces.npz --time 6s", "are too short for anything", 1),
         ("--data faces.npz --time soon", "'soon' is no time span", 2),
         ("--data faces.npz --time 0s", "is no time span", 2),
         ("--data faces.npz --set train.lr=fast", "--set train.lr", 1),
