@@ -10,7 +10,8 @@ In five lines:
     filled = cmtool.edit.inpaint(model, "photo.png", "mask.png")
     print(cmtool.evaluate(model, "shapes")["fid"])
 
-And `cmtool.train("photos/", preset="folder64")` makes a model of your own pictures.
+And `cmtool.train("photos/", time="30m")` makes a model of your own pictures; `cmtool.plan("photos/")` says what to
+expect.
 
 Each name is imported when it is first used.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cmtool.api.model import load as load
     from cmtool.api.model import sample as sample
     from cmtool.api.pictures import save as save
+    from cmtool.api.plan_run import plan as plan
     from cmtool.api.train import train as train
 
 # Where each name lies: a module below cmtool.api, or something in one.
@@ -40,10 +42,11 @@ _PLACES = {
     "search_times": "evaluate",
     "load": "model",
     "sample": "model",
+    "plan": "plan_run",
     "save": "pictures",
     "train": "train",
 }
-__all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save", "search_times", "train"]
+__all__ = ["Model", "__version__", "edit", "evaluate", "load", "plan", "sample", "save", "search_times", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from cmtool.api.find import find_model
 from cmtool.checkpoint import read_header
 from cmtool.config.explain import is_given
 from cmtool.config.judgments import describe_judging, is_teacher_of
-from cmtool.config.load import Resolved, from_toml, resolve
+from cmtool.config.load import Preset, Resolved, from_toml, resolve
 from cmtool.config.schema import DataConfig, Family, RunConfig
 from cmtool.config.sources import DATA_SOURCES, SOURCES
 from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
@@ -68,7 +68,7 @@ def batch_flags(batch_size: int | str | None, micro_batch: int | str | None) -> 
 
 
 def plan_run(
-    preset: str,
+    preset: str | Preset,
     family: Family | None,
     recipe: str | None,
     settings: Settings,
@@ -85,8 +85,17 @@ def plan_run(
     said = describe_judging(resolved.config, resolved.other_data)
     if said is not None:
         talk.say(said)
-    config = _with_models(_with_own_classes(resolved, talk), talk)
+    config = _with_models(_without_time(_with_own_classes(resolved, talk), resolved.origins), talk)
     return RunPlan(config, place.folder(f"{config.preset}-{config.recipe_name}"), resolved.origins)
+
+
+def _without_time(config: RunConfig, origins: Mapping[str, str]) -> RunConfig:
+    """Leave out a preset's time where the steps are named."""
+    if config.train.time is None or is_given(origins.get("train.time", "")):
+        return config
+    if not is_given(origins.get("train.steps", "")):
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"time": None})})
 
 
 def _with_own_classes(resolved: Resolved, talk: Talk) -> RunConfig:
@@ -175,6 +184,10 @@ def plan_extension(
     if not RunFolder(old).finished():
         raise UserError(f"the run in {old} is not finished.", "its own command goes on with it; --extend is for later")
     check_needs(config)
+    if config.train.time is not None:
+        raise UserError(
+            f"the run in {old} followed a clock, and its schedules ended with it.", "train anew with --time"
+        )
     longer = extended(config, steps, old)
     folder = place.folder(f"{old.resolve().name}-{steps}")
     state = state_before_decay(old, config)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
+from cmtool.api.plan_run import Plan
+from cmtool.api.plan_stages import Request, plan_of, planned_preset, time_limit, together, train_stages, whole_name
 from cmtool.api.run_settings import (
     Place,
     RunPlan,
@@ -24,6 +27,7 @@ from cmtool.config.schema import Family, RunConfig
 from cmtool.errors import UsageError, UserError
 from cmtool.machine.launch import is_first, local_rank
 from cmtool.talk import SILENCE, Talk
+from cmtool.training.clock import Clock, timekeeper_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +63,7 @@ class TrainedRun:
     out_of_time: bool = False
     was_finished: bool = False
     origins: dict[str, str] = field(default_factory=dict)
+    plan: Plan | None = None
 
     @property
     def finished(self) -> bool:
@@ -69,13 +74,15 @@ class TrainedRun:
 def train(
     data: str | Path | None = None,
     *,
-    preset: str = "digits",
+    preset: str | None = None,
     family: Family | None = None,
     recipe: str | None = None,
     out: str | Path | None = None,
     name: str | None = None,
     extend: str | Path | None = None,
+    time: str | float | None = None,
     steps: int | None = None,
+    resolution: int | None = None,
     batch_size: Images = None,
     micro_batch: Images = None,
     seed: int | None = None,
@@ -88,6 +95,7 @@ def train(
     deterministic: bool = False,
     device: str = "auto",
     fresh: bool = False,
+    anyway: bool = False,
     dry_run: bool = False,
     max_time: str | float | None = None,
     diagnose: bool | Diagnosed = False,
@@ -100,15 +108,21 @@ def train(
     The run saves checkpoints as it goes. Ctrl-C, SIGTERM and the time limit end it between two steps with everything
     saved; the result's `model` is then None.
 
+    With `data` and without `preset` the run is planned: resolution, network, recipe and steps follow from the pictures,
+    this machine and `time`; the plan is kept as `plan.toml` in the run folder (see `cmtool.plan`).
+
     Args:
-        data: folder or file of images in place of the preset's.
-        preset: a preset's name, or the path of a TOML file.
+        data: folder or file of images, planned for, or in place of the preset's.
+        preset: a preset's name, or the path of a TOML file, a plan's too; None: a plan, without `data` "digits".
         family: "ct", "cd" or "edm" (what `train-ct`, ... take); None: that of the recipe, usually "ct".
         recipe: a recipe of the preset, or any method by name; None: the preset's default.
         out: the run folder; None: `runs/<preset>-<recipe>`.
         name: the folder is `runs/<name>`, in place of `out`.
         extend: a finished run to continue from before its decay, up to `steps`.
-        steps: optimizer steps; every schedule scales with it.
+        time: within this time the model is there, "30m" or seconds: the number of steps follows the clock. A plan
+            without `time` and `steps` is one for 30 minutes; `steps` win over it.
+        steps: optimizer steps; every schedule scales with it. In a plan those of the last stage.
+        resolution: side of the images in pixels.
         batch_size: images per optimizer step; "auto": the preset's number, in parts that fit in memory.
         micro_batch: images at once; "auto": halved until they fit.
         seed: seed of weights, noise and data order.
@@ -121,7 +135,8 @@ def train(
         deterministic: use only algorithms whose results repeat bit for bit (GPU).
         device: "auto" (the fastest present), "cpu", "cuda" or "mps".
         fresh: start over: remove what the run folder holds.
-        dry_run: resolve and check the settings, write nothing; the result's `config` holds them.
+        anyway: train although a plan advises against it (too few pictures, too little time).
+        dry_run: resolve and check the settings, write nothing; the result's `config` holds them, or its `plan`.
         max_time: save and stop after this long: "3h55m", or seconds.
         diagnose: measure discrepancy and transport cost per noise level, into `discrepancy.jsonl`; a function
             is called with (step, levels) each time.
@@ -135,33 +150,75 @@ def train(
     Raises:
         UserError: anything that can be wrong with settings, data, models or the place; nothing is written then.
     """
-    deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
+    clock = Clock(monotonic())
+    deadline = None if max_time is None else monotonic() + seconds_of(max_time)
     check_trackers(track)
     talk = talk if is_first() else SILENCE
     place = Place(None if out is None else Path(out), name)
+    limit = time_limit(None if time is None else seconds_of(time), steps, settings, talk)
     flags = {
         "train.steps": steps,
+        "train.time": limit,
         **batch_flags(batch_size, micro_batch),
         "train.seed": seed,
         "train.precision": None if precision == "auto" else precision,
         "train.deterministic": deterministic or None,
-        **{"data.path": _text(data), "data.small": small, "data.fit": fit},
+        **{"data.path": _text(data), "data.resolution": resolution, "data.small": small, "data.fit": fit},
         **{"init": _text(init), "teacher": _text(teacher)},
     }
-    if extend is None:
-        plan = plan_run(preset, family, recipe, settings, flags, place, talk)
-    else:
+    how = _How(device, fresh, deadline, diagnose, track, talk, listener, clock)
+    if extend is not None:
         decided: dict[str, Any] = {"recipe": recipe, "data": data, "small": small, "fit": fit, "batch-size": batch_size}
         decided |= {"micro-batch": micro_batch, "seed": seed, "init": init, "teacher": teacher, "set": settings}
-        plan = plan_extension(Path(extend), steps, family, decided, place, talk, dry_run, fresh)
+        decided |= {"time": time, "resolution": resolution}
+        run_plan = plan_extension(Path(extend), steps, family, decided, place, talk, dry_run, fresh)
+    elif preset is None and data is not None:
+        request = Request(family, recipe, settings, flags, anyway)
+        with ExitStack() as held:
+            plan, folder, request = plan_of(request, place, device, talk, fresh, dry_run, held)
+            return _whole(plan, folder, request, replace(how, fresh=False), dry_run)
+    else:
+        whole = planned_preset(preset, family, recipe, flags)
+        if whole is not None:
+            request = Request(family, None, settings, flags)
+            return _whole(whole, place.folder(whole_name(str(preset))), request, how, dry_run)
+        run_plan = plan_run(preset or "digits", family, recipe, settings, flags, place, talk)
     if dry_run:
-        return TrainedRun(plan.config, plan.folder, origins=plan.origins)
-    folder = _checked(plan, fresh)
-    if folder.finished() and not fresh and _is_whole(folder, talk):
+        return TrainedRun(run_plan.config, run_plan.folder, origins=run_plan.origins)
+    return _run(run_plan, how=how)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What does not change the settings of a run."""
+
+    device: str
+    fresh: bool
+    deadline: float | None
+    diagnose: bool | Diagnosed
+    track: Sequence[str]
+    talk: Talk
+    listener: Listener | None
+    clock: Clock
+
+
+def _whole(plan: Plan, folder: Path, request: Request, how: _How, dry_run: bool) -> TrainedRun:
+    """Train all stages of a plan, or none."""
+    if dry_run:
+        return TrainedRun(plan.config, folder, plan=plan)
+    with ExitStack() as held:
+        together(how.device, held)
+        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, how.talk)
+
+
+def _run(plan: RunPlan, until: float | None = None, *, how: _How) -> TrainedRun:
+    """Train one run to its end; `until` is the time by which its model is there, in seconds of its clock."""
+    folder = _checked(plan, how.fresh)
+    if folder.finished() and not how.fresh and _is_whole(folder, how.talk):
         return TrainedRun(plan.config, folder.path, folder.model, plan.config.train.steps, was_finished=True)
     check_data(plan.config.data)
     with ExitStack() as held:
-        session, stop = _open(held, plan, folder, device, fresh, deadline, diagnose, track, talk, listener)
+        session, stop = _open(held, plan, folder, how, until)
         session.begin(stop, sys.argv)
         for due in session.trainer.run(stop, session.intervals()):
             session.attend(due)
@@ -207,18 +264,7 @@ def _is_whole(folder: RunFolder, talk: Talk) -> bool:
 # --- opening a run ---------------------------------------------------------------------------------------------------
 
 
-def _open(
-    held: ExitStack,
-    plan: RunPlan,
-    folder: RunFolder,
-    device: str,
-    fresh: bool,
-    deadline: float | None,
-    diagnose: bool | Diagnosed,
-    track: Sequence[str],
-    talk: Talk,
-    listener: Listener | None,
-) -> tuple[Session, Stop]:
+def _open(held: ExitStack, plan: RunPlan, folder: RunFolder, how: _How, until: float | None) -> tuple[Session, Stop]:
     """Build the trainer, take the run folder, and return the session that runs both, and what asks it to stop.
 
     Everything that has to be released (the other processes, the lock, the progress bar, signal handlers, trackers) is
@@ -232,22 +278,25 @@ def _open(
     from cmtool.training.session import Session
     from cmtool.training.trackers import Several, tracked
 
-    place = choose_device(device, local_rank())
+    diagnose, talk = how.diagnose, how.talk
+    place = choose_device(how.device, local_rank())
     world = held.enter_context(join_world(place.type))
-    trainer = _trainer(plan, None if fresh else folder, place, world, talk)
+    trainer = _trainer(plan, None if how.fresh else folder, place, world, talk)
     if diagnose and trainer.state.sharding is not None:
         raise UsageError("--diagnose asks networks that train.shard = true has split; leave one of them out.")
     if diagnose and plan.config.data.condition:
         raise UsageError("--diagnose knows no pictures beside the input, and data.condition asks for them.")
-    _take_folder(held, plan, fresh, trainer, talk)
+    _take_folder(held, plan, how.fresh, trainer, talk)
     judge, closing = judges(trainer, talk)
     config = plan.config
     update = held.enter_context(talk.progress(config.train.steps, f"{config.preset} {config.recipe_name}"))
-    stop = held.enter_context(stoppable(deadline))
+    stop = held.enter_context(stoppable(how.deadline))
     view: Listener = Teller(talk, update)
-    view = view if listener is None else Several([view, listener])
-    view = held.enter_context(tracked(view, track if world.main else (), folder.path, config))
-    session = Session(trainer, folder, view, judge, closing)
+    view = view if how.listener is None else Several([view, how.listener])
+    view = held.enter_context(tracked(view, how.track if world.main else (), folder.path, config))
+    session = Session(
+        trainer, folder, view, judge, closing, timekeeper_of(config, how.clock, until, closing is not None)
+    )
     session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
     if diagnose:
         session.chores.append((config.train.checkpoint_every, _diagnosis(session, diagnose)))

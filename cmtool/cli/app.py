@@ -43,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "train-ct": Entry("train", "train_ct", "Train a consistency model from scratch on images."),
     "train-edm": Entry("train", "train_edm", "Train a diffusion model, the teacher of train-cd."),
     "train-cd": Entry("train", "train_cd", "Distil a diffusion model into a consistency model."),
+    "plan": Entry("plan", "plan", "Say what your pictures, machine and time allow."),
     "sample": Entry("sample", "sample", "Make images in one or a few steps."),
     "edit": Entry("edit", "app", "Inpaint, colorize, enlarge, denoise images without retraining."),
     "interpolate": Entry("interpolate", "interpolate", "Walk between two samples."),

@@ -13,14 +13,26 @@ import typer
 
 from cmtool.cli import complete
 from cmtool.cli.app import command
-from cmtool.cli.options import Device, Json, Precision, Preset, Quiet, Recipe, Sets, images_at_once
+from cmtool.cli.options import Device, Json, Precision, Quiet, Recipe, Sets, images_at_once
 
 if TYPE_CHECKING:
     from cmtool.api.train import TrainedRun
     from cmtool.cli.output import Output
     from cmtool.config.schema import Family
 
-Data = Annotated[str | None, typer.Option("--data", help="Folder or file of images in place of the preset's.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Name of a preset (see cmtool presets) or a TOML file; left out with --data: a plan for these images, "
+        "without: digits.",
+        autocompletion=complete.presets,
+    ),
+]
+Data = Annotated[
+    str | None, typer.Option("--data", help="Folder or file of images, planned for, or in place of the preset's.")
+]
 Small = Annotated[
     Literal["skip", "upscale"] | None, typer.Option("--small", help="Images smaller than the resolution; usually skip.")
 ]
@@ -29,7 +41,18 @@ Fit = Annotated[
     typer.Option("--fit", help="How other shapes become square; usually crop."),
 ]
 OutDir = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/<preset>-<recipe>.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps; every schedule scales with it.")]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        "--time", help="Have the model within this time, e.g. 30m or 1h30m: steps follow the clock. A plan's: 30m."
+    ),
+]
+Resolution = Annotated[int | None, typer.Option("--resolution", min=1, help="Side of the images in pixels.")]
+Anyway = Annotated[bool, typer.Option("--anyway", help="Train although the plan advises against it.")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Optimizer steps, which win over --time; every schedule scales with it."),
+]
 Batch = Annotated[
     str | None,
     typer.Option(
@@ -60,7 +83,7 @@ Teacher = Annotated[
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what the run folder holds.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Print the resolved settings and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan, or the settings, and stop.")]
 ListRecipes = Annotated[bool, typer.Option("--list-recipes", help="List the recipes that this command can run.")]
 MaxTime = Annotated[str | None, typer.Option("--max-time", help="Save and stop after this long, e.g. 3h55m.")]
 Requeue = Annotated[
@@ -92,7 +115,7 @@ Deterministic = Annotated[bool, typer.Option("--deterministic", help="Only algor
 class TrainOptions:
     """Options of the three commands that train, in the order of the help."""
 
-    preset: Preset = "digits"
+    preset: Preset = None
     recipe: Recipe = None
     data: Data = None
     small: Small = None
@@ -100,7 +123,9 @@ class TrainOptions:
     out: OutDir = None
     name: Name = None
     extend: Extend = None
+    time: Time = None
     steps: Steps = None
+    resolution: Resolution = None
     batch_size: Batch = None
     micro_batch: Micro = None
     seed: RunSeed = None
@@ -108,6 +133,7 @@ class TrainOptions:
     teacher: Teacher = None
     sets: Sets = None
     fresh: Fresh = False
+    anyway: Anyway = False
     dry_run: DryRun = False
     list_recipes: ListRecipes = False
     max_time: MaxTime = None
@@ -123,9 +149,9 @@ class TrainOptions:
 
 @command
 def train_ct(options: TrainOptions) -> None:
-    """Train a consistency model from scratch on images.
+    """Train a consistency model on images: by a plan for yours and your time, or by a preset.
 
-    Example: cmtool train-ct --preset digits
+    Examples: cmtool train-ct --preset digits | cmtool train-ct --data photos/ --time 30m
     """
     _train("ct", options)
 
@@ -150,14 +176,12 @@ def train_edm(options: TrainOptions) -> None:
 
 def _train(family: Family, options: TrainOptions) -> None:
     from cmtool.cli.output import Output
+    from cmtool.cli.train_view import discrepancy_table, list_recipes
 
     output = Output.of_rank(options.json, options.quiet)
     if options.list_recipes:
-        from cmtool.cli.train_view import list_recipes
-
-        return list_recipes(family, options.preset, output)
+        return list_recipes(family, options.preset or "digits", output)
     from cmtool.api.train import train
-    from cmtool.cli.train_view import discrepancy_table
 
     run = train(
         options.data,
@@ -167,7 +191,9 @@ def _train(family: Family, options: TrainOptions) -> None:
         out=options.out,
         name=options.name,
         extend=options.extend,
+        time=options.time,
         steps=options.steps,
+        resolution=options.resolution,
         batch_size=_images(options.batch_size, "--batch-size"),
         micro_batch=_images(options.micro_batch, "--micro-batch"),
         seed=options.seed,
@@ -180,6 +206,7 @@ def _train(family: Family, options: TrainOptions) -> None:
         deterministic=options.deterministic,
         device=options.device,
         fresh=options.fresh,
+        anyway=options.anyway,
         dry_run=options.dry_run,
         max_time=options.max_time,
         diagnose=partial(discrepancy_table, output) if options.diagnose else False,
@@ -197,13 +224,17 @@ def _show(run: TrainedRun, options: TrainOptions, output: Output) -> None:
     """Say how a training ended, and exit with the code that belongs to it."""
     from cmtool.config.load import to_toml
 
+    if run.plan is not None:
+        output.result(run.plan.toml)
+        return output.json(run.plan.document())
     if options.dry_run:
         output.result(to_toml(run.config))
         return output.json({"config": run.config.model_dump(mode="json"), "origins": run.origins})
     document = {"model": None if run.model is None else str(run.model), "steps": run.step, "finished": run.finished}
     if run.model is None:
         why = "time limit reached" if run.out_of_time and not run.signal else "stopped"
-        output.say(f"{why} after step {run.step} of {run.config.train.steps}; the same command goes on from there.")
+        steps = "" if run.config.train.time is not None else f" of {run.config.train.steps}"
+        output.say(f"{why} after step {run.step}{steps}; the same command goes on from there.")
         output.json(document)
         code = 128 + run.signal if run.signal else 0
         # Ctrl-C is a person's wish to end it; the scheduler's signal and the time limit are not.
@@ -223,7 +254,8 @@ def next_commands(run: TrainedRun, options: TrainOptions) -> list[str]:
     lines = [f"next: cmtool sample --model {folder}"]
     if run.config.family == "edm" and run.config.process.kind == "ve":
         preset = options.preset if options.extend is None else run.config.preset
-        words = ["train-cd", "--preset", preset, *_data_words(run, options), "--teacher", str(run.folder)]
+        named = [] if preset is None and options.data is not None else ["--preset", preset or "digits"]
+        words = ["train-cd", *named, *_data_words(run, options), "--teacher", str(run.folder)]
         return [*lines, f"then: cmtool {shlex.join(words)}"]
     return [*lines, f"then: cmtool report {folder}"]
 

@@ -49,6 +49,7 @@ def check_combination(config: RunConfig) -> None:
     _check_measure(config)
     _check_score(config)
     _check_shard(config)
+    _check_time(config)
 
 
 def _check_condition(config: RunConfig) -> None:
@@ -293,4 +294,13 @@ def _check_shard(config: RunConfig) -> None:
         raise ValueError(
             "train.shard = true cannot differentiate through a forward-mode derivative; leave it out, or take "
             "recipe.target.stop_gradient = true or recipe.target.derivative = 'difference'"
+        )
+
+
+def _check_time(config: RunConfig) -> None:
+    stages = config.train.restart == "stage" or config.recipe.target.update == "stage"
+    if config.train.time is not None and stages:
+        raise Unfit(
+            "train.time stretches the schedules of a run as its clock says, and this recipe starts over at fixed steps",
+            "give --steps in place of --time",
         )

@@ -138,7 +138,7 @@ def choose_recipe(preset: Preset, family: str | None, recipe: str | None) -> str
 
 
 def resolve(
-    preset: str,
+    preset: str | Preset,
     *,
     family: str | None = None,
     recipe: str | None = None,
@@ -148,7 +148,7 @@ def resolve(
     """Resolve one recipe of a preset.
 
     Args:
-        preset: a preset's name, or the path of a file.
+        preset: a preset's name, the path of a file, or a preset that is read already.
         family: "edm", "ct" or "cd": which command asks; None takes any.
         recipe: a recipe of the preset or the name of any method; None: the preset's default.
         sets: the values of `--set`, each "a.b=c", or {"a.b": c}; `recipe.` means the chosen recipe.
@@ -157,7 +157,7 @@ def resolve(
     Raises:
         ConfigError: anything unknown, of the wrong type or out of bounds; one sentence with file, key and value.
     """
-    loaded = read_preset(preset)
+    loaded = preset if isinstance(preset, Preset) else read_preset(preset)
     name = choose_recipe(loaded, family, recipe)
     written = [*_preset_layer(loaded), *_method_layer(loaded.method(name)), *_recipe_layer(loaded, name)]
     by_hand = [*flag_overrides(flags or {}), *parse_sets(sets, name)]
@@ -213,7 +213,7 @@ def _identity(method: str) -> dict[str, str]:
 
 def _preset_layer(preset: Preset) -> Iterator[Override]:
     for table, values in preset.tables.items():
-        if table != "recipe":
+        if table not in ("recipe", "plan"):
             for keys, value in leaves(values, (table,)):
                 yield Override(keys, value, f"{preset.label}: {'.'.join(keys)}")
 
@@ -281,7 +281,7 @@ INTERVALS = ("log_every", "checkpoint_every", "sample_every", "eval_every", "kee
 # What may differ between two starts of one run: words, rhythm, how the machine is used, what a bad step leads to, and
 # what is done with the finished model.
 MACHINE = ("threads", "micro_batch", "bad_step", "compile", "cuda_graphs", "shard")
-FREE = {f"train.{key}" for key in (*INTERVALS, *MACHINE)} | {"recipe.title"}
+FREE = {f"train.{key}" for key in (*INTERVALS, *MACHINE, "time")} | {"recipe.title"}
 FREE_TABLES = ("about.", "edit.", "recipe.expected.")
 
 

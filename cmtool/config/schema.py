@@ -81,6 +81,9 @@ class TrainConfig(Table):
     """The optimizer, the length of the run and its rhythm."""
 
     steps: int = Field(ge=1, description="optimizer steps; every schedule scales with it")
+    time: float | None = Field(
+        None, gt=0, description="seconds within which the model should be there: the number of steps follows the clock"
+    )
     batch_size: int = Field(64, ge=1, description="images per step over all processes")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None, description="images per forward pass; None: the whole batch; auto: halved until it fits the memory"
@@ -206,6 +209,32 @@ class EvalConfig(Table):
     metrics: tuple[str, ...] = ()
 
 
+class StageRow(Table):
+    """One training of a plan: a recipe of the preset, its share of the time, its folder below the run folder."""
+
+    recipe: str
+    share: float = Field(gt=0)
+    folder: str
+
+    @field_validator("folder")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not value.isidentifier():
+            raise ValueError(f"'{value}' must be one word, such as 'teacher'")
+        return value
+
+
+class PlanTable(Table):
+    """The stages that a preset is trained in, each with the model of the one before as its teacher.
+
+    `time` is that of all of them, in seconds; `stages` are rows as in `StageRow`; `asked` is what it was made for.
+    """
+
+    time: float | None = Field(None, gt=0)
+    stages: tuple[dict[str, Any], ...] = Field(min_length=1)
+    asked: dict[str, Any] = Field(default_factory=dict)
+
+
 class PresetFile(Table):
     """A preset file as written: tables of shared defaults, and recipes that may override any of them."""
 
@@ -218,6 +247,7 @@ class PresetFile(Table):
     edit: dict[str, Any] = Field(default_factory=dict)
     eval: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    plan: PlanTable | None = None
 
 
 class RunConfig(Table):

@@ -26,7 +26,8 @@ def preset_document(name: str) -> dict[str, Any]:
     recipes = {recipe: _recipe(name, recipe, shared) for recipe in preset.recipes}
     about = preset.tables.get("about", {})
     shared["train"] = shared["train"] | ({"default": preset.default} if preset.default else {})
-    return {"about": about, **shared, "recipe": recipes}
+    plan = {"plan": preset.tables["plan"]} if "plan" in preset.tables else {}
+    return {"about": about, **shared, **plan, "recipe": recipes}
 
 
 def _shared(preset: Preset, table: str) -> dict[str, Any]:

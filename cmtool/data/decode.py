@@ -161,6 +161,24 @@ def is_transparent(picture: Image.Image) -> bool:
     return picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
 
 
+def peek(source: Path | bytes | Bytes, name: str) -> tuple[tuple[int, int], int, bool]:
+    """Return (width, height) as shown, channels as stored (1 or 3), and whether there is transparency, undecoded.
+
+    Raises:
+        SkippedImage: it cannot be read.
+    """
+    if isinstance(source, np.ndarray):
+        channels = source.shape[2]
+        return (source.shape[1], source.shape[0]), 1 if channels == 1 else 3, channels == 4
+    with _open(source, name) as picture:
+        try:
+            turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+        except _DAMAGE:
+            turned = False
+        size = (picture.height, picture.width) if turned else (picture.width, picture.height)
+        return size, 1 if _is_gray(picture) else 3, is_transparent(picture)
+
+
 def channels_of(image: Bytes, channels: int) -> Bytes:
     """Convert pixels (H, W, C) to another number of channels, exactly as `read_image` does for files."""
     if image.shape[-1] == channels:

@@ -113,6 +113,9 @@ def join_world(device_type: str) -> Iterator[World]:
     if not in_world():
         yield World()
         return
+    if dist.is_initialized():  # by a caller who joined for longer
+        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        return
     backend = "nccl" if device_type == "cuda" else "gloo"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type == "cuda":

@@ -44,7 +44,7 @@ class Diagnosis:
         """Return one entry per noise level, for the coupling at its present mix and the sampling average."""
         trainer, state = self.trainer, self.trainer.state
         nets = Nets(state.student, state.target, state.ema, trainer.nets.teacher, trainer.nets.frozen)
-        mix = mix_at(trainer.objective.mix, state.step, trainer.config.train.steps)
+        mix = mix_at(trainer.objective.mix, state.course.at(state.step), trainer.config.train.steps)
         seed, batch = trainer.config.train.seed, min(trainer.micro, trainer.config.train.batch_size)
         return diagnose(nets, trainer.objective.coupling, self.images, self.label, mix=mix, seed=seed, batch=batch)
 

@@ -22,8 +22,11 @@ PLATEAU = "before-decay.safetensors"
 
 
 def plateau_end(train: TrainConfig) -> int | None:
-    """Return the last step before the learning rate begins to fall; None if it falls from the start, or never."""
-    if train.decay == "none" or train.restart == "stage":
+    """Return the last step before the learning rate begins to fall.
+
+    None if it falls from the start, or never, or if the run follows a clock and no step is known before.
+    """
+    if train.decay == "none" or train.restart == "stage" or train.time is not None:
         return None
     return int(train.decay_start * train.steps) or None
 

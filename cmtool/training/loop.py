@@ -101,7 +101,12 @@ class Trainer:
     def curriculum(self) -> CurriculumState:
         """Return the scheduled numbers of the coming step."""
         recipe = self.config.recipe
-        return curriculum_at(recipe.curriculum, recipe.target, recipe.gap, self.state.step, self.config.train.steps)
+        return curriculum_at(recipe.curriculum, recipe.target, recipe.gap, self.scheduled, self.config.train.steps)
+
+    @property
+    def scheduled(self) -> int:
+        """The step of the schedules that the coming step is."""
+        return self.state.course.at(self.state.step)
 
     def recorder(self) -> Replay:
         """Return what runs passes from now on: it records each kind once and replays it afterwards."""
@@ -187,7 +192,7 @@ class Trainer:
         for learner in learners:
             if self.world.size > 1:
                 learner.gradients.collect(self.world)
-            learner.set_rate(rate_at(self.config, self.state.step))
+            learner.set_rate(rate_at(self.config, self.scheduled))
             norm = learner.gradients.clip(self.state.step)
             moved.append(norm is not None)
             if norm is None:
@@ -251,7 +256,7 @@ class Trainer:
 
     def _prepare_optimizer(self) -> None:
         """At the start of a stage that starts over, reset the optimizer's moments."""
-        step = self.state.step
+        step = self.scheduled
         if self.config.train.restart == "stage" and step == span_at(self.config, step)[0]:
             self.state.optimizer.state.clear()
 
@@ -271,10 +276,11 @@ class Trainer:
         Raises:
             DivergenceError: if loss or gradient is not finite and the caller did not roll back.
         """
-        total, self._stop = self.config.train.steps, stop or Stop()
+        self._stop = stop or Stop()
         self.running = True
         try:
-            while self.state.step < total and not self.stopped:
+            # The end may move during a pause.
+            while self.state.step < (total := self.state.course.end) and not self.stopped:
                 # Whatever happened since the last step (saving, sampling) does not count for the measured speed.
                 self._tally.started += time.perf_counter() - self._tally.paused
                 began, retries, error = self.state.step, self.state.retries, None
@@ -313,12 +319,12 @@ class Trainer:
         losses, distance, t = tally.gathered(self.world)
         seconds = max(time.perf_counter() - tally.started, 1e-9)
         self._tally = Tally()
-        done = self.state.step - 1
+        done = self.state.course.at(self.state.step - 1)
         recipe = self.config.recipe
         last = curriculum_at(recipe.curriculum, recipe.target, recipe.gap, done, train.steps)
         return Report(
             step=self.state.step,
-            steps=train.steps,
+            steps=self.state.course.end,
             loss=float(losses.mean()),
             distance=float(distance.mean()),
             bands=band_means(distance, t),

@@ -126,6 +126,7 @@ class Teller(Listener):
     def __init__(self, talk: Talk, update: Update) -> None:
         self._talk = talk
         self._update = update
+        self._steps = 0
 
     def started(self, step: int, steps: int, needs: Forecast) -> None:
         """Say what the run needs, and where it resumes."""
@@ -133,13 +134,15 @@ class Teller(Listener):
             self._talk.say(line)
         if step:
             self._talk.say(f"going on from step {step} of {steps}")
+        self._steps = steps
         self._update(completed=step, note="starting")
 
     def report(self, report: Report) -> None:
         """Move the bar."""
         # Most important first: on a narrow line, what does not fit is dropped from the end.
         note = f"loss {report.loss:.4g}  {report.images_per_s:,.0f} images/s  N {report.num_scales}  lr {report.lr:.1e}"
-        self._update(completed=report.step, note=note)
+        # The end of a run that follows a clock moves; the bar's does not.
+        self._update(completed=report.step * self._steps / report.steps, note=note)
 
     def expects(self, sentence: str) -> None:
         """Say how long the run will take."""

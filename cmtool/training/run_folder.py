@@ -17,6 +17,9 @@ from cmtool.errors import CheckpointError, DivergenceError, UserError
 from cmtool.files.atomic import atomic_text, writing
 from cmtool.training.lock import NAME as LOCK
 
+# What the folder of a planned run holds beside its last stage: the plan, and the folders of the stages before.
+PLAN, STAGES = "plan.toml", ("teacher", "student")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -75,6 +78,14 @@ class RunFolder:
                 found = read_header(file).get("data")
                 if found is not None:
                     return dict(found)
+        return None
+
+    def spent(self) -> float | None:
+        """Return the seconds spent by the newest checkpoint of a run that follows a clock; None if none says."""
+        for _, file in self.checkpoints():
+            with contextlib.suppress(CheckpointError):
+                clock = read_header(file).get("clock") or {}
+                return clock.get("spent")
         return None
 
     def kept(self, error: DivergenceError) -> DivergenceError:
@@ -159,7 +170,7 @@ def check_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
     if fresh or not path.is_dir():
         return folder
     if not settings.is_file():
-        if any(entry.name != LOCK and not entry.name.startswith(".") for entry in path.iterdir()):
+        if any(entry.name not in (LOCK, PLAN, *STAGES) and not entry.name.startswith(".") for entry in path.iterdir()):
             raise UserError(f"{path} is not empty and holds no run.", "choose another folder with --out")
         return folder
     if not os.access(settings, os.R_OK):  # not damaged: --fresh would be the wrong advice
@@ -198,6 +209,16 @@ def open_run(path: Path, config: RunConfig, fresh: bool = False) -> RunFolder:
         atomic_text(settings, to_toml(config))
     folder.sweep()
     return folder
+
+
+def clear_plan(path: Path) -> None:
+    """Remove a plan with all that its stages wrote, and nothing else. The caller must hold the lock."""
+    for folder in (*(path / name for name in STAGES), path):
+        if (folder / "config.toml").is_file():
+            _clear(folder)
+        if folder != path and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    (path / PLAN).unlink(missing_ok=True)
 
 
 def _clear(path: Path) -> None:

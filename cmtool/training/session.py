@@ -17,6 +17,7 @@ from cmtool.errors import DivergenceError, UserError
 from cmtool.files.atomic import writing
 from cmtool.machine.stopping import Stop
 from cmtool.models import Model
+from cmtool.training.clock import Timekeeper
 from cmtool.training.loop import Due, Trainer
 from cmtool.training.pace import Pace
 from cmtool.training.posthoc import write_snapshots
@@ -46,10 +47,12 @@ class Session:
         listener: Listener,
         judge: Judge | None = None,
         closing: Closing | None = None,
+        timekeeper: Timekeeper | None = None,
     ) -> None:
         self.config = trainer.config
         self.judge = judge
         self.closing = closing
+        self.timekeeper = timekeeper
         self.trainer = trainer
         self.state = trainer.state
         self.folder = folder
@@ -110,6 +113,8 @@ class Session:
         if self._saved == self.state.step:
             return
         path = self.folder.checkpoint(self.state.step)
+        if self.timekeeper is not None:
+            self.state.spent = self.timekeeper.clock.spent
         if self._takes_part:
             self.state.save(path)
         self._saved, self._rollbacks = self.state.step, 0
@@ -129,7 +134,7 @@ class Session:
         path, points = self._grid(), self.trainer.dataset.float_samples
         samples = write_preview(model, path, self.config, self.state.step, points)
         self.listener.saved(path)
-        if self.state.step >= max(200, self.config.train.steps // 4) and collapsed(samples, self._real):
+        if self.state.step >= max(200, self.state.course.end // 4) and collapsed(samples, self._real):
             self.warn(
                 f"step {self.state.step}: samples hardly differ (collapse), which the loss does not show. "
                 "A smaller recipe.curriculum.s1 or more --steps helps the 2023 schedule; recipe ict is sturdier."
@@ -138,7 +143,20 @@ class Session:
     def intervals(self) -> list[int]:
         """Return the intervals, in steps, at which there is something to do; zeros mean never."""
         train = self.config.train
-        return [train.log_every, train.checkpoint_every, train.sample_every, train.eval_every, *dict(self.chores)]
+        looks = self._look_every if self.timekeeper is not None else 0
+        return [
+            train.log_every,
+            train.checkpoint_every,
+            train.sample_every,
+            train.eval_every,
+            looks,
+            *dict(self.chores),
+        ]
+
+    @property
+    def _look_every(self) -> int:
+        """Steps between looks at the clock: at least two hundred in a run."""
+        return max(1, min(self.config.train.steps // 200, self.config.train.log_every))
 
     def begin(self, stop: Stop, arguments: Sequence[str] = ()) -> None:
         """Resume the run, and catch up on what was still due when it was killed.
@@ -149,12 +167,16 @@ class Session:
         """
         self._stop = stop
         step = self.resume()
+        if self.timekeeper is not None:
+            if self.state.spent is not None:
+                self.timekeeper.clock.go_on(self.state.spent)
+            self.timekeeper.begin(step)
         self._log_start(step, arguments)
         if self.config.train.bad_step == "rollback" and self._saved < 0:
             self.checkpoint()  # a bad step before the first regular checkpoint needs one to go back to
-        self.listener.started(step, self.config.train.steps, self.trainer.needs)
+        self.listener.started(step, self.state.course.end, self.trainer.needs)
         self._catch_up()
-        if self.world.main:
+        if self.world.main and self.timekeeper is None:
             self.pace.begin(stop)
 
     def attend(self, due: Due) -> None:
@@ -163,6 +185,7 @@ class Session:
         Raises:
             UserError: if a number is not finite and the run cannot be rolled back, or the disk is full.
         """
+        began = time.monotonic() if self.timekeeper is None else self.timekeeper.clock.now()
         try:
             if due.error is not None:
                 raise due.error
@@ -172,16 +195,26 @@ class Session:
                 self.trainer.check_finite(weights=True)
         except DivergenceError as error:
             self._roll_back(error)
+        if self.timekeeper is not None:
+            self.timekeeper.paused(self.timekeeper.clock.now() - began)
+
+    def _look_at_clock(self, timekeeper: Timekeeper) -> None:
+        """Decide where the run ends, if it is time to; the first process decides for all."""
+        step, course = self.state.step, self.state.course
+        end = self.world.gather(timekeeper.look(step, course.end) if self.world.main else None)[0]
+        if end is not None:
+            self.log(f"step {step}: ends at step {end}, no longer at {course.end}, to be done in time")
+            course.decide(step, end)
 
     def end(self) -> Outcome:
         """Save everything after the last step, and say how it ended; a whole checkpoint is always left behind."""
-        stopped = self.trainer.stopped and self.state.step < self.config.train.steps
+        stopped = self.trainer.stopped and self.state.step < self.state.course.end
         return self._leave() if stopped else self._finish()
 
     def _log_start(self, step: int, arguments: Sequence[str]) -> None:
         fingerprint = self.trainer.dataset.fingerprint
         said = provenance(self.config, self.trainer.device, fingerprint, arguments, self.state.precision)
-        self.log(f"start at step {step} of {self.config.train.steps} {json.dumps(said, ensure_ascii=False)}")
+        self.log(f"start at step {step} of {self.state.course.end} {json.dumps(said, ensure_ascii=False)}")
 
     def _roll_back(self, error: DivergenceError) -> None:
         """Go back to the newest checkpoint if `train.bad_step` says so; from there the run continues with other noise.
@@ -194,6 +227,8 @@ class Session:
         step, _ = restore_newest(self.folder, self.state)
         if step is None:
             raise self.folder.kept(error)
+        if self.timekeeper is not None:
+            self.timekeeper.begin(step)
         self._rollbacks += 1
         self.state.retries = max(retries, self.state.retries) + 1
         self.trainer.forget()
@@ -204,17 +239,20 @@ class Session:
 
     def _at_interval(self) -> None:
         train, step = self.config.train, self.state.step
-        if step == train.steps or any(step % n == 0 for n in (train.checkpoint_every, train.sample_every)):
+        if self.timekeeper is not None and (step % self._look_every == 0 or step == self.state.course.end):
+            self._look_at_clock(self.timekeeper)
+        last = self.state.course.end
+        if step == last or any(step % n == 0 for n in (train.checkpoint_every, train.sample_every)):
             self.trainer.check_finite(weights=True)
-        if (step % train.log_every == 0 or step == train.steps) and self.trainer.has_news:
+        if (step % train.log_every == 0 or step == last) and self.trainer.has_news:
             self._report()
         # Before the checkpoint: a run that is killed in between resumes at an earlier step and does them again.
         for every, chore in self.chores:
-            if self._takes_part and (step % every == 0 or step == train.steps):
+            if self._takes_part and (step % every == 0 or step == last):
                 chore()
         if step % train.checkpoint_every == 0:
             self.checkpoint()
-        if step % train.sample_every == 0 and step < train.steps:
+        if step % train.sample_every == 0 and step < last:
             self.sample()
         if train.eval_every and step % train.eval_every == 0:
             self.evaluate()
@@ -222,7 +260,7 @@ class Session:
     def _catch_up(self) -> None:
         """Do what was still due at the checkpoint's step in a run that was killed just after it."""
         train, step = self.config.train, self.state.step
-        if step in (0, train.steps):
+        if step in (0, self.state.course.end):
             return
         if step % train.sample_every == 0 and self._owes(not self._grid().is_file()):
             self.sample()
@@ -266,7 +304,8 @@ class Session:
         if self.world.main:
             self.folder.append(report.row())
             self.listener.report(report)
-            self.pace.hear(report)
+            if self.timekeeper is None:
+                self.pace.hear(report)
             for message in self._watch.report(report, norm):
                 self.warn(message)
 
@@ -283,13 +322,16 @@ class Session:
         if closing is None or model is None:
             return {}
         try:
-            found = stop.unless_stopped(lambda: closing(model, lambda: stop.out_of_time))
+            found = stop.unless_stopped(lambda: closing(model, self._late))
         except UserError as error:
             self.warn(f"no sampling times were found: {error.message}")
             return {}
         if stop.out_of_time:
             self.warn("the time limit cut the search for sampling times short; cmtool search-times goes through all.")
         return found or {}
+
+    def _late(self) -> bool:
+        return self._stop.out_of_time or (self.timekeeper is not None and self.timekeeper.late)
 
     def _finish(self) -> Outcome:
         self.checkpoint()

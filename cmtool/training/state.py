@@ -14,6 +14,7 @@ from cmtool.errors import CheckpointError
 from cmtool.models import Model, build_model, placed
 from cmtool.rng import derive
 from cmtool.training.averages import decay_at, move_towards
+from cmtool.training.clock import Course
 from cmtool.training.learner import Learner
 from cmtool.training.provenance import machine, versions
 from cmtool.training.run_folder import RunFolder
@@ -57,6 +58,9 @@ class TrainState:
         self.optimizer, self.gradients = self.learner.optimizer, self.learner.gradients
         self.step = 0
         self.retries = 0
+        self.course = Course(config.train.steps)
+        # Seconds spent on the run, where it follows a clock.
+        self.spent: float | None = None
 
     @property
     def noise_seed(self) -> int:
@@ -145,6 +149,8 @@ class TrainState:
         header |= {"loss_scale": self.gradients.scale.state(), "retries": self.retries}
         if self.fake is not None:
             header["fake_loss_scale"] = self.fake.gradients.scale.state()
+        if self.spent is not None or self.course.decisions:
+            header["clock"] = {"spent": self.spent or 0.0, "decisions": self.course.decisions}
         tensors = self.tensors()
         if self.writes:
             save_model(path, tensors, header)
@@ -167,6 +173,9 @@ class TrainState:
             if self.fake is not None:
                 self.fake.gradients.scale.restore(header["fake_loss_scale"])
             self.retries = int(header.get("retries", 0))
+            clock = header.get("clock") or {}
+            self.course = Course(self.config.train.steps, clock.get("decisions", ()))
+            self.spent = float(clock["spent"]) if "spent" in clock else None
         except (KeyError, IndexError, AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not fit this run's network: {str(error).splitlines()[0]}") from error
 
@@ -186,6 +195,8 @@ class TrainState:
         """Write the sampling average (or another network) with its header as a model file."""
         header = {**self.student.header, "step": self.step, "versions": versions(), **(extra or {})}
         header["machine"] = machine(self.student.device, self.config, self.precision)
+        if self.course.decisions:
+            header["decisions"] = self.course.decisions
         tensors = (network or self.ema.network).state_dict()
         if self.sharding is not None:
             tensors = self.sharding.gather(tensors)

@@ -17,6 +17,8 @@ def tiny(words: list[str]) -> list[str]:
     name, given = words[0], set(words)
     if name.startswith("train-"):
         more = [] if {"--dry-run", "--list-recipes"} & given else ["--set", "train.log_every=2"]
+        planned = "--data" in given and not {"--preset", "-p", "--extend"} & given
+        more += ["--anyway"] if planned else []  # of the few pictures here
         if any(word.startswith("train.snapshot_every") for word in words):
             more += ["--set", "train.snapshot_every=2"]
         return (
@@ -24,6 +26,8 @@ def tiny(words: list[str]) -> list[str]:
             if "--extend" in given
             else [*words, *more, *SIZES, "--batch-size", "8", "--steps", "6"]
         )
+    if name == "plan":
+        return [*words, "--anyway"]
     if name in ("eval", "search-times") and "--make-ref" not in given:
         few = ["--num", "30"] if not {"ours.npz", "photo.png", "a.npz"} & given else []
         return [*words, *few, *(["--metrics", "fid,pr"] if name == "eval" and "--metrics" not in given else [])]

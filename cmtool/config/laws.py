@@ -1,0 +1,161 @@
+"""What a plan is made by: tables of networks, images needed, recipes and what follows from counts.
+
+Found by experiment, and meant to be changed by it: every row is a number that `benchmarks/` can measure again. Needs no
+torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+RESOLUTIONS = (8, 16, 32, 64, 128, 256)
+# Pictures may be enlarged by this factor to the resolution above, e.g. 28 pixels to 32.
+ENLARGED = 1.25
+# The ratio to be content with where no resolution gets all the images that it needs.
+FAIR = 0.4
+# The times that `cmtool plan` compares, in seconds, and the time of a run that names none.
+TIMES = {"5 min": 300.0, "30 min": 1800.0, "2 h": 7200.0, "a night (8 h)": 28_800.0}
+USUAL_TIME = 1800.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network: base width, residual blocks a level, learning rate, images a step, and what it needs to be trained.
+
+    `need` multiplies the images of `NEED`. `wide` levels are those of the folder presets.
+    """
+
+    name: str
+    channels: int
+    blocks: int
+    head_channels: int
+    lr: float
+    batch: int
+    need: float
+    wide: bool = False
+
+    def network(self, resolution: int) -> dict[str, Any]:
+        """Return the [network] table for pictures of this side."""
+        return {
+            "kind": "adm",
+            "channels": self.channels,
+            "channel_mult": list((WIDE if self.wide else LEVELS)[resolution]),
+            "num_blocks": self.blocks,
+            "attention": [16, 8] if self.wide else [4 if resolution <= 16 else 8],
+            "head_channels": self.head_channels,
+            "group_channels": 8,
+        }
+
+
+# "small" at 16 px is the network of preset shapes; "large" is that of the presets for folders.
+SIZES = (
+    Size("tiny", 16, 1, 16, 1e-3, 32, 0.7),
+    Size("small", 32, 1, 32, 1e-3, 32, 1.0),
+    Size("medium", 64, 1, 32, 5e-4, 32, 2.0),
+    Size("large", 96, 2, 32, 2e-4, 64, 10.0, wide=True),
+)
+LEVELS = {8: (1, 2), 16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 1, 2, 2), 128: (1, 1, 2, 2, 2), 256: (1, 1, 1, 2, 2, 2)}
+WIDE = LEVELS | {32: (1, 2, 3), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 3, 4)}
+# Training images that the first stage of a "small" network needs before its pictures are good for their size.
+NEED = {8: 40_000, 16: 60_000, 32: 120_000, 64: 240_000, 128: 480_000, 256: 960_000}
+# What images seen over images needed leads to: at least this ratio, in a word, in a sentence.
+EXPECT = (
+    (3.0, "best", "as good as a network of this size gets"),
+    (1.0, "good", "good for their size, with some that fail"),
+    (0.4, "fair", "recognizable and grainy"),
+    (0.12, "rough", "rough shapes in the right colors"),
+    (0.0, "noise", "colored noise with traces of shapes"),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a plan: its recipe, share of the time, and what it costs a step (in steps of `edm`).
+
+    `folder` is where below the run folder it goes; the last stage has the run folder itself. Each stage after the first
+    is given the model of the one before as its teacher. `row` is the recipe's table in the preset.
+    """
+
+    recipe: str
+    family: Literal["edm", "ct", "cd"]
+    share: float
+    cost: float
+    folder: str
+    row: dict[str, Any]
+
+
+# Measured on 16 px faces, two cores, equal total minutes, FD in ImageNet features in one / two steps: a teacher and its
+# student 264 / 160, from scratch 331 / 260.
+TEACHER = Stage("edm", "edm", 0.4, 1.0, "teacher", {"optimizer": "radam"})
+STUDENT = Stage("icd", "cd", 0.6, 2.2, "student", {})
+SCRATCH = Stage("ict-pm", "ct", 1.0, 1.5, "student", {})
+RECIPES: dict[str, tuple[Stage, ...]] = {"edm": (TEACHER,), "ct": (TEACHER, STUDENT), "cd": (TEACHER, STUDENT)}
+# Cost of a step of methods that have no row above.
+COSTS = {"edm": 1.0, "ct": 1.5, "cd": 2.2}
+# Levels for a few steps: fine grain on flat grounds is most of what one step leaves, and low levels remove it.
+SAMPLING_TIMES = {"2": [80.0, 0.4], "3": [80.0, 0.8, 0.1]}
+# The end of a doubling curriculum, by the steps of its stage.
+INTERVALS = ((0, 80), (4_000, 160), (20_000, 320), (80_000, 640), (250_000, 1280))
+# Dropout by how often a picture is seen; small networks of little training do not need it.
+DROPOUT = ((0, 0.0), (300, 0.1), (1500, 0.2))
+# Probability of augmentation by the number of pictures (below it). Takes effect once its place is known.
+AUGMENT = ((1_000, 0.15), (5_000, 0.12), (20_000, 0.06))
+# Where a choice stands in the preset, by dotted key; None: nothing takes it yet.
+PLACES: dict[str, str | None] = {"dropout": "network.dropout", "augment": None}
+# What every plan sets besides, by dotted key.
+ALSO: dict[str, Any] = {"eval.count": 2000}
+
+# Fewer pictures lead to copies; a class of fewer is no class to learn.
+FEW_PICTURES, FEW_OF_A_CLASS = 50, 10
+MANY_DUPLICATES = 0.1
+# Steps below which a stage is no training, and seconds for starting, looking and measuring.
+LEAST_STEPS, STARTING = 10, 6.0
+# Share of a stage's time that goes into its steps: grids, checkpoints and the first steps take the rest.
+STEPPING = 0.93
+# Numbers that a residual block keeps for the backward pass, for each of its outputs.
+KEPT = 14
+# All weights over those of the 3 x 3 convolutions: middle, attention, embedding.
+BESIDES = 1.9
+# Share of the free memory that a pass may take.
+MEMORY_SHARE = 0.5
+
+
+def by_least(table: tuple[tuple[float, Any], ...], value: float) -> Any:
+    """Return the entry of the last row whose bound `value` reaches; rows ascend."""
+    return [entry for bound, entry in table if value >= bound][-1]
+
+
+def augmentation(count: int) -> float:
+    """Return the probability of augmentation for so many pictures."""
+    return next((chance for below, chance in AUGMENT if count < below), 0.0)
+
+
+def expectation(ratio: float) -> tuple[str, str]:
+    """Return word and sentence on what to expect of images seen over images needed."""
+    return next((word, sentence) for least, word, sentence in EXPECT if ratio >= least)
+
+
+def size_named(name: str) -> Size:
+    """Return the network of this name."""
+    return next(size for size in SIZES if size.name == name)
+
+
+def _levels(size: Size, resolution: int) -> list[tuple[int, int]]:
+    """Return (pixels, width) of each level of the network."""
+    mult = (WIDE if size.wide else LEVELS)[resolution]
+    return [((resolution >> level) ** 2, size.channels * factor) for level, factor in enumerate(mult)]
+
+
+def work(size: Size, resolution: int) -> float:
+    """Return the multiplications of a forward pass of one picture: those of its 3 x 3 convolutions."""
+    inner = 2 * size.blocks + 3 * (size.blocks + 1)  # the decoder has one block more, on twice the channels
+    return float(sum(9 * inner * pixels * width**2 for pixels, width in _levels(size, resolution)))
+
+
+def memory(size: Size, resolution: int) -> tuple[float, float]:
+    """Return bytes of weights with optimizer and averages, and bytes of activations for each picture, both rough."""
+    inner = 2 * size.blocks + 3 * (size.blocks + 1)
+    weights = sum(9 * inner * width**2 for _, width in _levels(size, resolution))
+    kept = sum(KEPT * (2 * size.blocks + 1) * pixels * width for pixels, width in _levels(size, resolution))
+    return 4.0 * 7 * BESIDES * weights, 4.0 * kept

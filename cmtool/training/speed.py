@@ -1,0 +1,69 @@
+"""How fast this machine trains the networks that a plan chooses from, measured in seconds."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from cmtool.config.laws import Size, work
+from cmtool.config.schema import RunConfig
+from cmtool.errors import ConfigError
+from cmtool.samplers.generate import out_of_memory
+from cmtool.training.bench import stand_in_data, trial
+
+# A trial takes about this many steps' time: its first steps choose algorithms, two more are counted.
+STEPS = 4
+
+
+def measure(
+    candidates: Sequence[tuple[Size, int]],
+    config_of: Callable[[Size, int], RunConfig],
+    device: torch.device,
+    seconds: float,
+) -> dict[tuple[str, int], float]:
+    """Return training images a second by (network, resolution) of as many candidates as `seconds` allow.
+
+    Those with the least work come first, of each network; at least one is measured. A candidate that would take more
+    than half of the time left is passed over: its speed follows from the work of one that is like it.
+
+    Args:
+        candidates: networks with resolutions.
+        config_of: the settings of a run of one; its batch is what is timed.
+        device: where.
+        seconds: the time for all of it.
+    """
+    found: dict[tuple[str, int], float] = {}
+    ends, pace = time.monotonic() + seconds, 0.0
+    for size, resolution in sorted(candidates, key=lambda one: work(*one)):
+        try:
+            config = config_of(size, resolution)
+        except ConfigError:  # a named setting does not fit this one
+            continue
+        batch = config.train.batch_size if device.type == "cuda" else min(config.train.batch_size, 32)
+        expected = STEPS * batch * work(size, resolution) / pace if pace else 0.0
+        if found and expected > (ends - time.monotonic()) / 2:
+            continue
+        try:
+            timed = trial(config, stand_in_data(config), device, config.train.precision, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            continue
+        found[size.name, resolution] = timed.images_per_s
+        pace = max(pace, timed.images_per_s * work(size, resolution))
+    return found
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Return the bytes free on the device, in main memory for a CPU; None where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.M)
+        return None if found is None else 1024.0 * int(found[1])
+    return None

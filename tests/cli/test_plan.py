@@ -1,0 +1,131 @@
+"""`cmtool plan` and planned training as they are typed; the machine's speed is given, not measured."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmtool.api.plan import Speeds
+from cmtool.checkpoint import read_header
+
+
+@pytest.fixture
+def here(workdir, monkeypatch):
+    """A folder with 60 pictures of 8 x 8 in faces.npz and 12 in few.npz, on a machine of known speed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    np.savez("faces.npz", arr_0=pixels)
+    np.savez("few.npz", arr_0=pixels[:12])
+    speeds = Speeds({("tiny", 8): 1200.0, ("small", 8): 600.0, ("small", 16): 400.0}, threads=2)
+    monkeypatch.setattr("cmtool.api.plan_run.measure_speeds", lambda *given: speeds)
+    return workdir
+
+
+def files():
+    return sorted(str(path) for path in Path("runs").rglob("*") if path.is_file())
+
+
+def test_a_dry_run_says_five_lines_and_prints_a_preset(here, cmtool):
+    typed = cmtool("train-ct", "--data", "faces.npz", "--time", "10m", "--dry-run")
+    assert typed.code == 0, typed.err
+    assert [line.split(":")[0] for line in typed.err.splitlines()] == ["pictures", "size", "recipe", "machine", "done"]
+    tables = tomllib.loads(typed.out)
+    assert tables["data"]["path"] == "faces.npz" and [s["recipe"] for s in tables["plan"]["stages"]] == ["edm", "icd"]
+    assert not files()
+    Path("my.toml").write_text(typed.out)
+    again = cmtool("train-cd", "--preset", "my.toml", "--recipe", "icd", "--teacher", "x", "-n")
+    assert again.code == 1 and "x" in again.err  # the preset is taken, the teacher is not there
+    edm = cmtool("train-edm", "--preset", "my.toml", "-n")
+    assert tomllib.loads(edm.out)["train"]["time"] == 240.0
+    shown = cmtool("presets", "my.toml")
+    assert shown.code == 0 and tomllib.loads(shown.out)["plan"]["stages"] == tables["plan"]["stages"]
+    document = json.loads(cmtool("train-ct", "--data", "faces.npz", "--dry-run", "--json").out)
+    assert document["plan"]["plan"]["time"] == 1800 and len(document["said"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        ("--data few.npz", "has 12 pictures to train on", 1),
+        ("--data nowhere", "there is no data at nowhere", 1),
+        ("--data toy2d", "holds points", 1),
+        ("--data faces.npz --time 6s", "are too short for anything", 1),
+        ("--data faces.npz --time soon", "'soon' is no time span", 2),
+        ("--data faces.npz --time 0s", "is no time span", 2),
+        ("--data faces.npz --set train.lr=fast", "--set train.lr", 1),
+        ("--data faces.npz --set lr=1", "names no setting", 1),
+        ("--data faces.npz --resolution 12", "a plan knows 8, 16", 2),
+        ("--data faces.npz --init demo/digits", "a plan makes its own start", 2),
+        ("--data faces.npz --recipe nope", "unknown recipe 'nope'", 1),
+        ("--preset digits --recipe pd --time 5m --teacher demo/digits", "starts over at fixed steps", 1),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(here, cmtool, words, said, code):
+    command = "train-cd" if "pd" in words.split() else "train-ct"
+    typed = cmtool(command, *words.split())
+    assert (typed.code, said in typed.err, "Traceback" in typed.err) == (code, True, False), typed.err
+    assert not files()
+
+
+@pytest.mark.parametrize(("span", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400)])
+def test_units_of_time(here, cmtool, span, seconds):
+    typed = cmtool("train-ct", "--data", "faces.npz", "--time", span, "-n")
+    assert tomllib.loads(typed.out)["plan"]["time"] == seconds
+
+
+def test_data_is_never_digits_and_digits_stay_what_they_are(here, cmtool):
+    assert tomllib.loads(cmtool("train-ct", "-n").out)["preset"] == "digits"
+    named = tomllib.loads(cmtool("train-ct", "--preset", "digits", "--data", "faces.npz", "-n").out)
+    assert named["preset"] == "digits" and named["data"]["path"] == "faces.npz"
+    planned = tomllib.loads(cmtool("train-edm", "--data", "faces.npz", "-n").out)
+    assert planned["data"]["channels"] == 3 and planned["about"]["title"] == "a plan for faces.npz"
+    both = cmtool("train-ct", "--steps", 7, "--time", "5m", "-n")
+    assert "the steps count, and --time is left out" in both.err
+    assert "time" not in tomllib.loads(both.out)["train"]
+    assert tomllib.loads(cmtool("train-ct", "--time", "5m", "-n").out)["train"]["time"] == 300
+
+
+def test_few_pictures_train_if_told_to(here, cmtool):
+    typed = cmtool("train-ct", "--data", "few.npz", "--anyway", "-n")
+    assert typed.code == 0 and "12 in few.npz" in typed.err
+
+
+def test_the_table(here, cmtool):
+    typed = cmtool("plan", "--data", "faces.npz")
+    assert typed.code == 0, typed.err
+    assert all(len(line) <= 80 for line in typed.out.splitlines())
+    assert "8 px" in typed.out and "30 min" in typed.out and "*" in typed.out
+    found = json.loads(cmtool("plan", "--data", "faces.npz", "--times", "1m,1h", "--json").out)
+    assert [row["seconds"] for row in found["rows"] if row["chosen"]] == [60, 3600]
+    assert cmtool("plan", "--data", "few.npz").code == 1
+
+
+QUICK = ("--set", "network.channels=8", "--set", "network.head_channels=8", "--set", "train.log_every=5")
+
+
+def test_a_planned_run_ends_in_time_and_goes_on_where_it_was_stopped(here, cmtool):
+    """Seven seconds, stopped in the teacher and then in the student, in one run folder."""
+    line = ("train-ct", "--data", "faces.npz", "--time", "7s", "--anyway", *QUICK)
+    began = time.monotonic()
+    first = cmtool(*line, "--max-time", "1.5s")
+    assert first.code == 0 and "time limit reached" in first.err and "stage 1 of 2: edm" in first.err
+    assert Path("runs/faces/plan.toml").is_file() and not Path("runs/faces/config.toml").exists()
+    second = cmtool(*line, "--max-time", "3.5s")
+    assert second.code == 0 and "going by the plan in runs/faces/plan.toml" in second.err, second.err
+    assert Path("runs/faces/teacher/model.safetensors").is_file() and not second.out
+    third = cmtool(*line)
+    assert third.out == "runs/faces/model.safetensors\n", third.err
+    assert time.monotonic() - began == pytest.approx(7, abs=3)
+    header = read_header("runs/faces/model.safetensors")
+    assert header["kind"] == "consistency" and header["decisions"] and header["step"] == header["decisions"][-1][1]
+    assert cmtool(*line).out == third.out
+    other = cmtool("train-ct", "--data", "faces.npz", "--time", "7s", "--resolution", "8")
+    assert other.code == 1 and "holds a plan for something else" in other.err
+    text = Path("runs/faces/plan.toml").read_text()
+    Path("runs/faces/plan.toml").write_text(text.replace("stages = [", "stags = ["))
+    broken = cmtool(*line)
+    assert broken.code == 1 and "plan.toml" in broken.err and "--fresh" in broken.err
