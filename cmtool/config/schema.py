@@ -14,10 +14,11 @@ from pydantic import Field, field_validator, model_validator
 from cmtool.config.networks import Network
 from cmtool.config.networks import NetworkConfig as NetworkConfig
 from cmtool.config.parts import RecipeConfig, Table
-from cmtool.config.sources import SourceName
+from cmtool.config.sources import SourceName, is_own
 
 Family = Literal["edm", "ct", "cd"]
 FAMILIES: tuple[Family, ...] = ("edm", "ct", "cd")
+OWN_HOLDOUT = 0.05
 
 
 class AboutConfig(Table):
@@ -43,6 +44,18 @@ class DataConfig(Table):
     fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how an image of another shape becomes square")
     filter: Literal["adm", "edm", "bicubic", "box", "lanczos"] = Field("adm", description="down-sampling rule")
     small: Literal["skip", "upscale"] = Field("skip", description="images smaller than the resolution")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share kept from training to judge by, at most 2,000; default .05 of files of images"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hold_out(cls, table: Any) -> Any:
+        """Fill in the usual share: what is generated or published has references, a user's own images have none."""
+        if isinstance(table, dict) and table.get("holdout") is None:
+            own = is_own(table.get("source"), table.get("path"))
+            return {**table, "holdout": OWN_HOLDOUT if own else 0.0}
+        return table
 
 
 class ProcessConfig(Table):

@@ -16,6 +16,7 @@ from cmtool.config.schema import DataConfig
 from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
+from cmtool.data.holdout import hold_out
 from cmtool.data.packed import Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
@@ -52,7 +53,7 @@ def _pack_temporary(source: Source, rules: Rules, talk: Talk) -> Dataset:
         pack(source, path, rules, talk)
         data = read_packed(path)
         # Windows cannot delete a mapped file, so the pixels are copied first.
-        return data if os.name == "posix" else replace(data, images=data.images.clone())
+        return data if os.name == "posix" else replace(data, storage=data.storage.clone())
 
 
 def _from(source: Source, data: Dataset) -> Dataset:
@@ -150,7 +151,8 @@ def has_classes(cfg: DataConfig) -> bool:
 def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     """Load the data set of a run. A `path` takes precedence over the source's name; its format is detected.
 
-    Labels are loaded only if `cfg.labels` is set.
+    Labels are loaded only if `cfg.labels` is set. The images that `cfg.holdout` keeps from training are not among the
+    data set's own but in its `held_out`.
 
     Args:
         cfg: the [data] table.
@@ -162,7 +164,7 @@ def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     """
     cfg = _named(cfg)
     if cfg.path is None and cfg.source in BUILTIN:
-        return BUILTIN[cfg.source](cfg)
+        return hold_out(BUILTIN[cfg.source](cfg), cfg.holdout)
     path = locate(cfg, talk)
     try:
         if path.is_file() and is_packed(path):
@@ -171,4 +173,4 @@ def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
             data = load_source(open_source(path, cfg), rules_of(cfg), talk)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return _limited(_labeled(data, cfg), cfg.size)
+    return _limited(hold_out(_labeled(data, cfg), cfg.holdout), cfg.size)
