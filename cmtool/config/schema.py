@@ -45,7 +45,10 @@ class DataConfig(Table):
     filter: Literal["adm", "edm", "bicubic", "box", "lanczos"] = Field("adm", description="down-sampling rule")
     small: Literal["skip", "upscale"] = Field("skip", description="images smaller than the resolution")
     holdout: float = Field(
-        0.0, ge=0, lt=1, description="share kept from training to judge by, at most 2,000; default .05 of files of images"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share kept from training to judge by, at most 2,000; default .05 of files of images",
     )
 
     @model_validator(mode="before")

@@ -201,7 +201,9 @@ def held_out_reference(data: Dataset, place: str) -> Reference:
     images = from_dataset(held, f"held-out images of {place}")
     training = from_dataset(data.subset(others), f"training images of {place}")
     said = f"{len(held):,} images held out of training by content"
-    return Reference(images.name, said, images, usual_features("small"), max(LEAST_SAMPLES, len(held)), training=training)
+    return Reference(
+        images.name, said, images, usual_features("small"), max(LEAST_SAMPLES, len(held)), training=training
+    )
 
 
 def _from_model(path: Path) -> Reference:
@@ -225,10 +227,10 @@ def _from_model(path: Path) -> Reference:
             "name another reference with --ref",
         ) from error
     if data.held_out is None:
-        raise DataError(f"{table.path or table.source} holds too few images to hold any out.", "name another with --ref")
+        raise DataError(
+            f"{table.path or table.source} holds too few images to hold any out.", "name another with --ref"
+        )
     return held_out_reference(data, str(table.path or table.source))
-
-
 
 
 # --- npz files with statistics ---------------------------------------------------------------------------------------
