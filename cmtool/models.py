@@ -198,12 +198,15 @@ def model_header(
     class_names: list[str] | None,
     fingerprint: str,
     source: str | None = None,
+    holdout: float = 0.0,
 ) -> dict[str, Any]:
     """Return the header that a model trained by `config` starts with: everything needed to rebuild it.
 
-    `source` is what was found at `config.data.path`, e.g. "folder of images".
+    `source` is what was found at `config.data.path`, e.g. "folder of images"; `holdout` is the bound below which the
+    keys of images lie that were held out, with what else is needed to find these again.
     """
     data = config.data
+    held = {"holdout": holdout, **data.model_dump(include={"size", "fit", "filter", "small"})}
     edits = config.recipe.model_kind == "consistency" and not SOURCES[data.source].points
     return {
         "kind": config.recipe.model_kind,
@@ -225,6 +228,7 @@ def model_header(
             "class_names": class_names,
             "fingerprint": fingerprint,
             "float_samples": SOURCES[data.source].points,
+            **(held if holdout else {}),
         },
         "times": {key: list(value) for key, value in config.sample.times.items()},
         "sample": {"sampler": config.sample.sampler, "steps": usual_steps(config)},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmtool.api.model import Model, as_model, load
 from cmtool.checkpoint import load_tensors, save_model
-from cmtool.config.judgments import reference_of
+from cmtool.config.judgments import own_reference
 from cmtool.data import to_uint8
 from cmtool.errors import UsageError, UserError
 from cmtool.evaluation.closing_search import descending_grid
@@ -39,7 +39,7 @@ TRAJECTORIES = 256  # at most, for the consistency of a model
 
 def evaluate(
     samples: Samples,
-    reference: str,
+    reference: str | None = None,
     *,
     num: int | None = None,
     steps: int | None = None,
@@ -58,12 +58,13 @@ def evaluate(
     Args:
         samples: a model (its samples are made in memory), the path or name of one, a sample file or folder, images
             (N, C, H, W) as floats in [-1, 1], or uint8 (N, H, W, C).
-        reference: what to compare with: a name such as "digits" or "cifar10", an .npz, a folder of images, a preset.
+        reference: what to compare with: a name such as "digits" or "cifar10", an .npz, a folder of images, a preset, a
+            run (the images that its training held out); None: a model's own.
         num: how many samples; None: all of a file, or the reference's usual number for a model.
         steps: evaluations per image, for a model's samples.
         times: noise levels in place of `steps`.
-        metrics: some of "fid", "sfid", "is", "kid", "pr", "dc", "classes", "memorization", "consistency"; None: all
-            usual ones that apply.
+        metrics: some of "fid", "sfid", "is", "kid", "pr", "dc", "classes", "copies", "memorization", "consistency"; None:
+            all usual ones that apply.
         features: the feature network; None: the reference's usual one. Only "inception" makes "fid" a FID.
         mode: Inception's resizing rule; None: the reference's.
         teacher: the diffusion model whose trajectories "consistency" follows.
@@ -73,7 +74,8 @@ def evaluate(
         talk: told what is done and how far it is.
 
     Raises:
-        UserError: unknown names, images of another size than the reference's, a reference that cannot be fetched.
+        UserError: unknown names, no reference, images of another size than the reference's, a reference that cannot be
+            fetched.
     """
     chosen = check_metrics(metrics)
     model, images = _opened(samples, device)
@@ -82,6 +84,9 @@ def evaluate(
     else:
         assert images is not None
         one = _Given(images if num is None else images.some(num))
+    reference = reference or (None if model is None else own_reference(model.header, model.path))
+    if reference is None:
+        raise UserError("there is nothing to compare the samples with.", "name a reference, e.g. 'digits' or a folder")
     how = Judging(metrics=chosen, features=features, mode=mode, batch_size=batch_size, device=device)
     return judge_sets([one], reference, how, talk).sets[0].found.known
 
@@ -226,7 +231,7 @@ def search_times(
         UserError: not a consistency model, no reference, or a grid that is too coarse.
     """
     loaded = as_model(model)
-    reference = reference or reference_of(loaded.header)
+    reference = reference or own_reference(loaded.header, loaded.path)
     if loaded.kind != "consistency":
         raise UserError(f"{loaded.path} is no consistency model, and only those have times to search for.")
     if reference is None:

@@ -32,6 +32,7 @@ from cmtool.training.clock import Clock, timekeeper_of
 if TYPE_CHECKING:
     import torch
 
+    from cmtool.evaluation.closing_search import RunJudge
     from cmtool.losses.diagnose import Discrepancy
     from cmtool.machine.stopping import Stop
     from cmtool.machine.world import World
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from cmtool.training.loop import Trainer
     from cmtool.training.report import Listener
     from cmtool.training.run_folder import RunFolder
-    from cmtool.training.session import Closing, Judge, Session
+    from cmtool.training.session import Closing, Session
 
 Images = int | Literal["auto"] | None
 # Called with the step and what was measured at each noise level.
@@ -297,6 +298,9 @@ def _open(held: ExitStack, plan: RunPlan, folder: RunFolder, how: _How, until: f
     session = Session(
         trainer, folder, view, judge, closing, timekeeper_of(config, how.clock, until, closing is not None)
     )
+    seen = config.train.steps * config.train.batch_size
+    if judge is not None and judge.own:
+        session.judges_at_end, session.protocol = judge.is_worth(trainer.state.ema, seen), judge.protocol
     session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
     if diagnose:
         session.chores.append((config.train.checkpoint_every, _diagnosis(session, diagnose)))
@@ -345,34 +349,41 @@ def _take_folder(held: ExitStack, plan: RunPlan, fresh: bool, trainer: Trainer, 
     trainer.world.wait()
 
 
-def judges(trainer: Trainer, talk: Talk) -> tuple[Judge | None, Closing | None]:
+def judges(trainer: Trainer, talk: Talk) -> tuple[RunJudge | None, Closing | None]:
     """Return what evaluates during training and what searches for sampling times at the end; either may be missing.
 
     Without a reference, or if its files are not on this machine, a run trains without evaluation, and says so if
-    evaluation was requested. Only small feature networks are used for the search: Inception would take longer than the
-    training.
+    evaluation was requested. A user's own images are judged by those that were held out.
     """
-    config = trainer.config
+    config, data = trainer.config, trainer.dataset
     if not trainer.world.main:
         return None, None
-    if config.eval.reference is None:
-        if config.train.eval_every:
-            talk.warn("no evaluation during training: the run has no reference (--set eval.reference=...).")
+    if config.eval.reference is None and data.held_out is None:
+        _say_unjudged(config, talk)
         return None, None
     from cmtool.evaluation.closing_search import RunJudge, short_search
 
     try:
-        judge = RunJudge.of(config.eval, trainer.state.ema)
+        judge = RunJudge.of(config.eval, trainer.state.ema, data)
     except UserError as error:
         if config.train.eval_every:
             talk.warn(f"no evaluation during training: {error.message}")
         return None, None
+    count = judge.search_count(config.train.steps * config.train.batch_size)
 
     def closing(model: Model, late: Callable[[], bool]) -> dict[str, Any]:
         talk.say("searching sampling times for 2 to 4 steps")
-        return short_search(model, judge.judge, late=late)
+        return short_search(model, judge.judge, count=count, late=late)
 
-    return judge, closing if config.family != "edm" and judge.is_cheap else None
+    return judge, closing if config.family != "edm" and count else None
+
+
+def _say_unjudged(config: RunConfig, talk: Talk) -> None:
+    """Say what a run without any reference goes without."""
+    if config.train.eval_every:
+        talk.warn("no evaluation during training: the run has no reference (--set eval.reference=...).")
+    elif config.data.holdout and config.family != "edm":
+        talk.say("So there is no reference, and no sampling times are searched at the end.")
 
 
 def _diagnosis(session: Session, told: bool | Diagnosed) -> Callable[[], None]:

@@ -32,7 +32,7 @@ Samples = Annotated[
 ]
 Ref = Annotated[
     str | None,
-    typer.Option("--ref", help="Reference: a name, .npz, folder, or preset.", autocompletion=complete.references),
+    typer.Option("--ref", help="Reference: a name, .npz, folder, preset or run.", autocompletion=complete.references),
 ]
 Num = Annotated[
     int | None, typer.Option("--num", "-n", min=2, help="Images to judge; default: the reference's number.")
@@ -40,9 +40,13 @@ Num = Annotated[
 Steps = Annotated[str | None, typer.Option("--steps", help="Evaluations an image; several make a table: 1,2,4,8.")]
 Times = Annotated[str | None, typer.Option("--times", help="Noise levels of all evaluations, e.g. 80,0.8.")]
 Metrics = Annotated[
-    str | None, typer.Option("--metrics", help="fid,sfid,is,kid,pr,dc,classes; memorization, consistency by name.")
+    str | None,
+    typer.Option("--metrics", help="fid,sfid,is,kid,pr,dc,classes,copies; memorization, consistency by name."),
 ]
-FeatureName = Annotated[str | None, typer.Option("--features", help="inception, digits, shapes, points or FILE.pt.")]
+FeatureName = Annotated[
+    str | None,
+    typer.Option("--features", help="inception, imagenet, timm:NAME, digits, shapes, small, points or FILE.pt."),
+]
 Mode = Annotated[
     str | None, typer.Option("--mode", help="Inception's resizing: legacy_tensorflow, clean, legacy_pytorch.")
 ]
@@ -211,19 +215,22 @@ def usual_reference(models: Sequence[FoundModel], output: Output) -> str:
     Raises:
         UsageError: it had none, or several models had different ones.
     """
-    from cmtool.config.judgments import reference_of
+    from cmtool.config.judgments import held_out_data, own_reference, reference_of
     from cmtool.errors import UsageError
     from cmtool.evaluation.choices import REFERENCES
 
     choices = f"choose from {', '.join(REFERENCES)}, or name an .npz, a folder of images, or a preset"
-    known = {reference_of(found.header) for found in models}
-    if len(known) > 1:
-        said = ", ".join(f"{found.name} {reference_of(found.header) or 'none'}" for found in models)
+    own = {reference_of(found.header) or held_out_data(found.header): found for found in models}
+    if len(own) > 1:
+        said = ", ".join(f"{found.name} {own_reference(found.header, found.path) or 'none'}" for found in models)
         raise UsageError(f"--ref is missing, and the models' own references differ: {said}.", choices)
-    reference = next(iter(known), None)
-    if reference is not None:
-        output.say(f"reference {reference}, that of the model's training")
-        return reference
+    for reference, found in own.items():
+        if isinstance(reference, str):
+            output.say(f"reference {reference}, that of the model's training")
+            return reference
+        if reference is not None:
+            output.say(f"reference: the images that the training of {found.name} held out")
+            return str(found.path)
     if models:
         data = models[0].header.get("data") or {}
         trained_on = f"it was trained on {data.get('path') or data.get('source')}"

@@ -19,7 +19,7 @@ BESIDE = 3  # sets that fit side by side
 def show_results(rows: Sequence[dict[str, Any]], said: dict[str, Any], network: Features, output: Output) -> None:
     """Draw one table, leaving out figures that no set has: a few sets side by side, many one below another."""
     used = [(key, head) for key, head in HEADINGS.items() if any(row["metrics"].get(key) is not None for row in rows)]
-    names = {"fid": network.distance, "kid": "KID" if not network.domain else f"KD ({network.name})"}
+    names = {"fid": network.distance, "kid": "KID" if network.distance == "FID" else f"KD ({network.name})"}
     heads = [names.get(key, head) for key, head in used]
     images = said["reference_count"] or said["reference_images"]
     count = f" ({images:,} images)" if images else ""
@@ -53,11 +53,8 @@ def _cell(row: dict[str, Any], key: str) -> str | None:
 
 def show_notes(notes: Sequence[str], network: Features, output: Output) -> None:
     """Say once what every figure has to be read with."""
-    if network.domain:
-        output.say(
-            f"{network.name} features are a small network trained on {network.name} by this project: its distances are "
-            "no FID, and mean something only beside others of the same network."
-        )
+    if network.caveat:
+        output.say(network.caveat)
     for note in dict.fromkeys(notes):
         output.say(f"note: {note}")
 

@@ -6,6 +6,7 @@ Needs no torch: commands look here for the reference, the sampling times and the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -83,7 +84,7 @@ def describe_judging(config: RunConfig, other_data: bool = False, decided: bool 
         decided: whether the run continues with settings that can no longer be changed.
     """
     reference, preset = config.eval.reference, config.preset
-    lacks = [] if reference is not None else ["there is no reference"]
+    lacks = [] if reference is not None or config.data.holdout else ["there is no reference"]
     if lacks and config.recipe.model_kind == "consistency":
         lacks.append("no sampling times are searched at the end")
     hint = "" if decided else "name a reference with --set eval.reference=FOLDER, FILE.npz or a name, or "
@@ -92,7 +93,9 @@ def describe_judging(config: RunConfig, other_data: bool = False, decided: bool 
         left_out = (
             f"what preset {preset} says of its own pictures (reference, sampling times, editing levels) is left out"
         )
-        return f"Other pictures than the preset's: {left_out}; {rest or f'the reference is {reference}'}."
+        named = f"the reference is {reference}"
+        held = f"images that are held out of training are the reference (data.holdout = {config.data.holdout:g})"
+        return f"Other pictures than the preset's: {left_out}; {rest or (held if reference is None else named)}."
     if rest:
         return f"{rest[0].upper()}{rest[1:]}." if len(lacks) > 1 else None
     source = next((name for name in _BUILT_IN_REFERENCES if str(reference).startswith(name)), None)
@@ -132,6 +135,32 @@ def reference_of(header: Mapping[str, Any]) -> str | None:
     tables = written if written is not None else (preset_of_data(header) or {}).get("eval", {})
     reference = tables.get("reference")
     return reference if isinstance(reference, str) else None
+
+
+def held_out_data(header: Mapping[str, Any]) -> DataConfig | None:
+    """Return where the images that a model's training held out are found again; None if it held none out.
+
+    Raises:
+        ConfigError: the header says something else than training writes.
+    """
+    data = header.get("data") or {}
+    if not data.get("holdout"):
+        return None
+    keys = ("path", "kind", "resolution", "channels", "size", "fit", "filter", "small", "holdout")
+    path = data.get("path")
+    table = {"source": source_of_path(path) if path else data.get("source")}
+    try:
+        return DataConfig.model_validate(table | {key: data[key] for key in keys if data.get(key) is not None})
+    except ValidationError:
+        raise ConfigError("the header of the model does not say which images its training held out.") from None
+
+
+def own_reference(header: Mapping[str, Any], path: Path) -> str | None:
+    """Return what the model in the file `path` is compared with by default, as `--ref` takes it; None: nothing.
+
+    The model itself stands for the images that its training held out.
+    """
+    return reference_of(header) or (str(path) if held_out_data(header) is not None else None)
 
 
 def preset_of_data(header: Mapping[str, Any]) -> dict[str, Any] | None:

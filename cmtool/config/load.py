@@ -272,7 +272,10 @@ def from_toml(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: unreadable, not TOML, or refused by the schema.
     """
-    return _validated(read_toml(Path(path)), {}, str(path))
+    tables = read_toml(Path(path))
+    if isinstance(tables.get("data"), dict):
+        tables["data"].setdefault("holdout", 0.0)  # runs that began before there was a holdout trained on everything
+    return _validated(tables, {}, str(path))
 
 
 # --- whether two configurations are the same run ---------------------------------------------------------------------

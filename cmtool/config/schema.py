@@ -14,10 +14,11 @@ from pydantic import Field, field_validator, model_validator
 from cmtool.config.networks import Network
 from cmtool.config.networks import NetworkConfig as NetworkConfig
 from cmtool.config.parts import RecipeConfig, Table
-from cmtool.config.sources import SourceName
+from cmtool.config.sources import SourceName, is_own
 
 Family = Literal["edm", "ct", "cd"]
 FAMILIES: tuple[Family, ...] = ("edm", "ct", "cd")
+OWN_HOLDOUT = 0.05
 
 
 class AboutConfig(Table):
@@ -46,6 +47,21 @@ class DataConfig(Table):
     condition: str | None = Field(
         None, description="picture that the network sees too: superres:N, gray, edges, or a folder of pairs"
     )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share kept from training to judge by, at most 2,000; default .05 of files of images",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hold_out(cls, table: Any) -> Any:
+        """Fill in the usual share: what is generated or published has references, a user's own images have none."""
+        if isinstance(table, dict) and table.get("holdout") is None:
+            own = is_own(table.get("source"), table.get("path"))
+            return {**table, "holdout": OWN_HOLDOUT if own else 0.0}
+        return table
 
 
 class ProcessConfig(Table):

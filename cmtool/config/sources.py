@@ -71,6 +71,12 @@ def named_source(path: str | None) -> SourceName | None:
     return next((name for name in DATA_SOURCES if name == path), None)
 
 
+def is_own(source: object, path: object) -> bool:
+    """Whether a source is a user's own files, of which nothing is known in advance: no reference, no sampling times."""
+    row = SOURCES.get(str(source))
+    return row is not None and (row.needs_path or (source == "lsun" and path is not None))
+
+
 def source_of_path(path: str) -> str:
     """Return the kind of source that a path leads to, by its ending."""
     if path.startswith("lsun:"):

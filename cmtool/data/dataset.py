@@ -45,20 +45,31 @@ class Summary:
 class Dataset:
     """Images (N, C, H, W), uint8 or (toy data) float32, with labels if the run is conditioned on them.
 
-    `fingerprint` is a hash of the content: images, labels and shape. `beside` (N, C', H, W) are the pictures of pairs
-    that a network is conditioned on.
+    `fingerprint` is a hash of the content: images, labels and shape. `storage` may hold more images than belong to the
+    set: `rows` are those that do, in order (None: all), so that a part of a memory-mapped file stays in its file.
+    `held_out` are the images of the same source that were kept from training, to judge by: those whose keys lie below
+    `held_below` (see `cmtool.data.holdout`). `beside` (N, C', H, W) are the pictures of pairs that a network is
+    conditioned on, stored as the images are.
     """
 
-    images: Tensor
+    storage: Tensor
     labels: Tensor | None
     fingerprint: str
     info: Summary
     class_names: tuple[str, ...] | None = None
     classes: int | None = None
     beside: Tensor | None = None
+    rows: Tensor | None = None
+    held_out: Dataset | None = None
+    held_below: float = 0.0
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.storage if self.rows is None else self.rows)
+
+    @property
+    def images(self) -> Tensor:
+        """All images at once, (N, C, H, W); a copy where they are a part of the storage."""
+        return self.storage if self.rows is None else self.storage.index_select(0, self.rows)
 
     @property
     def num_classes(self) -> int | None:
@@ -68,17 +79,17 @@ class Dataset:
     @property
     def channels(self) -> int:
         """Channels of an image."""
-        return int(self.images.shape[1])
+        return int(self.storage.shape[1])
 
     @property
     def resolution(self) -> int:
         """Side of an image in pixels."""
-        return int(self.images.shape[2])
+        return int(self.storage.shape[2])
 
     @property
     def float_samples(self) -> bool:
         """Whether samples are points, which stay floats, rather than pictures, which are quantized."""
-        return self.images.is_floating_point()
+        return self.storage.is_floating_point()
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -91,28 +102,38 @@ class Dataset:
 
         Bytes are copied to the device and become floats there, which takes a quarter of the traffic.
         """
-        images = self.images.index_select(0, indices).to(device)  # several times faster than images[indices]
+        images = self.take(indices).to(device)
         labels = None if self.labels is None else self.labels.index_select(0, indices).to(device)
         return (images if images.is_floating_point() else from_uint8(images)), labels
 
     def pairs(self, indices: Tensor) -> Tensor | None:
         """Return the pictures beside these images as floats in [-1, 1], (B, C', H, W); None: there are none."""
-        return None if self.beside is None else from_uint8(self.beside.index_select(0, indices))
+        return None if self.beside is None else from_uint8(self.beside.index_select(0, self._places(indices)))
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return some images as they are stored, (B, C, H, W)."""
+        # Several times faster than storage[indices].
+        return self.storage.index_select(0, self._places(indices))
+
+    def _places(self, indices: Tensor) -> Tensor:
+        """Return where images are in the storage."""
+        return indices if self.rows is None else self.rows[indices]
 
     def subset(self, indices: Tensor) -> Dataset:
         """Return the data set of the given rows (copied), with a fingerprint of its own."""
-        images, labels = self.images[indices], None if self.labels is None else self.labels[indices]
+        images, labels = self.take(indices), None if self.labels is None else self.labels[indices]
         info = replace(self.info, used=len(images), duplicates=count_duplicates(images))
-        beside = None if self.beside is None else self.beside[indices]
-        mark = fingerprint(images, labels)
-        return replace(self, images=images, labels=labels, info=info, fingerprint=mark, beside=beside)
+        beside = None if self.beside is None else self.beside.index_select(0, self._places(indices))
+        own = fingerprint(images, labels)
+        return replace(self, storage=images, rows=None, labels=labels, beside=beside, info=info, fingerprint=own)
 
     def renumbered(self, places: Sequence[int], names: Sequence[str]) -> Dataset:
         """Return the data set with its class i called number `places[i]`; `names` are all classes in the new order."""
         if self.labels is None:
             return self
         labels = torch.tensor(places, dtype=self.labels.dtype)[self.labels]
-        return replace(self, labels=labels, class_names=tuple(names))
+        held_out = None if self.held_out is None else self.held_out.renumbered(places, names)
+        return replace(self, labels=labels, class_names=tuple(names), held_out=held_out)
 
 
 class Fingerprint:

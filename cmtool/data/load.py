@@ -17,6 +17,7 @@ from cmtool.config.schema import DataConfig
 from cmtool.config.sources import named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
+from cmtool.data.holdout import hold_out
 from cmtool.data.packed import Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source
 from cmtool.data.sources.known import locate
@@ -53,7 +54,7 @@ def _pack_temporary(source: Source, rules: Rules, talk: Talk) -> Dataset:
         pack(source, path, rules, talk)
         data = read_packed(path)
         # Windows cannot delete a mapped file, so the pixels are copied first.
-        return data if os.name == "posix" else replace(data, images=data.images.clone())
+        return data if os.name == "posix" else replace(data, storage=data.storage.clone())
 
 
 def _from(source: Source, data: Dataset) -> Dataset:
@@ -151,7 +152,8 @@ def has_classes(cfg: DataConfig) -> bool:
 def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     """Load the data set of a run. A `path` takes precedence over the source's name; its format is detected.
 
-    Labels are loaded only if `cfg.labels` is set.
+    Labels are loaded only if `cfg.labels` is set. The images that `cfg.holdout` keeps from training are not among the
+    data set's own but in its `held_out`.
 
     Args:
         cfg: the [data] table.
@@ -163,7 +165,7 @@ def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     """
     cfg = _named(cfg)
     if cfg.path is None and cfg.source in BUILTIN:
-        return BUILTIN[cfg.source](cfg)
+        return hold_out(BUILTIN[cfg.source](cfg), cfg.holdout)
     path = locate(cfg, talk)
     try:
         if path.is_file() and is_packed(path):
@@ -175,7 +177,7 @@ def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     seen = condition_of(cfg.model_dump())
     if seen is not None and not seen.is_derived:
         data = _paired(data, cfg, path, seen.path, talk)
-    return _limited(_labeled(data, cfg), cfg.size)
+    return _limited(hold_out(_labeled(data, cfg), cfg.holdout), cfg.size)
 
 
 def _paired(data: Dataset, cfg: DataConfig, path: Path, beside: str, talk: Talk) -> Dataset:
@@ -184,7 +186,7 @@ def _paired(data: Dataset, cfg: DataConfig, path: Path, beside: str, talk: Talk)
     Raises:
         DataError: a picture is missing, too many, or cannot be used.
     """
-    own = cfg.model_copy(update={"path": beside, "labels": False, "size": None, "condition": None})
+    own = cfg.model_copy(update={"path": beside, "labels": False, "size": None, "condition": None, "holdout": 0.0})
     here, there = _stems(path, cfg), _stems(Path(beside).expanduser(), cfg)
     for names, others, one, other in ((here, there, path, beside), (there, here, beside, path)):
         if alone := sorted(set(names) - set(others)):
@@ -201,7 +203,7 @@ def _paired(data: Dataset, cfg: DataConfig, path: Path, beside: str, talk: Talk)
                 "remove them and their pairs, or use --set data.small=upscale for small ones",
             )
     mark = hashlib.blake2b(f"{data.fingerprint} {pictures.fingerprint}".encode(), digest_size=16).hexdigest()
-    return replace(data, beside=pictures.images, fingerprint=mark)
+    return replace(data, beside=pictures.storage, fingerprint=mark)
 
 
 def _stems(place: Path, cfg: DataConfig) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from cmtool.config.find import list_presets
 from cmtool.errors import DataError, UsageError, unknown
 
-FEATURES = ("inception", "digits", "shapes", "points")
+FEATURES = ("inception", "imagenet", "digits", "shapes", "small", "points")
 MODES = ("legacy_tensorflow", "clean", "legacy_pytorch")
 REFERENCES = (
     "digits",
@@ -22,11 +22,13 @@ REFERENCES = (
 
 
 def check_features(name: str | None) -> None:
-    """Refuse a feature network that is neither a name nor a .pt file; raises `UsageError`."""
-    if name is None or name in FEATURES:
+    """Refuse a feature network that is neither a name, nor a model of timm, nor a .pt file; raises `UsageError`."""
+    if name is None or name in FEATURES or name.startswith("timm:"):
         return
     if not name.endswith((".pt", ".pth")):
-        raise UsageError(unknown("feature network", name, FEATURES), "or the path of a TorchScript module (FILE.pt)")
+        raise UsageError(
+            unknown("feature network", name, FEATURES), "or timm:NAME, or the path of a TorchScript module (FILE.pt)"
+        )
     if not Path(name).is_file():
         raise UsageError(f"there are no features at {name}.", f"choose from {', '.join(FEATURES)}, or name a FILE.pt")
 

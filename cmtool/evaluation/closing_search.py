@@ -6,13 +6,16 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from cmtool.config.schema import EvalConfig
+from cmtool.data.dataset import Dataset
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError
 from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.models import TimesScore, judge_model
+from cmtool.evaluation.references import held_out_reference
 from cmtool.evaluation.samples import image_shape
 from cmtool.models import Model
 from cmtool.samplers.plan import SEED_BLOCK, plan_sampling
@@ -21,27 +24,51 @@ from cmtool.samplers.time_search import Memo, Times, greedy_search
 # Evaluation during training and searches have seeds of their own, far from those of `cmtool sample --seed N`.
 SEARCH_SEED, FRESH_SEED = 1001 * SEED_BLOCK, 1002 * SEED_BLOCK
 SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1500, 18, (2, 3, 4)
+# A run on a user's own images spends at most 1 / SHARE of its training on judging, and as much on its search, which
+# compares about so many CANDIDATES.
+SHARE, CANDIDATES = 5, 45
+LEAST_COUNT, OWN_COUNT = 200, 400
 
 
 @dataclass(frozen=True)
 class RunJudge:
-    """Judges the model of a run again and again: `judge(model)` returns its metrics, from the same seeds every time."""
+    """Judges the model of a run again and again: `judge(model)` returns its metrics, from the same seeds every time.
 
-    judge: Judge
+    `make` sets up what judges, when it is first needed: `own` images that were held out are looked at only then.
+    """
+
+    make: Callable[[], Judge]
     count: int
     metrics: tuple[str, ...]
+    own: bool = False
 
     @classmethod
-    def of(cls, config: EvalConfig, model: Model) -> RunJudge:
+    def of(cls, config: EvalConfig, model: Model, data: Dataset | None = None) -> RunJudge:
         """Set up from the [eval] table of a preset, for models like this one.
 
+        Args:
+            config: names the reference; if it names none, the held-out images of `data` are it.
+            model: one of those that will be judged.
+            data: what the run is trained on.
+
         Raises:
-            UserError: the preset names no reference, or its reference or features are not here.
+            UserError: there is no reference, or it or its features are not here.
         """
-        if config.reference is None:
+        device, shape = str(model.device), image_shape(model.header)
+        if config.reference is not None:
+            judge = Judge.of(config.reference, shape, config.features, device=device)
+            return cls(lambda: judge, config.count, config.metrics or ("fid", "pr"))
+        if data is None or data.held_out is None:
             raise UserError("the preset names no reference to compare with.", "set eval.reference, e.g. to digits")
-        judge = Judge.of(config.reference, image_shape(model.header), config.features, device=str(model.device))
-        return cls(judge, config.count, config.metrics or ("fid", "pr"))
+        reference = held_out_reference(data, data.info.path or data.info.source)
+        make = partial(Judge.of, reference, shape, config.features, device=device)
+        metrics = config.metrics or ("fid", "pr", "copies")
+        return cls(make, min(config.count, reference.count), metrics, own=True)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What judges."""
+        return self.make()
 
     def __call__(self, model: Model, steps: int | None = None, count: int | None = None) -> dict[str, float]:
         """Return the metrics that apply, by key, of one-step samples (of a teacher's usual sampler).
@@ -52,10 +79,25 @@ class RunJudge:
         seeds = range(SEARCH_SEED, SEARCH_SEED + (count or self.count))
         return judge_model(self.judge, model, plan, seeds, self.metrics).known
 
-    @property
-    def is_cheap(self) -> bool:
-        """Whether a search can end a run: small networks can be asked dozens of times, Inception cannot."""
-        return self.judge.network.domain or self.judge.network.name == "points"
+    def protocol(self) -> dict[str, Any]:
+        """Return what has to be stated with the figures."""
+        return self.judge.protocol(self.metrics)
+
+    def is_worth(self, model: Model, images_seen: int) -> bool:
+        """Whether to judge a finished model that nobody asked to judge: within a fifth of what its training took."""
+        return self.own and SHARE * self.count * plan_sampling(model.header).nfe <= images_seen
+
+    def search_count(self, images_seen: int) -> int:
+        """Return how many samples each candidate of a closing search takes; 0: there is no search.
+
+        Small networks can be asked dozens of times. Held-out images are searched for with any features, as long as that
+        is short beside the training; other references with Inception are not.
+        """
+        if not self.own:
+            small = self.judge.network.domain or self.judge.network.name == "points"
+            return SHORT_COUNT if small else 0
+        count = min(OWN_COUNT, images_seen // (SHARE * CANDIDATES))
+        return count if count >= LEAST_COUNT else 0
 
 
 def descending_grid(model: Model, points: int) -> tuple[float, ...]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from cmtool.data import from_uint8
-from cmtool.errors import DataError
-from cmtool.evaluation import domain
+from cmtool.errors import DataError, install_extra
+from cmtool.evaluation import domain, pretrained
 from cmtool.evaluation.choices import check_features, check_mode
-from cmtool.evaluation.inception import load_inception, load_script, tile_channels
+from cmtool.evaluation.inception import WEIGHTS, load_inception, load_script, tile_channels
 from cmtool.evaluation.statistics import Array
 from cmtool.files.cache import sha256
 
@@ -33,7 +33,7 @@ class Features:
 
     `name` is printed with every metric, `fingerprint` identifies the exact network and its resizing, `accepts` raises
     `DataError` for images (H, W, C) that it cannot judge, and `labels` maps its classes to labels if they have some,
-    which `class_names` names.
+    which `class_names` names. `extras` go into the protocol of every result, and `caveat` is what to read figures with.
     """
 
     name: str
@@ -44,11 +44,19 @@ class Features:
     class_names: tuple[str, ...] | None = None
     domain: bool = False
     extras: dict[str, str] = field(default_factory=dict)
+    caveat: str = ""
 
     @property
     def distance(self) -> str:
         """What the Frechet distance is called: FID only with Inception, else with the features' name."""
         return "FID" if self.name.startswith("inception") else f"FD ({self.name})"
+
+
+def usual_features(otherwise: str = "inception") -> str:
+    """Return the best network on this machine for pictures of which nothing is known, `otherwise` if there is none."""
+    if WEIGHTS.path.is_file():
+        return "inception"
+    return "imagenet" if pretrained.has_imagenet() else otherwise
 
 
 def build_features(
@@ -61,7 +69,8 @@ def build_features(
     """Return the network `name` for images of `shape` (H, W, C).
 
     Args:
-        name: inception, digits, shapes, points, or the path of a TorchScript file ending in .pt.
+        name: inception, imagenet, digits, shapes, small, points, timm:NAME, or the path of a TorchScript file ending
+            in .pt.
         shape: the images it will see; a network for other images is refused immediately.
         mode: the resizing rule of Inception.
         device: where it runs.
@@ -76,8 +85,15 @@ def build_features(
     check_features(name)
     if name == "inception":
         made = _inception(mode, device, say)
+    elif name == "imagenet":
+        made = _pretrained(name, pretrained.imagenet(device), device)
+    elif name.startswith("timm:"):
+        said = name.partition("@")[0]
+        made = _pretrained(said, pretrained.timm_network(name, device, say), device)
     elif name in ("digits", "shapes"):
         made = _domain(name, shape)
+    elif name == "small":
+        made = _small()
     elif name == "points":
         made = Features("points", "points-1", _points, _only_points)
     else:
@@ -98,6 +114,36 @@ def _inception(mode: str, device: str, say: Callable[[str], None]) -> Features:
 
     extras = {"weights_sha256": digest, "resize": mode}
     return Features(f"inception ({mode})", f"inception-{mode}-{digest[:16]}", call, _only_images, extras=extras)
+
+
+def _pretrained(name: str, network: pretrained.Network, device: str) -> Features:
+    def call(images: Array) -> Batch:
+        return Batch(network.features(images, device))
+
+    extras = {"weights_sha256": network.digest, "resize": network.resize, "network": network.version}
+    fingerprint = f"{name.replace(':', '-')}-{network.side}-{network.digest[:16]}"
+    return Features(name, fingerprint, call, _only_images, extras=extras)
+
+
+SMALL_SIDE = 16
+
+
+def _small() -> Features:
+    """Return the network of drawn shapes for pictures of any kind, brought to its size: better than no figures."""
+    trained = domain.load_classifier("shapes", SMALL_SIDE)
+    size = (SMALL_SIDE, SMALL_SIDE)
+
+    def call(images: Array) -> Batch:
+        x = from_uint8(torch.from_numpy(np.ascontiguousarray(tile_channels(images))).permute(0, 3, 1, 2))
+        x = torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        return Batch(domain.extract(trained.model, x)[0])
+
+    extras = {"weights_sha256": trained.digest, "resize": f"{SMALL_SIDE} px, bilinear, antialiased"}
+    caveat = (
+        f"the small network knows drawn shapes of {SMALL_SIDE} pixels only; its distances are no FID, and see no detail. "
+        f"Better features: {install_extra('features')}"
+    )
+    return Features("small", f"small-{trained.digest[:16]}", call, _only_images, extras=extras, caveat=caveat)
 
 
 def _domain(name: str, shape: tuple[int, int, int]) -> Features:
@@ -123,7 +169,11 @@ def _domain(name: str, shape: tuple[int, int, int]) -> Features:
     extras = {"weights_sha256": trained.digest}
     labels, names = tuple(trained.about["labels"]), domain.CLASS_NAMES[name]
     fingerprint = f"{name}-{shape[0]}-{trained.digest[:16]}"
-    return Features(name, fingerprint, call, accepts, labels, names, domain=True, extras=extras)
+    caveat = (
+        f"{name} features are a small network trained on {name} by this project: its distances are no FID, and mean "
+        "something only beside others of the same network."
+    )
+    return Features(name, fingerprint, call, accepts, labels, names, domain=True, extras=extras, caveat=caveat)
 
 
 def _script(path: Path, device: str) -> Features:

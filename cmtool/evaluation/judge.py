@@ -32,7 +32,8 @@ class Judge:
     """Judges sets of images: `judge(images)` returns their metrics against the reference.
 
     Of several processes all must call it, with the same images; process 0 alone learns the metrics, and it alone has a
-    `side`, which holds the reference's features and statistics under the network.
+    `side`, which holds the reference's features and statistics under the network, and what is known of `training`, as
+    many images that the reference was held out of.
     """
 
     reference: Reference
@@ -41,6 +42,7 @@ class Judge:
     batch_size: int = 64
     talk: Talk = SILENCE
     world: World = ALONE
+    training: Measured | None = None
 
     @classmethod
     def of(
@@ -85,7 +87,11 @@ class Judge:
                 side = measure_reference(reference, network, batch_size, update, world)
         elif reference.images is not None:
             measure(reference.images, network, batch_size, world=world)
-        return cls(reference, network, side, batch_size, talk, world)
+        training = None
+        if reference.training is not None:
+            with talk.progress(reference.training.count, "features of training images") as update:
+                training = measure(reference.training, network, batch_size, update, world=world)
+        return cls(reference, network, side, batch_size, talk, world, training)
 
     def __call__(
         self,
@@ -111,9 +117,9 @@ class Judge:
         if self.side is None:
             return Metrics({})
         real = self.reference.images
-        return compute_metrics(
-            Case(measured, self.side, self.network, images, real, trajectories, metrics is not None), metrics
-        )
+        strict = metrics is not None
+        case = Case(measured, self.side, self.network, images, real, trajectories, strict, self.training)
+        return compute_metrics(case, metrics)
 
     def protocol(self, metrics: Sequence[str] | None) -> dict[str, Any]:
         """Return everything that has to be stated with a figure for it to be meaningful."""
@@ -124,6 +130,7 @@ class Judge:
             "reference_fingerprint": self.reference.digest or self.side.fingerprint,
             "reference_count": self.side.fit.count or None,
             "reference_images": self.side.images,
+            **({"training_images": self.training.count} if self.training is not None else {}),
             "features": self.network.name,
             "features_fingerprint": self.network.fingerprint,
             **self.network.extras,

@@ -1,8 +1,11 @@
 """Do samples copy training images? Nearest neighbors in features and in pixels.
 
-A sample counts as a copy if it is closer to its nearest training image than that image is to any other training image
-(the authenticity test of Alaa et al. 2022). Real images, each left out in turn and judged the same way, show what share
-to expect without any copying: compare with that, not with zero.
+Where images were held out of training, the share of samples that are nearer to a training image than to any of equally
+many held-out ones answers it: a model that has learned no image by heart gets one half (`nearer_to_training`).
+
+Without held-out images, a sample counts as a copy if it is closer to its nearest training image than that image is to
+any other training image (the authenticity test of Alaa et al. 2022). Real images, each left out in turn and judged the
+same way, show what share to expect without any copying: compare with that, not with zero (`copies`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 
 ROWS = 1024
+SIGNIFICANT = 3.0  # standard deviations of chance
 
 
 class Copies(NamedTuple):
@@ -36,6 +40,45 @@ class Copies(NamedTuple):
         """Return (sample, training image) of the closest pairs, the closest first."""
         order = np.argsort(self.distance, kind="stable")[:count]
         return [(int(index), int(self.nearest[index])) for index in order]
+
+
+class Nearer(NamedTuple):
+    """The share of samples nearer to a training image than to a held-out one, and how far chance strays from 1/2."""
+
+    share: float
+    error: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the share exceeds one half by more than three standard deviations of chance."""
+        return self.share > 0.5 + SIGNIFICANT * self.error
+
+
+def nearer_to_training(samples: Array, training: Array, held_out: Array) -> Nearer:
+    """Compare the distances of `samples` (N, D) to the nearest row of `training` and of `held_out`, M each.
+
+    Of the larger set the first M rows count. If the model treats both sets alike, which of the 2 M rows are called training is a matter of chance. Over all ways
+    to call M of them so, the share has the mean 1/2 and the variance (sum c^2 - N^2 / 2M) / 4N^2 * 2M / (2M - 1), where
+    c counts the samples that are nearest to a row: rows that attract many samples make it larger than N draws of a coin.
+
+    Raises:
+        DataError: a set of fewer than two rows.
+    """
+    half = min(len(training), len(held_out))
+    if half < 2:
+        raise DataError(f"copies cannot be judged by {len(training)} training and {len(held_out)} held-out images.")
+    rows = torch.from_numpy(np.concatenate([training[:half], held_out[:half]])).double()
+    center = rows.mean(dim=0)
+    rows -= center
+    square = rows.square().sum(dim=1)
+    counts, nearer = torch.zeros(len(rows)), 0
+    for block in torch.from_numpy(samples).split(ROWS):
+        distance = torch.addmm(square[None], block.double() - center, rows.T, alpha=-2.0)  # less |block|^2
+        nearer += int((distance[:, :half].amin(dim=1) < distance[:, half:].amin(dim=1)).sum())
+        counts += torch.bincount(distance.argmin(dim=1), minlength=len(rows))
+    count, total = len(samples), len(rows)
+    variance = (float(counts.double().square().sum()) - count**2 / total) / (4 * count**2) * total / (total - 1)
+    return Nearer(nearer / count, max(variance, 0.0) ** 0.5)
 
 
 def copies(samples: Array, real: Array) -> Copies:

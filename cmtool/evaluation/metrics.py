@@ -28,8 +28,9 @@ K, K_DENSITY = 3, 5
 class Case:
     """One set of samples and everything that metrics compare it with.
 
-    `samples` and `side` are the features of both, `images` and `real` their pixels where they are known, and
-    `trajectories` measures the model's consistency along a teacher's. `strict`: the metrics were requested by name, so
+    `samples` and `side` are the features of both, `images` and `real` their pixels where they are known, `training` the
+    features of as many training images where the reference was held out of them, and `trajectories` measures the
+    model's consistency along a teacher's. `strict`: the metrics were requested by name, so
     that one that cannot be computed is refused instead of left out.
     """
 
@@ -40,6 +41,7 @@ class Case:
     real: ImageSet | None = None
     trajectories: Callable[[], dict[str, float]] | None = None
     strict: bool = False
+    training: Measured | None = None
 
     @property
     def real_features(self) -> Measured:
@@ -119,6 +121,15 @@ def _training_images(case: Case) -> UserError | None:
     return DataError(
         "memorization is judged against training images, and the reference holds statistics only.",
         "name the training images with --ref",
+    )
+
+
+def _held_out(case: Case) -> UserError | None:
+    if case.training is not None:
+        return None
+    return DataError(
+        "copies compares distances to training images and to held-out ones, and the reference was not held out.",
+        "name a run with data.holdout as --ref, or ask for --metrics memorization",
     )
 
 
@@ -226,6 +237,24 @@ def _classes(case: Case, found: Metrics) -> None:
     found.values["class_agreement"] = float(np.mean(list(found.per_class.values())))
 
 
+def _copies(case: Case, found: Metrics) -> None:
+    from cmtool.evaluation.memorization import nearer_to_training
+
+    assert case.training is not None
+    judged = nearer_to_training(case.samples.features, case.training.features, case.real_features.features)
+    found.values |= {"copies": judged.share, "copies_std": judged.error}
+    if judged.significant:
+        found.notes.append(copying(judged.share, judged.error))
+
+
+def copying(share: float, error: float) -> str:
+    """Say that a model copies: by the share of samples nearer to a training image than to a held-out one."""
+    return (
+        f"{share:.0%} of the samples lie nearer to a training image than to a held-out one, where chance gives "
+        f"50 ± {100 * error:.1f} %: the model copies images that it was trained on."
+    )
+
+
 PAIRS = 24  # closest pairs that are kept
 
 
@@ -261,6 +290,7 @@ METRICS: dict[str, Metric] = {
         Metric("pr", {"precision": "precision", "recall": "recall"}, _precision, (_reference_images,)),
         Metric("dc", {"density": "density", "coverage": "coverage"}, _density, (_reference_images,)),
         Metric("classes", {"class_agreement": "classes"}, _classes),
+        Metric("copies", {"copies": "copies (chance .5)", "copies_std": ""}, _copies, (_held_out,)),
         Metric(
             "memorization",
             {

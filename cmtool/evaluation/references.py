@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from cmtool.config.load import resolve
+from cmtool.checkpoint import read_header, resolve_file
+from cmtool.config.judgments import held_out_data
+from cmtool.config.load import from_toml, resolve
 from cmtool.config.schema import DataConfig
-from cmtool.data import load_dataset
+from cmtool.data import Dataset, load_dataset
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
 from cmtool.evaluation.choices import check_reference_name
+from cmtool.evaluation.features import usual_features
 from cmtool.evaluation.samples import ImageSet, from_dataset, open_images, open_npz_images
 from cmtool.evaluation.statistics import Array, Statistics
 from cmtool.files.archives import NpzReader
 from cmtool.files.cache import sha256
 from cmtool.files.download import Remote, fetch
+from cmtool.rng import generator
 
 Say = Callable[[str], None]
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
@@ -77,7 +82,8 @@ class Reference:
     """What samples are compared with: images, ready statistics, or both.
 
     `given` are statistics from a file and `given_features` is the fingerprint of the network that they were measured
-    with ("inception" if a published file says no more); `images` are for precision, recall and KID.
+    with ("inception" if a published file says no more); `images` are for precision, recall and KID. `training` are as
+    many of the images that the reference was held out of, to judge copying by.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Reference:
     given_features: str | None = None
     digest: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    training: ImageSet | None = None
 
     def own(self, num: int | None, mode: str | None) -> Reference:
         """Return only its images (`num` of them), without statistics from a file: what a new reference is made from.
@@ -119,6 +126,8 @@ def resolve_reference(
     text: str, shape: tuple[int, int, int] | None = None, mode: str | None = None, say: Say = lambda text: None
 ) -> Reference:
     """Return the reference that `text` names: a published or built-in one, a file or folder, a preset's data.
+
+    A model or a run folder names the images that its training held out.
 
     Args:
         text: name or path.
@@ -157,18 +166,71 @@ def _builtin(name: str, named: Named, shape: tuple[int, int, int] | None) -> Ref
 def _from_preset(name: str) -> Reference:
     config = resolve(name).config
     images = from_dataset(load_dataset(config.data), name)
-    features = config.eval.features or "inception"
+    features = config.eval.features or usual_features()
     return Reference(name, f"the data of preset {name}", images, features, config.eval.count)
 
 
 def _from_path(path: Path) -> Reference:
     if path.suffix == ".npz" and path.is_file():
         return _from_file(str(path), path, Named("inception", 50_000), "legacy_tensorflow")
+    if path.suffix == ".safetensors" or any((path / name).is_file() for name in ("config.toml", "model.safetensors")):
+        return _from_model(path)
     if path.is_file() and is_packed(path):
         images = from_dataset(read_packed(path), str(path))
     else:
         images = open_images(path)
-    return Reference(str(path), f"{images.count:,} images", images, "inception", images.count)
+    return Reference(str(path), f"{images.count:,} images", images, usual_features(), images.count)
+
+
+# --- images held out of training --------------------------------------------------------------------------------------
+
+# Samples that are usually compared with held-out images: few of them would be judged by chance.
+LEAST_SAMPLES = 1000
+
+
+def held_out_reference(data: Dataset, place: str) -> Reference:
+    """Return the reference of a run on `data`: the images that were held out, and as many of the others.
+
+    Args:
+        data: a training set with `held_out` images.
+        place: where they are from, for messages.
+    """
+    held = data.held_out
+    assert held is not None
+    others = torch.randperm(len(data), generator=generator(0, "beside-held-out"))[: len(held)].sort().values
+    images = from_dataset(held, f"held-out images of {place}")
+    training = from_dataset(data.subset(others), f"training images of {place}")
+    said = f"{len(held):,} images held out of training by content"
+    return Reference(
+        images.name, said, images, usual_features("small"), max(LEAST_SAMPLES, len(held)), training=training
+    )
+
+
+def _from_model(path: Path) -> Reference:
+    """Return what the training of a model held out, found again by its content.
+
+    Raises:
+        DataError: nothing was held out, or its images are gone.
+    """
+    config = path / "config.toml"
+    if path.is_dir() and not (path / "model.safetensors").is_file():
+        table: DataConfig | None = from_toml(config).data
+    else:
+        table = held_out_data(read_header(resolve_file(path)))
+    if table is None or not table.holdout:
+        raise DataError(f"the training of {path} held no images out.", "name another reference with --ref")
+    try:
+        data = load_dataset(table)
+    except DataError as error:
+        raise DataError(
+            f"the images that {path} was trained on are needed for those it held out: {error.message}",
+            "name another reference with --ref",
+        ) from error
+    if data.held_out is None:
+        raise DataError(
+            f"{table.path or table.source} holds too few images to hold any out.", "name another with --ref"
+        )
+    return held_out_reference(data, str(table.path or table.source))
 
 
 # --- npz files with statistics ---------------------------------------------------------------------------------------
@@ -179,7 +241,8 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
     entries = reader.arrays.keys()
     if "mu" not in entries:
         images = open_npz_images(path, reader)
-        return Reference(name, f"{images.count:,} images", images, named.features, images.count, mode)
+        features = named.features if named.remote else usual_features()
+        return Reference(name, f"{images.count:,} images", images, features, images.count, mode)
     meta = _meta(reader) if "meta" in entries else {}
     count = int(meta.get("count", 0))
     given = _pair(reader, "mu", "sigma", count)

@@ -125,7 +125,8 @@ def _grid(runs: Sequence[RunRecord]) -> list[Series]:
     return [line for run, line in lines if run.config.family != "edm"]
 
 
-JUDGED = {"fid": "Frechet distance while training", "precision": "Precision", "recall": "Recall"}
+JUDGED = {"fid": "Frechet distance while training", "precision": "Precision", "recall": "Recall",
+          "copies": "Copies: nearer to training than to held-out images (chance .5)"}  # fmt: skip
 
 
 def _bands(run: RunRecord, several: bool) -> str:
@@ -179,7 +180,7 @@ def slider(name: str, frames: Sequence[tuple[int, Picture]]) -> str:
 # --- figures ---
 
 HEADS = {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KD", "precision": "precision", "recall": "recall",
-         "density": "density", "coverage": "coverage", "class_agreement": "classes"}  # fmt: skip
+         "density": "density", "coverage": "coverage", "copies": "copies", "class_agreement": "classes"}  # fmt: skip
 
 
 def evaluation_table(runs: Sequence[RunRecord]) -> str:

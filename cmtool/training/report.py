@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -193,6 +194,24 @@ class Watch:
             f"{here}: the {what}. The run may be diverging; a smaller train.lr or train.grad_clip=1.0 helps."
             for what in (loss, norm)
             if what
+        ]
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> list[str]:
+        """Return warnings about an evaluation: a distance that rises, or samples that begin to be copies."""
+        worse = self.quality(step, "fid", figures["fid"]) if "fid" in figures else []
+        return worse + (self.copying(step, figures["copies"], figures["copies_std"]) if "copies" in figures else [])
+
+    def copying(self, step: int, share: float, error: float) -> list[str]:
+        """Return a warning, once, if more samples are near training images than held-out ones than chance explains."""
+        if share <= 0.5 + 3 * error:
+            self._warned.discard("copies")
+            return []
+        if "copies" in self._warned:
+            return []
+        self._warned.add("copies")
+        return [
+            f"step {step}: {share:.0%} of the samples lie nearer to a training image than to a held-out one, where "
+            f"chance gives 50 ± {100 * error:.1f} %: the model begins to copy. More images, dropout or fewer steps help."
         ]
 
     def quality(self, step: int, name: str, value: float) -> list[str]:

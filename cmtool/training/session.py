@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cmtool.errors import DivergenceError, UserError
+from cmtool.errors import DataError, DivergenceError, UserError
 from cmtool.files.atomic import writing
 from cmtool.machine.stopping import Stop
 from cmtool.models import Model
@@ -53,6 +53,8 @@ class Session:
         self.judge = judge
         self.closing = closing
         self.timekeeper = timekeeper
+        self.judges_at_end = False  # although no evaluations were asked for
+        self.protocol: Callable[[], dict[str, Any]] | None = None  # what is kept with every evaluation's figures
         self.trainer = trainer
         self.state = trainer.state
         self.folder = folder
@@ -284,16 +286,21 @@ class Session:
         if not self.world.main or self.judge is None or model is None:
             return
         judge = self.judge
-        self._stop.unless_stopped(lambda: self._keep(judge(model), model))
+        try:
+            self._stop.unless_stopped(lambda: self._keep(judge(model), model))
+        except DataError as error:
+            self.warn(f"step {self.state.step}: the model could not be judged: {error.message}")
 
     def _keep(self, figures: dict[str, float], model: Model) -> None:
         """Keep the model if it is the best, and then its figures: a run killed in between judges it again."""
         before = [row["eval"]["fid"] for row in self.folder.rows() if "fid" in row.get("eval", {})]
-        if "fid" in figures and figures["fid"] < min(before, default=float("inf")):
+        several = self.config.train.eval_every > 0
+        if several and "fid" in figures and figures["fid"] < min(before, default=float("inf")):
             self.state.export(self.folder.best, {"figures": figures}, network=model.network)
-        self.folder.append({"step": self.state.step, "eval": figures})
+        protocol = {} if self.protocol is None else {"protocol": self.protocol()}
+        self.folder.append({"step": self.state.step, "eval": figures, **protocol})
         self.listener.evaluated(self.state.step, figures)
-        for message in self._watch.quality(self.state.step, "fid", figures["fid"]) if "fid" in figures else ():
+        for message in self._watch.figures(self.state.step, figures):
             self.warn(message)
 
     def _report(self) -> None:
@@ -336,6 +343,8 @@ class Session:
     def _finish(self) -> Outcome:
         self.checkpoint()
         self.sample()
+        if self._owes(self.judges_at_end and not any("eval" in row for row in self.folder.rows())):
+            self.evaluate()
         if not self._takes_part:
             return Outcome(self.folder.model, self.state.step)
         extra = self._closed(self.state.average())

@@ -68,7 +68,7 @@ def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
         raise DataError("the preset wants class labels and the data has none.", "--set data.labels=false")
     names = list(dataset.class_names) if classes and dataset.class_names else None
     found = {"fingerprint": dataset.fingerprint, "source": dataset.info.source}
-    header = model_header(config, num_classes=classes, class_names=names, **found)
+    header = model_header(config, num_classes=classes, class_names=names, holdout=dataset.held_below, **found)
     return build_model(header)
 
 

@@ -209,7 +209,7 @@ def test_a_reference_of_ones_own(shell, workdir):
 def test_inception_from_its_place_and_the_sentence_without_it(shell, workdir):
     save_npz("a.npz", digits(12))
     save_npz("b.npz", digits(10, 0.2))
-    err = shell.fails("eval", "a.npz", "--ref", "b.npz")
+    err = shell.fails("eval", "a.npz", "--ref", "b.npz", "--features", "inception")
     for word in ("inception-2015-12-05.pt", str(WEIGHTS.path), WEIGHTS.url, "put it at"):
         assert word in err
     write_stand_in(WEIGHTS.path)

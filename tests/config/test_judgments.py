@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from cmtool.config.judgments import describe_judging, is_teacher_of, preset_of_data, reference_of
+from cmtool.config.judgments import (
+    describe_judging,
+    held_out_data,
+    is_teacher_of,
+    own_reference,
+    preset_of_data,
+    reference_of,
+)
 from cmtool.config.load import from_toml, resolve, to_toml
 from cmtool.config.schema import EditConfig, EvalConfig
+from cmtool.errors import ConfigError
 from cmtool.editing.levels import edit_settings, plan_edit
 from cmtool.models import model_header
 
@@ -99,12 +107,17 @@ def test_the_resolved_settings_keep_nothing_to_be_found_again(tmp_path):
 
 
 def test_one_sentence_says_what_is_left_out():
-    said = describe_judging(*(lambda r: (r.config, r.other_data))(resolve("shapes", flags={"data.path": "faces"})))
+    mine = resolve("shapes", flags={"data.path": "faces"})
+    said = describe_judging(mine.config, mine.other_data)
+    assert "preset shapes" in said and "held out of training are the reference (data.holdout = 0.05)" in said
+    whole = resolve("shapes", flags={"data.path": "faces"}, sets=["data.holdout=0"])
+    said = describe_judging(whole.config, whole.other_data)
     assert "preset shapes" in said and "no sampling times are searched" in said and "--set eval.reference" in said
     named = resolve("shapes", flags={"data.path": "faces"}, sets=["eval.reference=mine.npz"])
     assert "the reference is mine.npz" in describe_judging(named.config, named.other_data)
     assert describe_judging(resolve("shapes").config) is None
-    assert "no sampling times are searched" in describe_judging(resolve("folder64").config)
+    assert describe_judging(resolve("folder64").config) is None
+    assert "no sampling times are searched" in describe_judging(resolve("folder64", sets=["data.holdout=0"]).config)
     edm = resolve("shapes", family="edm", flags={"data.path": "faces"})
     assert "sampling times are searched" not in describe_judging(edm.config, edm.other_data)
 
@@ -146,6 +159,28 @@ def test_a_preset_of_the_same_name_in_the_working_folder_is_not_meant(tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert reference_of({"preset": "shapes", "data": {"source": "shapes"}}) == "shapes"
     assert preset_of_data({"preset": "shapes"})["data"]["source"] == "shapes"
+
+
+def test_a_model_stands_for_what_its_training_held_out(tmp_path):
+    config = resolve("shapes", flags={"data.path": "faces"}, sets=["data.fit=pad", "data.kind=prefix"]).config
+    header = header_of(config, source="folder of images", holdout=0.0125)
+    table = held_out_data(header)
+    assert table == config.data.model_copy(update={"holdout": 0.0125, "labels": False})
+    assert own_reference(header, tmp_path / "m.safetensors") == str(tmp_path / "m.safetensors")
+    assert held_out_data(header_of(config)) is None and own_reference(header_of(config), tmp_path) is None
+    assert own_reference(header_of(resolve("shapes").config), tmp_path) == "shapes"
+    header["data"]["fit"] = "torn"
+    with pytest.raises(ConfigError, match="which images its training held out"):
+        held_out_data(header)
+
+
+def test_a_run_that_began_before_there_was_a_holdout_goes_on_with_all_its_images(tmp_path):
+    config = resolve("shapes", flags={"data.path": "faces"}).config
+    text = to_toml(config)
+    (tmp_path / "config.toml").write_text(text.replace("holdout = 0.05\n", ""))
+    assert config.data.holdout == 0.05 and from_toml(tmp_path / "config.toml").data.holdout == 0
+    (tmp_path / "config.toml").write_text(text)
+    assert from_toml(tmp_path / "config.toml") == config
 
 
 def test_editing_levels_that_were_tuned_on_other_pictures_are_not_called_tuned():

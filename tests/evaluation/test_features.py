@@ -198,4 +198,4 @@ def test_damaged_shipped_weights(tmp_path, monkeypatch):
 
 def test_names_are_those_that_can_be_built():
     assert set(MODES) == set(RESIZERS)
-    assert set(FEATURES) == {"inception", "digits", "shapes", "points"}
+    assert set(FEATURES) == {"inception", "imagenet", "digits", "shapes", "small", "points"}
