@@ -13,6 +13,7 @@ MODULES = {
     "ect-step": "ect_step",
     "sample": "sampling",
     "teacher": "teacher_sampling",
+    "equal-time": "equal_time",
     "eval": "eval_speed",
     "averages": "averages",
     "overhead": "overhead",

@@ -283,7 +283,7 @@ def from_toml(path: str | Path) -> RunConfig:
 INTERVALS = ("log_every", "checkpoint_every", "sample_every", "eval_every", "keep_every", "snapshot_every")
 # What may differ between two starts of one run: words, rhythm, how the machine is used, what a bad step leads to, and
 # what is done with the finished model.
-MACHINE = ("threads", "micro_batch", "bad_step", "compile", "cuda_graphs", "shard")
+MACHINE = ("threads", "micro_batch", "bad_step", "compile", "cuda_graphs", "fused_norm", "shard")
 FREE = {f"train.{key}" for key in (*INTERVALS, *MACHINE, "time")} | {"recipe.title"}
 FREE_TABLES = ("about.", "edit.", "recipe.expected.")
 

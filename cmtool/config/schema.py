@@ -131,7 +131,13 @@ class TrainConfig(Table):
         "alone, or all passes (less exact)",
     )
     deterministic: bool = False
-    compile: bool = Field(False, description="torch.compile the networks; without a compiler they run as they are")
+    compile: bool = Field(
+        False, description="torch.compile the networks block by block; without a compiler they run as they are"
+    )
+    fused_norm: bool = Field(
+        False,
+        description="a GPU: normalize, condition and activate in one kernel, where it agrees with torch and is faster",
+    )
     cuda_graphs: bool = Field(True, description="record the passes of a small network on a GPU once and replay them")
     shard: bool = Field(False, description="several processes: split weights, optimizer and averages over them (FSDP2)")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; None: torch's choice")

@@ -20,7 +20,6 @@ from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
     RawNetwork,
-    activated,
     add_label,
     attention,
     exact,
@@ -58,7 +57,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E) is the embedding after its activation."""
-        h = activated(self.in_layers["0"](x))
+        h = self.in_layers["0"](x, silu=True)
         if self.resample == "up":
             h, x = (
                 cast(Conv2d, self.in_layers["2"]).after_doubling(h),
@@ -70,10 +69,9 @@ class ResBlock(nn.Module):
             h = self.in_layers["2"](h)
         condition = self.emb_layers["1"](emb)[:, :, None, None]
         if self.scale_shift:
-            h = self.out_layers["0"](h, condition)
+            h = self.out_layers["0"](h, condition, silu=True)
         else:
-            h = self.out_layers["0"](h + condition)
-        h = activated(h)
+            h = self.out_layers["0"](h + condition, silu=True)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
         skip = x if not hasattr(self, "skip_connection") else self.skip_connection(x)
@@ -209,4 +207,4 @@ class AdmUNet(RawNetwork):
         for stage in self.output_blocks:
             h = self.run(stage, torch.cat([h, skips.pop()], dim=1), emb)
         with exact(h):
-            return self.out["2"](activated(self.out["0"](h.to(self.dtype))))
+            return self.out["2"](self.out["0"](h.to(self.dtype), silu=True))

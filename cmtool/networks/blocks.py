@@ -85,11 +85,6 @@ def heads_of(qkv: Tensor, heads: int, interleaved: bool = False) -> tuple[Tensor
     return (parts.contiguous() if qkv.device.type == "cpu" else parts).unbind(0)
 
 
-def activated(x: Tensor) -> Tensor:
-    """SiLU of a tensor that nothing else reads, in place when no gradients are recorded."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 def joined(branch: Tensor, x: Tensor) -> Tensor:
     """The sum of a branch that nothing else reads and its input, in place when no gradients are recorded."""
     if torch.is_grad_enabled() or branch.dtype != x.dtype:

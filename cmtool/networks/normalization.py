@@ -8,6 +8,7 @@ by channel, in whole vectors; otherwise, and under every transform, torch's own 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,11 @@ def conditioned(y: Tensor, condition: Tensor | None) -> Tensor:
     return torch.addcmul(shift, y, scale + 1)
 
 
+def activated(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nothing else reads, in place when no gradients are recorded."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class _Normalize(torch.autograd.Function):
     """Normalize x (B, C, H, W), channels last, and apply a condition (B, 2C, 1, 1).
 
@@ -91,13 +97,18 @@ class _Normalize(torch.autograd.Function):
                 place = y if condition.dtype == y.dtype else None
                 y = torch.addcmul(shift, y, scale + 1, out=place)
         ctx.save_for_backward(x, weight, bias, condition, wide(mean), wide(inverse))
-        ctx.groups, ctx.eps = groups, eps
+        ctx.groups, ctx.number, ctx.eps = groups, number, eps
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or not _has_layout(gradient):
-            return (*_by_torch(ctx, gradient), None, None, None)  # a derivative of this derivative, or many at once
+            return (
+                *gradients_by_torch(ctx, gradient),
+                None,
+                None,
+                None,
+            )  # a derivative of this derivative, or many at once
         return (*_by_channels(ctx, gradient), None, None, None)
 
 
@@ -110,17 +121,22 @@ def _has_layout(x: Tensor) -> bool:
     return True
 
 
-def _by_torch(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
-    """Gradients for x, weight, bias and condition by torch's own operations, which can be differentiated again."""
-    x, weight, bias, condition, *_ = ctx.saved_tensors
-    given = [x, weight, bias, condition]
+def gradients_by_torch(ctx: Any, gradient: Tensor, silu: bool = False) -> list[Tensor | None]:
+    """Gradients for x, weight, bias and condition by torch's own operations, which can be differentiated again.
+
+    `ctx` has these four saved, and as attributes `number` of groups and `eps`; `silu` if the activation belongs to it.
+    """
+    given = ctx.saved_tensors[:4]
     wanted = [tensor for tensor, needed in zip(given, ctx.needs_input_grad, strict=False) if needed]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
+        x, weight, bias, condition = given
         # Channels first, because torch before 2.13 lacks some derivatives of the other layout.
-        y = conditioned(F.group_norm(x.contiguous(), ctx.groups.number, weight, bias, ctx.eps), condition)
+        y = F.group_norm(x.contiguous(), ctx.number, weight.to(x.dtype), bias.to(x.dtype), ctx.eps)
+        y = conditioned(y, condition)
+        y = F.silu(y) if silu else y
         found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), create_graph=again))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[: len(given)]]
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]
 
 
 def _by_channels(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -168,26 +184,40 @@ class GroupNorm(nn.GroupNorm):
     WIDE_GROUP = 8
     LARGE_IMAGE = 16_384
 
+    # What normalizes, conditions and activates in one go on a GPU where that pays (`fused.use`).
+    fused: Callable[[GroupNorm, Tensor, Tensor | None, bool], Tensor | None] | None = None
+
     def __init__(self, channels: int, group_channels: int = 1, eps: float = 1e-5) -> None:
         wanted = min(MAX_GROUPS, max(1, channels // group_channels))
         super().__init__(wanted if channels % wanted == 0 else math.gcd(channels, wanted), channels, eps)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None, silu: bool = False) -> Tensor:
         """Normalize x (B, C, ...) in its own dtype.
 
         `condition` (B, 2C, 1, 1) holds scales, then shifts: the result is multiplied by 1 + scale and shifted.
+        `silu`: activate the result.
         """
+        if self.fused is not None and self._is_plain(x, condition):
+            y = self.fused(self, x, condition, silu)
+            if y is not None:
+                return y
         if self._ours_pays(x, condition):
             how = self.num_groups, self.eps, not self._kernel_pays(x)
-            return _Normalize.apply(x, self.weight, self.bias, condition, *how)
-        return conditioned(self._normalized(x), condition)
+            y = _Normalize.apply(x, self.weight, self.bias, condition, *how)
+        else:
+            y = conditioned(self._normalized(x), condition)
+        return activated(y) if silu else y
 
-    def _ours_pays(self, x: Tensor, condition: Tensor | None) -> bool:
-        if x.device.type != "cpu" or x.ndim != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    def _is_plain(self, x: Tensor, condition: Tensor | None) -> bool:
+        """Whether x is a channels-last image outside every transform: what kernels of our own can take."""
+        if x.ndim != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         if torch._C._are_functorch_transforms_active() or _is_dual(x, self.weight, self.bias, condition):
             return False
-        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+    def _ours_pays(self, x: Tensor, condition: Tensor | None) -> bool:
+        if x.device.type != "cpu" or not self._is_plain(x, condition):
             return False
         if self.weight.dtype != (torch.float32 if x.dtype in HALF else x.dtype):
             return False

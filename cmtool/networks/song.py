@@ -20,7 +20,6 @@ from cmtool.networks.blocks import (
     FourierFeatures,
     LogVariance,
     RawNetwork,
-    activated,
     attention,
     exact,
     heads_of,
@@ -132,12 +131,12 @@ class SongBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C_in, H, W) to (B, C_out, H', W'); `emb` (B, E)."""
-        h = self.conv0(activated(self.norm0(x)))
+        h = self.conv0(self.norm0(x, silu=True))
         condition = self.affine(emb)[:, :, None, None]
         if self.scale_shift:
-            h = activated(self.norm1(h, condition))
+            h = self.norm1(h, condition, silu=True)
         else:
-            h = activated(self.norm1(h + condition))
+            h = self.norm1(h + condition, silu=True)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
         x = joined(self.conv1(h), x if self.skip is None else self.skip(x)).mul_(SKIP_SCALE)
@@ -268,4 +267,4 @@ class SongUNet(RawNetwork):
         for block in blocks:
             h = self.run(block, torch.cat([h, skips.pop()], dim=1) if block.joins else h, emb)
         with exact(h):
-            return conv(activated(norm(h.to(self.dtype)))).to(x.dtype)
+            return conv(norm(h.to(self.dtype), silu=True)).to(x.dtype)

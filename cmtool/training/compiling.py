@@ -1,13 +1,23 @@
-"""torch.compile where it works: a network that cannot be compiled runs as it is, and the reason is reported."""
+"""torch.compile block by block: a network that cannot be compiled runs as it is, and the reason is reported.
+
+Blocks of one kind and width share one compilation, so that a large network takes seconds where compiling it as a whole
+takes minutes. Recomputed blocks (`network.checkpointing`) are compiled like others.
+"""
 
 from __future__ import annotations
+
+import importlib.util
 
 import torch
 from torch import Tensor, nn
 
 from cmtool.config.schema import RunConfig
 from cmtool.models import Model, beside
+from cmtool.training.sharding import units
 from cmtool.training.state import TrainState
+
+# Kinds of blocks that may share one function.
+KINDS = 64
 
 
 def trial(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -18,17 +28,18 @@ def trial(model: Model, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def compile_network(model: Model, batch: int, backend: str = "inductor") -> str | None:
-    """Compile a model's network in place and try it, forward and (if it is trained) backward.
+    """Compile the blocks of a model's network in place and try them, forward and (if it is trained) backward.
 
-    It works in place, so that weights keep their names, and takes minutes for large U-Nets. A transformer is compiled
-    block by block: its blocks are alike, and the code of the first serves all. Returns None, or one line on why it
-    failed; the network is then as it was before.
+    It works in place, so that weights keep their names. Returns None, or one line on why it failed; the network is then
+    as it was before.
     """
     network: nn.Module = model.network
     trained = any(parameter.requires_grad for parameter in network.parameters())
     try:
-        for part in getattr(network, "blocks", [network]):
-            part.compile(backend=backend)
+        # Blocks differ by width, side and resampling: more kinds than the compiler allows for one function.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)  # type: ignore[attr-defined]
+        for block in units(network):
+            block.compile(backend=backend)
         seen = model.condition
         pictures = None if seen is None else torch.zeros(1, seen.channels, *model.image_shape[1:], device=model.device)
         with torch.set_grad_enabled(trained), beside(pictures):
@@ -49,6 +60,19 @@ def leave_plain(network: nn.Module) -> None:
         part._compiled_call_impl = None
 
 
+def fuse(config: RunConfig, device: torch.device, models: list[Model]) -> list[str]:
+    """Let networks on a GPU take kernels of our own if `train.fused_norm` is set; return the messages to show."""
+    if not config.train.fused_norm:
+        return []
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return ["train.fused_norm needs a GPU and Triton, which torch brings along on Linux; the networks do without."]
+    from cmtool.networks.fused import use
+
+    for model in models:
+        use(model.network)
+    return []
+
+
 def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, batch: int) -> list[str]:
     """Compile student, target and teacher if `train.compile` is set; return the messages to show."""
     if not config.train.compile:
@@ -63,4 +87,7 @@ def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, bat
             for other in models:
                 leave_plain(other.network)
             return [f"torch.compile failed, the networks run as they are ({reason})."]
-    return ["networks compiled; the first steps may still compile for other shapes."]
+    return [
+        "networks compiled by blocks; the first steps may still compile for other shapes. Passes are not recorded as "
+        "CUDA graphs, nor computed as pairs in bfloat16."
+    ]

@@ -30,7 +30,7 @@ from cmtool.samplers.times import solver_times
 from cmtool.schedules.density import LevelDensity
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
-from cmtool.training.compiling import compile_all
+from cmtool.training.compiling import compile_all, fuse
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
@@ -132,13 +132,15 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         teacher = placed(precision.apply_to_teacher(teacher), device, config.train.compile)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision.tf32
+    fused = fuse(config, device, [student] if teacher is None else [student, teacher])
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
     if sharding is not None and teacher is not None:
         sharding.apply(teacher.network)
     state = TrainState(config, student, sharding, precision.name, fake)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
-    trainer.notes = [precision.describe(), *compile_all(config, state, teacher, passes), *_said(config, trainer.world)]
+    compiled = compile_all(config, state, teacher, passes)
+    trainer.notes = [precision.describe(), *fused, *compiled, *_said(config, trainer.world)]
     frozen = frozen_predictor(config.recipe.coupling, device)
     if frozen is not None:
         check_same_classes(dataset, frozen.header["data"], f"the predictor {config.recipe.coupling.model}")

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmtool.networks.blocks import activated, heads_of, joined
+from cmtool.networks.blocks import heads_of, joined
+from cmtool.networks.normalization import activated
 
 
 def drawn(*shape, seed=0):

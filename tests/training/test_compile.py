@@ -7,8 +7,11 @@ from cmtool.errors import ConfigError
 from cmtool.training import compiling
 from cmtool.training.batches import Ahead, Batches
 from cmtool.training.compiling import compile_all, compile_network, leave_plain
+from cmtool.training.sharding import units
 from tests.training.tiny import FLAGS, config_of, teacher_file, trainer_of, with_source
 
+ADM = ("network.kind=adm", "network.channels=8", "network.channel_mult=[1]", "network.num_blocks=3")
+ADM += ("network.group_channels=4", "network.attention=[]")
 MLP = ("network.kind=mlp", "network.num_blocks=1")
 
 
@@ -20,7 +23,7 @@ def test_a_compiled_network_answers_the_same_and_keeps_its_names():
     plain, compiled = (trainer_of(config_of("ict", *MLP, steps=2)) for _ in range(2))
     names = list(compiled.state.student.network.state_dict())
     assert compile_network(compiled.state.student, 8, backend="eager") is None
-    assert compiled.state.student.network._compiled_call_impl is not None
+    assert all(block._compiled_call_impl for block in units(compiled.state.student.network))
     assert list(compiled.state.student.network.state_dict()) == names
     assert all(parameter.grad is None for parameter in compiled.state.parameters())
     for _ in range(2):
@@ -28,6 +31,27 @@ def test_a_compiled_network_answers_the_same_and_keeps_its_names():
         compiled.step()
     for a, b in zip(plain.state.parameters(), compiled.state.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_of_one_kind_are_compiled_once(checkpointing):
+    """Eight residual blocks of three kinds; the answer and its gradients are the plain network's."""
+    sets = (*ADM, f"network.checkpointing={str(checkpointing).lower()}")
+    plain, compiled = (trainer_of(config_of("ict", *sets, steps=2)) for _ in range(2))
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    assert compile_network(compiled.state.student, 8, backend=counting) is None
+    blocks = list(units(compiled.state.student.network))
+    assert 0 < len(graphs) < len(blocks)
+    for _ in range(2):
+        plain.step()
+        compiled.step()
+    for a, b in zip(plain.state.parameters(), compiled.state.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_a_transformer_is_compiled_block_by_block():
@@ -68,14 +92,32 @@ def test_what_was_compiled_before_the_failure_runs_as_it_is_too(monkeypatch):
 
     def second_fails(model, batch):
         calls.append(model)
-        model.network.compile(backend="eager")
+        for block in units(model.network):
+            block.compile(backend="eager")
         return "RuntimeError: no memory" if len(calls) == 2 else None
 
     monkeypatch.setattr(compiling, "compile_network", second_fails)
     said = compile_all(config_of("ct", *MLP, "train.compile=true", steps=1), trainer.state, None, 8)
     assert len(calls) == 2
     assert "no memory" in said[0]
-    assert all(model.network._compiled_call_impl is None for model in calls)
+    assert not any(block._compiled_call_impl for model in calls for block in units(model.network))
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_by_inductor_on_a_cpu():
+    plain, compiled = (trainer_of(config_of("ict", *ADM, steps=2)) for _ in range(2))
+    assert compile_network(compiled.state.student, 8) is None
+    for _ in range(2):
+        plain.step()
+        compiled.step()
+    for a, b in zip(plain.state.parameters(), compiled.state.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_kernels_of_our_own_need_a_gpu():
+    trainer = trainer_of(config_of("ict", "train.fused_norm=true", steps=1))
+    assert any("train.fused_norm needs a GPU" in note for note in trainer.notes)
+    trainer.step()
 
 
 def test_recipes_with_a_forward_derivative_refuse_to_be_compiled(tmp_path):
