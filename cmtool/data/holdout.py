@@ -95,7 +95,7 @@ def _part(data: Dataset, rows: Tensor) -> Dataset:
 
 def _too_few(count: int, share: float, held: int) -> str:
     """Say why nothing is held out, and what would."""
-    if 2 * LEAST > count:
+    if count < 2 * LEAST:
         return f"{count:,} images are too few to hold any out: there are no figures (at least {2 * LEAST} are needed)"
     needed = min(0.5, 2 * LEAST / count)  # twice the least, because the number varies by chance
     return (
