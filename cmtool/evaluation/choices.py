@@ -11,6 +11,7 @@ FEATURES = ("inception", "digits", "shapes", "points")
 MODES = ("legacy_tensorflow", "clean", "legacy_pytorch")
 REFERENCES = (
     "digits",
+    "avatars",
     "shapes",
     "toy2d",
     "cifar10",
