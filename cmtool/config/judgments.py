@@ -105,7 +105,7 @@ def describe_judging(config: RunConfig, other_data: bool = False, decided: bool 
     return None
 
 
-_BUILT_IN_REFERENCES = ("digits", "shapes", "toy2d", "cifar10", "imagenet64", "lsun")
+_BUILT_IN_REFERENCES = ("digits", "avatars", "shapes", "toy2d", "cifar10", "imagenet64", "lsun")
 
 
 # --- from the header of a model --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 SourceName = Literal[
     "digits",
+    "avatars",
     "shapes",
     "toy2d",
     "folder",
@@ -51,6 +52,7 @@ class SourceInfo:
 
 SOURCES: dict[str, SourceInfo] = {
     "digits": SourceInfo(usual=(8, 1)),
+    "avatars": SourceInfo(usual=(16, 3)),
     "shapes": SourceInfo(usual=(16, 3)),
     "toy2d": SourceInfo(usual=(1, 2), points=True),
     "folder": SourceInfo(ending=""),

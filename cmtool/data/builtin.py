@@ -1,8 +1,10 @@
-"""Data sets that need no file: scikit-learn's digits, procedurally drawn shapes, and mixtures in the plane."""
+"""Data sets that come along: scikit-learn's digits, pixel-art faces, drawn shapes, and mixtures in the plane."""
 
 from __future__ import annotations
 
+import lzma
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +22,10 @@ from cmtool.rng import derive
 PARTS = ("train", "heldout")
 SHAPES_SIZE = 5000
 TOY_SIZE = 10_000
+# 12,000 faces, uint8 (N, 16, 16, 3): the design "Pixel Art" by DiceBear (dicebear.com), CC0 1.0. Drawn by
+# benchmarks/make_avatars.mjs from the seeds s0, s1, ...; packed by benchmarks/pack_avatars.py.
+AVATARS = Path(__file__).with_name("avatars16.npy.xz")
+AVATARS_SIDE, AVATARS_TRAIN = 16, 8000
 
 
 @lru_cache(maxsize=1)
@@ -98,6 +104,34 @@ def load_shapes(cfg: DataConfig) -> Dataset:
     return _finish(torch.from_numpy(images), torch.from_numpy(labels), cfg, SHAPES, len(SHAPES))
 
 
+@lru_cache(maxsize=1)
+def _avatars() -> NDArray[np.uint8]:
+    """Return all faces, (N, 16, 16, 3)."""
+    with lzma.open(AVATARS) as stream:
+        pixels: NDArray[np.uint8] = np.load(stream, allow_pickle=False)
+    return pixels
+
+
+def load_avatars(cfg: DataConfig) -> Dataset:
+    """Load pixel-art faces: the first 8,000, or with the kind "heldout" the other 4,000; they have no labels.
+
+    A pixel becomes a square of pixels where a multiple of 16 is asked for.
+    """
+    if cfg.channels != 3:
+        raise DataError(f"avatars are RGB: data.channels must be 3, not {cfg.channels}.")
+    if cfg.resolution % AVATARS_SIDE:
+        raise DataError(
+            f"avatars are {AVATARS_SIDE} pixels wide or a multiple of it, not {cfg.resolution}.",
+            f"use --set data.resolution={AVATARS_SIDE}",
+        )
+    held_out = _part(cfg.kind, "avatars") == "heldout"
+    rows = _avatars()[AVATARS_TRAIN:] if held_out else _avatars()[:AVATARS_TRAIN]
+    images = torch.from_numpy(rows[: cfg.size]).permute(0, 3, 1, 2)
+    factor = cfg.resolution // AVATARS_SIDE
+    grown = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return _finish(grown.contiguous(), None, cfg, None, 0)
+
+
 def load_toy2d(cfg: DataConfig) -> Dataset:
     """Draw `size` points (10,000 unless told) of the mixture `kind` ("gaussians8" unless told) as (2, 1, 1) floats."""
     if cfg.channels != 2 or cfg.resolution != 1:
@@ -110,4 +144,4 @@ def load_toy2d(cfg: DataConfig) -> Dataset:
     return _finish(torch.from_numpy(points), torch.from_numpy(labels), cfg, None, toy2d_classes(kind))
 
 
-BUILTIN = {"digits": load_digits, "shapes": load_shapes, "toy2d": load_toy2d}
+BUILTIN = {"digits": load_digits, "avatars": load_avatars, "shapes": load_shapes, "toy2d": load_toy2d}

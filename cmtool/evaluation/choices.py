@@ -11,6 +11,7 @@ FEATURES = ("inception", "imagenet", "digits", "shapes", "small", "points")
 MODES = ("legacy_tensorflow", "clean", "legacy_pytorch")
 REFERENCES = (
     "digits",
+    "avatars",
     "shapes",
     "toy2d",
     "cifar10",

@@ -21,6 +21,7 @@ from cmtool.config.judgments import held_out_data
 from cmtool.config.load import from_toml, resolve
 from cmtool.config.schema import DataConfig
 from cmtool.data import Dataset, load_dataset
+from cmtool.data.builtin import AVATARS_SIDE
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
 from cmtool.evaluation.choices import check_reference_name
@@ -66,6 +67,9 @@ def _edm(mode: str) -> Remote:
 NAMED: dict[str, Named] = {
     "digits": Named("digits", 1797, data=DataConfig(source="digits", resolution=8, channels=1, labels=True)),
     "shapes": Named("shapes", 1797, data=DataConfig(source="shapes", resolution=16, channels=3, labels=True)),
+    "avatars": Named(
+        "shapes", 4000, data=DataConfig(source="avatars", resolution=AVATARS_SIDE, channels=3, kind="heldout")
+    ),
     "toy2d": Named("points", 10_000, data=DataConfig(source="toy2d", resolution=1, channels=2, labels=True)),
     "cifar10": Named("inception", 50_000, remote=_clean_fid),
     "imagenet64": Named("inception", 50_000, remote=_adm("imagenet64", "imagenet/64/VIRTUAL_imagenet64_labeled.npz")),
@@ -157,10 +161,12 @@ def resolve_reference(
 def _builtin(name: str, named: Named, shape: tuple[int, int, int] | None) -> Reference:
     assert named.data is not None
     data = named.data
-    if name == "shapes" and shape is not None and shape[0] == shape[1] and shape[2] == 3:
+    grows = name == "shapes" or (name == "avatars" and shape is not None and shape[0] % AVATARS_SIDE == 0)
+    if grows and shape is not None and shape[0] == shape[1] and shape[2] == 3:
         data = data.model_copy(update={"resolution": shape[0]})
     images = from_dataset(load_dataset(data), name)
-    return Reference(name, f"all {images.count:,} images of the data set", images, named.features, named.count)
+    said = f"the {images.count:,} held-out images" if data.kind == "heldout" else f"all {images.count:,} images"
+    return Reference(name, f"{said} of the data set", images, named.features, named.count)
 
 
 def _from_preset(name: str) -> Reference:

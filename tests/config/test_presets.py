@@ -12,11 +12,14 @@ from cmtool.config.toml import write_toml
 from cmtool.diffusion.grid import karras_grid
 
 SHIPPED = [
+    "avatars",
     "celeba64",
     "cifar10",
     "digits",
     "folder128",
+    "folder16",
     "folder256",
+    "folder32",
     "folder64",
     "imagenet32",
     "imagenet64",
@@ -34,7 +37,7 @@ def config(preset, recipe, **more):
     return resolve(preset, recipe=recipe, **more).config
 
 
-def test_all_fourteen_are_shipped(tmp_path, monkeypatch):
+def test_all_are_shipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(list_presets()) == SHIPPED
 

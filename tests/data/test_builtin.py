@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,8 @@ def test_digits_larger_in_color_in_parts_and_fewer():
         ({"source": "digits", "channels": 2}, "1 or 3 channels"),
         ({"source": "digits", "kind": "trian"}, "Did you mean train"),
         ({"source": "shapes"}, "must be 3, not 1"),
+        ({"source": "avatars", "resolution": 16}, "must be 3, not 1"),
+        ({"source": "avatars", "resolution": 24, "channels": 3}, "a multiple of it, not 24"),
         ({"source": "toy2d"}, "2 channels and resolution 1"),
         ({"source": "toy2d", "channels": 2, "resolution": 1, "kind": "two_moon"}, "Did you mean two_moons"),
     ],
@@ -127,6 +131,20 @@ def test_shapes_are_spread_as_edm_expects():
     assert 0.45 < images.std() < 0.55 and data.class_names == SHAPES
     held = load_dataset(config("shapes", resolution=16, channels=3, size=1000, kind="heldout"))
     assert held.fingerprint != data.fingerprint
+
+
+def test_avatars_are_the_faces_that_the_seeds_draw():
+    """The bytes are those of the 12,000 faces that benchmarks/make_avatars.mjs draws, in the order of their seeds."""
+    small = {"resolution": 16, "channels": 3}
+    train, held = (load_dataset(config("avatars", kind=kind, **small)) for kind in (None, "heldout"))
+    assert train.images.shape == (8000, 3, 16, 16) and held.images.shape == (4000, 3, 16, 16)
+    assert load_dataset(config("avatars", kind="train", **small)).fingerprint == train.fingerprint
+    faces = torch.cat([train.images, held.images]).permute(0, 2, 3, 1).numpy()
+    digest = hashlib.sha256(faces.tobytes()).hexdigest()
+    assert digest == "1b671a519b6b7f5a9ab31e0e1b1373aeab89df1823b2f5221f69cf0889d8d41f"
+    assert len({face.tobytes() for face in faces}) == 12_000 and train.labels is None
+    large = load_dataset(config("avatars", resolution=48, channels=3, size=5))
+    assert torch.equal(large.images[..., 1::3, 2::3], train.images[:5]) and len(large) == 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -164,12 +164,12 @@ def test_figures_by_request_and_notes():
     assert few.values["precision"] is None and any("more than 5" in note for note in few.notes)
 
 
-@pytest.mark.parametrize("preset", ["digits", "shapes", "shapes64", "toy2d"])
+@pytest.mark.parametrize("preset", ["digits", "avatars", "shapes", "shapes64", "toy2d"])
 def test_presets_of_built_in_data_are_judged_by_features_that_come_along(preset):
     config = resolve(preset).config
     side = config.data.resolution
     shape = (2, 1, 1) if preset == "toy2d" else (side, side, config.data.channels)
     reference = resolve_reference(config.eval.reference, shape)
-    assert reference.features == {"toy2d": "points"}.get(preset, config.data.source)
+    assert reference.features == {"toy2d": "points", "avatars": "shapes"}.get(preset, config.data.source)
     network = build_features(reference.features, shape)
     assert network.domain or network.name == "points"
