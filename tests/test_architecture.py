@@ -4,10 +4,15 @@ circle; files and functions stay small."""
 from __future__ import annotations
 
 import ast
+import functools
+import re
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import cmtool
 from tests.import_graph import PACKAGE, circles, import_graph, named_imports
 
 ROOMS = [
@@ -118,6 +123,54 @@ def test_a_circle_is_found_wherever_its_imports_stand(tmp_path):
     assert circles(import_graph(package)) == [frozenset({"cmtool.a", "cmtool.inner.b", "cmtool.d"})]
     (package / "c.py").write_text("def f():\n    from cmtool import a\n")
     assert circles(import_graph(package)) == [frozenset({"cmtool.a", "cmtool.inner.b", "cmtool.d", "cmtool.c"})]
+
+
+def test_every_imported_name_of_the_package_exists():
+    """The type checker passes over modules it does not find."""
+    found = [f"{place}: {name}" for place, code in written_code() for name in missing_names(code)]
+    assert not found, "\n".join(found)
+
+
+def test_a_name_that_is_gone_is_seen():
+    code = "from cmtool.nowhere import x\nimport cmtool.errors, cmtool.gone\ndef f():\n    from cmtool.errors import A, UserError"
+    assert set(missing_names(code)) == {"cmtool.nowhere", "cmtool.gone", "cmtool.errors.A"}
+    assert not missing_names("from cmtool import load, data\nfrom cmtool.data import Dataset, listing")
+
+
+def written_code() -> Iterator[tuple[str, str]]:
+    """Yield (place, code) of all Python of the project: files, and blocks of the docs."""
+    root = PACKAGE.parent
+    for folder in ("cmtool", "tests", "benchmarks"):
+        for path in (root / folder).rglob("*.py"):
+            yield str(path.relative_to(root)), path.read_text(encoding="utf-8")
+    for path in [root / "README.md", *(root / "docs").rglob("*.md")]:
+        for block in re.findall(r"^ *```python\n(.*?)^ *```", path.read_text(encoding="utf-8"), re.M | re.S):
+            yield str(path.relative_to(root)), textwrap.dedent(block)
+
+
+def missing_names(code: str) -> set[str]:
+    """Return what `code` imports from the package and is not there."""
+    found = [(module, name) for module, name in named_imports(ast.parse(code), "") if module.split(".")[0] == "cmtool"]
+    return {module for module, _ in found if top_names(module) is None} | {
+        f"{module}.{name}" for module, name in found if name and name not in (top_names(module) or {name})
+    }
+
+
+@functools.cache
+def top_names(module: str) -> set[str] | None:
+    """Return what a module of the package defines, with its submodules; None if there is no such module."""
+    place = PACKAGE.parent.joinpath(*module.split("."))
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not path.is_file():
+        return None
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    imports = (node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)))
+    names |= {alias.asname or alias.name for node in imports for alias in node.names}
+    inside = place.iterdir() if place.is_dir() else []
+    lazy = set(cmtool.__all__) if module == "cmtool" else set()
+    return names | lazy | {entry.stem for entry in inside if entry.suffix == ".py" or (entry / "__init__.py").is_file()}
 
 
 def test_only_the_command_line_imports_the_theory():

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmtool.api.find import find_model
 from cmtool.checkpoint import read_header
@@ -15,9 +15,13 @@ from cmtool.config.explain import is_given
 from cmtool.config.judgments import describe_judging, is_teacher_of
 from cmtool.config.load import Preset, Resolved, from_toml, resolve
 from cmtool.config.schema import DataConfig, Family, RunConfig
-from cmtool.config.sources import DATA_SOURCES, SOURCES
+from cmtool.config.sources import DATA_SOURCES, SOURCES, named_source
 from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
 from cmtool.talk import Talk
+
+if TYPE_CHECKING:
+    from cmtool.data.dataset import Dataset
+    from cmtool.data.sources.base import Source
 
 TRACKERS = ("tensorboard", "wandb")
 Settings = Mapping[str, Any] | Sequence[str]
@@ -25,11 +29,15 @@ Settings = Mapping[str, Any] | Sequence[str]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is trained and where; `origins` says for each setting that is not a default where it was written."""
+    """What is trained and where; `origins` says for each setting that is not a default where it was written.
+
+    `found` are the data where planning had to list them.
+    """
 
     config: RunConfig
     folder: Path
     origins: dict[str, str] = field(default_factory=dict)
+    found: Source | Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,9 @@ def plan_run(
     said = describe_judging(resolved.config, resolved.other_data)
     if said is not None:
         talk.say(said)
-    config = _with_models(_without_time(_with_own_classes(resolved, talk), resolved.origins), talk)
-    return RunPlan(config, place.folder(f"{config.preset}-{config.recipe_name}"), resolved.origins)
+    config, found = _with_own_classes(resolved, talk)
+    config = _with_models(_without_time(config, resolved.origins), talk)
+    return RunPlan(config, place.folder(f"{config.preset}-{config.recipe_name}"), resolved.origins, found)
 
 
 def _without_time(config: RunConfig, origins: Mapping[str, str]) -> RunConfig:
@@ -98,19 +107,21 @@ def _without_time(config: RunConfig, origins: Mapping[str, str]) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"time": None})})
 
 
-def _with_own_classes(resolved: Resolved, talk: Talk) -> RunConfig:
+def _with_own_classes(resolved: Resolved, talk: Talk) -> tuple[RunConfig, Source | Dataset | None]:
     """Do without classes where only the preset asked for them and other pictures than its own have none."""
     config = resolved.config
     asked = is_given(resolved.origins.get("data.labels", ""))
-    if not resolved.other_data or not config.data.labels or asked or config.teacher or config.init:
-        return config
+    settled = asked or config.teacher or config.init or named_source(config.data.path)
+    if settled or not resolved.other_data or not config.data.labels:
+        return config, None
     check_data(config.data)
-    from cmtool.data.load import has_classes
+    from cmtool.data.load import find_data
 
-    if has_classes(config.data):
-        return config
+    found = find_data(config.data)
+    if found.classes is not None:
+        return config, found
     talk.say(f"{config.data.path} has no classes, so the model learns none (one folder for each class makes them).")
-    return config.model_copy(update={"data": config.data.model_copy(update={"labels": False})})
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": False})}), found
 
 
 def _with_models(config: RunConfig, talk: Talk) -> RunConfig:

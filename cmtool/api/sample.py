@@ -263,7 +263,8 @@ def out_kind(path: Path, num: int, points: bool = False) -> OutKind:
     if suffix == ".npz":
         return "npz"
     raise UserError(
-        f"--out {path}: '{suffix}' is not written here.", "use .png (a grid), .npz (arrays), or a name without a dot"
+        f"--out {path}: '{suffix}' is not written here.",
+        "use .png (one picture, or a grid of several), .npz (arrays), or a name without a dot (a folder of pictures)",
     )
 
 
@@ -309,15 +310,14 @@ def _fill(job: Job, model: Model, sink: Sink, batch_size: int, talk: Talk) -> in
         in_background(sink) as writer,
     ):
         update(completed=sink.start)
-        for batch in batches:
+        # A signal ends the batch that is being made: it can be made again, and a large one takes minutes.
+        while (batch := stop.unless_stopped(lambda: next(batches, None))) is not None:
             x0 = batch.x0.float()
             samples = x0 if job.is_points else to_uint8(x0, job.quantize).permute(0, 2, 3, 1)
             labels = None if batch.labels is None else batch.labels.cpu().numpy()
             writer.append(samples.cpu().numpy(), labels)
             update(completed=batch.start + len(samples))
-            if stop.now:
-                return stop.signal
-    return 0
+    return stop.signal
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

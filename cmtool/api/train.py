@@ -318,7 +318,7 @@ def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, wor
 
     config = plan.config
     set_up_torch(config.train.threads, config.train.deterministic)
-    dataset = load_dataset(config.data, talk)
+    dataset = load_dataset(config.data, talk, plan.found)
     for line in describe(dataset):
         talk.say(line)
     if config.train.compile:

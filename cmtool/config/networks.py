@@ -72,8 +72,16 @@ class NetworkConfig(Table):
     @model_validator(mode="before")
     @classmethod
     def _own(cls, values: Any) -> Any:
-        own_kind = cls.model_fields["kind"].default
-        return own_settings({"kind": own_kind} | values if isinstance(values, dict) else values)
+        """Leave out what only other kinds have.
+
+        A preset's table stays usable when `--set network.kind=...` asks for another kind, and so do headers of models
+        from the time when all kinds had one table.
+        """
+        if not isinstance(values, dict):
+            return values
+        foreign = {name for other in NETWORKS.values() for name in other.model_fields} - set(cls.model_fields)
+        kind = {"kind": cls.model_fields["kind"].default}
+        return cls.sized(kind | {key: value for key, value in values.items() if key not in foreign}, values)
 
     @property
     def forward_mode(self) -> bool:
@@ -307,25 +315,13 @@ _FIRST = (AdmConfig, MlpConfig, SongConfig, Edm2Config)
 _REST = {name: field.default for name, field in SongConfig.model_fields.items()}
 
 
-def own_settings(values: Any) -> Any:
-    """Name the kind ("adm" unless said) and leave out what only other kinds have.
-
-    A preset's table stays usable when `--set network.kind=...` asks for another kind, and so do headers of models from
-    the time when all kinds had one table.
-    """
-    if not isinstance(values, dict):
-        return values
-    kind = values.get("kind", "adm")
-    table = NETWORKS.get(kind) if isinstance(kind, str) else None
-    if table is None:
-        return {**values, "kind": kind}
-    foreign = {name for other in NETWORKS.values() for name in other.model_fields} - set(table.model_fields)
-    own = {"kind": kind} | {key: value for key, value in values.items() if key not in foreign}
-    return table.sized(own, values)
+def _named(values: Any) -> Any:
+    """Name the kind: "adm" unless said."""
+    return {"kind": "adm"} | values if isinstance(values, dict) else values
 
 
 # The table of a run's network.
-Network = Annotated[AnyNetwork, Field(discriminator="kind"), BeforeValidator(own_settings)]
+Network = Annotated[AnyNetwork, Field(discriminator="kind"), BeforeValidator(_named)]
 
 
 def network_config(**values: Any) -> Any:
@@ -335,10 +331,9 @@ def network_config(**values: Any) -> Any:
         ConfigError: for an unknown kind.
         ValidationError: for unknown settings, or values out of bounds.
     """
-    own = own_settings(values)
-    kind = own["kind"]
+    kind = values.get("kind", "adm")
     if not isinstance(kind, str) or kind not in NETWORKS:
         close = nearest(str(kind), NETWORKS)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(f"network.kind = {kind!r} is unknown; choose {', '.join(NETWORKS)}.{hint}")
-    return NETWORKS[kind].model_validate(own)
+    return NETWORKS[kind].model_validate(values)

@@ -88,13 +88,13 @@ def load_source(source: Source, rules: Rules, talk: Talk = SILENCE) -> Dataset:
     return _from(source, read_packed(path))
 
 
-def _matching(data: Dataset, cfg: DataConfig, path: Path) -> Dataset:
+def _matching(data: Dataset, cfg: DataConfig) -> Dataset:
     """Refuse a packed file of another shape; its pixels are not resized a second time."""
     if (data.resolution, data.channels) != (cfg.resolution, cfg.channels):
         raise DataError(
-            f"{path} holds images of {data.resolution} pixels and {data.channels} channels; "
+            f"{data.info.path} holds images of {data.resolution} pixels and {data.channels} channels; "
             f"the preset wants {cfg.resolution} and {cfg.channels}.",
-            f"pack it again: cmtool data make SRC --resolution {cfg.resolution} --out {path}",
+            f"pack it again: cmtool data make SRC --resolution {cfg.resolution} --out {data.info.path}",
         )
     return data
 
@@ -131,25 +131,28 @@ def _named(cfg: DataConfig) -> DataConfig:
     return cfg.model_copy(update={"source": named, "path": None}) if named else cfg
 
 
-def has_classes(cfg: DataConfig) -> bool:
-    """Return whether the images that `cfg.path` names come with classes, from their listing alone.
+def find_data(cfg: DataConfig, talk: Talk = SILENCE) -> Source | Dataset:
+    """Return what `cfg` names before its images are read: a listed source, or a data set that needs no packing.
+
+    Args:
+        cfg: the [data] table.
+        talk: told about a download.
 
     Raises:
         DataError: the source is missing, empty or unreadable.
+        OfflineError: a data set has to be downloaded and cannot be.
     """
     cfg = _named(cfg)
-    if cfg.path is None:
-        return True
-    path = locate(cfg)
+    if cfg.path is None and cfg.source in BUILTIN:
+        return BUILTIN[cfg.source](cfg)
+    path = locate(cfg, talk)
     try:
-        if path.is_file() and is_packed(path):
-            return read_packed(path).labels is not None
-        return open_source(path, cfg).classes is not None
+        return read_packed(path) if path.is_file() and is_packed(path) else open_source(path, cfg)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
+def load_dataset(cfg: DataConfig, talk: Talk = SILENCE, found: Source | Dataset | None = None) -> Dataset:
     """Load the data set of a run. A `path` takes precedence over the source's name; its format is detected.
 
     Labels are loaded only if `cfg.labels` is set. The images that `cfg.holdout` keeps from training are not among the
@@ -158,25 +161,26 @@ def load_dataset(cfg: DataConfig, talk: Talk = SILENCE) -> Dataset:
     Args:
         cfg: the [data] table.
         talk: told once about a download and about the first packing, and shows their progress.
+        found: what `find_data` returned, so that a large folder is listed once.
 
     Raises:
         DataError: the source is missing, empty, unreadable or of another shape than the configuration says.
         OfflineError: a data set has to be downloaded and cannot be.
     """
     cfg = _named(cfg)
-    if cfg.path is None and cfg.source in BUILTIN:
-        return hold_out(BUILTIN[cfg.source](cfg), cfg.holdout)
-    path = locate(cfg, talk)
-    try:
-        if path.is_file() and is_packed(path):
-            data = _matching(read_packed(path), cfg, path)
-        else:
-            data = load_source(open_source(path, cfg), rules_of(cfg), talk)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    found = find_data(cfg, talk) if found is None else found
+    if isinstance(found, Source):
+        try:
+            data = load_source(found, rules_of(cfg), talk)
+        except OSError as error:
+            raise DataError(f"{found.path} cannot be read: {error.strerror or error}.") from error
+    elif cfg.path is None and cfg.source in BUILTIN:
+        return hold_out(found, cfg.holdout)
+    else:
+        data = _matching(found, cfg)
     seen = condition_of(cfg.model_dump())
     if seen is not None and not seen.is_derived:
-        data = _paired(data, cfg, path, seen.path, talk)
+        data = _paired(data, cfg, locate(cfg, talk), seen.path, talk)
     return _limited(hold_out(_labeled(data, cfg), cfg.holdout), cfg.size)
 
 

@@ -199,7 +199,7 @@ def mask_from_levels(
 
     Raises:
         DataError: levels that are not finite, or outside [0, white] where there are more than two.
-        UserError: one level everywhere that is neither black nor white.
+        UserError: one level everywhere that is neither black nor white, or several that are all black.
     """
     low, high = float(levels.min()), float(levels.max())
     if not np.isfinite([low, high]).all():
@@ -213,6 +213,11 @@ def mask_from_levels(
     if low == high and NEAR < scaled.flat[0] < 255 - NEAR:
         raise UserError(f"{name} has one level everywhere: it does not say where to generate.", PAINT)
     mask = cleaned(scaled, lossy)
+    if low < high and not mask.any():
+        raise UserError(
+            f"{name} is empty: its highest level is {high:g} of {white:g}, and up to {NEAR * white / 255:g} is black.",
+            f"paint what is to be generated white ({white:g}), or save two values alone: the higher one is generated",
+        )
     return Painted(1.0 - mask if invert else mask, _doubts(mask, scaled, name, invert))
 
 

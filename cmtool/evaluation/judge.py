@@ -78,6 +78,11 @@ class Judge:
             if reference.images is None:
                 raise DataError(f"{reference.name} holds statistics only.", "name images: a folder or an .npz")
             shape = reference.images.shape
+        if reference.shape is None and world.main:
+            talk.warn(
+                f"{reference.name} holds statistics alone and not the size of its images: whether these were "
+                f"{shape[1]} x {shape[0]} as well cannot be checked."
+            )
         name, rule = features or reference.features, mode or reference.mode
         check_size(shape, reference)
         network = build_features(name, shape, rule, device, talk.say)
@@ -181,9 +186,9 @@ def _measured(found: Metrics) -> Measured:
 
 def check_size(shape: Shape, reference: Reference, name: str = "the samples") -> None:
     """Refuse images (H, W, C) of another size than the reference's; raises `DataError`."""
-    if reference.images is None or reference.images.shape == shape:
+    if reference.shape is None or reference.shape == shape:
         return
-    said = [f"{s[1]} x {s[0]} with {s[2]} channel{'s' if s[2] > 1 else ''}" for s in (shape, reference.images.shape)]
+    said = [f"{s[1]} x {s[0]} with {s[2]} channel{'s' if s[2] > 1 else ''}" for s in (shape, reference.shape)]
     raise DataError(
         f"{name}: images of {said[0]} against a reference of {said[1]}.",
         "compare images of one size, or make a reference of that size: cmtool eval --make-ref REF.npz --data SRC",

@@ -41,6 +41,7 @@ def make_reference(path: Path, judge: Judge, features: str, kept: int = KEPT) ->
         "count": images.count,
         "source": f"{images.count:,} images of {images.name}",
         "images_fingerprint": side.fingerprint,
+        "shape": list(images.shape),
         "features": features,
         "features_fingerprint": judge.network.fingerprint,
         "mode": judge.reference.mode,

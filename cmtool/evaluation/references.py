@@ -40,13 +40,17 @@ CLEAN_FID = "https://www.cs.cmu.edu/~clean-fid/stats"
 
 @dataclass(frozen=True)
 class Named:
-    """A reference known by name: its usual features, resizing rule, number of samples, and where it is from."""
+    """A reference known by name: its usual features, resizing rule, number of samples, and where it is from.
+
+    `shape` (H, W, C) is said of images that a file of statistics alone does not hold.
+    """
 
     features: str
     count: int
     mode: str = "legacy_tensorflow"
     data: DataConfig | None = None
     remote: Callable[[str], Remote] | None = None
+    shape: tuple[int, int, int] | None = None
 
 
 def _adm(name: str, path: str) -> Callable[[str], Remote]:
@@ -71,9 +75,9 @@ NAMED: dict[str, Named] = {
         "shapes", 4000, data=DataConfig(source="avatars", resolution=AVATARS_SIDE, channels=3, kind="heldout")
     ),
     "toy2d": Named("points", 10_000, data=DataConfig(source="toy2d", resolution=1, channels=2, labels=True)),
-    "cifar10": Named("inception", 50_000, remote=_clean_fid),
+    "cifar10": Named("inception", 50_000, remote=_clean_fid, shape=(32, 32, 3)),
     "imagenet64": Named("inception", 50_000, remote=_adm("imagenet64", "imagenet/64/VIRTUAL_imagenet64_labeled.npz")),
-    "imagenet64-edm": Named("inception", 50_000, remote=_edm),
+    "imagenet64-edm": Named("inception", 50_000, remote=_edm, shape=(64, 64, 3)),
     "lsun_bedroom256": Named(
         "inception", 50_000, remote=_adm("lsun_bedroom256", "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz")
     ),
@@ -87,7 +91,8 @@ class Reference:
 
     `given` are statistics from a file and `given_features` is the fingerprint of the network that they were measured
     with ("inception" if a published file says no more); `images` are for precision, recall and KID. `training` are as
-    many of the images that the reference was held out of, to judge copying by.
+    many of the images that the reference was held out of, to judge copying by. `shape` (H, W, C) is that of the images, None
+    where statistics alone do not say it.
     """
 
     name: str
@@ -102,6 +107,11 @@ class Reference:
     digest: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
     training: ImageSet | None = None
+    shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images is not None:
+            object.__setattr__(self, "shape", self.images.shape)
 
     def own(self, num: int | None, mode: str | None) -> Reference:
         """Return only its images (`num` of them), without statistics from a file: what a new reference is made from.
@@ -265,6 +275,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
         str(meta.get("features_fingerprint", "inception")),
         sha256(path),
         meta,
+        named.shape or (tuple(meta["shape"]) if "shape" in meta else None),
     )
 
 
@@ -296,4 +307,9 @@ def _meta(reader: NpzReader) -> dict[str, Any]:
     for key in ("count", "samples"):
         if not isinstance(found.get(key, 0), int):
             raise DataError(f"{reader.path}: the entry meta has {key} = {str(found[key])[:40]!r}, which is no number.")
+    shape = found.get("shape", [1, 1, 1])
+    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(length, int) for length in shape)):
+        raise DataError(
+            f"{reader.path}: the entry meta has shape = {str(shape)[:40]!r}, which is no height, width, channels."
+        )
     return found

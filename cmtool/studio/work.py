@@ -60,11 +60,6 @@ def open_uri(text: Any, side: int, what: str) -> Image.Image:
     return image
 
 
-def read_uri(text: Any, channels: int, side: int, what: str) -> Bytes:
-    """Return the PNG inside an address as (side, side, channels), laid on white; errors as `open_uri`."""
-    return photo_of(open_uri(text, side, what), channels).pixels
-
-
 def _number(asked: Asked, key: str, kind: type, low: float, high: float, usual: Any) -> Any:
     value = asked.get(key, usual)
     try:

@@ -17,6 +17,7 @@ from cmtool.api.choose import choose_labels, choose_seeds
 from cmtool.cli.lists import parse_floats, parse_ints
 from cmtool.data.images import read_png_text
 from cmtool.errors import UsageError
+from cmtool.samplers import multistep
 from cmtool.units import format_ints
 from tests.cli.tiny import Shell, write_model
 
@@ -232,6 +233,26 @@ def test_a_folder_does_not_wait_for_the_disk_image_by_image(shell, tmp_path, mon
     few = len(waits)
     shell.out("sample", "--num", 30, "--out", "many")
     assert len(waits) - few == few
+
+
+def test_a_signal_ends_the_batch_that_is_being_made(shell, tmp_path, monkeypatch):
+    write_model(tmp_path)
+    solved, made = multistep.multistep, []
+
+    def slow(denoise, x, sigmas, noise):
+        made.append(len(x))
+        if len(made) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return solved(denoise, x, sigmas, noise)
+
+    monkeypatch.setattr(multistep, "multistep", slow)
+    began = time.monotonic()
+    code, _, said = shell("sample", "--num", 24, "--batch-size", 4, "--out", "cut")
+    assert code == 128 + signal.SIGTERM and "what was made is kept" in said
+    assert time.monotonic() - began < 30
+    assert made == [4, 4, 4] and len(list((tmp_path / "cut").glob("*.png"))) == 8
+    assert shell.json("sample", "--num", 24, "--batch-size", 4, "--out", "cut")["continued_at"] == 8
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")

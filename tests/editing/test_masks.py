@@ -146,6 +146,11 @@ def test_one_level_is_empty_or_full(level):
     ("image", "words"),
     [
         (Image.new("L", (8, 8), 128), "one level everywhere"),
+        (Image.fromarray(np.array([[0, 1, 2]], np.uint8)), "m is empty: its highest level is 2 of 255"),
+        (
+            Image.fromarray(np.array([[0, 0.01, 0.02]], np.float32)),
+            "its highest level is 0.02 of 1, and up to 0.094",
+        ),
         (Image.fromarray(np.array([[0, 0.5, 7]], np.float32)), "outside"),
         (Image.fromarray(np.array([[0, np.nan, 1]], np.float32)), "no numbers"),
     ],

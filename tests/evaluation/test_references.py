@@ -1,5 +1,9 @@
 """References by name and path, the cache of features, and references of one's own."""
 
+import json
+from pathlib import Path
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 
@@ -86,6 +90,32 @@ def test_statistics_alone_give_fid_and_refuse_precision(place):
     assert found.values["fid"] > 0 and found.values["precision"] is None
     with pytest.raises(DataError, match="holds statistics only"):
         judge(samples, ("pr",))
+
+
+def test_statistics_alone_are_of_images_of_one_size(place):
+    save_npz("digits.npz", pictures(60, channels=1))
+    make_reference(place / "ref.npz", Judge.of("digits.npz", features="digits"), "digits", kept=0)
+    assert resolve_reference("ref.npz").shape == (8, 8, 1)
+    with pytest.raises(DataError, match="16 x 16 with 3 channels against a reference of 8 x 8 with 1 channel"):
+        Judge.of("ref.npz", (16, 16, 3))
+    # A published file says nothing of the size, and Inception takes all sizes.
+    write_stand_in(cache_dir() / "features" / "inception-2015-12-05.pt")
+    np.savez("stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    talk = MagicMock()
+    Judge.of("stats.npz", (8, 8, 3), talk=talk)
+    assert "8 x 8 as well cannot be checked" in talk.warn.call_args.args[0]
+    remote = NAMED["cifar10"].remote("legacy_tensorflow")
+    remote.path.parent.mkdir(parents=True)
+    Path("stats.npz").rename(remote.path)
+    with pytest.raises(DataError, match="64 x 64 with 3 channels against a reference of 32 x 32"):
+        Judge.of("cifar10", (64, 64, 3))
+
+
+@pytest.mark.parametrize("shape", [8, [8, 8], [8, 8, "1"], None])
+def test_a_shape_that_is_none_is_refused(place, shape):
+    np.savez("ref.npz", mu=np.zeros(4), sigma=np.eye(4), meta=np.array(json.dumps({"shape": shape})))
+    with pytest.raises(DataError, match="no height, width, channels"):
+        resolve_reference("ref.npz")
 
 
 def test_a_reference_of_ones_own_equals_its_images(place):

@@ -20,7 +20,7 @@ from cmtool.data.listing import list_folder
 from cmtool.errors import CheckpointError, ConfigError, DataError, UserError
 from cmtool.evaluation.samples import open_images
 from cmtool.reporting.pictures import grid_pictures
-from cmtool.studio.work import read_uri
+from cmtool.studio.work import open_uri
 from tests.cli.tiny import write_model
 from tests.fuzz import examples
 
@@ -160,4 +160,4 @@ def test_samples_that_expand_like_a_bomb_are_refused(tmp_path):
 def test_the_studio_refuses_a_picture_that_claims_gigapixels():
     text = "data:image/png;base64," + base64.b64encode(png_of(60_000, 60_000)).decode()
     with pytest.raises(UserError, match="is no picture"):
-        read_uri(text, 3, 8, "the picture")
+        open_uri(text, 8, "the picture")
