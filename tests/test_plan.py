@@ -47,10 +47,10 @@ def test_more_time_and_a_faster_machine_never_choose_less():
 def test_a_short_time_takes_the_smallest_size_and_a_shorter_one_is_refused():
     short = choose(pictures(), Wishes(time=60.0), SLOW)
     assert short.resolution == 16 and short.ratio < 1
-    with pytest.raises(UserError, match=r"7 s are too short .* the least is about") as refused:
-        choose(pictures(), Wishes(time=7.0), SLOW)
+    with pytest.raises(UserError, match=r"6 s are too short .* the least is about") as refused:
+        choose(pictures(), Wishes(time=6.0), SLOW)
     assert "--anyway" in refused.value.hint
-    assert choose(pictures(), Wishes(time=7.0, anyway=True), SLOW).resolution == 8
+    assert choose(pictures(), Wishes(time=6.0, anyway=True), SLOW).resolution == 8
 
 
 def test_speeds_follow_the_work_of_the_nearest_network():

@@ -16,6 +16,8 @@ from cmtool.config.schema import RunConfig
 
 # Shares of a run's time at which its end is decided anew.
 MARKS = (0.01, 0.03, 0.06, *(share / 20 for share in range(2, 20)), 0.975)
+# The share of the time over which the pace of steps is averaged: the weight of an older step falls to 1/e.
+MEMORY = 0.12
 # A run that reaches its end early goes on only for at least this share of its steps.
 WORTHWHILE = 0.02
 # Pictures in the grid after the last step, and evaluations for each.
@@ -102,6 +104,7 @@ class Timekeeper:
         """Measure from here: the run begins at `step`, or has been taken back to it."""
         self._start = self.clock.spent
         self._marks = list(MARKS)
+        self._recent_seconds = self._recent_steps = 0.0
         self._since, self._at, self._paused = step, self._start, 0.0
 
     def paused(self, seconds: float) -> None:
@@ -127,9 +130,12 @@ class Timekeeper:
         return None if at_end_for_little or abs(new - end) < 1 else new
 
     def _forecast(self, step: int, spent: float) -> int:
-        """Return the end by the pace since the last decision; pauses are taken to be as frequent as so far."""
-        done = step - self._since
-        pace = max(spent - self._at - self._paused, 1e-9) / done
+        """Return the end by the pace of late; pauses are taken to be as frequent as so far."""
+        seconds, done = spent - self._at, step - self._since
+        kept = math.exp(-seconds / (MEMORY * max(self.until - self._start, 1e-9)))
+        self._recent_seconds = kept * self._recent_seconds + max(seconds - self._paused, 1e-9)
+        self._recent_steps = kept * self._recent_steps + done
+        pace = self._recent_seconds / self._recent_steps
         self._pauses, self._steps = self._pauses + self._paused, self._steps + done
         self._since, self._at, self._paused = step, spent, 0.0
         left = self.until - self._closing - spent
@@ -150,4 +156,4 @@ def timekeeper_of(config: RunConfig, clock: Clock, until: float | None, searches
     ends = config.train.time if until is None else until
     # A forward pass costs a third of a step.
     grid = GRID * EVALUATIONS[config.recipe.model_kind] / (3 * config.train.batch_size)
-    return Timekeeper(clock, ends, 1.0 + (min(75.0, 0.08 * ends) if searches else 0.0), grid)
+    return Timekeeper(clock, ends, 1.5 + (min(75.0, 0.08 * ends) if searches else 0.0), grid)
