@@ -150,10 +150,11 @@ def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
             path = find_model(value, kinds=kinds, option=f"--{name}").path
             headers[name] = read_header(path)
             config = config.model_copy(update={name: str(path)})
+    start = headers.get("init") or headers.get("teacher")
+    adopted = config if start is None else adopt(config, start)
     if len(headers) == 2:
         check_teacher(config, headers["teacher"], headers["init"])
-    start = headers.get("init") or headers.get("teacher")
-    return config if start is None else adopt(config, start)
+    return adopted
 
 
 def plan_extension(

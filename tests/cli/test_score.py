@@ -8,7 +8,7 @@ from cmtool.checkpoint import load_tensors, read_header, save_model
 from tests.training.tiny import FLAGS, teacher_file
 
 # Unjudged: the search for sampling times at the end would take longer than the training.
-SMALL = (*FLAGS, "--steps", "3", "--batch-size", "8", "--set", "eval.reference=")
+SMALL = (*FLAGS, "--steps", "2", "--batch-size", "4", "--set", "eval.reference=")
 
 
 @pytest.fixture
