@@ -91,8 +91,8 @@ class Reference:
 
     `given` are statistics from a file and `given_features` is the fingerprint of the network that they were measured
     with ("inception" if a published file says no more); `images` are for precision, recall and KID. `training` are as
-    many of the images that the reference was held out of, to judge copying by. `shape` (H, W, C) is that of the images, None
-    where statistics alone do not say it.
+    many of the images that the reference was held out of, to judge copying by. `shape` (H, W, C) is that of the images,
+    None where statistics alone do not say it.
     """
 
     name: str
@@ -275,7 +275,7 @@ def _from_file(name: str, path: Path, named: Named, mode: str) -> Reference:
         str(meta.get("features_fingerprint", "inception")),
         sha256(path),
         meta,
-        named.shape or (tuple(meta["shape"]) if "shape" in meta else None),
+        shape=named.shape or (tuple(meta["shape"]) if "shape" in meta else None),
     )
 
 
