@@ -19,6 +19,7 @@ MODULES = {
     "overhead": "overhead",
     "scale": "scale",
     "card": "card",
+    "card-day": "card_day",
     "side-by-side": "side_by_side",
 }
 SCRIPTS = {

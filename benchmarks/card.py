@@ -35,11 +35,14 @@ FORMATS: dict[str, dict[str, object]] = {
     "fp32": {"train.precision": "fp32"},
     "tf32": {"train.precision": "fp32"},
     "pair": {"train.precision": "bf16", "train.half_passes": "pair"},
+    "fused": {"train.precision": "bf16", "train.half_passes": "pair", "train.fused_norm": True},
     "replayed": {"train.precision": "bf16", "train.half_passes": "pair", "train.cuda_graphs": True},
     "backward": {"train.precision": "bf16", "train.half_passes": "backward"},
     "all": {"train.precision": "bf16", "train.half_passes": "all"},
     "compiled": {"train.precision": "bf16", "train.half_passes": "all", "train.compile": True},
 }
+# These change the networks themselves, so that those of other formats do not serve.
+OWN_NETWORKS = ("compiled", "fused")
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,13 @@ def again(trainer: Trainer, config: RunConfig) -> Trainer:
 
 
 def sweep(asked: argparse.Namespace, config: Callable[..., RunConfig], peak: float) -> Iterator[Row]:
-    """Yield a row for every format and batch that fits; networks are built once, and once more for compiling."""
+    """Yield a row for every format and batch that fits; networks are built anew where the format changes them."""
     trainer, work = None, evaluations(config())[0] * size_of(config()).forward
     data = stand_in_data(config(), 512)
     for name in asked.formats.split(","):
         for batch in map(int, asked.batches.split(",")):
             settings = config(batch=batch, **FORMATS[name])
-            if trainer is None or name == "compiled":
+            if trainer is None or name in OWN_NETWORKS:
                 trainer = None
                 gc.collect()
                 trainer = prepare(settings, data, torch.device("cuda"))
@@ -98,7 +101,7 @@ def sweep(asked: argparse.Namespace, config: Callable[..., RunConfig], peak: flo
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             try:
-                own = again(trainer, settings) if name != "compiled" else trainer
+                own = trainer if name in OWN_NETWORKS else again(trainer, settings)
                 torch.backends.cudnn.allow_tf32 = name == "tf32" or settle_precision(settings, own.device).tf32
                 for _ in range(1 if own.replay is None else WARM_UP + 2):
                     own.step()
@@ -107,6 +110,8 @@ def sweep(asked: argparse.Namespace, config: Callable[..., RunConfig], peak: flo
                 if not out_of_memory(error):
                     raise
                 break
+            finally:
+                trainer = None if name in OWN_NETWORKS else trainer
             rate = work * batch / seconds / 1e12
             memory = torch.cuda.max_memory_allocated() / 1e9
             yield Row(name, batch, 1e3 * seconds, batch / seconds, rate, rate / peak, memory)

@@ -30,6 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+if not __package__:  # typed as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from benchmarks.ect_step import EctStep
 from benchmarks.matched import checkout, diffusers_peer
 from cmtool.config.load import resolve
