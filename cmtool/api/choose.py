@@ -92,3 +92,20 @@ def lookalike(missing: Path) -> str:
     beside = [path.name for path in missing.parent.iterdir()] if missing.parent.is_dir() else []
     close = nearest(missing.name, beside, count=1)
     return f"did you mean {missing.parent / close[0]}?" if close else f"ls {missing.parent} shows what there is"
+
+
+def is_latent(header: Mapping[str, Any]) -> bool:
+    """Whether a model's samples are latents: images of floats, which no picture can hold."""
+    return bool(header["data"].get("float_samples")) and header["data"]["resolution"] > 1
+
+
+def check_condition(header: Mapping[str, Any], condition: Path | None) -> None:
+    """Refuse a picture for a model that sees none, and one that is not there.
+
+    Raises:
+        UsageError: one sentence.
+    """
+    if condition is not None and not header["data"].get("condition"):
+        raise UsageError("--condition is for models that were trained with data.condition, and this one was not.")
+    if condition is not None and not condition.exists():
+        raise UsageError(f"--condition {condition} does not exist.")

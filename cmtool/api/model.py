@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cmtool import models
-from cmtool.api.choose import choose_label
+from cmtool.api.choose import check_condition, choose_label
 from cmtool.api.find import load_model
-from cmtool.api.sample import IMAGES, Wish, check_condition
+from cmtool.api.sample import IMAGES, Wish
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate

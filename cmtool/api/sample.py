@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from cmtool.api.choose import choose_labels, choose_seeds
+from cmtool.api.choose import check_condition, choose_labels, choose_seeds, is_latent
 from cmtool.api.find import FoundModel, find_model, load_model
 from cmtool.errors import UsageError, UserError, unknown
 from cmtool.files.atomic import check_place
@@ -38,11 +38,6 @@ BATCH_VALUES = 2**18
 LARGEST_GRID = 10_000
 OutKind = Literal["picture", "npz", "folder"]
 Quantize = Literal["round", "truncate"]
-
-
-def is_latent(header: Mapping[str, Any]) -> bool:
-    """Whether a model's samples are latents: images of floats, which no picture can hold."""
-    return bool(header["data"].get("float_samples")) and header["data"]["resolution"] > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,18 +189,6 @@ def decide(
         f"({plan.source}; {plan.sampler}, {plan.nfe} evaluation{'s' * (plan.nfe != 1)} an image)"
     )
     return job
-
-
-def check_condition(header: Mapping[str, Any], condition: Path | None) -> None:
-    """Refuse a picture for a model that sees none, and one that is not there.
-
-    Raises:
-        UsageError: one sentence.
-    """
-    if condition is not None and not header["data"].get("condition"):
-        raise UsageError("--condition is for models that were trained with data.condition, and this one was not.")
-    if condition is not None and not condition.exists():
-        raise UsageError(f"--condition {condition} does not exist.")
 
 
 def _kinds(sampler: str | None) -> tuple[str, ...]:

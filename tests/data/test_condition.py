@@ -200,7 +200,7 @@ def test_trained_and_sampled_as_typed(cmtool, workdir):
     for command, words in (
         (("sample", "--model", "demo/shapes", "--condition", "face.png"), "and this one was not"),
         (("sample", "--model", "runs/c", "--condition", "nowhere.png"), "nowhere.png does not exist"),
-        (("edit", "denoise", "face.png", "--model", "runs/c", "--out", "e.png"), "conditioned on a picture"),
+        (("edit", "colorize", "face.png", "--model", "runs/c", "--out", "e.png"), "conditioned on a picture"),
         (("export", "runs/c", "--format", "openai", "--out", "o.pt"), "no place for the picture"),
     ):
         done = cmtool(*command)

@@ -17,9 +17,13 @@ from cmtool.data.sources.folder import open_folder, open_image_zip
 from cmtool.data.sources.imagenet import batch_files, open_downsampled_imagenet
 from cmtool.data.sources.lmdb import open_lmdb
 from cmtool.data.sources.tables import has_images, open_parquet
+from cmtool.data.sources.tar import is_tar, open_tar, shards_in
 from cmtool.errors import DataError, nearest
 
-FORMS = "a folder of images, an EDM zip, .npz, .parquet, .cmdata, an lmdb, CIFAR-10's or image-net.org's batches"
+FORMS = (
+    "a folder of images, an EDM zip, .tar shards, .npz, .parquet, .cmdata, an lmdb, CIFAR-10's or image-net.org's "
+    "batches"
+)
 
 
 class UnknownForm(DataError):
@@ -60,6 +64,8 @@ def _only_folder(path: Path) -> Path | None:
 def _open_folder(path: Path, kind: str | None) -> Source:
     inner = _only_folder(path)
     source = _published(path, kind) or (_published(inner, kind) if inner else None)
+    if source is None and shards_in(path) and not list_folder(path).images:
+        return open_tar(path, kind)
     if source is None:
         return open_folder(path, kind)
     beside = len(list_folder(path).images)
@@ -79,6 +85,8 @@ def _open_file(path: Path, kind: str | None) -> Source:
         return open_parquet(path)
     if start[:2] == b"\x1f\x8b":
         return open_cifar_archive(path, kind)
+    if is_tar(path):
+        return open_tar(path, kind)
     if path.suffix == ".mdb":
         return open_lmdb(path)
     if start[:1] == b"\x80":
