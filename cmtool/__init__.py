@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cmtool.api.model import Model as Model
     from cmtool.api.model import load as load
     from cmtool.api.model import sample as sample
-    from cmtool.api.pictures import save as save
+    from cmtool.api.model import save as save
     from cmtool.api.train import train as train
 
 # Where each name lies: a module below cmtool.api, or something in one.
@@ -40,7 +40,7 @@ _PLACES = {
     "search_times": "evaluate",
     "load": "model",
     "sample": "model",
-    "save": "pictures",
+    "save": "model",
     "train": "train",
 }
 __all__ = ["Model", "__version__", "edit", "evaluate", "load", "sample", "save", "search_times", "train"]
