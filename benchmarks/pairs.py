@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cmtool.machine.memory import keep_freed_memory
+from cmtool.machine.device import keep_freed_memory
 from cmtool.machine.recorded import WARM_UP
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cmtool.api.model import Model as Model
     from cmtool.api.model import load as load
     from cmtool.api.model import sample as sample
-    from cmtool.api.pictures import save as save
+    from cmtool.api.model import save as save
     from cmtool.api.plan_run import plan as plan
     from cmtool.api.train import train as train
 
@@ -43,7 +43,7 @@ _PLACES = {
     "load": "model",
     "sample": "model",
     "plan": "plan_run",
-    "save": "pictures",
+    "save": "model",
     "train": "train",
 }
 __all__ = ["Model", "__version__", "edit", "evaluate", "load", "plan", "sample", "save", "search_times", "train"]

@@ -138,8 +138,7 @@ def load_model(found: FoundModel | Path, device: str, precision: str) -> Model:
         precision: "auto" is float32, so that samples do not depend on the machine; "fp64", or "bf16" and "fp16" by
             autocast around the network.
     """
-    from cmtool.machine.device import choose_device
-    from cmtool.machine.memory import keep_freed_memory
+    from cmtool.machine.device import choose_device, keep_freed_memory
     from cmtool.models import apply_precision, load
 
     keep_freed_memory()

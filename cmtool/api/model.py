@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmtool import models
 from cmtool.api.choose import check_condition, choose_label
 from cmtool.api.find import load_model
 from cmtool.api.sample import IMAGES, Wish
-from cmtool.errors import UserError, unknown
+from cmtool.data import save_folder, save_npz, save_points, save_scatter
+from cmtool.data.images import save_pictures
+from cmtool.errors import DataError, UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
 from cmtool.samplers.plan import SamplePlan, plan_sampling
@@ -160,3 +164,35 @@ def as_model(model: Model | str | Path) -> Model:
 def sample(model: Model | str | Path, num: int | None = None, **how: Any) -> Tensor:
     """Return samples (N, C, H, W); the same as `load(model).sample(num, ...)`, whose arguments it takes."""
     return as_model(model).sample(num, **how)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+Bytes: TypeAlias = NDArray[np.uint8]
+
+
+def save(images: Tensor | Bytes, path: str | Path) -> Path:
+    """Write images and return where.
+
+    Args:
+        images: float tensor (N, C, H, W) in [-1, 1] or uint8 array (N, H, W, C); points are a tensor (N, 2, 1, 1).
+        path: `.png` is a grid (of one image: just that image), `.npz` the form that evaluators read, a path without
+            an ending a folder of PNGs.
+
+    Raises:
+        DataError: the images are not images, or the ending is none of these.
+        UserError: the place cannot be written.
+    """
+    path = Path(path)
+    if isinstance(images, Tensor) and images.ndim == 4 and images.shape[2:] == (1, 1) and images.shape[1] == 2:
+        if path.suffix == ".npz":
+            return save_points(path, images)
+        return save_scatter(images, path)
+    if path.suffix == ".png":
+        return save_pictures(images, path)
+    if path.suffix == ".npz":
+        return save_npz(path, images)
+    if path.suffix == "":
+        return save_folder(images, path)
+    raise DataError(f"{path}: images are written as .png, .npz or into a folder.")

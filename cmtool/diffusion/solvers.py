@@ -118,11 +118,7 @@ def adams_bashforth(steps: int, rho: float) -> Step:
     return walk
 
 
-SOLVERS: dict[str, Step] = {
-    "euler": euler_step,
-    "heun": heun_step,
-    "midpoint": midpoint_step,
-}
+SOLVERS: dict[str, Step] = {"euler": euler_step, "heun": heun_step, "midpoint": midpoint_step}
 # Methods that remember earlier steps; with a single step per pair they are no better than Euler's.
 TRAJECTORIES: dict[str, Callable[[int, float], Step]] = {"dpmpp_2m": dpmpp_2m, "adams_bashforth": adams_bashforth}
 

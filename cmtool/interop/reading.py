@@ -16,9 +16,8 @@ from cmtool.errors import CheckpointError, UsageError, UserError
 from cmtool.interop import diffusers, dit, edm, edm2, jax, openai, pickles
 from cmtool.interop.known import Published, by_file_name
 from cmtool.interop.layout import Foreign, Form, compare_names, named, shapes_of, widen
-from cmtool.interop.neighbors import averages_beside, full_beside, newest_of_series
 from cmtool.interop.torch_file import find_tensors, load_torch, read_safetensors
-from cmtool.interop.weights import choose
+from cmtool.interop.weights import averages_beside, choose, full_beside, newest_of_series
 from cmtool.networks import build_network
 
 KNOWN_LAYOUTS = (

@@ -154,13 +154,7 @@ class Workshop:
         return self._edited(asked, task, words, picture, how, inputs)
 
     def _edited(
-        self,
-        asked: Asked,
-        task: str,
-        words: list[str],
-        picture: Image.Image | Bytes,
-        how: How,
-        inputs: dict[str, str],
+        self, asked: Asked, task: str, words: list[str], picture: Image.Image | Bytes, how: How, inputs: dict[str, str]
     ) -> dict[str, Any]:
         made = arrays(task, self.model, picture, how)
         out = "edited.png" if len(made) == 1 else "edited/"

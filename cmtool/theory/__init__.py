@@ -12,10 +12,9 @@ when a = 1. Arrays over levels start at the data end: index 0 is t = 1.
   with L_f the Lipschitz constant of the flow maps, eps the training error and eps_F the error of the function class,
   both summed over the levels as E||.||.
 
-Modules, from formulas to pages: `levels`, `laws`, `line`, `gaussian` and `distances` hold the mathematics;
-`population` and `trained` run the recursion. `scaling`, `classes`, `schedules`, `typical`, `edm`, `gap`, `solvers` and
-`chain` are the experiments behind the commands, each with its closed forms first and its `run` last. `studies` finds
-and runs them, `study` is what they return, and `figures` draws and writes it; `checks` holds the known answers and
-`report` the page. Random draws take a `numpy.random.Generator`; nothing here is global, and only the command line
-imports this room.
+Modules, from formulas to pages: `levels`, `laws`, `gaussian` and `distances` hold the mathematics; `population` and
+`trained` run the recursion. `scaling`, `classes`, `schedules`, `typical`, `edm`, `gap`, `solvers` and `chain` are the
+experiments behind the commands, each with its closed forms first and its `run` last. `study` is what they return, and
+finds and runs them; `figures` draws and writes it, `checks` holds the known answers and `report` the page. Random draws
+take a `numpy.random.Generator`; nothing here is global, and only the command line imports this room.
 """

@@ -100,8 +100,7 @@ def read_points(path: Path, limit: int = 20000) -> Array:
             raise
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"cannot read points from {path}: {why}",
-            "one point per row, numbers only, no header",
+            f"cannot read points from {path}: {why}", "one point per row, numbers only, no header"
         ) from None
     points = points.reshape(len(points), -1) if points.ndim > 1 else points.reshape(-1, 1)
     if len(points) > limit:
@@ -153,9 +152,8 @@ def run(
     name = "ring of four modes" if data is None else f"{Path(data).name} ({len(law.weights)} points, d = {law.dim})"
     sampled = law.dim <= SAMPLED_DIM_LIMIT
     findings = [
-        "The chain keeps every marginal, so the covariance that training loses is the sum of its"
-        " best possible losses; its"
-        f" root, {rows[-1][-1]:.3f} at T = {rows[-1][0]}, bounds W2 from training logs alone.",
+        "The chain keeps every marginal, so the covariance that training loses is the sum of its best possible "
+        f"losses; its root, {rows[-1][-1]:.3f} at T = {rows[-1][0]}, bounds W2 from training logs alone."
     ]
     if not sampled:
         findings.append(

@@ -19,9 +19,8 @@ import numpy as np
 
 from cmtool.theory import chain, classes, edm, gap, gaussian, population, typical
 from cmtool.theory.distances import folded, normal_nodes
-from cmtool.theory.laws import GMM_A, GMM_E, product
+from cmtool.theory.laws import GMM_A, GMM_E, LineMixture, product
 from cmtool.theory.levels import Levels, geometric, karras, li, li_betas
-from cmtool.theory.line import LineMixture
 
 # What numpy returns: floats, its own scalars, and arrays of one element.
 Number = Any

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from cmtool.errors import UserError, unknown
 from cmtool.theory import population
 from cmtool.theory.distances import absolute_mean, normal_nodes
-from cmtool.theory.laws import parse_law, product
+from cmtool.theory.laws import LineMixture, parse_law, product
 from cmtool.theory.levels import Levels, build_levels, li
-from cmtool.theory.line import LineMixture
 from cmtool.theory.population import Map, at, conditional_mean, identity, rearranged
 from cmtool.theory.study import Curve, Panel, Study, Table
 
@@ -187,8 +186,8 @@ def _curves(rows: list[list[Any]], floor: float | None) -> list[Curve]:
 def _findings(rows: list[list[Any]], floor: float | None) -> list[str]:
     first, last = rows[0], rows[-1]
     found = [
-        f"The theorem's sum holds in {sum(row[-1] for row in rows)} of {len(rows)} cases; from size {first[0]} to"
-        f" {last[0]} the error moves from {first[1]:.3f} to {last[1]:.3f} (population {first[2]:.3f})."
+        f"The theorem's sum holds in {sum(row[-1] for row in rows)} of {len(rows)} cases; from size {first[0]} to "
+        f"{last[0]} the error moves from {first[1]:.3f} to {last[1]:.3f} (population {first[2]:.3f})."
     ]
     if floor is not None:
         found.append(

@@ -70,8 +70,8 @@ def assignment_w1(points: Array, others: Array) -> float:
         )
     if len(points) > ASSIGNMENT_LIMIT or len(points) != len(others):
         raise UserError(
-            f"the exact transport solver takes two clouds of the same size up to {ASSIGNMENT_LIMIT},"
-            f" not {len(points)} and {len(others)} points",
+            f"the exact transport solver takes two clouds of the same size up to {ASSIGNMENT_LIMIT}, not "
+            f"{len(points)} and {len(others)} points",
             f"use --count {min(len(points), 1000)}",
         )
     cost = cdist(points, others)

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 from cmtool.errors import UserError
 from cmtool.theory import population
-from cmtool.theory.laws import parse_law
+from cmtool.theory.laws import LineMixture, parse_law
 from cmtool.theory.levels import Levels, karras
-from cmtool.theory.line import LineMixture
 from cmtool.theory.study import Curve, Fit, Panel, Study, Table, local_slopes, power_law
 
 Array = NDArray[np.float64]
@@ -112,8 +111,8 @@ def run(counts: tuple[int, ...] = (10, 18, 36, 72, 144, 288), data: str = GMM, s
     fits = _fits(count_list, columns)
     slopes = [local_slopes(np.array(count_list) - 1.0, values)[-1] for values in columns.values()]
     findings = [
-        f"Exponents between the last two N: distillation Euler {slopes[1]:.2f}, Heun"
-        f" {slopes[2]:.2f}, its solvers' orders being -1 and -2.",
+        f"Exponents between the last two N: distillation Euler {slopes[1]:.2f}, Heun {slopes[2]:.2f}, its solvers' "
+        "orders being -1 and -2.",
         f"Training is at {slopes[0]:.2f} there"
         + (
             ": on separated modes it pays a transient that distillation does not."

@@ -226,13 +226,7 @@ def _minimizer_rows(majority: float, counts: list[int], huber: list[float]) -> t
     limit = minority_mass(majority, SIGMA_MAX)
     name = f"Diracs {1 - majority:.2g}/{majority:.2g}, lighter mass"
     rows: list[Row] = [
-        [
-            "minimizer, l1",
-            f"{name}, N = 5120",
-            "chain, formula",
-            l1_chain_mass(karras(5120).noise, majority),
-            limit,
-        ]
+        ["minimizer, l1", f"{name}, N = 5120", "chain, formula", l1_chain_mass(karras(5120).noise, majority), limit]
     ]
     curves = []
     for c in [*huber, np.inf]:
@@ -312,19 +306,15 @@ def run(
         Curve("generator pairs", list(times), [residual_generator(std, t) for t in times]),
     ]
     findings = [
-        "With squared l2 training and distillation have the same minimizer in the limit; the"
-        " published discrepancy is in"
-        " the value of the loss (its irreducible variance), not in what is learned.",
-        f"With l1 the minimizers differ for good: a mode of weight {1 - majority:.2g} receives"
-        f" {minority_mass(majority):.3f}"
-        f" of the mass, a W1 gap of {2 * (1 - majority - minority_mass(majority)):.3f} that no N repairs."
-        " Pseudo-Huber lies between.",
-        "Without a stop-gradient the output shrinks to 1/cosh(Theta), 0.40 for a quarter turn, at"
-        " every N: a sharp test for"
-        " a missing detach.",
-        "Generator-augmented pairs have residuals that fall as t^-4 instead of t^-2, but their"
-        " fixed point is too wide by a factor of"
-        f" up to {spread_limit():.3f}; at N = 18 this nearly cancels what training loses.",
+        "With squared l2 training and distillation have the same minimizer in the limit; the published discrepancy "
+        "is in the value of the loss (its irreducible variance), not in what is learned.",
+        f"With l1 the minimizers differ for good: a mode of weight {1 - majority:.2g} receives "
+        f"{minority_mass(majority):.3f} of the mass, a W1 gap of {2 * (1 - majority - minority_mass(majority)):.3f} "
+        "that no N repairs. Pseudo-Huber lies between.",
+        "Without a stop-gradient the output shrinks to 1/cosh(Theta), 0.40 for a quarter turn, at every N: a sharp "
+        "test for a missing detach.",
+        "Generator-augmented pairs have residuals that fall as t^-4 instead of t^-2, but their fixed point is too "
+        f"wide by a factor of up to {spread_limit():.3f}; at N = 18 this nearly cancels what training loses.",
     ]
     return Study(
         "gap",

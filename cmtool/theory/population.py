@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
 from cmtool.theory.distances import absolute_mean, normal_nodes
+from cmtool.theory.laws import LineMixture
 from cmtool.theory.levels import Levels
-from cmtool.theory.line import LineMixture
 
 Array = NDArray[np.float64]
 Map = Callable[[Array], Array]

@@ -114,34 +114,30 @@ def headlines(studies: Sequence[Study]) -> list[str]:
     lines = []
     if fit := _fit(studies, "scaling", "W1 in T/log T"):
         lines.append(
-            "The 1/T law is real and cannot be beaten: on Gaussian data the error falls as (T/log"
-            f" T)^{fit.exponent:.3f},"
-            " and no noise schedule that covers the whole way gets below 1.23/T."
+            "The 1/T law is real and cannot be beaten: on Gaussian data the error falls as (T/log "
+            f"T)^{fit.exponent:.3f}, and no noise schedule that covers the whole way gets below 1.23/T."
         )
     if fit := _fit(studies, "scaling", "W2 in d"):
         lines.append(
-            f"The dimension is where the bound is loose: d^{fit.exponent:.2f} measured (exactly 1/2"
-            " for isotropic data),"
-            " d^2.5 proved."
+            f"The dimension is where the bound is loose: d^{fit.exponent:.2f} measured (exactly 1/2 for isotropic "
+            "data), d^2.5 proved."
         )
     training, distilling = _fit(studies, "samplers", "CT in n"), _fit(studies, "samplers", "CD in n")
     if training and distilling:
         lines.append(
-            f"Training from data pays more than distillation on data with separate modes: its error falls only as"
-            f" n^{training.exponent:.2f} where distillation with exact scores falls as n^{distilling.exponent:.2f}."
-            " On Gaussian data the two are the same."
+            "Training from data pays more than distillation on data with separate modes: its error falls only as "
+            f"n^{training.exponent:.2f} where distillation with exact scores falls as n^{distilling.exponent:.2f}. On "
+            "Gaussian data the two are the same."
         )
     if fit := _fit(studies, "samplers", "CT W1 in L_f"):
         lines.append(
-            f"Sharper modes hurt training, but as L_f^{fit.exponent:.2f}, not as the cube that is"
-            " proved; until the steps"
-            " are finer than the modes' edges the law in T is T^(-1/2), not 1/T."
+            f"Sharper modes hurt training, but as L_f^{fit.exponent:.2f}, not as the cube that is proved; until the "
+            "steps are finer than the modes' edges the law in T is T^(-1/2), not 1/T."
         )
     if fit := _fit(studies, "edm", "CD Heun"):
         lines.append(
-            "A second-order solver pays off in distillation alone (measured order"
-            f" {-fit.exponent:.2f}); training has no"
-            " solver to improve."
+            f"A second-order solver pays off in distillation alone (measured order {-fit.exponent:.2f}); training has "
+            "no solver to improve."
         )
     return lines
 

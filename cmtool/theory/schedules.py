@@ -64,8 +64,8 @@ def _doubling(named: dict[str, Levels]) -> list[str]:
     if len(eta) < 2:
         return []
     return [
-        f"Doubling c0 and c1 multiplies the loss by {eta[1] / eta[0]:.2f}: large constants, as the proof likes them,"
-        " cost accuracy."
+        f"Doubling c0 and c1 multiplies the loss by {eta[1] / eta[0]:.2f}: large constants, as the proof likes them, "
+        "cost accuracy."
     ]
 
 
@@ -96,12 +96,12 @@ def run(
     }
     best = min(excess, key=lambda name: excess[name])
     findings = [
-        f"No schedule beats 1 - cos(Theta/(T-1))^(T-1), Theta the angle it covers: 1/T is unavoidable even for N(0, 1)."
-        f" At T = {count}, {best} is at {excess[best]:.4f} times its floor, the theorem's at"
-        f" {next(iter(excess.values())):.2f}.",
+        "No schedule beats 1 - cos(Theta/(T-1))^(T-1), Theta the angle it covers: 1/T is unavoidable even for N(0, "
+        f"1). At T = {count}, {best} is at {excess[best]:.4f} times its floor, the theorem's at "
+        f"{next(iter(excess.values())):.2f}.",
         *_doubling(named),
-        "The targets are X_1, not X_0 (b_1), and the start is N(0, I), not p_T (a_T): both ends"
-        " carry an error of their own.",
+        "The targets are X_1, not X_0 (b_1), and the start is N(0, I), not p_T (a_T): both ends carry an error of "
+        "their own.",
     ]
     panel = Panel("What training loses, N(0, 1)", "levels T", "eta = 1 - prod cos", curves)
     return Study(

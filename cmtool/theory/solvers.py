@@ -19,9 +19,8 @@ from scipy.special import ndtr
 
 from cmtool.errors import UserError
 from cmtool.theory import classes, gaussian, population
-from cmtool.theory.laws import GMM_A, parse_law
+from cmtool.theory.laws import GMM_A, LineMixture, parse_law
 from cmtool.theory.levels import Levels, li, uniform_angle
-from cmtool.theory.line import LineMixture
 from cmtool.theory.population import Map, Spline, at, ddim_step, level_grid
 from cmtool.theory.study import Curve, Fit, Panel, Study, Table, power_law
 from cmtool.theory.trained import TrainingResult, run_training
@@ -162,8 +161,8 @@ def distill_progressively(law: LineMixture, levels: Levels, size: int = 4001) ->
     count = levels.count - 1
     if count < 1 or count & (count - 1):
         raise UserError(
-            f"progressive distillation halves its steps; {count} steps (T = {levels.count}) cannot be halved"
-            " down to one",
+            f"progressive distillation halves its steps; {count} steps (T = {levels.count}) cannot be halved down to "
+            "one",
             "use T = 2^k + 1: 17, 33, 65",
         )
     steps, starts = teacher_steps(law, levels), list(range(count, 0, -1))
@@ -210,14 +209,7 @@ def _multistep(law: LineMixture, count: int) -> Table:
     for nfe in (1, 2, 4, 8):
         indices = [round(top * (1 - 0.7 * k / nfe)) for k in range(nfe)]
         sampler = population.errors(law, uniform_angle(nfe + 1), population.distill(law, uniform_angle(nfe + 1)))[0]
-        rows.append(
-            [
-                nfe,
-                multistep_w1(law, levels, functions, indices),
-                sampler,
-                sde_w1(law, uniform_angle(nfe + 1)),
-            ]
-        )
+        rows.append([nfe, multistep_w1(law, levels, functions, indices), sampler, sde_w1(law, uniform_angle(nfe + 1))])
     return Table(
         f"Same number of evaluations to sample; CT has {count} levels", ["NFE", "CT multistep", "ODE", "SDE"], rows
     )
@@ -285,22 +277,19 @@ def _findings(budget: Table, fits: list[Fit], lipschitz: list[Fit], end: Table, 
     largest = {str(row[-1]) for row in end.rows}
     held = sum(row[2] <= row[6] for row in end.rows)
     return [
-        f"With exact scores and n = {budget.rows[-1][0]}: ODE {last['ODE (DDIM)']:.4f}, second order"
-        f" {last['ODE 2nd order']:.4f}, SDE {last['SDE']:.4f}, CT {last['CT']:.4f}. CT is still at"
-        f" n^{order['CT']:.2f} where"
-        f" DDIM is at n^{order['ODE (DDIM)']:.2f}; but CT samples in one evaluation.",
-        "CD and progressive distillation equal the DDIM sampler of the same number of steps exactly: their targets are"
-        " functions of x, so perfect fits lose nothing. Progressive needs log2(n) rounds instead of n levels.",
-        f"Narrowing the modes, CT's error grows as L_f^{lipschitz[0].exponent:.2f} (s.e."
-        f" {lipschitz[0].error:.2f}); the theorem"
-        " proves L_f^3.",
-        f"End to end the largest part is {' or '.join(sorted(largest))}, depending on samples and"
-        f" class; the sum of the three holds in {held} of {len(end.rows)} cases.",
-        f"Networks trained for real: eps + eps_F is {training.eps_share:.2f} of the population"
-        " error with restarted rates (the"
-        f" best rule here is {training.best_rate}), the measured error stays"
-        f" {-training.excess_errors:.1f} standard errors below"
-        f" the theorem's sum, and CT is worse than CD by {training.ct_over_cd_errors:.0f} standard errors.",
+        f"With exact scores and n = {budget.rows[-1][0]}: ODE {last['ODE (DDIM)']:.4f}, second order "
+        f"{last['ODE 2nd order']:.4f}, SDE {last['SDE']:.4f}, CT {last['CT']:.4f}. CT is still at n^{order['CT']:.2f} "
+        f"where DDIM is at n^{order['ODE (DDIM)']:.2f}; but CT samples in one evaluation.",
+        "CD and progressive distillation equal the DDIM sampler of the same number of steps exactly: their targets "
+        "are functions of x, so perfect fits lose nothing. Progressive needs log2(n) rounds instead of n levels.",
+        f"Narrowing the modes, CT's error grows as L_f^{lipschitz[0].exponent:.2f} (s.e. {lipschitz[0].error:.2f}); "
+        "the theorem proves L_f^3.",
+        f"End to end the largest part is {' or '.join(sorted(largest))}, depending on samples and class; the sum of "
+        f"the three holds in {held} of {len(end.rows)} cases.",
+        f"Networks trained for real: eps + eps_F is {training.eps_share:.2f} of the population error with restarted "
+        f"rates (the best rule here is {training.best_rate}), the measured error stays {-training.excess_errors:.1f} "
+        f"standard errors below the theorem's sum, and CT is worse than CD by {training.ct_over_cd_errors:.0f} "
+        "standard errors.",
     ]
 
 
@@ -345,9 +334,8 @@ def run(
         ],
         _findings(budget, fits, lipschitz_fits, end, training),
         [
-            "SDE: the law itself is carried through the steps (1000 bins), not samples. Trained"
-            " networks: coupled distance"
-            " E||f - Phi|| with the exact flow, an upper bound of W1 that the proof itself uses.",
+            "SDE: the law itself is carried through the steps (1000 bins), not samples. Trained networks: coupled "
+            "distance E||f - Phi|| with the exact flow, an upper bound of W1 that the proof itself uses.",
             f"On N(0, 1) CT, CD, DDIM and progressive distillation are one map at every n (gain {eta:.6f} at n = 64).",
         ],
         {"data": data, "n": sizes, "T": count, "seeds": seeds, "steps": steps, "seed": seed},

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from cmtool.rng import generator
 from cmtool.theory import chain, population
-from cmtool.theory.laws import GMM_A, Mixture, product
+from cmtool.theory.laws import GMM_A, LineMixture, Mixture, product
 from cmtool.theory.levels import Levels, li
-from cmtool.theory.line import LineMixture
 from cmtool.theory.population import hermite
 from cmtool.theory.study import Curve, Panel, Table
 

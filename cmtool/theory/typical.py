@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from scipy.stats import chi2, norm
 
 from cmtool.errors import UserError
-from cmtool.theory.laws import Mixture, empirical, parse_law
+from cmtool.theory.laws import LineMixture, Mixture, empirical, parse_law
 from cmtool.theory.levels import Levels, li
-from cmtool.theory.line import LineMixture
 from cmtool.theory.population import at
 from cmtool.theory.study import Curve, Panel, Study, Table
 
@@ -164,12 +163,7 @@ def _coverage(data: str, count: int, c3s: list[float], rng: np.random.Generator)
 
 def _gaussian(count: int, c3s: list[float]) -> Table:
     rows = [
-        [
-            dim,
-            c3,
-            gaussian_outside(dim, count, c3),
-            tail_constant(gaussian_outside(dim, count, c3), dim, count),
-        ]
+        [dim, c3, gaussian_outside(dim, count, c3), tail_constant(gaussian_outside(dim, count, c3), dim, count)]
         for dim in (1, 2, 8, 32)
         for c3 in c3s
     ]
@@ -226,16 +220,13 @@ def run(
     main, curves = _coverage(data, count, list(c3), rng)
     digits, needed = _digits(count, draws, rng)
     findings = [
-        f"With c3 = {c3[0]:g} the worst level keeps {100 * (1 - float(main.rows[0][1])):.1f} %"
-        " inside; the union over levels"
-        f" is what a path must survive: {100 * main.rows[0][5]:.1f} % of forward paths and"
-        f" {100 * main.rows[0][6]:.1f} % of those of the exact flow leave it somewhere (two axes).",
+        f"With c3 = {c3[0]:g} the worst level keeps {100 * (1 - float(main.rows[0][1])):.1f} % inside; the union over "
+        f"levels is what a path must survive: {100 * main.rows[0][5]:.1f} % of forward paths and "
+        f"{100 * main.rows[0][6]:.1f} % of those of the exact flow leave it somewhere (two axes).",
         "For Gaussian data in d = 2 the outside mass is exactly 2 pi T^(-2 c3): polynomial in T, as the lemma says.",
-        f"On digits every draw lies inside with c3 = {needed:.2f}. A probability of T^(-c4 d) with"
-        " d = 64 is far below one"
-        f" in {draws}: from draws, c4 can only be said to be at least {digits.rows[0][5]:.3f}; the"
-        " normal tail carried on to c3 = 0.5 gives"
-        f" {min(float(row[6]) for row in digits.rows):.2f} at the worst level.",
+        f"On digits every draw lies inside with c3 = {needed:.2f}. A probability of T^(-c4 d) with d = 64 is far "
+        f"below one in {draws}: from draws, c4 can only be said to be at least {digits.rows[0][5]:.3f}; the normal "
+        f"tail carried on to c3 = 0.5 gives {min(float(row[6]) for row in digits.rows):.2f} at the worst level.",
     ]
     return Study(
         "typical",

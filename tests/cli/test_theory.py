@@ -113,7 +113,7 @@ def tiny_study(name: str) -> study.Study:
 
 def test_all_and_report_are_made_of_every_study(cmtool, workdir, monkeypatch):
     made = [tiny_study(name) for name in ("gap", "scaling")]
-    monkeypatch.setattr("cmtool.theory.studies.run_all", lambda: iter(made))
+    monkeypatch.setattr("cmtool.theory.study.run_all", lambda: iter(made))
     typed = cmtool("theory", "all", "--out", "made")
     assert typed.code == 0 and typed.out.rstrip().endswith("made")
     assert {path.name for path in (workdir / "made").glob("*.json")} == {"gap.json", "scaling.json"}

@@ -31,8 +31,11 @@ def written_in_place(path):
 
 
 def killed_somewhere(known, place) -> list[str]:
-    """Kill training before each change, every third one first; return what the first kill with a trace left broken."""
-    for number in (number for first in (4, 5, 6) for number in range(first, 60, 3)):
+    """Kill training before each change; return what the first kill with a trace left broken.
+
+    Every third change first, from the one on that is the likeliest: the fourth, seventh, ... came out whole.
+    """
+    for number in (number for first in (5, 6, 4) for number in range(first, 60, 3)):
         folder = known["train"].folder(place / str(number))
         trial("mutant", known["train"].words, folder, arm=kill_at(number))
         if found := broken_files(folder):

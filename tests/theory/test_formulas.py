@@ -12,10 +12,9 @@ from scipy.integrate import solve_ivp
 from scipy.stats import norm, wasserstein_distance
 
 from cmtool.errors import UserError
-from cmtool.theory import distances, edm, gap, gaussian, plan, typical
-from cmtool.theory.laws import GMM_A, Gaussian, Mixture, empirical, parse_law, product
+from cmtool.theory import distances, edm, gap, gaussian, scaling, typical
+from cmtool.theory.laws import GMM_A, Gaussian, LineMixture, Mixture, empirical, parse_law, product
 from cmtool.theory.levels import SCHEDULES, build_levels, geometric, karras, li, smallest_count, uniform_angle
-from cmtool.theory.line import LineMixture
 from cmtool.theory.study import local_slopes, log_ratio, power_law
 
 WIDTHS = st.floats(0.05, 5.0)
@@ -251,15 +250,15 @@ def test_the_measured_exponents_of_gaussian_data():
 
 
 def test_levels_needed_and_the_bound(monkeypatch):
-    assert [plan.levels_needed(dim, 0.1) for dim in (1, 4, 16, 64)] == [18, 47, 116, 276]
-    assert [plan.levels_needed(4, eps) for eps in (0.05, 0.025, 0.00625)] == [116, 276, 1434]
-    assert plan.bound_levels(1, 1.0) == pytest.approx(332_105, rel=1e-5)
-    assert plan.bound_value(4, plan.bound_levels(4, 0.05)) == pytest.approx(0.05, rel=1e-9)
-    found = plan.make_plan(2, 0.1)
+    assert [scaling.levels_needed(dim, 0.1) for dim in (1, 4, 16, 64)] == [18, 47, 116, 276]
+    assert [scaling.levels_needed(4, eps) for eps in (0.05, 0.025, 0.00625)] == [116, 276, 1434]
+    assert scaling.bound_levels(1, 1.0) == pytest.approx(332_105, rel=1e-5)
+    assert scaling.bound_value(4, scaling.bound_levels(4, 0.05)) == pytest.approx(0.05, rel=1e-9)
+    found = scaling.make_plan(2, 0.1)
     assert found.mixture_measured and found.mixture is not None
-    assert plan.mixture_error(2, found.mixture) <= 0.1 < plan.mixture_error(2, found.mixture - 1)
-    monkeypatch.setattr(plan, "MIXTURE_LIMIT", 128)
-    beyond = plan.make_plan(2, 0.05)
+    assert scaling.mixture_error(2, found.mixture) <= 0.1 < scaling.mixture_error(2, found.mixture - 1)
+    monkeypatch.setattr(scaling, "MIXTURE_LIMIT", 128)
+    beyond = scaling.make_plan(2, 0.05)
     assert not beyond.mixture_measured and beyond.mixture is not None and beyond.mixture > 128
 
 
@@ -297,9 +296,9 @@ def test_smallest_count_and_grids():
         (lambda: empirical(np.array([[np.nan]])), ["finite"]),
         (lambda: product(GMM_A, 13), ["4096"]),
         (lambda: product(UNEVEN, 2), ["common width"]),
-        (lambda: plan.make_plan(0, 0.1), ["dimension"]),
-        (lambda: plan.make_plan(1, -0.1), ["positive"]),
-        (lambda: plan.make_plan(1, 0.1, 0.5), ["at least 1"]),
+        (lambda: scaling.make_plan(0, 0.1), ["dimension"]),
+        (lambda: scaling.make_plan(1, -0.1), ["positive"]),
+        (lambda: scaling.make_plan(1, 0.1, 0.5), ["at least 1"]),
     ],
 )
 def test_bad_input_is_one_clear_sentence(make, words):
