@@ -56,8 +56,8 @@ def _known_keys(data: Dataset) -> NDArray[np.float64]:
 def hold_out(data: Dataset, share: float) -> Dataset:
     """Return the images to train on, with the others as their `held_out`; all of them where too few would be held out.
 
-    At most `MOST` are held out, those with the smallest keys: more images lower the bound, so that none that was trained
-    on is ever held out because some were added.
+    At most `MOST` are held out, those with the smallest keys: more images lower the bound, so that none that was
+    trained on is ever held out because some were added.
 
     Args:
         data: all images.
@@ -95,7 +95,7 @@ def _part(data: Dataset, rows: Tensor) -> Dataset:
 
 def _too_few(count: int, share: float, held: int) -> str:
     """Say why nothing is held out, and what would."""
-    if 2 * LEAST > count:
+    if count < 2 * LEAST:
         return f"{count:,} images are too few to hold any out: there are no figures (at least {2 * LEAST} are needed)"
     needed = min(0.5, 2 * LEAST / count)  # twice the least, because the number varies by chance
     return (

@@ -38,8 +38,8 @@ DINO_SIDE = 224
 class Network:
     """A network of features with its weights, and how images are brought to it.
 
-    `call` maps normalized images (B, 3, side, side) to features (B, D). `digest` is the SHA-256 of the weights' file, and
-    `version` says which code builds the network. `clamp`: overshoots of the interpolation are cut to [0, 1].
+    `call` maps normalized images (B, 3, side, side) to features (B, D). `digest` is the SHA-256 of the weights' file,
+    and `version` says which code builds the network. `clamp`: overshoots of the interpolation are cut to [0, 1].
     """
 
     call: Callable[[Tensor], Tensor]

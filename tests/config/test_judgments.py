@@ -14,8 +14,8 @@ from cmtool.config.judgments import (
 )
 from cmtool.config.load import from_toml, resolve, to_toml
 from cmtool.config.schema import EditConfig, EvalConfig
-from cmtool.errors import ConfigError
 from cmtool.editing.levels import edit_settings, plan_edit
+from cmtool.errors import ConfigError
 from cmtool.models import model_header
 
 NO_FACTS = (EditConfig(), None, None, {}, None, "")
