@@ -151,7 +151,7 @@ def timm_network(name: str, device: str, say: Callable[[str], None] = lambda tex
     side = DINO_SIDE if dino else config.input_size[-1]
     sized = {"img_size": side} if config.fixed_input_size else {}
     overlay = {"file": str(file)}
-    clip = "clip" in model and config.num_classes
+    clip = "clip" in model and config.num_classes and "_ft_" not in str(config.tag)  # fine-tuned ones are classifiers
     try:
         network = timm.create_model(
             model, pretrained=True, pretrained_cfg_overlay=overlay, **sized, **({} if clip else {"num_classes": 0})

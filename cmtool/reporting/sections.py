@@ -180,7 +180,8 @@ def slider(name: str, frames: Sequence[tuple[int, Picture]]) -> str:
 # --- figures ---
 
 HEADS = {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KD", "precision": "precision", "recall": "recall",
-         "density": "density", "coverage": "coverage", "copies": "copies", "class_agreement": "classes"}  # fmt: skip
+         "density": "density", "coverage": "coverage", "copies": "copies", "fdd": "FDD", "cmmd": "CMMD",
+         "class_agreement": "classes"}  # fmt: skip
 
 
 def evaluation_table(runs: Sequence[RunRecord]) -> str:
