@@ -58,13 +58,13 @@ def evaluate(
     Args:
         samples: a model (its samples are made in memory), the path or name of one, a sample file or folder, images
             (N, C, H, W) as floats in [-1, 1], or uint8 (N, H, W, C).
-        reference: what to compare with: a name such as "digits" or "cifar10", an .npz, a folder of images, a preset, a
-            run (the images that its training held out); None: a model's own.
+        reference: what to compare with: a name such as "digits" or "cifar10", an .npz, a folder of images, a preset, or
+            a run (the images that its training held out); None: a model's own.
         num: how many samples; None: all of a file, or the reference's usual number for a model.
         steps: evaluations per image, for a model's samples.
         times: noise levels in place of `steps`.
-        metrics: some of "fid", "sfid", "is", "kid", "pr", "dc", "classes", "copies", "memorization", "consistency"; None:
-            all usual ones that apply.
+        metrics: some of "fid", "sfid", "is", "kid", "pr", "dc", "classes", "copies", "memorization", "consistency";
+            None: all usual ones that apply.
         features: the feature network; None: the reference's usual one. Only "inception" makes "fid" a FID.
         mode: Inception's resizing rule; None: the reference's.
         teacher: the diffusion model whose trajectories "consistency" follows.

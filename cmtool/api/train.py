@@ -373,7 +373,7 @@ def judges(trainer: Trainer, talk: Talk) -> tuple[RunJudge | None, Closing | Non
 
     def closing(model: Model, late: Callable[[], bool]) -> dict[str, Any]:
         talk.say("searching sampling times for 2 to 4 steps")
-        return short_search(model, judge.judge, count=count, late=late)
+        return short_search(model, judge.judge, count=count, seconds=180 if judge.own else 60, late=late)
 
     return judge, closing if config.family != "edm" and count else None
 
@@ -383,7 +383,7 @@ def _say_unjudged(config: RunConfig, talk: Talk) -> None:
     if config.train.eval_every:
         talk.warn("no evaluation during training: the run has no reference (--set eval.reference=...).")
     elif config.data.holdout and config.family != "edm":
-        talk.say("So there is no reference, and no sampling times are searched at the end.")
+        talk.say("There is no reference, so no sampling times are searched at the end.")
 
 
 def _diagnosis(session: Session, told: bool | Diagnosed) -> Callable[[], None]:

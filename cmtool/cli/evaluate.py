@@ -41,7 +41,9 @@ Steps = Annotated[str | None, typer.Option("--steps", help="Evaluations an image
 Times = Annotated[str | None, typer.Option("--times", help="Noise levels of all evaluations, e.g. 80,0.8.")]
 Metrics = Annotated[
     str | None,
-    typer.Option("--metrics", help="fid,sfid,is,kid,pr,dc,classes,copies; memorization, consistency by name."),
+    typer.Option(
+        "--metrics", help="fid,sfid,is,kid,pr,dc,classes,copies; fdd, cmmd, memorization, consistency by name."
+    ),
 ]
 FeatureName = Annotated[
     str | None,

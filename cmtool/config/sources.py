@@ -75,6 +75,8 @@ def named_source(path: str | None) -> SourceName | None:
 
 def is_own(source: object, path: object) -> bool:
     """Whether a source is a user's own files, of which nothing is known in advance: no reference, no sampling times."""
+    if isinstance(path, str) and named_source(path):
+        return False
     row = SOURCES.get(str(source))
     return row is not None and (row.needs_path or (source == "lsun" and path is not None))
 

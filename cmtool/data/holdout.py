@@ -56,8 +56,8 @@ def _known_keys(data: Dataset) -> NDArray[np.float64]:
 def hold_out(data: Dataset, share: float) -> Dataset:
     """Return the images to train on, with the others as their `held_out`; all of them where too few would be held out.
 
-    At most `MOST` are held out, those with the smallest keys: more images lower the bound, so that none that was trained
-    on is ever held out because some were added.
+    At most `MOST` are held out, those with the smallest keys: more images lower the bound, so that none that was
+    trained on is ever held out because some were added.
 
     Args:
         data: all images.

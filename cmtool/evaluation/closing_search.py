@@ -27,7 +27,7 @@ SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1500, 18, (2, 3, 4)
 # A run on a user's own images spends at most 1 / SHARE of its training on judging, and as much on its search, which
 # compares about so many CANDIDATES.
 SHARE, CANDIDATES = 5, 45
-LEAST_COUNT, OWN_COUNT = 200, 400
+LEAST_COUNT, OWN_COUNT = 200, 250
 
 
 @dataclass(frozen=True)

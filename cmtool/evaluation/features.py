@@ -140,8 +140,8 @@ def _small() -> Features:
 
     extras = {"weights_sha256": trained.digest, "resize": f"{SMALL_SIDE} px, bilinear, antialiased"}
     caveat = (
-        f"the small network knows drawn shapes of {SMALL_SIDE} pixels only; its distances are no FID, and see no detail. "
-        f"Better features: {install_extra('features')}"
+        f"the small network knows drawn shapes of {SMALL_SIDE} pixels only: its distances are no FID, and see no "
+        f"detail. Better features: {install_extra('features')}"
     )
     return Features("small", f"small-{trained.digest[:16]}", call, _only_images, extras=extras, caveat=caveat)
 

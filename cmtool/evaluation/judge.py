@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cmtool.errors import DataError
@@ -16,7 +16,7 @@ from cmtool.evaluation import inception_score, kid
 from cmtool.evaluation.bootstrap import Comparison, Statistic, compare, frechet_statistic, interval, share_statistic
 from cmtool.evaluation.features import Features, build_features
 from cmtool.evaluation.measure import Measured, Side, measure, measure_reference
-from cmtool.evaluation.metrics import K_DENSITY, Case, K, Metrics, compute_metrics
+from cmtool.evaluation.metrics import K_DENSITY, METRICS, Case, K, Metrics, compute_metrics
 from cmtool.evaluation.references import Reference, resolve_reference
 from cmtool.evaluation.samples import ImageSet
 from cmtool.machine.world import World
@@ -43,6 +43,8 @@ class Judge:
     talk: Talk = SILENCE
     world: World = ALONE
     training: Measured | None = None
+    device: str = "cpu"
+    _beside: dict[str, Judge] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -96,7 +98,7 @@ class Judge:
         if reference.training is not None:
             with talk.progress(reference.training.count, "features of training images") as update:
                 training = measure(reference.training, network, batch_size, update, world=world)
-        return cls(reference, network, side, batch_size, talk, world, training)
+        return cls(reference, network, side, batch_size, talk, world, training, device)
 
     def __call__(
         self,
@@ -117,6 +119,33 @@ class Judge:
             UserError: images of another size than the reference's, or a metric that lacks what it needs.
         """
         check_size(images.shape, self.reference, images.name)
+        elsewhere = [name for name in metrics or () if METRICS[name].network not in (None, self.network.name)]
+        names = None if metrics is None else [name for name in metrics if name not in elsewhere]
+        found = self._found(images, names, trajectories, use_cache)
+        for name in elsewhere:
+            other = self.beside(name)(images, (name,), use_cache=use_cache)
+            found.values |= {key: other.values[key] for key in METRICS[name].figures if key in other.values}
+        return found
+
+    def beside(self, metric: str) -> Judge:
+        """Return the judge of the same reference in the features that a metric is defined with, set up once."""
+        name = METRICS[metric].network
+        if name in (None, self.network.name):
+            return self
+        if metric not in self._beside:
+            plain = replace(self.reference, given=None, given_spatial=None)
+            device, shape = self.device, None
+            self._beside[metric] = Judge.of(plain, shape, name, None, device, self.talk, self.world, self.batch_size)
+        return self._beside[metric]
+
+    def _found(
+        self,
+        images: ImageSet,
+        metrics: Sequence[str] | None,
+        trajectories: Callable[[], dict[str, float]] | None,
+        use_cache: bool,
+    ) -> Metrics:
+        """Return the metrics in this judge's own features."""
         with self.talk.progress(images.count, f"features of {images.name}") as update:
             measured = measure(images, self.network, self.batch_size, update, use_cache, self.world)
         if self.side is None:
@@ -129,6 +158,8 @@ class Judge:
     def protocol(self, metrics: Sequence[str] | None) -> dict[str, Any]:
         """Return everything that has to be stated with a figure for it to be meaningful."""
         assert self.side is not None
+        others = {name: self.beside(name).network for name in metrics or () if self.beside(name) is not self}
+        beside = {name: {"features": one.name, **one.extras} for name, one in others.items()}
         return {
             "reference": self.reference.name,
             "reference_source": self.reference.source,
@@ -139,6 +170,7 @@ class Judge:
             "features": self.network.name,
             "features_fingerprint": self.network.fingerprint,
             **self.network.extras,
+            **({"beside": beside} if beside else {}),
             "domain_features": self.network.domain,
             "metrics": list(metrics) if metrics else None,
             "covariance": "unbiased, float64",

@@ -57,9 +57,10 @@ class Nearer(NamedTuple):
 def nearer_to_training(samples: Array, training: Array, held_out: Array) -> Nearer:
     """Compare the distances of `samples` (N, D) to the nearest row of `training` and of `held_out`, M each.
 
-    Of the larger set the first M rows count. If the model treats both sets alike, which of the 2 M rows are called training is a matter of chance. Over all ways
-    to call M of them so, the share has the mean 1/2 and the variance (sum c^2 - N^2 / 2M) / 4N^2 * 2M / (2M - 1), where
-    c counts the samples that are nearest to a row: rows that attract many samples make it larger than N draws of a coin.
+    Of the larger set the first M rows count. If the model treats both sets alike, it is a matter of chance which of the
+    2 M rows are called training. Over all ways to call M of them so, the share has the mean 1/2 and the variance
+    (sum c^2 - N^2 / 2M) / 4N^2 * 2M / (2M - 1), where c counts the samples that are nearest to a row: rows that attract
+    many samples make it larger than N draws of a coin.
 
     Raises:
         DataError: a set of fewer than two rows.

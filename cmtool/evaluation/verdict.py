@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from cmtool.evaluation.bootstrap import Comparison
 from cmtool.evaluation.judge import Judge, Shape
-from cmtool.evaluation.metrics import Metrics
+from cmtool.evaluation.metrics import METRICS, Metrics
 from cmtool.evaluation.samples import ImageSet
 from cmtool.machine.device import choose_device
 from cmtool.machine.world import World
@@ -32,6 +32,12 @@ class Judging:
     bootstrap: int | None = None
     batch_size: int = 64
     device: str = "auto"
+
+    @property
+    def network(self) -> str | None:
+        """The feature network: the one that was named, else that of the metrics if one defines them all."""
+        networks = {METRICS[name].network for name in self.metrics or ()}
+        return self.features or (networks.pop() if len(networks) == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,10 @@ def judge_sets(
     world = world or World()
     device = str(choose_device(how.device, world.local_rank))
     judge = Judge.of(
-        reference, candidates[0].shape, how.features, how.mode, device, talk, world, batch_size=how.batch_size
+        reference, candidates[0].shape, how.network, how.mode, device, talk, world, batch_size=how.batch_size
     )
+    for name in how.metrics or ():
+        judge.beside(name)  # so that weights that are not here are refused before anything slow begins
     sets = [_judged(candidate, judge, how) for candidate in candidates]
     if not world.main:
         return Verdict(judge, [])

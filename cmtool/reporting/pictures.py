@@ -118,11 +118,10 @@ def nearest_training(model: Model, data: DataConfig) -> Nearest:
 
 
 def _some(dataset: Dataset) -> Bytes:
-    images = dataset.images
-    if len(images) > MOST_REAL:
-        # Spread evenly, so that a sorted data set keeps all its classes.
-        images = images[torch.linspace(0, len(images) - 1, MOST_REAL).long()]
-    return to_nhwc(images)
+    if len(dataset) <= MOST_REAL:
+        return to_nhwc(dataset.images)
+    # Spread evenly, so that a sorted data set keeps all its classes.
+    return to_nhwc(dataset.take(torch.linspace(0, len(dataset) - 1, MOST_REAL).long()))
 
 
 def _beside(samples: Bytes, real: Bytes, flat: NDArray[np.float32], flat_real: NDArray[np.float32]) -> Bytes:

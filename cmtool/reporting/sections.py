@@ -77,6 +77,7 @@ def overview(runs: Sequence[RunRecord]) -> str:
         ("FD", lambda run: run.figures().get("fid")),
         ("precision", lambda run: run.figures().get("precision")),
         ("recall", lambda run: run.figures().get("recall")),
+        ("copies (chance .5)", lambda run: run.figures().get("copies")),
     ]
     rows = [[read(run) for _, read in columns] for run in runs]
     used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
@@ -180,7 +181,8 @@ def slider(name: str, frames: Sequence[tuple[int, Picture]]) -> str:
 # --- figures ---
 
 HEADS = {"fid": "FD", "sfid": "sFD", "is": "IS", "kid": "KD", "precision": "precision", "recall": "recall",
-         "density": "density", "coverage": "coverage", "copies": "copies", "class_agreement": "classes"}  # fmt: skip
+         "density": "density", "coverage": "coverage", "copies": "copies", "fdd": "FDD", "cmmd": "CMMD",
+         "class_agreement": "classes"}  # fmt: skip
 
 
 def evaluation_table(runs: Sequence[RunRecord]) -> str:

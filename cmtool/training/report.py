@@ -211,7 +211,8 @@ class Watch:
         self._warned.add("copies")
         return [
             f"step {step}: {share:.0%} of the samples lie nearer to a training image than to a held-out one, where "
-            f"chance gives 50 ± {100 * error:.1f} %: the model begins to copy. More images, dropout or fewer steps help."
+            f"chance gives 50 ± {100 * error:.1f} %: the model begins to copy. More images, dropout or fewer steps "
+            "help."
         ]
 
     def quality(self, step: int, name: str, value: float) -> list[str]:

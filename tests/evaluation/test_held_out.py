@@ -14,7 +14,7 @@ from cmtool.evaluation import pretrained
 from cmtool.evaluation.closing_search import OWN_COUNT, RunJudge
 from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.memorization import nearer_to_training
-from cmtool.evaluation.references import held_out_reference
+from cmtool.evaluation.references import Reference, held_out_reference
 from cmtool.evaluation.samples import from_array
 from cmtool.training.report import Watch
 
@@ -107,3 +107,40 @@ def test_a_run_judge_looks_at_held_out_images_only_when_it_is_asked():
     assert not judge.is_worth(model, 1000) and judge.is_worth(model, 5000)
     with pytest.raises(UserError, match="names no reference"):
         RunJudge.of(EvalConfig(), model, split(share=0.0))
+
+
+# --- metrics that are defined with a network of their own ---
+
+
+def test_cmmd_is_its_definition():
+    from cmtool.evaluation.kid import gaussian_mmd
+
+    first, second = 6 * normal(30, 5, seed=1), 6 * normal(20, 5, seed=2) + 1
+
+    def kernel(a, b):
+        return np.exp(-(np.linalg.norm(a[:, None] - b[None], axis=-1) ** 2) / 200).mean()
+
+    expected = 1000 * (kernel(first, first) + kernel(second, second) - 2 * kernel(first, second))
+    assert gaussian_mmd(first, second) == pytest.approx(expected, rel=1e-9)
+    # Points a and b alone: 2 - 2 exp(-|a - b|^2 / 200), times 1,000.
+    assert gaussian_mmd(np.zeros((1, 1)), np.full((1, 1), 10.0)) == pytest.approx(2000 * (1 - np.exp(-0.5)))
+
+
+def test_one_command_judges_in_several_networks(monkeypatch):
+    from dataclasses import replace
+
+    from cmtool.evaluation.metrics import METRICS
+
+    for name in ("fdd", "cmmd"):
+        monkeypatch.setitem(METRICS, name, replace(METRICS[name], network="small"))
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 60, 16, 16, 3), dtype=np.uint8)
+    real, samples = (from_array(part, name) for part, name in zip(pictures, ("real", "samples"), strict=True))
+    reference = Reference("real", "", real, "shapes", 60)
+    judge = Judge.of(reference)
+    found = judge(samples, ("fid", "fdd", "cmmd"))
+    alone = Judge.of(reference, features="small")(samples, ("fid", "fdd", "cmmd"))
+    assert found.values["fid"] == judge(samples, ("fid",)).values["fid"]
+    assert found.values["fdd"] == alone.values["fdd"] == alone.values["fid"]
+    assert found.values["cmmd"] == alone.values["cmmd"] > 0
+    said = judge.protocol(("fid", "fdd"))
+    assert said["features"] == "shapes" and said["beside"]["fdd"]["features"] == "small"
