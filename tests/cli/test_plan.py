@@ -12,6 +12,7 @@ import pytest
 
 from cmtool.api.plan import Speeds
 from cmtool.checkpoint import read_header
+from cmtool.training.run_folder import clear_plan
 
 
 @pytest.fixture
@@ -129,3 +130,5 @@ def test_a_planned_run_ends_in_time_and_goes_on_where_it_was_stopped(here, cmtoo
     Path("runs/faces/plan.toml").write_text(text.replace("stages = [", "stags = ["))
     broken = cmtool(*line)
     assert broken.code == 1 and "plan.toml" in broken.err and "--fresh" in broken.err
+    clear_plan(Path("runs/faces"))
+    assert not files() and not Path("runs/faces/teacher").exists()
