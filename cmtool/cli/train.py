@@ -160,6 +160,8 @@ def train_ct(options: TrainOptions) -> None:
 def train_cd(options: TrainOptions) -> None:
     """Distil a diffusion model (the teacher) into a consistency model.
 
+    A plan (--data without --preset) takes the newest teacher of these images, or trains one first.
+
     Example: cmtool train-edm --preset digits, then: cmtool train-cd --preset digits
     """
     _train("cd", options)

@@ -40,11 +40,11 @@ FILES = [
     (GOOD.replace("steps = 10", "lr = 1.0"), "my.toml: train.steps is missing"),
     (
         GOOD.replace("[train]", "[trian]"),
-        "my.toml: trian is an unknown key; choose about, data, network, process, train, sample, edit, eval, recipe. Did you mean train?",
+        "my.toml: trian is an unknown key; choose about, data, network, process, train, sample, edit, eval, recipe, plan. Did you mean train?",
     ),
     (
         GOOD + "[netwrok]\n",
-        "my.toml: netwrok is an unknown key; choose about, data, network, process, train, sample, edit, eval, recipe. Did you mean network?",
+        "my.toml: netwrok is an unknown key; choose about, data, network, process, train, sample, edit, eval, recipe, plan. Did you mean network?",
     ),
     (GOOD.replace("8", '"eight"'), "my.toml: data.resolution = 'eight' must be a whole number"),
     (GOOD.replace("8", "2000"), "my.toml: data.resolution = 2000 must be at most 1024"),
@@ -98,7 +98,7 @@ SETS = [
     ("lr=3", "--set lr names no setting. Did you mean train.lr?"),
     ("trian.lr=3", "--set trian.lr names no setting. Did you mean train.lr?"),
     ("train=3", "--set train is a whole table; name one of its settings, such as train.lr"),
-    ("train.lrr=3", "--set train.lrr is an unknown key; choose steps, batch_size, "),
+    ("train.lrr=3", "--set train.lrr is an unknown key; choose steps, time, batch_size, "),
     ("train.lr=fast", "--set train.lr = 'fast' must be a number"),
     ("train.lr=-1", "--set train.lr = -1 must be greater than 0"),
     ("train.steps=2.5", "--set train.steps = 2.5 must be a whole number"),
