@@ -12,7 +12,7 @@ from torch import Tensor
 from cmtool import models
 from cmtool.api.choose import choose_label
 from cmtool.api.find import load_model
-from cmtool.api.sample import IMAGES, Wish
+from cmtool.api.sample import IMAGES, Wish, weak_model
 from cmtool.errors import UserError, unknown
 from cmtool.interop.published import resolve_model
 from cmtool.samplers.generate import generate
@@ -97,6 +97,9 @@ class Model:
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         batch_size: int = 64,
+        guidance: float | None = None,
+        interval: Sequence[float] | None = None,
+        weak: str | Path | None = None,
     ) -> Tensor:
         """Return samples (N, C, H, W) on the CPU, float32 (float64 for a float64 model), in [-1, 1] unless points.
 
@@ -111,16 +114,23 @@ class Model:
             seed: `seed=N` means the seeds N * 1,000,000 and up.
             seeds: one seed for each sample in place of `num` and `seed`.
             batch_size: images computed together; changes only speed and memory.
+            guidance: scale of guidance, for a teacher; None: none.
+            interval: the noise levels that are guided, (lower, higher); None: all.
+            weak: a worse teacher to be guided away from, in place of the answer to no label.
 
         Raises:
             UserError: contradictory or unusable requests, or a class that the model does not have.
         """
         labels = [label] if isinstance(label, (str, int)) else label
         count = IMAGES if num is None and seeds is None else num
-        wish = Wish(num=count, steps=steps, times=times, sampler=sampler, labels=labels, seed=seed or None, seeds=seeds)
+        wish = Wish(
+            num=count, steps=steps, times=times, sampler=sampler, labels=labels, seed=seed or None, seeds=seeds,
+            guidance=guidance, interval=interval, weak=None if weak is None else str(weak),
+        )  # fmt: skip
         chosen, classes = wish.seeds_and_labels(self.header)
         plan = wish.plan(self.header)
-        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size)
+        worse = weak_model(plan, self.module, "auto")
+        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size, weak=worse)
         keep = torch.float64 if self.module.dtype == torch.float64 else torch.float32
         return torch.cat([batch.x0.to("cpu", keep) for batch in batches])
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmtool.diffusion.guidance import guide
 from cmtool.models import Model
 from cmtool.rng import SampleStreams
 from cmtool.samplers.plan import SAMPLERS, SamplePlan
@@ -68,12 +69,24 @@ def labels_for(model: Model, streams: SampleStreams, labels: Sequence[int] | Non
     return torch.tensor(list(labels), dtype=torch.int64, device=model.device)
 
 
+def guided(model: Model, plan: SamplePlan, weak: Model | None = None) -> Callable[..., Tensor]:
+    """Return the model as it is guided by a plan; `weak` is the weak model that the plan names."""
+    wanted = plan.guidance
+    return model if wanted is None else guide(model, wanted.scale, weak, wanted.interval)
+
+
 @torch.no_grad()
-def sample_batch(model: Model, plan: SamplePlan, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Batch:
+def sample_batch(
+    model: Model,
+    plan: SamplePlan,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None = None,
+    weak: Model | None = None,
+) -> Batch:
     """Sample one image for each seed as one batch; see `generate`."""
     streams = streams_for(model, seeds)
     label = labels_for(model, streams, labels)
-    denoise = bind(model, label, clamp=not model.float_samples)
+    denoise = bind(guided(model, plan, weak), label, clamp=not model.float_samples)
     sigmas = (*plan.times, 0.0 if SAMPLERS[plan.sampler].to_zero else model.sigma_min)
     noise = partial(streams.normal, model.image_shape)
     return Batch(0, solver(plan.sampler)(denoise, sigmas[0] * noise(), sigmas, noise), label)
@@ -87,6 +100,7 @@ def generate(
     *,
     batch_size: int = 64,
     start: int = 0,
+    weak: Model | None = None,
 ) -> Iterator[Batch]:
     """Yield the samples of `seeds` from number `start` on, `batch_size` at a time.
 
@@ -97,22 +111,29 @@ def generate(
         labels: one for each sample; None draws each from its seed if the model is conditional.
         batch_size: images per batch; it affects only speed and memory, and is halved when memory runs out.
         start: the first sample to make, to continue where an earlier call was cut off.
+        weak: the weak model, if `plan.guidance` names one.
 
     Yields:
         `Batch` with x0 in [-1, 1] (float data: unbounded).
     """
     with model.replaying():
-        yield from _batches(model, plan, seeds, labels, batch_size, start)
+        yield from _batches(model, plan, seeds, labels, batch_size, start, weak)
 
 
 def _batches(
-    model: Model, plan: SamplePlan, seeds: Sequence[int], labels: Sequence[int] | None, batch_size: int, first: int
+    model: Model,
+    plan: SamplePlan,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    batch_size: int,
+    first: int,
+    weak: Model | None,
 ) -> Iterator[Batch]:
     while first < len(seeds):
         chosen = seeds[first : first + batch_size]
         some = None if labels is None else labels[first : first + batch_size]
         try:
-            batch = sample_batch(model, plan, chosen, some)
+            batch = sample_batch(model, plan, chosen, some, weak)
         except (RuntimeError, MemoryError) as error:
             if batch_size == 1 or not out_of_memory(error):
                 raise
