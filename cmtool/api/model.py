@@ -14,7 +14,7 @@ from torch import Tensor
 from cmtool import models
 from cmtool.api.choose import check_condition, choose_label
 from cmtool.api.find import load_model
-from cmtool.api.sample import IMAGES, Wish
+from cmtool.api.sample import IMAGES, Wish, weak_model
 from cmtool.data import save_folder, save_npz, save_points, save_scatter
 from cmtool.data.images import save_pictures
 from cmtool.errors import DataError, UserError, unknown
@@ -102,6 +102,9 @@ class Model:
         seeds: Sequence[int] | None = None,
         batch_size: int = 64,
         condition: str | Path | None = None,
+        guidance: float | None = None,
+        interval: Sequence[float] | None = None,
+        weak: str | Path | None = None,
     ) -> Tensor:
         """Return samples (N, C, H, W) on the CPU, float32 (float64 for a float64 model), in [-1, 1] unless points.
 
@@ -118,13 +121,19 @@ class Model:
             batch_size: images computed together; changes only speed and memory.
             condition: the picture, or a folder of them, for a model that is conditioned on one; None: those of its own
                 data, by seed.
+            guidance: scale of guidance, for a teacher; None: none.
+            interval: the noise levels that are guided, (lower, higher); None: all.
+            weak: a worse teacher to be guided away from, in place of the answer to no label.
 
         Raises:
             UserError: contradictory or unusable requests, or a class that the model does not have.
         """
         labels = [label] if isinstance(label, (str, int)) else label
         count = IMAGES if num is None and seeds is None else num
-        wish = Wish(num=count, steps=steps, times=times, sampler=sampler, labels=labels, seed=seed or None, seeds=seeds)
+        wish = Wish(
+            num=count, steps=steps, times=times, sampler=sampler, labels=labels, seed=seed or None, seeds=seeds,
+            guidance=guidance, interval=interval, weak=None if weak is None else str(weak),
+        )  # fmt: skip
         chosen, classes = wish.seeds_and_labels(self.header)
         plan = wish.plan(self.header)
         place = None if condition is None else Path(condition)
@@ -134,7 +143,9 @@ class Model:
             from cmtool.data.condition import picture_conditions
 
             pictures = picture_conditions(place, self.header["data"])
-        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size, conditions=pictures)
+        worse = weak_model(plan, self.module, "auto")
+        how = {"conditions": pictures, "weak": worse}
+        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size, **how)
         keep = torch.float64 if self.module.dtype == torch.float64 else torch.float32
         return torch.cat([batch.x0.to("cpu", keep) for batch in batches])
 

@@ -19,7 +19,7 @@ from cmtool.api.find import FoundModel, find_model, load_model
 from cmtool.errors import UsageError, UserError, unknown
 from cmtool.files.atomic import check_place
 from cmtool.machine.launch import in_world
-from cmtool.samplers.plan import SAMPLERS, SamplePlan, check_request, plan_sampling
+from cmtool.samplers.plan import SAMPLERS, SamplePlan, check_request, plan_guidance, plan_sampling
 from cmtool.talk import SILENCE, Talk
 from cmtool.units import format_ints
 
@@ -52,6 +52,9 @@ class Wish:
         labels: classes by name or number that take turns, or "all"; None: each is drawn from its seed.
         seed: `seed=N` means the seeds N * 1,000,000 and up; None is 0.
         seeds: one for each sample, in place of `num` and `seed`.
+        guidance: scale of guidance, for a teacher; None: none.
+        interval: the noise levels that are guided; None: all.
+        weak: a worse teacher that a teacher is guided away from, in place of its answer to no label.
     """
 
     num: int | None = None
@@ -63,12 +66,20 @@ class Wish:
     labels: Sequence[str | int] | None = None
     seed: int | None = None
     seeds: Sequence[int] | None = None
+    guidance: float | None = None
+    interval: Sequence[float] | None = None
+    weak: str | None = None
 
-    def plan(self, header: Mapping[str, Any]) -> SamplePlan:
-        """Return sampler and noise levels for the model of a header; raises `UserError`."""
-        return plan_sampling(
+    def plan(self, header: Mapping[str, Any], talk: Talk | None = None) -> SamplePlan:
+        """Return sampler, noise levels and guidance for the model of a header; raises `UserError`."""
+        plan = plan_sampling(
             header, sampler=self.sampler, steps=self.steps, times=self.times, indices=self.indices, of=self.of
         )
+        weak = None
+        if self.weak is not None:
+            found = find_model(self.weak, wanted="weak model", option="--weak", output=talk)
+            weak = str(found.path), found.header
+        return replace(plan, guidance=plan_guidance(header, self.guidance, self.interval, weak))
 
     def seeds_and_labels(self, header: Mapping[str, Any]) -> tuple[Sequence[int], list[int] | None]:
         """Return a seed, and a class where some are named, for each sample; raises `UserError`."""
@@ -113,6 +124,7 @@ class Job:
             "quantize": None if self.is_points else self.quantize,
             "precision": self.precision,
             **({"condition": str(self.condition)} if self.condition else {}),
+            **({} if self.plan.guidance is None else self.plan.guidance.request()),
         }
 
     def conditions(self) -> Conditions | None:
@@ -168,9 +180,9 @@ def decide(
         UserError: contradictory or unusable requests, or no model that fits.
     """
     check_request(wish.steps, wish.times, wish.indices, wish.of)
-    found = find_model(model, kinds=_kinds(wish.sampler), output=talk)
+    found = find_model(model, kinds=_kinds(wish), output=talk)
     seeds, labels = wish.seeds_and_labels(found.header)
-    plan = wish.plan(found.header)
+    plan = wish.plan(found.header, talk)
     first = wish.seed or 0 if wish.seeds is None else seeds[0]
     latent = is_latent(found.header)
     place = out or Path("samples") / f"{found.name}-{plan.nfe}-{first}.{'npz' if latent else 'png'}"
@@ -191,14 +203,15 @@ def decide(
     return job
 
 
-def _kinds(sampler: str | None) -> tuple[str, ...]:
-    """The kinds of model to look for: that of the sampler if one is named."""
-    if sampler is None:
-        return ("consistency", "diffusion")
-    if sampler not in SAMPLERS:
-        raise UsageError(unknown("sampler", sampler, SAMPLERS))
-    first = SAMPLERS[sampler].kind
-    return (first, *(kind for kind in ("consistency", "diffusion") if kind != first))
+def _kinds(wish: Wish) -> tuple[str, ...]:
+    """The kinds of model to look for: that of the sampler if one is named, a teacher if it is to be guided."""
+    kinds = ("consistency", "diffusion")
+    if wish.sampler is None:
+        return kinds if wish.guidance is None else kinds[::-1]
+    if wish.sampler not in SAMPLERS:
+        raise UsageError(unknown("sampler", wish.sampler, SAMPLERS))
+    first = SAMPLERS[wish.sampler].kind
+    return (first, *(kind for kind in kinds if kind != first))
 
 
 def make(job: Job, batch_size: int | None, device: str, talk: Talk, world: World | None = None) -> Made | None:
@@ -279,13 +292,21 @@ def write_samples(job: Job, model: Model, batch_size: int | None, talk: Talk, si
     return signal
 
 
+def weak_model(plan: SamplePlan, model: Model, precision: str) -> Model | None:
+    """Return the weak model that a plan names, where the model is; None if it names none."""
+    guidance = plan.guidance
+    if guidance is None or guidance.weak is None:
+        return None
+    return load_model(Path(guidance.weak), str(model.device), precision).to(model.dtype)
+
+
 def _fill(job: Job, model: Model, sink: Sink, batch_size: int, talk: Talk) -> int:
     from cmtool.data.images import to_uint8
     from cmtool.data.sample_files import in_background
     from cmtool.machine.stopping import stoppable
     from cmtool.samplers.generate import generate
 
-    how = {"batch_size": batch_size, "start": sink.start}
+    how = {"batch_size": batch_size, "start": sink.start, "weak": weak_model(job.plan, model, job.precision)}
     batches = generate(model, job.plan, job.seeds, job.labels, **how, conditions=job.conditions())
     with (
         talk.progress(len(job.seeds), "sampling") as update,

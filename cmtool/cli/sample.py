@@ -18,6 +18,9 @@ Times = Annotated[str | None, typer.Option("--times", help="Noise levels of all 
 Indices = Annotated[str | None, typer.Option("--indices", help="Published grid indices, e.g. 0,22,39.")]
 Of = Annotated[int | None, typer.Option("--of", help="Points of the grid that --indices count on, e.g. 40.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="multistep; for teachers heun, euler, ...")]
+Guidance = Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance scale of a teacher; 1: none.")]
+Interval = Annotated[str | None, typer.Option("--guidance-interval", help="Noise levels that are guided, e.g. 0.2,5.")]
+Weak = Annotated[str | None, typer.Option("--weak", help="A worse teacher to be guided away from (autoguidance).")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", "-l", help="Class by name or number, or all; may be repeated.")
 ]
@@ -46,6 +49,9 @@ class SampleOptions:
     of: Of = None
     sampler: SamplerName = None
     label: Labels = None
+    guidance: Guidance = None
+    guidance_interval: Interval = None
+    weak: Weak = None
     seed: Seed = None
     seeds: Seeds = None
     condition: Condition = None
@@ -82,6 +88,11 @@ def sample(options: SampleOptions) -> None:
         labels=options.label,
         seed=options.seed,
         seeds=None if options.seeds is None else parse_ints(options.seeds, "--seeds"),
+        guidance=options.guidance,
+        interval=None
+        if options.guidance_interval is None
+        else parse_floats(options.guidance_interval, "--guidance-interval"),
+        weak=options.weak,
     )
     job = decide(
         options.model,

@@ -171,19 +171,43 @@ def _check_direction(config: RunConfig) -> None:
             "recipe.direction.pool = 'batch' depends on how many images meet: train.micro_batch cannot be 'auto'",
             "give a number: --micro-batch 64, for example",
         )
-    if part.guidance != 1 and part.kind != "teacher":
-        raise ValueError("recipe.direction.guidance is for direction.kind = 'teacher'")
-    if part.guidance != 1 and not config.data.labels:
-        raise Unfit(
-            "recipe.direction.guidance needs class labels, and data.labels is false",
-            "add --set data.labels=true if the images have classes",
-        )
+    _check_guidance(config)
     if part.kind == "teacher" and not config.recipe.takes_teacher:
         raise ValueError("recipe.direction.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
     if part.solver in ("dpmpp_2m", "adams_bashforth") and part.substeps < 2:
         raise ValueError(f"recipe.direction.solver = '{part.solver}' remembers a step: substeps must be at least 2")
     if part.kind == "target" and not config.recipe.target.keeps_network:
         raise ValueError("recipe.direction.kind = 'target' needs a target network: target.update = 'stage'")
+
+
+def _check_guidance(config: RunConfig) -> None:
+    part = config.recipe.direction
+    if part.weak is not None and part.kind != "teacher":
+        raise ValueError("recipe.direction.weak is for direction.kind = 'teacher'")
+    if part.weak is not None and part.guidance == 1:
+        raise Unfit(
+            "recipe.direction.weak changes nothing while recipe.direction.guidance = 1",
+            "add --set recipe.direction.guidance=2, for example",
+        )
+    if part.interval is not None and part.interval[0] >= part.interval[1]:
+        raise ValueError(f"recipe.direction.interval = {list(part.interval)} must rise from a lower to a higher level")
+    if part.guidance == 1:
+        return
+    alone = part.kind == "sample" and config.recipe.target.rule in TWO_TIMES
+    if part.kind != "teacher" and not alone:
+        raise ValueError(
+            "recipe.direction.guidance is for direction.kind = 'teacher', and for networks of two times from scratch"
+        )
+    if part.weak is None and not config.data.labels:
+        raise Unfit(
+            "recipe.direction.guidance needs class labels, and data.labels is false",
+            "add --set data.labels=true if the images have classes",
+        )
+    if alone and not config.train.label_dropout:
+        raise Unfit(
+            "recipe.direction.guidance asks the network for its answer to no label, and train.label_dropout = 0",
+            "add --set train.label_dropout=0.1",
+        )
 
 
 def _check_derivative(config: RunConfig) -> None:

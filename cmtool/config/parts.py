@@ -129,6 +129,8 @@ class DirectionPart(Part):
     `sample`: towards the training image itself (consistency training); `teacher`: the teacher's probability flow
     (consistency distillation); `posterior_mean`: towards the mean of the training images given x_t
     (variance-reduced, Stable Consistency Tuning); `target`: the target network's flow (progressive distillation).
+    Guidance leads a teacher away from its answer to no label, or from a weak model; in networks of two times it leads
+    the sample's slope away from the network's own.
     """
 
     kind: Literal["sample", "teacher", "posterior_mean", "target"] = "sample"
@@ -136,7 +138,12 @@ class DirectionPart(Part):
     substeps: int = Field(1, ge=1, le=64, description="solver steps within a pair")
     reference: int = Field(0, ge=0, description="posterior_mean: number of reference images; 0: all")
     pool: Literal["data", "batch"] = Field("data", description="posterior_mean: over the data, or the batch alone")
-    guidance: float = Field(1.0, ge=0, description="teacher: classifier-free guidance scale; 1: none")
+    guidance: float = Field(1.0, ge=0, description="guidance scale; 1: none")
+    weak: str | None = Field(
+        None, description="teacher: file or run of a worse model to be guided away from; None: its answer to no label"
+    )
+    mix: float = Field(0.0, ge=0, lt=1, description="sample: share of the own velocity in the guided one")
+    interval: tuple[float, float] | None = Field(None, description="noise levels that are guided; None: all")
 
 
 class TargetPart(Part):
@@ -161,6 +168,10 @@ class TargetPart(Part):
     first: Literal["direction", "own"] = Field("direction", description="two_leg: who goes the first leg")
     residual: Literal["whole", "rate", "step"] = Field(
         "whole", description="two_leg: measured as it is, by the length of the leg (rate), or pulling by it (step)"
+    )
+    tangent: Literal["direction", "own"] = Field(
+        "direction",
+        description="average_velocity: whose velocity the derivative is taken along (own: improved MeanFlow)",
     )
     limit: bool = Field(False, description="two_leg: average_velocity once the law of the first leg is at its end")
 

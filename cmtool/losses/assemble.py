@@ -65,12 +65,13 @@ def direction_of(config: RunConfig) -> DirectionPart:
 
 @dataclass(frozen=True)
 class Supplies:
-    """What some parts need besides settings: a teacher, reference images, stored pairs, a measured law of levels."""
+    """What some parts need besides settings: a teacher, a weak model beside it, images, pairs, a measured law."""
 
     teacher: Model | None = None
     reference: Reference | None = None
     pairs: Pairs | None = None
     density: LevelDensity | None = None
+    weak: Model | None = None
 
 
 def build_objective(
@@ -98,7 +99,7 @@ def build_objective(
         gap=recipe.gap,
         middle=build_middle(recipe, settings),
         coupling=build_coupling(recipe.coupling, given.pairs),
-        direction=build_direction(direction_of(config), given.teacher, given.reference),
+        direction=build_direction(direction_of(config), given.teacher, given.reference, given.weak),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),
         target=build_target(recipe.target),
         distance=build_distance(recipe.distance, values),

@@ -6,6 +6,7 @@ step lands on x0 + r z exactly, so consistency training is distillation with ano
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from cmtool.config.parts import DirectionPart
+from cmtool.diffusion.guidance import guide
+from cmtool.diffusion.process import expand
 from cmtool.diffusion.solvers import Denoise
 from cmtool.errors import ConfigError
-from cmtool.losses.terms import Nets
+from cmtool.losses.terms import Nets, evaluating
 from cmtool.models import Model
 
 Direction = Callable[[Nets, Tensor, "Tensor | None"], Denoise]
@@ -93,16 +96,33 @@ def toward_sample() -> Direction:
     return lambda nets, x0, label: lambda x, t: x0
 
 
-def toward_teacher(teacher: Model, guidance: float = 1.0) -> Direction:
-    """The slope of the teacher's probability-flow ODE, with classifier-free guidance (Ho & Salimans 2021)."""
+def toward_teacher(
+    teacher: Model, guidance: float = 1.0, weak: Model | None = None, interval: tuple[float, float] | None = None
+) -> Direction:
+    """The slope of the teacher's probability-flow ODE, guided away from its own answer to no label, or from `weak`."""
+    guided = guide(teacher, guidance, weak, interval)
+    return lambda nets, x0, label: lambda x, t: guided(x, t.to(x.dtype), label)
+
+
+def toward_guided_sample(part: DirectionPart) -> Direction:
+    """The slope to the sample, guided by the instantaneous velocities that a network of two times gives itself.
+
+    (1 - k) (w v + (1 - w) u(no label)) + k u(label) with the velocity v of the sample, w = `guidance`, k = `mix` and u
+    from t to t: MeanFlow's (Geng et al. 2025, Eq. 19) with omega = w (1 - k), SoFlow's mixture of 1 - k. Images without
+    a label, and noise levels outside `interval`, keep v.
+    """
 
     def direction(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
+        if label is None:
+            return lambda x, t: x0
+
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            conditional = teacher(x, t.to(x.dtype), label)
-            if guidance == 1 or label is None:
-                return conditional
-            free = teacher(x, t.to(x.dtype), torch.full_like(label, -1))
-            return free + guidance * (conditional - free)
+            with evaluating(nets.target):
+                free = nets.target(x, t, torch.full_like(label, -1), t)
+                own = nets.target(x, t, label, t) if part.mix else free
+            found = (1 - part.mix) * (part.guidance * x0 + (1 - part.guidance) * free) + part.mix * own
+            low, high = part.interval or (0.0, math.inf)
+            return torch.where(expand((label >= 0) & (t >= low) & (t <= high), x), found, x0)
 
         return denoise
 
@@ -124,20 +144,24 @@ def toward_batch_mean(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
     return lambda x, t: posterior_mean(x, t, Reference(x0, label), label)
 
 
-def build_direction(part: DirectionPart, teacher: Model | None, reference: Reference | None) -> Direction:
+def build_direction(
+    part: DirectionPart, teacher: Model | None, reference: Reference | None, weak: Model | None = None
+) -> Direction:
     """Return the direction that `part` names.
 
     Raises:
         ConfigError: if it needs a teacher or reference images and there are none.
     """
     if part.kind == "sample":
-        return toward_sample()
+        return toward_sample() if part.guidance == 1 else toward_guided_sample(part)
     if part.kind == "target":
         return toward_target
     if part.kind == "teacher":
         if teacher is None:
             raise ConfigError("a teacher's direction needs a teacher.", "add --teacher MODEL")
-        return toward_teacher(teacher, part.guidance)
+        if part.weak is not None and weak is None:
+            raise ConfigError("autoguidance needs the weak model, and none was loaded.")
+        return toward_teacher(teacher, part.guidance, weak, part.interval)
     if part.pool == "batch":
         return toward_batch_mean
     if reference is None:

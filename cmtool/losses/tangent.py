@@ -128,7 +128,8 @@ def average_velocity(model: Any, points: Points, x: Tensor, t: Tensor, r: Tensor
 def build_average(part: TargetPart) -> TargetRule:
     """MeanFlow: the average velocity u from t to r must reach v - (t - r) du/dt, times of rectified flow.
 
-    Geng et al. 2025, Eq. 8. The network takes r as its second time.
+    Geng et al. 2025, Eq. 8. The network takes r as its second time. The derivative is along the flow of the direction,
+    or along the network's own, u from t to t, whose noise is not the sample's (improved MeanFlow, Geng et al. 2025b).
     """
     flow = RectifiedFlow()
 
@@ -139,7 +140,8 @@ def build_average(part: TargetPart) -> TargetRule:
         with torch.no_grad():
             clean = points.denoise(points.x_t, points.t)
             shift = points.x_t - clean
-            _, slope = log_derivative(u, points.x_t, points.t, shift, part)
+            own = call(nets.student, points, points.x_t, points.t, points.t) if part.tangent == "own" else clean
+            _, slope = log_derivative(u, points.x_t, points.t, points.x_t - own, part)
             velocity = shift / expand(points.t, shift) - clean
             # slope is du/d(ln t), and d(ln t)/dtau = (dt/dtau) / t.
             span = (flow.time(points.t) - flow.time(points.r)) * flow.speed(points.t) / points.t

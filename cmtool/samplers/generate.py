@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmtool.diffusion.guidance import guide
 from cmtool.models import Model, beside
 from cmtool.rng import SampleStreams
 from cmtool.samplers.plan import SAMPLERS, SamplePlan
@@ -82,6 +83,12 @@ def conditions_for(model: Model, conditions: Conditions | None) -> Conditions | 
     return conditions
 
 
+def guided(model: Model, plan: SamplePlan, weak: Model | None = None) -> Callable[..., Tensor]:
+    """Return the model as it is guided by a plan; `weak` is the weak model that the plan names."""
+    wanted = plan.guidance
+    return model if wanted is None else guide(model, wanted.scale, weak, wanted.interval)
+
+
 @torch.no_grad()
 def sample_batch(
     model: Model,
@@ -89,11 +96,12 @@ def sample_batch(
     seeds: Sequence[int],
     labels: Sequence[int] | None = None,
     conditions: Conditions | None = None,
+    weak: Model | None = None,
 ) -> Batch:
     """Sample one image for each seed as one batch; see `generate`."""
     streams = streams_for(model, seeds)
     label = labels_for(model, streams, labels)
-    denoise = bind(model, label, clamp=not model.float_samples)
+    denoise = bind(guided(model, plan, weak), label, clamp=not model.float_samples)
     sigmas = (*plan.times, 0.0 if SAMPLERS[plan.sampler].to_zero else model.sigma_min)
     noise = partial(streams.normal, model.image_shape)
     with beside(None if conditions is None else conditions(seeds).to(model.device)):
@@ -109,6 +117,7 @@ def generate(
     batch_size: int = 64,
     start: int = 0,
     conditions: Conditions | None = None,
+    weak: Model | None = None,
 ) -> Iterator[Batch]:
     """Yield the samples of `seeds` from number `start` on, `batch_size` at a time.
 
@@ -120,13 +129,14 @@ def generate(
         batch_size: images per batch; it affects only speed and memory, and is halved when memory runs out.
         start: the first sample to make, to continue where an earlier call was cut off.
         conditions: seeds to the pictures (B, K, H, W) that a conditioned model sees; None: those of its own data.
+        weak: the weak model, if `plan.guidance` names one.
 
     Yields:
         `Batch` with x0 in [-1, 1] (float data: unbounded).
     """
     pictures = conditions_for(model, conditions)
     with model.replaying():
-        yield from _batches(model, plan, seeds, labels, batch_size, start, pictures)
+        yield from _batches(model, plan, seeds, labels, batch_size, start, pictures, weak)
 
 
 def _batches(
@@ -137,12 +147,13 @@ def _batches(
     batch_size: int,
     first: int,
     conditions: Conditions | None,
+    weak: Model | None,
 ) -> Iterator[Batch]:
     while first < len(seeds):
         chosen = seeds[first : first + batch_size]
         some = None if labels is None else labels[first : first + batch_size]
         try:
-            batch = sample_batch(model, plan, chosen, some, conditions)
+            batch = sample_batch(model, plan, chosen, some, conditions, weak)
         except (RuntimeError, MemoryError) as error:
             if batch_size == 1 or not out_of_memory(error):
                 raise

@@ -72,17 +72,94 @@ KIND_NAMES = {"consistency": "a consistency model", "diffusion": "a diffusion mo
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """How a teacher is guided: a scale, the noise levels it is confined to (None: all), and the file of a weak model.
+
+    Without a weak model it is guided away from its own answer to no label.
+    """
+
+    scale: float
+    interval: tuple[float, float] | None = None
+    weak: str | None = None
+
+    def request(self) -> dict[str, Any]:
+        """What a file says of it."""
+        found = {"guidance": self.scale, "guidance_interval": self.interval and list(self.interval), "weak": self.weak}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class SamplePlan:
     """A sampler and its noise levels; `source` says in words where the levels come from."""
 
     sampler: str
     times: tuple[float, ...]
     source: str
+    guidance: Guidance | None = None
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per image."""
-        return SAMPLERS[self.sampler].evaluations(len(self.times))
+        """Network evaluations per image; a guided teacher is two networks, or one asked twice."""
+        info = SAMPLERS[self.sampler]
+        return info.evaluations(len(self.times)) * (1 if self.guidance is None else 2)
+
+
+def misfit(header: Mapping[str, Any], data: Mapping[str, Any], labels: bool) -> str | None:
+    """Return why the model of a header cannot guide one of `data` (resolution, channels) and labels; None if it can."""
+    own = header["data"]
+    if header["kind"] != "diffusion":
+        return f"it is {KIND_NAMES[header['kind']]}, and a teacher is guided by a teacher"
+    for name in ("resolution", "channels"):
+        if own[name] != data[name]:
+            return f"it has {name} {own[name]}, the teacher {data[name]}"
+    if bool(own.get("num_classes")) != labels:
+        return "one of the two models has classes and the other has none"
+    return None
+
+
+def plan_guidance(
+    header: Mapping[str, Any],
+    scale: float | None,
+    interval: Sequence[float] | None = None,
+    weak: tuple[str, Mapping[str, Any]] | None = None,
+) -> Guidance | None:
+    """Check what is asked of a model's guidance; `weak` is the weak model's file and header. None: no guidance.
+
+    Raises:
+        UserError: guidance that the model cannot give, a weak model of another kind, or an option without the others.
+    """
+    if scale is None:
+        if interval is not None or weak is not None:
+            raise UsageError(
+                f"{'--weak' if weak else '--guidance-interval'} only says how --guidance works, and there is none.",
+                "e.g. --guidance 2",
+            )
+        return None
+    if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
+        raise UsageError(
+            "--guidance-interval takes a lower and a higher noise level.", "e.g. --guidance-interval 0.2,5"
+        )
+    levels = None if interval is None else (float(interval[0]), float(interval[1]))
+    _check_guidable(header, weak)
+    return Guidance(scale, levels, None if weak is None else weak[0])
+
+
+def _check_guidable(header: Mapping[str, Any], weak: tuple[str, Mapping[str, Any]] | None) -> None:
+    data = header["data"]
+    if header["kind"] == "consistency":
+        raise UserError(
+            f"{'--weak' if weak else '--guidance'} changes a teacher's slope, and this is a consistency model: it is "
+            "guided while it is trained.",
+            "train one with --set recipe.direction.guidance=2, or sample a teacher",
+        )
+    if weak is not None:
+        if reason := misfit(weak[1], data, bool(data.get("num_classes"))):
+            raise UserError(f"{weak[0]} cannot be the weak model: {reason}.", "name a smaller or earlier teacher")
+    elif not data.get("num_classes") or not header.get("label_dropout"):
+        raise UserError(
+            "guidance leads away from the answer to no label, and this teacher was not trained with dropped labels.",
+            "train one with --set train.label_dropout=0.1, or name a worse teacher with --weak",
+        )
 
 
 def choose_sampler(name: str | None, kind: str, two_time: bool = False) -> SamplerInfo:

@@ -25,6 +25,7 @@ from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.rng import batch_normal, generator
 from cmtool.samplers.generate import bind
+from cmtool.samplers.plan import misfit
 from cmtool.samplers.solvers import heun, no_noise
 from cmtool.samplers.times import solver_times
 from cmtool.schedules.density import LevelDensity
@@ -55,6 +56,21 @@ def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> M
             f"cmtool train-edm --preset {config.preset} makes one",
         )
     return teacher
+
+
+def weak_teacher(config: RunConfig, device: torch.device) -> Model | None:
+    """Load the worse model that a teacher is guided away from; None if the recipe names none.
+
+    Raises:
+        CheckpointError: if it is missing, or no diffusion model of the same images and classes.
+    """
+    path = config.recipe.direction.weak
+    if path is None:
+        return None
+    weak = load(path, device)
+    if reason := misfit(weak.header, vars(config.data), config.data.labels):
+        raise CheckpointError(f"{path} cannot be the weak model: {reason}.")
+    return weak
 
 
 def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
@@ -133,7 +149,11 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision.tf32
     fused = fuse(config, device, [student] if teacher is None else [student, teacher])
-    objective = build_objective(config, supplies=gather(config, dataset, device, teacher))
+    weak = weak_teacher(config, device)
+    if weak is not None:
+        check_same_classes(dataset, weak.header["data"], f"the weak model {config.recipe.direction.weak}")
+        weak = placed(precision.apply_to_teacher(weak), device, config.train.compile)
+    objective = build_objective(config, supplies=gather(config, dataset, device, teacher, weak))
     if sharding is not None and teacher is not None:
         sharding.apply(teacher.network)
     state = TrainState(config, student, sharding, precision.name, fake)
@@ -170,7 +190,9 @@ def reference_images(config: RunConfig, dataset: Dataset, device: torch.device) 
     return Reference(images, labels, whole=not 0 < part.reference < len(dataset))
 
 
-def gather(config: RunConfig, dataset: Dataset, device: torch.device, teacher: Model | None) -> Supplies:
+def gather(
+    config: RunConfig, dataset: Dataset, device: torch.device, teacher: Model | None, weak: Model | None = None
+) -> Supplies:
     """Return everything that the recipe's parts need besides settings.
 
     Raises:
@@ -180,7 +202,7 @@ def gather(config: RunConfig, dataset: Dataset, device: torch.device, teacher: M
     check_guidance(recipe.direction, teacher)
     density = level_law(config, dataset, device)
     reference = reference_images(config, dataset, device)
-    return Supplies(teacher, reference, stored_pairs(recipe.coupling, config, teacher), density)
+    return Supplies(teacher, reference, stored_pairs(recipe.coupling, config, teacher), density, weak)
 
 
 def check_guidance(part: DirectionPart, teacher: Model | None) -> None:
@@ -189,7 +211,7 @@ def check_guidance(part: DirectionPart, teacher: Model | None) -> None:
     Raises:
         ConfigError: names the setting that trains a suitable teacher.
     """
-    if part.guidance != 1 and teacher is not None and not teacher.header.get("label_dropout"):
+    if part.weak is None and part.guidance != 1 and teacher is not None and not teacher.header.get("label_dropout"):
         raise ConfigError(
             "guidance needs a teacher trained with dropped labels, and this one was not.",
             "cmtool train-edm ... --set train.label_dropout=0.1",

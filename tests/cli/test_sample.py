@@ -374,3 +374,39 @@ def test_lists_round_trip():
     assert choose_labels(["3"], 10, [str(9 - i) for i in range(10)]) == [6]
     with pytest.raises(UsageError):
         parse_ints("0-99999999999", "--seeds")
+
+
+def test_a_teacher_is_guided_by_no_label_or_by_a_weak_model(shell, tmp_path):
+    write_model(tmp_path, "student")
+    write_model(tmp_path, "teacher", kind="diffusion", num_classes=3, label_dropout=0.1)
+    write_model(tmp_path, "weak", kind="diffusion", num_classes=3)
+    ask = ("sample", "--model", "runs/teacher", "--num", 2, "--label", 1, "--steps", 2, "--sampler", "euler")
+    found = {}
+    for name, more in {
+        "plain": (),
+        "none": ("--guidance", 1),
+        "labels": ("--guidance", 2),
+        "outside": ("--guidance", 2, "--guidance-interval", "0.0001,0.001"),
+        "weak": ("--guidance", 2, "--weak", "runs/weak"),
+    }.items():
+        shell.out(*ask, *more, "--out", f"{name}.npz")
+        found[name] = archive(tmp_path / f"{name}.npz")["arr_0"]
+    assert np.array_equal(found["plain"], found["none"]) and np.array_equal(found["plain"], found["outside"])
+    assert not np.array_equal(found["plain"], found["labels"]) and not np.array_equal(found["weak"], found["labels"])
+    document = shell.json(*ask, "--guidance", 2, "--weak", "runs/weak", "--out", "again.npz")
+    assert (document["nfe"], document["guidance"], document["weak"]) == (4, 2.0, "runs/weak/model.safetensors")
+    assert "runs/teacher" in shell("sample", "--guidance", 3, "--num", 1)[2]  # not the newest consistency model
+
+
+def test_guidance_that_a_model_cannot_give_is_refused(shell, tmp_path):
+    write_model(tmp_path, "student")
+    write_model(tmp_path, "teacher", kind="diffusion")
+    for words, sentence in {
+        ("--model", "runs/student", "--guidance", 2): "guided while it is trained",
+        ("--model", "runs/teacher", "--guidance", 2): "not trained with dropped labels",
+        ("--model", "runs/teacher", "--guidance", 2, "--weak", "runs/student"): "a teacher is guided by a teacher",
+        ("--model", "runs/teacher", "--weak", "runs/teacher"): "there is none",
+        ("--model", "runs/teacher", "--guidance", 2, "--guidance-interval", "5,1"): "lower and a higher",
+    }.items():
+        assert sentence in shell.fails("sample", *words)
+    assert not (tmp_path / "samples").exists()

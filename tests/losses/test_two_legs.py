@@ -1,6 +1,7 @@
 """The two-leg rule against closed forms: Gaussian data, SoFlow's identity, flow matching and MeanFlow as its ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -350,3 +351,61 @@ def test_jumps_of_the_minimizer_halve_the_way():
         made = jumps(lambda x, t, r: student(x, t, None, r), x, (80.0, 0.9756, 0.0), no_noise)
     middle = 0.9756 / 1.9756
     assert float(made) == pytest.approx(0.7 * kept(80 / 81, middle, 0.5) * kept(middle, 0.0, 0.5), rel=1e-9)
+
+
+def deviation(tau, s=S):
+    return ((1 - tau) ** 2 * s**2 + tau**2) ** 0.5
+
+
+def exact_velocity(x, tau, sigma):
+    """The average velocity of Gaussian data."""
+    gap = torch.where(tau > sigma, tau - sigma, torch.ones_like(tau))
+    return torch.where(tau > sigma, x * (1 - deviation(sigma) / deviation(tau)) / gap, slope(tau) * x)
+
+
+def exact_image(x_in, c, to):
+    """F of EDM's scalings for the image that the exact average velocity aims at."""
+    t, r = (4 * c).exp(), (4 * to).exp()
+    root = (t**2 + 0.25).sqrt()
+    x = x_in * root
+    tau, sigma = t / (1 + t), r / (1 + r)
+    aim = x / (1 + t) - tau * exact_velocity(x / (1 + t), tau, sigma)
+    return (aim - 0.25 / root**2 * x) / (0.5 * t / root)
+
+
+@pytest.mark.parametrize("rule", ["average_velocity", "two_leg"])
+def test_a_network_that_gives_the_image_knows_the_same_velocities(rule):
+    """Pixel MeanFlow's prediction of x: MeanFlow's identity on Gaussian data through EDM's scalings."""
+    network = Given(exact_image)
+    network.two_time = True
+    student = model(network, parameterization="edm")
+    t, r = column(0.05, 0.9, 4.0, 60.0), column(0.004, 0.1, 0.9, 0.3)
+    x = images(0.4, -0.5, 3.0, -40.0)
+    exact = exact_velocity(x / (1 + t.reshape(-1, 1, 1, 1)), *(FLOW.time(v).reshape(-1, 1, 1, 1) for v in (t, r)))
+    # Short legs of the exact slope: what the network says of the rest follows to second order.
+    times = (t, r) if rule == "average_velocity" else (t, middle_level(LegsPart(shortest=1e-12), t, r, 1e-5), r)
+    pts = Points(x, x, x, times, None, gaussian_denoise(S), euler_step, None)
+    pair = build_target(TargetPart(rule=rule))(Nets(student, student), pts)
+    assert torch.allclose(pair.prediction, exact, atol=1e-10)
+    assert torch.allclose(pair.target, exact, atol=1e-9 if rule == "average_velocity" else 1e-6)
+
+
+def test_improved_meanflow_differentiates_along_its_own_flow():
+    """The sample's noise is in the velocity alone: target - v is that of the exact flow, whatever the sample."""
+    network = Given(exact_velocity)
+    network.two_time = True
+    student = model(network, parameterization="flow")
+    t, r = FLOW.level(column(0.9, 0.8, 0.4)), FLOW.level(column(0.1, 0.8, 0.2))
+    x0, z = images(0.4, -0.3, 0.1), images(1.0, -2.0, 0.3)
+    pts = Points(x0, z, x0 + t.reshape(-1, 1, 1, 1) * z, (t, r), None, lambda x, t: x0, euler_step, None)
+    part = TargetPart(rule="average_velocity", tangent="own")
+    own = build_target(part)(Nets(student, student), pts)
+    flow = build_target(TargetPart(rule="average_velocity"))(
+        Nets(student, student), replace(pts, denoise=gaussian_denoise(S))
+    )
+    x_own = pts.x_t / (1 + t.reshape(-1, 1, 1, 1))
+    v = exact_velocity(x_own, *[FLOW.time(t).reshape(-1, 1, 1, 1)] * 2)
+    assert torch.allclose(own.target - (z - x0), flow.target - v, atol=1e-10)
+    assert torch.allclose(flow.target, flow.prediction, atol=1e-10)
+    sample = build_target(TargetPart(rule="average_velocity"))(Nets(student, student), pts)
+    assert float((sample.target - own.target)[[0, 2]].abs().min()) > 1e-3
