@@ -250,4 +250,17 @@ METHODS: dict[str, Row] = {
         "network": {**_FORWARD, "two_time": True},
         "sample": {"sampler": "jumps"},
     },
+    "imm": {
+        "family": "ct",
+        "title": "inductive moment matching (Zhou et al. 2025)",
+        "may_init": True,
+        "times": {"kind": "flow_pair", "group": 4},
+        "gap": {"kind": "decrement", "k": 12.0},
+        "target": {"rule": "moments"},
+        "distance": {"kind": "pseudo_huber", "c": 0.0},
+        "weighting": {"kind": "sigmoid", "a": 1.0, "b": 5.0},
+        "process": {"kind": "flow", "parameterization": "flow"},
+        "network": {"two_time": True},
+        "sample": {"sampler": "jumps"},
+    },
 }

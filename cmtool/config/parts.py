@@ -29,8 +29,9 @@ class TimesPart(Part):
     `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT, sCM); `karras_uniform`: uniform in t^(1/rho) (continuous
     time); `flow_uniform`: t / (1 + t) uniform (rectified flow); `student_t`: ln t - ln low half a Student law of scale
     `std`, with an atom at `low` (TCM); `two_lognormal`: two levels, the larger is t and the smaller r, equal for a
-    share `same` of the images (MeanFlow); `largest`: sigma_max alone; `discrepancy`: density of ln t proportional to
-    the root of the measured discrepancy between sample and flow directions.
+    share `same` of the images (MeanFlow); `flow_pair`: t with its rectified-flow time (noise as wide as the data)
+    uniform, s uniform below it (IMM); `largest`: sigma_max alone; `discrepancy`: density of ln t proportional to the
+    root of the measured discrepancy between sample and flow directions.
     """
 
     kind: Literal[
@@ -41,6 +42,7 @@ class TimesPart(Part):
         "flow_uniform",
         "student_t",
         "two_lognormal",
+        "flow_pair",
         "largest",
         "discrepancy",
     ] = "grid_uniform"
@@ -49,6 +51,7 @@ class TimesPart(Part):
     low: float = Field(1.0, gt=0, description="student_t: smallest noise level that is trained")
     df: float = Field(0.01, gt=0, description="student_t: degrees of freedom")
     atom: float = Field(0.25, ge=0, lt=1, description="student_t: share of each batch that sits at low")
+    group: int = Field(1, ge=1, description="neighboring images of a batch that share their times")
     same: float = Field(0.25, ge=0, le=1, description="two_lognormal: share of each batch with r = t")
     floor: float = Field(0.1, ge=0, le=1, description="discrepancy: share that is uniform in ln t")
 
@@ -63,12 +66,15 @@ class CurriculumPart(Part):
 
 
 class GapPart(Part):
-    """How the cleaner time r follows from t: the neighbor on the grid, ECT's ratio map, or the limit r -> t."""
+    """How the cleaner time r follows from t: the neighbor on the grid, ECT's ratio map, or the limit r -> t.
 
-    kind: Literal["neighbor", "ratio", "none"] = "neighbor"
+    `decrement`: r = max(s, t - sigma_max / 2^k), never past the time s that the network jumps to (IMM).
+    """
+
+    kind: Literal["neighbor", "ratio", "decrement", "none"] = "neighbor"
     map: Literal["sigmoid", "constant"] = "sigmoid"
     q: float = Field(2.0, gt=1, description="ratio: 1 - r/t shrinks by q per stage")
-    k: float = Field(8.0, ge=0)
+    k: float = Field(8.0, ge=0, description="ratio: 1 - r/t is up to 1 + k/2 times larger at small t; decrement: power")
     b: float = Field(1.0, ge=0)
     stages: int = Field(8, ge=1, description="ratio: stages over the run")
     first: int = Field(0, ge=0, description="ratio: stages that an earlier run has done")
@@ -113,10 +119,11 @@ class TargetPart(Part):
 
     `pair`: the target network at (x_r, r); `data`: the clean image (denoising); `leap`: the clean image that one Euler
     step to x_r would need (progressive distillation); `tangent`: f must not change along the flow (continuous time);
-    `trig_tangent`: the same in TrigFlow's F, normalized (sCM); `average_velocity`: MeanFlow's identity.
+    `trig_tangent`: the same in TrigFlow's F, normalized (sCM); `average_velocity`: MeanFlow's identity; `moments`: in
+    each group, the jumps from x_t to the level s must have the law of the jumps from x_r to it (IMM).
     """
 
-    rule: Literal["pair", "data", "leap", "tangent", "trig_tangent", "average_velocity"] = "pair"
+    rule: Literal["pair", "data", "leap", "tangent", "trig_tangent", "average_velocity", "moments"] = "pair"
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the target network; 0: the student itself, stop-gradient")
     adaptive: bool = Field(False, description="decay follows N: exp(s0 ln mu0 / (N-1)) with mu0 = ema")
     update: Literal["ema", "stage"] = Field("ema", description="stage: the target is renewed where N changes")
@@ -135,7 +142,7 @@ class TargetPart(Part):
     @property
     def keeps_network(self) -> bool:
         """Whether the target is a separate network, not the student."""
-        return self.update == "stage" or (self.rule == "pair" and self.ema > 0)
+        return self.update == "stage" or (self.rule in ("pair", "moments") and self.ema > 0)
 
 
 class DistancePart(Part):
@@ -151,7 +158,8 @@ class DistancePart(Part):
 class WeightingPart(Part):
     """The weight of an image's distance as a function of its times, of itself, or learned.
 
-    `learned`: exp(w) d - w with the network's head w(t) (sCM); `adaptive`: d / (d + c)^p (MeanFlow).
+    `learned`: exp(w) d - w with the network's head w(t) (sCM); `adaptive`: d / (d + c)^p (MeanFlow); `sigmoid`: a
+    sigmoid of the log-SNR times its speed in rectified flow (IMM).
     """
 
     kind: Literal[
@@ -166,9 +174,12 @@ class WeightingPart(Part):
         "grid_speed",
         "learned",
         "adaptive",
+        "sigmoid",
     ] = "uniform"
     p: float = Field(0.75, ge=0, description="adaptive: exponent")
     c: float = Field(1e-3, gt=0, description="adaptive: constant")
+    a: float = Field(1.0, ge=0, description="sigmoid: exponent of the image's share alpha in x_t")
+    b: float = Field(5.0, description="sigmoid: log-SNR at its middle")
     atom: float | None = Field(None, ge=0, description="weight of the mean over the atom of student_t; None: all alike")
 
 

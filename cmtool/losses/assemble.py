@@ -13,6 +13,7 @@ from cmtool.diffusion.solvers import build_solver
 from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction
 from cmtool.losses.distance import BUILDERS, Distance
+from cmtool.losses.moments import moments
 from cmtool.losses.objective import Objective, TargetRule
 from cmtool.losses.perceptual import build_lpips
 from cmtool.losses.tangent import build_average, build_limit, build_trig
@@ -28,6 +29,7 @@ RULES: dict[str, Callable[[TargetPart], TargetRule]] = {
     "tangent": build_limit,
     "trig_tangent": build_trig,
     "average_velocity": build_average,
+    "moments": lambda part: moments,
 }
 DISTANCES: dict[str, Callable[[DistancePart, int], Distance]] = {
     **BUILDERS,

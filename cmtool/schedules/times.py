@@ -90,6 +90,23 @@ def draw_two(part: TimesPart, u: Tensor, second: Tensor, rank: Tensor, process: 
     return t, torch.where(rank < part.same, t, r)
 
 
+def draw_flow_pair(u: Tensor, share: Tensor, process: ProcessConfig) -> tuple[Tensor, Tensor]:
+    """IMM's levels t and s < t: both uniform in tau = t / (t + sigma_data), s between that of sigma_min and t's.
+
+    tau is the time of a rectified flow whose noise is as wide as the data, as published.
+    """
+    data = process.sigma_data
+    low, high = (level / (level + data) for level in (process.sigma_min, process.sigma_max))
+    tau = low + u * (high - low)
+    to = low + share * (tau - low)
+    return data * tau / (1 - tau), data * to / (1 - to)
+
+
+def decrement_map(part: GapPart, t: Tensor, s: Tensor, sigma_max: float) -> Tensor:
+    """IMM's r(s, t) = max(s, t - sigma_max / 2^k): a constant step in the level eta of the noise, from t down to s."""
+    return torch.maximum(s, t - sigma_max / 2**part.k)
+
+
 def ratio_map(part: GapPart, t: Tensor, stage: int, sigma_min: float = 0.0) -> Tensor:
     """ECT's cleaner time r = max(0, t (1 - n(t) / q^(stage+1))), n(t) = 1 + k sigmoid(-b t) (Geng et al. 2025, Eq. 14).
 
@@ -139,11 +156,11 @@ def draw_times(
     points: int,
     stage: int,
     density: LevelDensity | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return (t, r), float64 (B,) each, from uniform numbers: the noisier and the cleaner time of each pair.
 
     Grid draws give neighbors of the grid with N = `points`; continuous draws take r from the gap's map; a gap of
-    kind "none" gives r = t.
+    kind "none" gives r = t. Draws for jumps to a third level give (t, r, s) with s <= r.
     """
     numbers = u if isinstance(u, Uniforms) else Uniforms(u, u, u)
     numbers = Uniforms(numbers.first.double(), numbers.second.double(), numbers.rank.double())
@@ -153,6 +170,9 @@ def draw_times(
         return grid[index + 1], grid[index]
     if part.kind == "two_lognormal":
         return draw_two(part, numbers.first, numbers.second, numbers.rank, process)
+    if part.kind == "flow_pair":
+        t, s = draw_flow_pair(numbers.first, numbers.second, process)
+        return t, decrement_map(gap, t, s, process.sigma_max), s
     t = draw_level(part, numbers, process, density)
     if gap.kind == "ratio":
         return t, ratio_map(gap, t, stage)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmtool.checkpoint import load_tensors, resolve_file, save_model
-from cmtool.config.combinations import leaves_one_alone
+from cmtool.config.combinations import leaves_one_alone, splits_groups
 from cmtool.config.parts import CouplingPart, DirectionPart
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
@@ -223,7 +223,7 @@ def frozen_predictor(part: CouplingPart, device: torch.device) -> Model | None:
 
 
 def check_rows(config: RunConfig, world: World) -> None:
-    """Refuse a batch that leaves a process without images, or optimal transport with a single image in a pass.
+    """Refuse a batch that leaves a process without images or parts a group, or optimal transport of a single image.
 
     Raises:
         ConfigError: names a batch that fits.
@@ -236,6 +236,13 @@ def check_rows(config: RunConfig, world: World) -> None:
         )
     least, most = batch // size, -(-batch // size)
     micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else most
+    group = config.recipe.times.group
+    if any(splits_groups(World(rank, size).rows(batch)[1], micro, group) for rank in range(size)):
+        raise ConfigError(
+            f"recipe.times.group = {group} images stay in one process: {batch} over {size} processes by {micro} part "
+            "a group.",
+            f"use --batch-size {group * size * -(-batch // (group * size))}, with --micro-batch a multiple of {group}",
+        )
     if config.recipe.coupling.kind == "ot" and any(leaves_one_alone(n, micro) for n in (least, most)):
         raise ConfigError(
             f"optimal transport needs at least 2 images in every forward pass: {batch} over {size} "

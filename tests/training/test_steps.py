@@ -70,6 +70,7 @@ def test_torchs_own_generator_has_no_say():
         ("cd", (*TWO_AVERAGES, "recipe.target.ema=0.95")),
         ("ct", ("train.optimizer=lion", "network.dropout=0.3")),
         ("ect", ("train.optimizer=adam", "train.grad_clip=0.5")),
+        ("imm", ("train.micro_batch=4",)),
         ("ict", ("train.optimizer=sgd", "train.precision=fp64")),
     ],
 )
