@@ -226,10 +226,12 @@ def with_replay(trainer):
     return before
 
 
-@pytest.mark.parametrize("recipe", ["ict", "edm", "ict-gc", "ict-ot", "meanflow", "soflow"])
+@pytest.mark.parametrize("recipe", ["ict", "edm", "ict-gc", "ict-ot", "meanflow", "soflow", "imm"])
 @pytest.mark.parametrize("micro", [16, 6])
 def test_replayed_steps_are_the_steps(cuda, recipe, micro):
     flags = {"train.batch_size": 16, "train.micro_batch": micro, "train.steps": 40}
+    if recipe == "imm":
+        flags["recipe.times.group"] = 2
     plain, replayed = trainer_of(recipe, **flags), trainer_of(recipe, **flags)
     paused = with_replay(replayed)
     for _ in range(9):

@@ -42,6 +42,7 @@ def check_combination(config: RunConfig) -> None:
     _check_condition(config)
     _check_curriculum(config.recipe, config.train)
     _check_times(config)
+    _check_groups(config)
     _check_coupling(config)
     _check_direction(config)
     _check_average(config)
@@ -122,6 +123,16 @@ def _check_times(config: RunConfig) -> None:
             "one",
             "add --set recipe.times.kind=two_lognormal",
         )
+    if (rule == "moments") != (times.kind == "flow_pair") or (rule == "moments") != (gap.kind == "decrement"):
+        raise ValueError(
+            "recipe.target.rule = 'moments', recipe.times.kind = 'flow_pair' and recipe.gap.kind = 'decrement' belong "
+            "together: jumps from two levels to a third"
+        )
+    if rule == "moments" and not config.network.two_time:
+        raise Unfit(
+            "recipe.target.rule = 'moments' needs a network that is told where to jump: network.two_time = true",
+            "add --set network.two_time=true",
+        )
     if times.kind == "student_t" and not process.sigma_min <= times.low < process.sigma_max:
         raise ValueError(f"recipe.times.low = {times.low} lies outside the noise levels of the process")
     if process.truncated_at is not None and times.kind == "student_t" and times.low != process.truncated_at:
@@ -136,6 +147,27 @@ def _check_times(config: RunConfig) -> None:
 def leaves_one_alone(images: int, micro: int) -> bool:
     """Whether passes of `micro` images leave one with a single image, whose noise cannot be exchanged."""
     return min(images, micro) < 2 or images % micro == 1
+
+
+def splits_groups(images: int, micro: int, group: int) -> bool:
+    """Whether passes of `micro` of `images` images part a group of `group` neighbors that share their times."""
+    return bool(images % group or min(micro, images) % group)
+
+
+def _check_groups(config: RunConfig) -> None:
+    group, train = config.recipe.times.group, config.train
+    if group > 1 and train.micro_batch == "auto":
+        raise Unfit(
+            f"recipe.times.group = {group} images share a forward pass: train.micro_batch cannot be 'auto'",
+            f"give a multiple of {group}: --micro-batch {16 * group}, for example",
+        )
+    micro = train.batch_size if train.micro_batch in (None, "auto") else int(train.micro_batch)
+    if splits_groups(train.batch_size, micro, group):
+        raise Unfit(
+            f"groups of recipe.times.group = {group} images do not divide train.batch_size = {train.batch_size} in "
+            f"parts of train.micro_batch = {micro}",
+            f"add --batch-size {group * -(-train.batch_size // group)}, and a multiple of {group} as --micro-batch",
+        )
 
 
 def _check_coupling(config: RunConfig) -> None:
@@ -160,6 +192,12 @@ def _check_coupling(config: RunConfig) -> None:
         )
     if part.kind == "generator" and part.predictor == "frozen" and part.model is None:
         raise ValueError("recipe.coupling.predictor = 'frozen' needs recipe.coupling.model, a file or run folder")
+    grid = config.recipe.times.kind.startswith("grid") and config.recipe.curriculum.scales == "fixed"
+    if part.path and not (part.kind == "teacher" and grid):
+        raise ValueError(
+            "recipe.coupling.path = true stores a teacher's points on one grid: it needs coupling.kind = 'teacher', "
+            "times on the grid, and curriculum.scales = 'fixed'"
+        )
     if part.kind == "teacher" and not config.recipe.takes_teacher:
         raise ValueError("recipe.coupling.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
 

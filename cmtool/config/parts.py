@@ -26,19 +26,21 @@ class TimesPart(Part):
     """Which noise levels a step trains on.
 
     `grid_uniform`: index uniform on the grid (Song et al. 2023); `grid_lognormal`: index with log-normal mass (iCT,
-    Eq. 10);
+    Eq. 10); `grid_log`: index uniform on a grid even in ln t;
     `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT, sCM); `karras_uniform`: uniform in t^(1/rho) (continuous
     time); `flow_uniform`: t / (1 + t) uniform (rectified flow); `student_t`: ln t - ln low half a Student law of scale
     `std`, with an atom at `low` (TCM); `two_lognormal`: two levels, the larger is t and the smaller r, equal for a
     share `same` of the images (MeanFlow); `two_karras`: the same with both uniform in t^(1/rho); `dyadic`: gaps of
-    2^-j of rectified flow's time, the shortest for a share `same` (shortcut models); `largest`: sigma_max alone;
-    `discrepancy`: density of ln t proportional to the root of the measured discrepancy between sample and flow
-    directions.
+    2^-j of rectified flow's time, the shortest for a share `same` (shortcut models);
+    `flow_pair`: t with its rectified-flow time (noise as wide as the data) uniform, s uniform below it (IMM);
+    `largest`: sigma_max alone; `discrepancy`: density of ln t proportional to the root of the measured discrepancy
+    between sample and flow directions.
     """
 
     kind: Literal[
         "grid_uniform",
         "grid_lognormal",
+        "grid_log",
         "lognormal",
         "karras_uniform",
         "flow_uniform",
@@ -46,6 +48,7 @@ class TimesPart(Part):
         "two_lognormal",
         "two_karras",
         "dyadic",
+        "flow_pair",
         "largest",
         "discrepancy",
     ] = "grid_uniform"
@@ -58,6 +61,7 @@ class TimesPart(Part):
     std_r: float | None = Field(None, gt=0, description="two_lognormal: standard deviation of ln r; None: std")
     same: float = Field(0.25, ge=0, le=1, description="two times: share of each batch with r = t, or the shortest gap")
     halvings: int = Field(7, ge=1, le=20, description="dyadic: the shortest gap is 2^-halvings of the whole")
+    group: int = Field(1, ge=1, description="neighboring images of a batch that share their times")
     floor: float = Field(0.1, ge=0, le=1, description="discrepancy: share that is uniform in ln t")
 
     @property
@@ -76,12 +80,15 @@ class CurriculumPart(Part):
 
 
 class GapPart(Part):
-    """How the cleaner time r follows from t: the neighbor on the grid, ECT's ratio map, or the limit r -> t."""
+    """How the cleaner time r follows from t: the neighbor on the grid, ECT's ratio map, or the limit r -> t.
 
-    kind: Literal["neighbor", "ratio", "none"] = "neighbor"
+    `decrement`: r = max(s, t - sigma_max / 2^k), never past the time s that the network jumps to (IMM).
+    """
+
+    kind: Literal["neighbor", "ratio", "decrement", "none"] = "neighbor"
     map: Literal["sigmoid", "constant"] = "sigmoid"
     q: float = Field(2.0, gt=1, description="ratio: 1 - r/t shrinks by q per stage")
-    k: float = Field(8.0, ge=0)
+    k: float = Field(8.0, ge=0, description="ratio: 1 - r/t is up to 1 + k/2 times larger at small t; decrement: power")
     b: float = Field(1.0, ge=0)
     stages: int = Field(8, ge=1, description="ratio: stages over the run")
     first: int = Field(0, ge=0, description="ratio: stages that an earlier run has done")
@@ -111,7 +118,8 @@ class CouplingPart(Part):
 
     `independent`: as drawn; `ot`: noise assigned to the images of the batch at the least total squared distance;
     `generator`: a share of the images is replaced by the model's own answer at (x_r, r) (generator-augmented flows);
-    `teacher`: images made from the noise by the teacher's ODE, from a store (knowledge distillation, reflow).
+    `teacher`: images made from the noise by the teacher's ODE, from a store (knowledge distillation, reflow; with
+    `path`, x_t is the point of the teacher's path at t: consistency mid-training).
     """
 
     kind: Literal["independent", "ot", "generator", "teacher"] = "independent"
@@ -121,6 +129,7 @@ class CouplingPart(Part):
     model: str | None = Field(None, description="generator: file or run of the frozen predictor")
     pairs: int = Field(4096, ge=1, description="teacher: number of stored pairs")
     solver_steps: int = Field(18, ge=1, description="teacher: Heun steps that make a pair")
+    path: bool = Field(False, description="teacher: store the whole path, solved by DPM-Solver++ 2M on the times' grid")
 
 
 class DirectionPart(Part):
@@ -152,10 +161,13 @@ class TargetPart(Part):
     `pair`: the target network at (x_r, r); `data`: the clean image (denoising); `leap`: the clean image that one Euler
     step to x_r would need (progressive distillation); `tangent`: f must not change along the flow (continuous time);
     `trig_tangent`: the same in TrigFlow's F, normalized (sCM); `average_velocity`: MeanFlow's identity; `two_leg`: the
-    average velocity of a first leg and of the network's own way from there to r (SoFlow, alpha-Flow, CTM, shortcuts).
+    average velocity of a first leg and of the network's own way from there to r (SoFlow, alpha-Flow, CTM, shortcuts);
+    `moments`: in each group, the jumps from x_t to the level s must have the law of the jumps from x_r to it (IMM).
     """
 
-    rule: Literal["pair", "data", "leap", "tangent", "trig_tangent", "average_velocity", "two_leg"] = "pair"
+    rule: Literal[
+        "pair", "data", "leap", "tangent", "trig_tangent", "average_velocity", "two_leg", "moments"
+    ] = "pair"
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the target network; 0: the student itself, stop-gradient")
     adaptive: bool = Field(False, description="decay follows N: exp(s0 ln mu0 / (N-1)) with mu0 = ema")
     update: Literal["ema", "stage"] = Field("ema", description="stage: the target is renewed where N changes")
@@ -183,7 +195,7 @@ class TargetPart(Part):
     @property
     def keeps_network(self) -> bool:
         """Whether the target is a separate network, not the student."""
-        return self.update == "stage" or (self.rule in ("pair", "two_leg") and self.ema > 0)
+        return self.update == "stage" or (self.rule in ("pair", "two_leg", "moments") and self.ema > 0)
 
 
 class DistancePart(Part):
@@ -199,7 +211,8 @@ class DistancePart(Part):
 class WeightingPart(Part):
     """The weight of an image's distance as a function of its times, of itself, or learned.
 
-    `learned`: exp(w) d - w with the network's head w(t) (sCM); `adaptive`: d / (d + c)^p (MeanFlow).
+    `learned`: exp(w) d - w with the network's head w(t) (sCM); `adaptive`: d / (d + c)^p (MeanFlow); `sigmoid`: a
+    sigmoid of the log-SNR times its speed in rectified flow (IMM).
     """
 
     kind: Literal[
@@ -214,9 +227,12 @@ class WeightingPart(Part):
         "grid_speed",
         "learned",
         "adaptive",
+        "sigmoid",
     ] = "uniform"
     p: float = Field(0.75, ge=0, description="adaptive: exponent")
     c: float = Field(1e-3, gt=0, description="adaptive: constant")
+    a: float = Field(1.0, ge=0, description="sigmoid: exponent of the image's share alpha in x_t")
+    b: float = Field(5.0, description="sigmoid: log-SNR at its middle")
     atom: float | None = Field(None, ge=0, description="weight of the mean over the atom of student_t; None: all alike")
 
 

@@ -16,6 +16,7 @@ from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction
 from cmtool.losses.distance import BUILDERS, Distance
 from cmtool.losses.legs import build_middle, build_two_leg
+from cmtool.losses.moments import moments
 from cmtool.losses.objective import Objective, TargetRule
 from cmtool.losses.perceptual import build_lpips
 from cmtool.losses.score import ScoreObjective, build_rule
@@ -33,6 +34,7 @@ RULES: dict[str, Callable[[TargetPart], TargetRule]] = {
     "trig_tangent": build_trig,
     "average_velocity": build_average,
     "two_leg": build_two_leg,
+    "moments": lambda part: moments,
 }
 DISTANCES: dict[str, Callable[[DistancePart, int], Distance]] = {
     **BUILDERS,

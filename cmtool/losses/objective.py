@@ -13,6 +13,7 @@ from cmtool.config.parts import CouplingPart, GapPart, TimesPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import VarianceExploding
 from cmtool.diffusion.solvers import Step
+from cmtool.errors import ConfigError
 from cmtool.losses.coupling import Coupling
 from cmtool.losses.direction import Direction
 from cmtool.losses.distance import Distance
@@ -117,13 +118,14 @@ class Objective:
         z = batch_normal(
             shape, rows.seed, "noise", rows.step, start=rows.start, count=count, device=x0.device, dtype=x0.dtype
         )
-        numbers = uniforms(count, rows)
+        group = self.times.group
+        numbers = uniforms(count, rows, group)
         share = now.step / max(now.steps, 1)
         drawn = draw_times(self.times, self.gap, numbers, self.settings, now.num_scales, now.stage, self.density)
         times = drawn if self.middle is None else self.middle(drawn, share, rows)
         levels = tuple(moved(time, x0.device, x0.dtype) for time in times)
         mix = mix_at(self.mix, now.step, now.steps)
-        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, share=share))
+        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, group, share=share))
 
     def loss(self, nets: Nets, draw: Draw) -> Loss:
         """Return the loss of a draw: here the networks run."""
@@ -143,10 +145,18 @@ class Objective:
         return Loss(self.weighting(distance, draw.t, draw.r, nets.student), distance.detach(), draw.t)
 
 
-def uniforms(count: int, rows: Slice) -> Uniforms:
-    """Return the uniform numbers of `count` images, and their places in the global batch."""
+def uniforms(count: int, rows: Slice, group: int = 1) -> Uniforms:
+    """Return the uniform numbers of `count` images, alike for `group` neighbors, and their places in the global batch.
+
+    Raises:
+        ConfigError: for rows that hold a part of a group.
+    """
+    if rows.start % group or count % group:
+        raise ConfigError(f"a forward pass of {count} images from row {rows.start} splits groups of {group}.")
     shape = (rows.total,)
     first = batch_uniform(shape, rows.seed, "times", rows.step, start=rows.start, count=count)
     second = batch_uniform(shape, rows.seed, "second-times", rows.step, start=rows.start, count=count)
     rank = (torch.arange(rows.start, rows.start + count, dtype=torch.float64) + 0.5) / rows.total
+    if group > 1:
+        first, second = (numbers[::group].repeat_interleave(group) for numbers in (first, second))
     return Uniforms(first, second, rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,20 @@ def build_adaptive(part: WeightingPart) -> Weighting:
     return adaptive
 
 
+def build_sigmoid(part: WeightingPart) -> Factor:
+    """1/2 sigmoid(b - lambda) (-dlambda/dtau) alpha^a / (alpha^2 + sigma^2) with lambda = ln(alpha^2 / sigma^2).
+
+    alpha = 1 - tau and sigma = tau are the shares of image and noise in the rectified flow of `draw_flow_pair`; written
+    out in eta = sigma / alpha = t / sigma_data (Zhou et al. 2025, Eq. 13).
+    """
+
+    def sigmoid(t: Tensor, r: Tensor, process: ProcessConfig) -> Tensor:
+        eta = t / process.sigma_data
+        return eta / (eta**2 + math.exp(-part.b)) * (1 + eta) ** (4 - part.a) / (1 + eta**2)
+
+    return sigmoid
+
+
 def build_factor(factor: Factor, process: ProcessConfig) -> Weighting:
     """A weight that depends only on the times."""
     return lambda distance, t, r, student: factor(t, r, process) * distance
@@ -99,8 +114,10 @@ def build_weighting(part: WeightingPart, process: ProcessConfig, times: TimesPar
     """Return the weighting that `part` names; `times` says where the atom is that `part.atom` weighs."""
     if part.kind == "adaptive":
         weigh = build_adaptive(part)
+    elif part.kind == "learned":
+        weigh = learned
     else:
-        weigh = learned if part.kind == "learned" else build_factor(FACTORS[part.kind], process)
+        weigh = build_factor(build_sigmoid(part) if part.kind == "sigmoid" else FACTORS[part.kind], process)
     # Only `student_t` has an atom; under another law a time below `low` is like any other.
     if part.atom is None or times is None or times.kind != "student_t":
         return weigh

@@ -25,6 +25,15 @@ def grid_tensor(points: int, process: ProcessConfig) -> Tensor:
     return torch.tensor(karras_grid(points, process.sigma_min, process.sigma_max, process.rho), dtype=torch.float64)
 
 
+def grid_of(part: TimesPart, points: int, process: ProcessConfig) -> Tensor:
+    """The ascending grid that `part` draws from, float64 (N,): Karras's, or with equal ratios for "grid_log"."""
+    if part.kind != "grid_log":
+        return grid_tensor(points, process)
+    low, high = process.sigma_min, process.sigma_max
+    inner = (low * (high / low) ** (i / (points - 1)) for i in range(1, points - 1))
+    return torch.tensor([low, *inner, high], dtype=torch.float64)
+
+
 @functools.lru_cache(maxsize=64)
 def lognormal_masses(points: int, process: ProcessConfig, mean: float, std: float) -> Tensor:
     """Probability of each interval of the grid under ln t ~ N(mean, std^2), normalized, float64 (N-1,); iCT, Eq. 10."""
@@ -35,7 +44,7 @@ def lognormal_masses(points: int, process: ProcessConfig, mean: float, std: floa
 
 def grid_index(part: TimesPart, u: Tensor, points: int, process: ProcessConfig) -> Tensor:
     """Return the interval i in 0 .. N-2 of each u (B,): uniform, or with log-normal mass."""
-    if part.kind == "grid_uniform":
+    if part.kind in ("grid_uniform", "grid_log"):
         return (u * (points - 1)).long().clamp_max(points - 2)
     cumulative = lognormal_masses(points, process, part.mean, part.std).cumsum(0)
     return torch.searchsorted(cumulative, u, right=True).clamp_max(points - 2)
@@ -114,6 +123,23 @@ def draw_dyadic(
     return tau / (1 - tau), sigma / (1 - sigma)
 
 
+def draw_flow_pair(u: Tensor, share: Tensor, process: ProcessConfig) -> tuple[Tensor, Tensor]:
+    """IMM's levels t and s < t: both uniform in tau = t / (t + sigma_data), s between that of sigma_min and t's.
+
+    tau is the time of a rectified flow whose noise is as wide as the data, as published.
+    """
+    data = process.sigma_data
+    low, high = (level / (level + data) for level in (process.sigma_min, process.sigma_max))
+    tau = low + u * (high - low)
+    to = low + share * (tau - low)
+    return data * tau / (1 - tau), data * to / (1 - to)
+
+
+def decrement_map(part: GapPart, t: Tensor, s: Tensor, sigma_max: float) -> Tensor:
+    """IMM's r(s, t) = max(s, t - sigma_max / 2^k): a constant step in the level eta of the noise, from t down to s."""
+    return torch.maximum(s, t - sigma_max / 2**part.k)
+
+
 def ratio_map(part: GapPart, t: Tensor, stage: int, sigma_min: float = 0.0) -> Tensor:
     """ECT's cleaner time r = max(0, t (1 - n(t) / q^(stage+1))), n(t) = 1 + k sigmoid(-b t) (Geng et al. 2025, Eq. 14).
 
@@ -163,21 +189,24 @@ def draw_times(
     points: int,
     stage: int,
     density: LevelDensity | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return (t, r), float64 (B,) each, from uniform numbers: the noisier and the cleaner time of each pair.
 
     Grid draws give neighbors of the grid with N = `points`; continuous draws take r from the gap's map; a gap of
-    kind "none" gives r = t.
+    kind "none" gives r = t. Draws for jumps to a third level give (t, r, s) with s <= r.
     """
     numbers = u if isinstance(u, Uniforms) else Uniforms(u, u, u)
     numbers = Uniforms(numbers.first.double(), numbers.second.double(), numbers.rank.double())
     if part.kind.startswith("grid"):
         index = grid_index(part, numbers.first, points, process)
-        grid = grid_tensor(points, process).to(index.device)
+        grid = grid_of(part, points, process).to(index.device)
         return grid[index + 1], grid[index]
     if part.draws_two:
         draw = draw_dyadic if part.kind == "dyadic" else draw_two
         return draw(part, numbers.first, numbers.second, numbers.rank, process)
+    if part.kind == "flow_pair":
+        t, s = draw_flow_pair(numbers.first, numbers.second, process)
+        return t, decrement_map(gap, t, s, process.sigma_max), s
     t = draw_level(part, numbers, process, density)
     if gap.kind == "ratio":
         return t, ratio_map(gap, t, stage)

@@ -41,7 +41,7 @@ def nets_of(student):
     return Nets(student, student, student)
 
 
-@pytest.mark.parametrize("recipe", ["ct", "ict", "ict-gc", "meanflow", "edm", "rf"])
+@pytest.mark.parametrize("recipe", ["ct", "ict", "ict-gc", "meanflow", "imm", "edm", "rf"])
 def test_loss_of_a_batch_does_not_depend_on_its_split(recipe):
     config = config_of(recipe)
     student, objective, x0 = awake(config), build_objective(config), batch()
@@ -129,11 +129,11 @@ def test_ot_of_one_image_is_refused():
 
 
 def test_stored_pairs_lie_on_the_line_to_their_noise():
-    pairs = Pairs(batch(5, 1) * 80, batch(5, 2), torch.arange(5), 80.0)
+    pairs = Pairs(batch(5, 1)[:, None] * 80, batch(5, 2), torch.arange(5), torch.tensor([80.0]))
     draw = Draw(batch(4), batch(4), (torch.full((4,), 80.0), torch.ones(4)), None, 0.0, rows(4))
     coupled = build_coupling(CouplingPart(kind="teacher"), pairs)(Nets(None, None), draw)
     index = coupled.label
-    assert torch.allclose(coupled.x0 + 80 * coupled.z, pairs.noisy[index], atol=1e-4)
+    assert torch.allclose(coupled.x0 + 80 * coupled.z, pairs.noisy[index, 0], atol=1e-4)
     assert torch.equal(coupled.x0, pairs.clean[index])
     with pytest.raises(ConfigError, match="pairs"):
         build_coupling(CouplingPart(kind="teacher"))
@@ -166,14 +166,15 @@ def test_noise_of_both_points_is_the_same():
     assert torch.allclose(seen["gap"], seen["expected"], atol=2e-5)
 
 
-@pytest.mark.parametrize("recipe", ["ict", "ct", "cd-euler", "sct", "ct-inf", "meanflow"])
+@pytest.mark.parametrize("recipe", ["ict", "ct", "cd-euler", "sct", "ct-inf", "meanflow", "imm"])
 def test_no_gradient_reaches_the_student_through_the_target(recipe):
     """Scaling the gradient of the target's side would change the update: it must not be there at all."""
     config = config_of(recipe) if recipe not in ("cd-euler",) else config_of("cd-euler", teacher="unused")
     student = awake(config)
     target = config.recipe.target
     x, t = batch(4), torch.tensor([0.1, 0.5, 2.0, 9.0])
-    points = Points(x, x, x, (t, t * 0.8), None, lambda x, t: 0.1 * x, lambda d, x, t, r: 0.9 * x, None)
+    times = (t, t * 0.9, t * 0.8) if target.rule == "moments" else (t, t * 0.8)
+    points = Points(x, x, x, times, None, lambda x, t: 0.1 * x, lambda d, x, t, r: 0.9 * x, None)
     rule = build_target(target)
     comparison = rule(nets_of(student), points)
     held = comparison.tangent if target.rule == "tangent" else comparison.target

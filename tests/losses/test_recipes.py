@@ -257,6 +257,14 @@ REFUSED = [
     ("ict", ('recipe.times.kind="two_lognormal"', 'recipe.gap.kind="ratio"'), "average_velocity' or 'two_leg"),
     ("ict", ('recipe.distance.kind="lpips"', "data.channels=2"), "gray or RGB"),
     ("meanflow", ('recipe.distance.kind="lpips"',), "compares images"),
+    ("imm", ("train.batch_size=10",), "groups of recipe.times.group = 4 images do not divide"),
+    ("imm", ("train.micro_batch=2",), "parts of train.micro_batch = 2"),
+    ("imm", ('train.micro_batch="auto"',), "cannot be 'auto'"),
+    ("imm", ("network.two_time=false",), "two_time"),
+    ("imm", ('recipe.gap.kind="none"',), "belong together"),
+    ("cmt", ('recipe.curriculum.scales="doubling"',), "one grid"),
+    ("kd", ("recipe.coupling.path=true",), "one grid"),
+    ("ict", ('recipe.times.kind="flow_pair"',), "belong together|two different times"),
 ]
 
 

@@ -143,6 +143,16 @@ def test_a_recipe_with_a_forward_derivative_agrees_too(tmp_path):
 
 
 @pytest.mark.slow
+def test_groups_of_samples_agree_too(tmp_path):
+    weights = []
+    for processes in (1, 2):
+        launch(tmp_path / str(processes), processes, 20, ("--recipe", "imm", "--batch-size", "16"))
+        weights.append(load_tensors(tmp_path / str(processes) / "model.safetensors")[0])
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-7)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(tmp_path):
     launch(tmp_path / "whole", 1, 8)
     launch(tmp_path / "part", 2, 8, ("--max-time", "0.01s"))

@@ -71,6 +71,7 @@ def test_torchs_own_generator_has_no_say():
         ("ct", ("train.optimizer=lion", "network.dropout=0.3")),
         ("ect", ("train.optimizer=adam", "train.grad_clip=0.5")),
         ("sid", (*TWO_AVERAGES, "recipe.score.fake_steps=2", "recipe.score.levels=[20.0,1.0]")),
+        ("imm", ("train.micro_batch=4",)),
         ("ict", ("train.optimizer=sgd", "train.precision=fp64")),
         ("soflow", ("train.optimizer=adam", "network.dropout=0.3")),
         ("aflow", ("train.optimizer=adam", "recipe.legs.ends=0.6")),
