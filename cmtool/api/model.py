@@ -144,8 +144,8 @@ class Model:
 
             pictures = picture_conditions(place, self.header["data"])
         worse = weak_model(plan, self.module, "auto")
-        how = {"conditions": pictures, "weak": worse}
-        batches = generate(self.module, plan, chosen, classes, batch_size=batch_size, **how)
+        given = self.module, plan, chosen, classes
+        batches = generate(*given, batch_size=batch_size, conditions=pictures, weak=worse)
         keep = torch.float64 if self.module.dtype == torch.float64 else torch.float32
         return torch.cat([batch.x0.to("cpu", keep) for batch in batches])
 

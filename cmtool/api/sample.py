@@ -306,8 +306,9 @@ def _fill(job: Job, model: Model, sink: Sink, batch_size: int, talk: Talk) -> in
     from cmtool.machine.stopping import stoppable
     from cmtool.samplers.generate import generate
 
-    how = {"batch_size": batch_size, "start": sink.start, "weak": weak_model(job.plan, model, job.precision)}
-    batches = generate(model, job.plan, job.seeds, job.labels, **how, conditions=job.conditions())
+    weak, pictures = weak_model(job.plan, model, job.precision), job.conditions()
+    given = model, job.plan, job.seeds, job.labels
+    batches = generate(*given, batch_size=batch_size, start=sink.start, conditions=pictures, weak=weak)
     with (
         talk.progress(len(job.seeds), "sampling") as update,
         stoppable() as stop,

@@ -165,9 +165,7 @@ class TargetPart(Part):
     `moments`: in each group, the jumps from x_t to the level s must have the law of the jumps from x_r to it (IMM).
     """
 
-    rule: Literal[
-        "pair", "data", "leap", "tangent", "trig_tangent", "average_velocity", "two_leg", "moments"
-    ] = "pair"
+    rule: Literal["pair", "data", "leap", "tangent", "trig_tangent", "average_velocity", "two_leg", "moments"] = "pair"
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the target network; 0: the student itself, stop-gradient")
     adaptive: bool = Field(False, description="decay follows N: exp(s0 ln mu0 / (N-1)) with mu0 = ema")
     update: Literal["ema", "stage"] = Field("ema", description="stage: the target is renewed where N changes")

@@ -219,7 +219,7 @@ def _published_positions(network: nn.Module, file: Path, side: int) -> None:
     if whole == patches:
         return
     first, grid = stored[:, :1], stored[:, 1:].reshape(1, whole, whole, -1).permute(0, 3, 1, 2)
-    scale = ((patches + 0.1) / whole,) * 2
+    scale = [float((patches + 0.1) / whole)] * 2
     grid = nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
     positions = torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
     with torch.no_grad():
