@@ -78,6 +78,7 @@ def sample(options: SampleOptions) -> None:
     from cmtool.cli.output import Output, command_line
 
     output = Output.of_rank(options.json, options.quiet)
+    interval = options.guidance_interval
     wish = Wish(
         num=options.num,
         steps=options.steps,
@@ -89,9 +90,7 @@ def sample(options: SampleOptions) -> None:
         seed=options.seed,
         seeds=None if options.seeds is None else parse_ints(options.seeds, "--seeds"),
         guidance=options.guidance,
-        interval=None
-        if options.guidance_interval is None
-        else parse_floats(options.guidance_interval, "--guidance-interval"),
+        interval=None if interval is None else parse_floats(interval, "--guidance-interval"),
         weak=options.weak,
     )
     job = decide(

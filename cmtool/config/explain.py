@@ -56,7 +56,7 @@ def _tables(annotation: Any) -> list[type[BaseModel]]:
 @functools.cache
 def _merged(tables: tuple[type[BaseModel], ...]) -> type[BaseModel]:
     """Return one table with the settings of several, to name choices by; nothing is checked against it."""
-    fields = {name: field for table in tables for name, field in table.model_fields.items()}
+    fields = {name: field for table in reversed(tables) for name, field in table.model_fields.items()}
     order = [name for name in getattr(tables[0], "ORDER", ()) if name in fields]
     kinds = tuple(table.model_fields["kind"].default for table in tables)
     named: dict[str, Any] = {name: (fields[name].annotation, fields[name]) for name in (*order, *fields)}

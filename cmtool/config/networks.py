@@ -294,12 +294,12 @@ def _is_count(value: Any) -> bool:
 def _sizes_of(values: dict[str, Any]) -> dict[str, int]:
     """Return width and depth of a transformer in place of the U-Net or MLP that `values` describe."""
     channels: Any = values.get("channels")
-    mult, blocks = values.get("channel_mult", (1,)), values.get("num_blocks")
+    mult, blocks = values.get("channel_mult") or (1,), values.get("num_blocks")
     counts: list[Any] = list(blocks) if isinstance(blocks, list | tuple) else [blocks] * len(mult)
     if not mult or not all(map(_is_count, (channels, *mult, *counts))):
         return {}
     # A decoder has one block more a level than its encoder, and two lie between them.
-    depth = 2 * sum(counts) + len(mult) + 2 if "channel_mult" in values else sum(counts)
+    depth = 2 * sum(counts) + len(mult) + 2 if values.get("channel_mult") else sum(counts)
     return {"width": channels * max(mult), "depth": depth}
 
 

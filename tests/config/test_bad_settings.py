@@ -48,7 +48,7 @@ FILES = [
     ),
     (GOOD.replace("8", '"eight"'), "my.toml: data.resolution = 'eight' must be a whole number"),
     (GOOD.replace("8", "2000"), "my.toml: data.resolution = 2000 must be at most 1024"),
-    (GOOD.replace("digits", "digist"), "my.toml: data.source = 'digist' is unknown; choose digits, shapes, toy2d, "),
+    (GOOD.replace("digits", "digist"), "my.toml: data.source = 'digist' is unknown; choose digits, avatars, shapes, toy2d, "),
     (GOOD + "lr = 0\n", "my.toml: train.lr = 0 must be greater than 0"),
     (GOOD + "lr = nan\n", "my.toml: train.lr = nan must be a finite number"),
     (GOOD + "betas = [0.9]\n", "my.toml: train.betas has too few values: 1"),
@@ -161,11 +161,11 @@ def test_unknown_presets_and_recipes(tmp_path, monkeypatch):
     assert sentence(preset="presets/") == "preset file presets/ does not exist"
     check(
         sentence(preset="cifar10", family="ct", recipe="itc"),
-        "presets/cifar10.toml: unknown recipe 'itc'; choose from ct, ict, ect, ... Did you mean ict?",
+        "presets/cifar10.toml: unknown recipe 'itc'; choose from ct, ict, ... Did you mean ict?",
     )
     with pytest.raises(ConfigError) as caught:
         resolve("cifar10", family="ct", recipe="cd")
-    check(caught.value.message, "recipe 'cd' belongs to train-cd, not to train-ct; choose ct, ict, ect, ")
+    check(caught.value.message, "recipe 'cd' belongs to train-cd, not to train-ct; choose ct, ict, ")
     assert caught.value.hint == "cmtool train-cd --preset cifar10 --recipe cd"
 
 

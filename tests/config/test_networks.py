@@ -78,10 +78,10 @@ def test_another_kind_takes_what_it_knows_of_a_presets_table():
     [
         (
             "network.kind=sonng",
-            "--set network.kind = 'sonng' is unknown; choose adm, mlp, song, edm2. Did you mean song?",
+            "--set network.kind = 'sonng' is unknown; choose adm, mlp, song, edm2, dit. Did you mean song?",
         ),
-        ("network.kind=3", "--set network.kind = 3 is unknown; choose adm, mlp, song, edm2."),
-        ("network.encodr=residual", "attention_kernel, checkpointing. Did you mean encoder?"),
+        ("network.kind=3", "--set network.kind = 3 is unknown; choose adm, mlp, song, edm2, dit."),
+        ("network.encodr=residual", "attention_kernel, checkpointing, patch, width, depth, heads, mlp_ratio"),
         ("network.channels=2", "--set network.channels = 2 must be at least 4"),
         ("network.num_blocks=x", "--set network.num_blocks = 'x' must be a whole number or a list"),
         ("network.attention=[4.5]", "--set network.attention = 4.5 must be a whole number"),
@@ -147,4 +147,4 @@ def test_a_table_made_by_its_class_or_by_its_kind_is_the_same(kind):
 
 
 def test_what_may_be_half_is_said_by_the_table():
-    assert {kind for kind, table in NETWORKS.items() if table.halves == "convolutions"} == {"adm", "song"}
+    assert {kind for kind, table in NETWORKS.items() if table.halves == "convolutions"} == {"adm", "song", "dit"}
