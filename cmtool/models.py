@@ -32,7 +32,8 @@ class Model(nn.Module):
 
     Call: x (B, C, H, W) with sides divisible by the network's down-sampling, t (B,) in [sigma_min, sigma_max],
     label (B,) int or None (None and -1 are the null class), r (B,) the time to go to in two-time models (None: the
-    clean end). Returns (B, C, H, W), the estimate of x0, in x's dtype.
+    clean end), augment (B, L) how the images were augmented (None: not at all, as for samples). Returns (B, C, H, W),
+    the estimate of x0, in x's dtype.
     """
 
     kind = "model"
@@ -94,17 +95,33 @@ class Model(nn.Module):
         """The weights' dtype."""
         return next(self.network.parameters()).dtype
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        """Return c_skip x + c_out F(c_in x, c_noise, label, r), the scalings in at least x's precision."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """Return c_skip x + c_out F(c_in x, c_noise, label, r, augment), the scalings in at least x's precision."""
         c = self.parameterization.coefficients(wide(t))
-        raw = self._raw(x, c, label, r)
+        raw = self._raw(x, c, label, r, augment)
         return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw
 
-    def raw(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def raw(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F itself at the scaled input, (B, C, H, W) in x's dtype; arguments as in a call of the model."""
-        return self._raw(x, self.parameterization.coefficients(wide(t)), label, r)
+        return self._raw(x, self.parameterization.coefficients(wide(t)), label, r, augment)
 
-    def _raw(self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None) -> Tensor:
+    def _raw(
+        self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None, augment: Tensor | None
+    ) -> Tensor:
         inner = expand(c.c_in.to(x.dtype), x) * x
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
@@ -112,7 +129,8 @@ class Model(nn.Module):
         exact = torch.promote_types(x.dtype, torch.float32)
         to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            return (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to).to(x.dtype)
+            told = (label, to) if augment is None else (label, to, augment)
+            return (self._replayed or self.network)(inner, c.c_noise.to(exact), *told).to(x.dtype)
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cmtool.config.parts import RecipeConfig
 from cmtool.config.schema import RunConfig, TrainConfig
+from cmtool.config.sources import SOURCES
 
 # On a grid of this many points, neighbors near 80 are 57 float32 roundings apart. On a finer grid the gap between them,
 # by which losses are divided, would be off by more than a percent.
@@ -38,6 +39,7 @@ def check_combination(config: RunConfig) -> None:
     _check_times(config)
     _check_coupling(config)
     _check_direction(config)
+    _check_augment(config)
     _check_derivative(config)
     _check_measure(config)
     _check_shard(config)
@@ -152,6 +154,35 @@ def _check_direction(config: RunConfig) -> None:
         raise ValueError(f"recipe.direction.solver = '{part.solver}' remembers a step: substeps must be at least 2")
     if part.kind == "target" and not config.recipe.target.keeps_network:
         raise ValueError("recipe.direction.kind = 'target' needs a target network: target.update = 'stage'")
+
+
+def _check_augment(config: RunConfig) -> None:
+    """Refuse augmentation of what is no image, or that the network or a part of the recipe is not told of."""
+    part, network, recipe = config.recipe.augment, config.network, config.recipe
+    if network.augment_labels and not network.augments:
+        raise ValueError(
+            f"a network of kind '{network.kind}' cannot be told of augmentation: network.augment_labels = 0"
+        )
+    if part.p == 0:
+        return
+    off = "add --set recipe.augment.p=0"
+    if not part.labels:
+        raise Unfit(f"recipe.augment has p = {part.p:g} and no change with a factor above 0", off)
+    if not network.augments:
+        raise Unfit(
+            f"recipe.augment tells the network what was done, and a '{network.kind}' network cannot hear it", off
+        )
+    if network.augment_labels != part.labels:
+        raise Unfit(
+            f"recipe.augment tells {part.labels} numbers, and network.augment_labels is {network.augment_labels}",
+            "leave network.augment_labels out",
+        )
+    if SOURCES[config.data.source].points or config.data.resolution < 4:
+        raise Unfit("recipe.augment is for images of at least 4 pixels a side", off)
+    if recipe.coupling.kind == "teacher":
+        raise Unfit("recipe.augment changes training images, and recipe.coupling.kind = 'teacher' uses none", off)
+    if recipe.direction.kind == "posterior_mean" and recipe.direction.pool == "batch":
+        raise Unfit("recipe.direction.pool = 'batch' takes the mean of images that recipe.augment changed unlike", off)
 
 
 def _check_derivative(config: RunConfig) -> None:

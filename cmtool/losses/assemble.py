@@ -84,7 +84,7 @@ def build_objective(
         times=recipe.times,
         gap=recipe.gap,
         coupling=build_coupling(recipe.coupling, given.pairs),
-        direction=build_direction(recipe.direction, given.teacher, given.reference),
+        direction=build_direction(recipe.direction, given.teacher, given.reference, recipe.augment),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),
         target=build_target(recipe.target),
         distance=build_distance(recipe.distance, values),

@@ -78,7 +78,8 @@ def predict(net: nn.Module, draw: Draw) -> Tensor:
     net.eval()
     try:
         with torch.no_grad():
-            return net(draw.x0 + expand(draw.r, draw.x0) * draw.z, draw.r, draw.label)
+            told = {} if draw.augment is None else {"augment": draw.augment}
+            return net(draw.x0 + expand(draw.r, draw.x0) * draw.z, draw.r, draw.label, **told)
     finally:
         net.train(training)
 

@@ -121,8 +121,8 @@ class Trainer:
             self._stop.leavable = self._leavable
             for start, count in self._passes():
                 try:
-                    x0, label = self.batches.take(state.step, start, count)
-                    draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total))
+                    x0, label, told = self.batches.take(state.step, start, count)
+                    draw = self.objective.draw(x0, label, now, Slice(state.noise_seed, state.step, start, total), told)
                     if self.replay is not None:
                         loss = self.replay(draw)
                     else:
