@@ -1,5 +1,6 @@
 """Make the small models that are bundled with the package.
 
+    python benchmarks/make_demo.py avatars runs/avatars-icd
     python benchmarks/make_demo.py digits runs/digits-ict-pm
     python benchmarks/make_demo.py shapes runs/shapes-ict-pm
 
@@ -85,7 +86,7 @@ def make(name: str, run: Path, figures: bool, count: int) -> Path:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="digits or shapes: the file is demo/NAME")
+    parser.add_argument("name", help="avatars, digits or shapes: the file is demo/NAME")
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("--count", type=int, default=1797, help="samples that are judged")
     parser.add_argument("--skip-figures", action="store_true")

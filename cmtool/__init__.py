@@ -4,11 +4,11 @@ In five lines:
 
     import cmtool
 
-    model = cmtool.load("demo/shapes")
+    model = cmtool.load("demo/avatars")
     images = model.sample(16, steps=2, seed=0)
     cmtool.save(images, "grid.png")
     filled = cmtool.edit.inpaint(model, "photo.png", "mask.png")
-    print(cmtool.evaluate(model, "shapes")["fid"])
+    print(cmtool.evaluate(model, "avatars")["fid"])
 
 And `cmtool.train("photos/", time="30m")` makes a model of your own pictures; `cmtool.plan("photos/")` says what to
 expect.

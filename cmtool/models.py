@@ -46,7 +46,8 @@ class Model(nn.Module):
 
     Call: x (B, C, H, W) with sides divisible by the network's down-sampling, t (B,) in [sigma_min, sigma_max],
     label (B,) int or None (None and -1 are the null class), r (B,) the time to go to in two-time models (None: the
-    clean end). Returns (B, C, H, W), the estimate of x0, in x's dtype.
+    clean end), augment (B, L) how the images were augmented (None: not at all, as for samples). Returns (B, C, H, W),
+    the estimate of x0, in x's dtype.
     """
 
     kind = "model"
@@ -109,17 +110,33 @@ class Model(nn.Module):
         """The weights' dtype."""
         return next(self.network.parameters()).dtype
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        """Return c_skip x + c_out F(c_in x, c_noise, label, r), the scalings in at least x's precision."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """Return c_skip x + c_out F(c_in x, c_noise, label, r, augment), the scalings in at least x's precision."""
         c = self.parameterization.coefficients(wide(t))
-        raw = self._raw(x, c, label, r)
+        raw = self._raw(x, c, label, r, augment)
         return expand(c.c_skip.to(x.dtype), x) * x + expand(c.c_out.to(x.dtype), x) * raw
 
-    def raw(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def raw(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F itself at the scaled input, (B, C, H, W) in x's dtype; arguments as in a call of the model."""
-        return self._raw(x, self.parameterization.coefficients(wide(t)), label, r)
+        return self._raw(x, self.parameterization.coefficients(wide(t)), label, r, augment)
 
-    def _raw(self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None) -> Tensor:
+    def _raw(
+        self, x: Tensor, c: Coefficients, label: Tensor | None, r: Tensor | None, augment: Tensor | None
+    ) -> Tensor:
         inner = self._with_condition(expand(c.c_in.to(x.dtype), x) * x)
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
@@ -129,7 +146,8 @@ class Model(nn.Module):
             r = r.clamp_min(self.sigma_min)  # where ln r ends: a jump to 0 is one to sigma_min
         to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            raw = (self._replayed or self.network)(inner, c.c_noise.to(exact), label, to)
+            told = (label, to) if augment is None else (label, to, augment)
+            raw = (self._replayed or self.network)(inner, c.c_noise.to(exact), *told)
         # A conditioned network answers in as many channels as it sees; those of the picture are not used.
         return (raw if self.condition is None else raw[:, : x.shape[1]]).to(x.dtype)
 

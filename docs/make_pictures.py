@@ -1,7 +1,7 @@
 """The pictures of README and docs, made by the project itself.
 
     python docs/make_pictures.py                     the drawings, and what the models that came along make
-    python docs/make_pictures.py --digits RUN --shapes RUN     from other models
+    python docs/make_pictures.py --digits RUN --avatars RUN     from other models
 
 Writes docs/pictures/*.svg and *.png.
 """
@@ -100,7 +100,7 @@ def grids() -> None:
     _write(figure, "grids.svg")
 
 
-def from_models(digits: str, shapes: str) -> None:
+def from_models(digits: str, avatars: str) -> None:
     """Samples and an edit, by the Python interface."""
     import cmtool
 
@@ -110,10 +110,10 @@ def from_models(digits: str, shapes: str) -> None:
     from cmtool.data import save_grid
 
     save_grid(torch.cat([one, two]), PICTURES / "digits-steps.png", columns=8)
-    editor = cmtool.load(shapes, "cpu")
+    editor = cmtool.load(avatars, "cpu")
     from cmtool.data import to_nhwc
 
-    cmtool.save(editor.sample(64), PICTURES / "shapes-one-step.png")
+    cmtool.save(editor.sample(64), PICTURES / "avatars-one-step.png")
     rows = []
     for seed, hole in ((7, (slice(3, 13), slice(3, 13))), (3, (slice(None), slice(8, None)))):
         picture = to_nhwc(editor.sample(1, seed=seed, steps=2))[0]
@@ -122,7 +122,7 @@ def from_models(digits: str, shapes: str) -> None:
         filled = cmtool.edit.inpaint(editor, picture, mask, num=6)
         rows.append(np.concatenate([picture[None], np.where(mask[..., None], np.uint8(128), picture)[None], filled]))
     save_grid(np.concatenate(rows), PICTURES / "edit-strip.png", columns=8)
-    for name in ("digits-one-step", "digits-steps", "shapes-one-step", "edit-strip"):
+    for name in ("digits-one-step", "digits-steps", "avatars-one-step", "edit-strip"):
         print(PICTURES / f"{name}.png")
 
 
@@ -130,14 +130,14 @@ def main() -> None:
     """Draw everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", default="demo/digits", help="a consistency model of the preset digits")
-    parser.add_argument("--shapes", default="demo/shapes", help="a consistency model of any color images")
+    parser.add_argument("--avatars", default="demo/avatars", help="a consistency model of any color images")
     given = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     paths()
     scalings()
     grids()
-    from_models(given.digits, given.shapes)
+    from_models(given.digits, given.avatars)
 
 
 if __name__ == "__main__":

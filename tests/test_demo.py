@@ -21,7 +21,7 @@ def _script():
     return module
 
 
-@pytest.mark.parametrize("name", ["digits", "shapes"])
+@pytest.mark.parametrize("name", ["avatars", "digits", "shapes"])
 def test_a_demo_is_small_and_says_how_it_was_made(name):
     path = DEMOS / f"{name}.safetensors"
     if not path.is_file():

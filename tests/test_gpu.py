@@ -51,7 +51,7 @@ def gradient_at(trainer, level: float, points: int, monkeypatch) -> torch.Tensor
     with monkeypatch.context() as patched:
         patched.setattr(Objective, "draw", draw)
         trainer.nets = replace(trainer.nets, target=trainer.state.student)
-        x0, label = trainer.batches.take(0, 0, 8)
+        x0, label, _ = trainer.batches.take(0, 0, 8)
         trainer.state.optimizer.zero_grad()
         loss_of(
             trainer.objective, trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8)

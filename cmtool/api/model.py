@@ -154,8 +154,8 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """Load a model.
 
     Args:
-        path: a model file, a run folder, or a name: `demo/digits` and `demo/shapes` are bundled, `openai/...` and
-            `hf:owner/name` are fetched (`cmtool models` lists the names).
+        path: a model file, a run folder, or a name: `demo/avatars`, `demo/shapes` and `demo/digits` are bundled,
+            `openai/...` and `hf:owner/name` are fetched (`cmtool models` lists the names).
         device: "auto" (the fastest present), "cpu", "cuda" or "mps".
         precision: "auto" is float32; "bf16" and "fp16" by autocast around the network; "fp64".
 

@@ -184,7 +184,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=lay_out_examples(
-        "Examples: cmtool sample --model demo/shapes | cmtool train-ct --preset digits | cmtool report"
+        "Examples: cmtool sample --model demo/avatars | cmtool train-ct --preset digits | cmtool report"
     ),
 )
 

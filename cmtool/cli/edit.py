@@ -34,7 +34,7 @@ USUAL_FOLDER = Path("edits")
 
 app = sub_app(
     "Edit pictures with a consistency model, without retraining.\n\n"
-    "Example: cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --num 6 --grid --out strip.png"
+    "Example: cmtool edit inpaint --mask mask.png photo.png --model demo/avatars --num 6 --grid --out strip.png"
 )
 
 
@@ -46,7 +46,7 @@ def inpaint(options: InpaintOptions) -> None:
     Without --mask: what is transparent in the picture. Levels up to 24 are black, from 231 on white; two alone are
     the two, whatever they are.
 
-    Example: cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --paste --out done.png
+    Example: cmtool edit inpaint --mask mask.png photo.png --model demo/avatars --paste --out done.png
     """
     _run("inpaint", options, replace(_tuned(options), mask=options.mask, invert_mask=options.invert_mask))
 
@@ -56,7 +56,7 @@ def inpaint(options: InpaintOptions) -> None:
 def colorize(options: TunedOptions) -> None:
     """Give a gray picture colors; the luma of every pixel stays.
 
-    Example: cmtool edit colorize gray.png --model demo/shapes --num 8 --out grid.png
+    Example: cmtool edit colorize gray.png --model demo/avatars --num 8 --out grid.png
     """
     _run("colorize", options, _tuned(options))
 
@@ -69,7 +69,7 @@ def superres(options: SuperresOptions) -> None:
     --kernel bicubic is for pictures that image programs made small. With --paste a picture of any size is enlarged
     whole, in overlapping windows.
 
-    Example: cmtool edit superres small.png --model demo/shapes --factor 2
+    Example: cmtool edit superres small.png --model demo/avatars --factor 2
     """
     how = replace(_tuned(options), factor=options.factor, kernel=options.kernel, noise=options.noise)
     _run("superres", options, how)
@@ -90,7 +90,7 @@ def deblur(options: DeblurOptions) -> None:
 def stroke(options: StrokeOptions) -> None:
     """Turn a rough drawing into a picture; a larger first --t frees it more from the drawing.
 
-    Example: cmtool edit stroke scribble.png --model demo/shapes --t 5.38,2.24
+    Example: cmtool edit stroke scribble.png --model demo/avatars --t 5.38,2.24
     """
     _run("stroke", options, _leveled(options))
 
@@ -100,7 +100,7 @@ def stroke(options: StrokeOptions) -> None:
 def denoise(options: DenoiseOptions) -> None:
     """Remove Gaussian noise of a known strength in one evaluation.
 
-    Example: cmtool edit denoise noisy.png --model demo/shapes --sigma 0.3
+    Example: cmtool edit denoise noisy.png --model demo/avatars --sigma 0.3
     """
     _run("denoise", options, replace(_how(options), sigma=options.sigma))
 

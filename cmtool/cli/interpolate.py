@@ -77,7 +77,7 @@ class InterpolateOptions:
 def interpolate(options: InterpolateOptions) -> None:
     """Walk between samples on the sphere of noise, or between pictures through a teacher's ODE.
 
-    Examples: cmtool interpolate --model demo/shapes --seeds 1,2,3 --loop --out clip.gif |
+    Examples: cmtool interpolate --model demo/avatars --seeds 1,2,3 --loop --out clip.gif |
     cmtool interpolate --images a.png b.png --teacher runs/digits-edm
     """
     from cmtool.api.interpolate import Route, decide, make

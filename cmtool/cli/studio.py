@@ -36,7 +36,7 @@ def studio(options: StudioOptions) -> None:
 
     Without --model: the newest run, else a model that came along. Ctrl-C ends it.
 
-    Example: cmtool studio --model demo/shapes
+    Example: cmtool studio --model demo/avatars
     """
     from cmtool.cli.output import Output
 
@@ -81,7 +81,7 @@ def _find(given: str | None) -> tuple[FoundModel, str]:
     except UserError:
         from cmtool.interop.published import demo_names
 
-        demos = sorted(demo_names(), reverse=True)
+        demos = sorted(demo_names(), key=lambda name: (name == "demo/digits", name))  # color before gray
         if given is not None or not demos:
             raise
         return find_model(demos[0], kinds=("consistency",)), demos[0]

@@ -46,6 +46,7 @@ def check_combination(config: RunConfig) -> None:
     _check_coupling(config)
     _check_direction(config)
     _check_average(config)
+    _check_augment(config)
     _check_derivative(config)
     _check_measure(config)
     _check_score(config)
@@ -246,6 +247,35 @@ def _check_guidance(config: RunConfig) -> None:
             "recipe.direction.guidance asks the network for its answer to no label, and train.label_dropout = 0",
             "add --set train.label_dropout=0.1",
         )
+
+
+def _check_augment(config: RunConfig) -> None:
+    """Refuse augmentation of what is no image, or that the network or a part of the recipe is not told of."""
+    part, network, recipe = config.recipe.augment, config.network, config.recipe
+    if network.augment_labels and not network.augments:
+        raise ValueError(
+            f"a network of kind '{network.kind}' cannot be told of augmentation: network.augment_labels = 0"
+        )
+    if part.p == 0:
+        return
+    off = "add --set recipe.augment.p=0"
+    if not part.labels:
+        raise Unfit(f"recipe.augment has p = {part.p:g} and no change with a factor above 0", off)
+    if not network.augments:
+        raise Unfit(
+            f"recipe.augment tells the network what was done, and a '{network.kind}' network cannot hear it", off
+        )
+    if network.augment_labels != part.labels:
+        raise Unfit(
+            f"recipe.augment tells {part.labels} numbers, and network.augment_labels is {network.augment_labels}",
+            "leave network.augment_labels out",
+        )
+    if SOURCES[config.data.source].points or config.data.resolution < 4:
+        raise Unfit("recipe.augment is for images of at least 4 pixels a side", off)
+    if recipe.coupling.kind == "teacher":
+        raise Unfit("recipe.augment changes training images, and recipe.coupling.kind = 'teacher' uses none", off)
+    if recipe.direction.kind == "posterior_mean" and recipe.direction.pool == "batch":
+        raise Unfit("recipe.direction.pool = 'batch' takes the mean of images that recipe.augment changed unlike", off)
 
 
 def _check_derivative(config: RunConfig) -> None:

@@ -175,13 +175,21 @@ def _validated(tables: dict[str, Any], origins: dict[str, str], label: str) -> R
         ConfigError: one sentence.
     """
     try:
-        config = RunConfig.model_validate(tables)
+        config = told_of_augmentation(RunConfig.model_validate(tables))
         check_combination(config)
     except ValidationError as error:
         raise explain(error, RunConfig, origins, label) from None
     except ValueError as error:
         raise explain_unfit(error, origins, label) from None
     return config
+
+
+def told_of_augmentation(config: RunConfig) -> RunConfig:
+    """Give the network an input for what `recipe.augment` does to images, if it has none."""
+    labels, network = config.recipe.augment.labels, config.network
+    if not labels or network.augment_labels or not network.augments:
+        return config
+    return config.model_copy(update={"network": network.model_copy(update={"augment_labels": labels})})
 
 
 def _lay(written: list[Override], by_hand: list[Override]) -> tuple[dict[str, Any], dict[str, str], bool]:

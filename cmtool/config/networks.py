@@ -29,7 +29,7 @@ class NetworkConfig(Table):
 
     `builds` is the "module:class" below `cmtool.networks`. `halves` says what bfloat16 may round in it while the
     forward passes stay in float32: the gradients of its convolutions, or nothing. Below `halves_from` channels it
-    computes no faster in bfloat16.
+    computes no faster in bfloat16. `augments` says that it can be told how an image was augmented.
     """
 
     # The order in which files and lists name the settings.
@@ -55,6 +55,7 @@ class NetworkConfig(Table):
     builds: ClassVar[str]
     halves: ClassVar[Literal["convolutions", "none"]] = "none"
     halves_from: ClassVar[int] = 64
+    augments: ClassVar[bool] = False
 
     kind: str
     channels: int = Field(32, ge=4, description="base width of a U-Net, hidden width of an MLP")
@@ -62,6 +63,7 @@ class NetworkConfig(Table):
     dropout: float | tuple[float, ...] = 0.0
     two_time: bool = Field(False, description="takes a second time input r")
     log_variance: bool = Field(False, description="has a learned log-variance head w(t)")
+    augment_labels: int = Field(0, ge=0, description="numbers that tell how an image was augmented (recipe.augment)")
     attention_kernel: Literal["auto", "math"] = Field("auto", description="math works under forward-mode derivatives")
     checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
 
@@ -110,7 +112,8 @@ class NetworkConfig(Table):
             key: list(value) if isinstance(value, tuple) and info.mode == "json" else value
             for key, value in _REST.items()
         }
-        return {key: own.get(key, rest[key]) for key in self.ORDER}
+        told = {"augment_labels": self.augment_labels} if self.augment_labels else {}
+        return {key: own.get(key, rest[key]) for key in self.ORDER} | told
 
 
 class UNetConfig(NetworkConfig):
@@ -155,6 +158,7 @@ class AdmConfig(UNetConfig):
     """The U-Net of OpenAI's ADM (Dhariwal & Nichol 2021)."""
 
     builds = "adm:AdmUNet"
+    augments = True
     halves = "convolutions"
 
     kind: Literal["adm"] = "adm"
@@ -168,6 +172,7 @@ class MlpConfig(NetworkConfig):
     """A residual MLP, for points in the plane."""
 
     builds = "mlp:Mlp"
+    augments = True
 
     kind: Literal["mlp"] = "mlp"
     scale_shift: bool = Field(True, description=SCALE_SHIFT)
@@ -188,6 +193,7 @@ class SongConfig(UNetConfig):
     """DDPM++ and NCSN++ (Song et al. 2021) in the form of EDM."""
 
     builds = "song:SongUNet"
+    augments = True
     halves = "convolutions"
 
     kind: Literal["song"] = "song"
@@ -213,6 +219,7 @@ class Edm2Config(UNetConfig):
     """EDM2's magnitude-preserving U-Net (Karras et al. 2024)."""
 
     builds = "edm2:Edm2UNet"
+    augments = True
 
     kind: Literal["edm2"] = "edm2"
 

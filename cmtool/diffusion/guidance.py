@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cmtool.diffusion.process import expand
 
-# (x, t, label) -> clean image
-Answer = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+# (x, t, label), and what else the model is told -> clean image
+Answer = Callable[..., Tensor]
 
 
 def guide(
@@ -23,12 +23,12 @@ def guide(
     it to them (Kynkaanniemi et al. 2024). A scale of 1 asks nothing of D_less.
     """
 
-    def answer(x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        own = strong(x, t, label)
+    def answer(x: Tensor, t: Tensor, label: Tensor | None = None, **told: Tensor) -> Tensor:
+        own = strong(x, t, label, **told)
         if scale == 1 or (weak is None and label is None):
             return own
         unlabeled = None if label is None else torch.full_like(label, -1)
-        less = strong(x, t, unlabeled) if weak is None else weak(x, t, label)
+        less = strong(x, t, unlabeled, **told) if weak is None else weak(x, t, label, **told)
         guided = less + scale * (own - less)
         if interval is None:
             return guided

@@ -72,6 +72,7 @@ def detect(tensors: dict[str, Tensor], head_channels: int = HEAD_CHANNELS) -> tu
         base = shapes[f"enc.{sides[0]}x{sides[0]}_conv.weight"][0]
         widths = [shapes[f"enc.{side}x{side}_block0.conv1.weight"][0] for side in sides]
         affine = shapes[f"enc.{sides[0]}x{sides[0]}_block0.affine.weight"][0]
+        told = shapes.get("map_augment.weight", (base, 0))[1]
     except (KeyError, IndexError) as error:
         raise CheckpointError(f"the weights look like an EDM network but lack {error}.") from None
     if any(width % base for width in widths):
@@ -93,6 +94,7 @@ def detect(tensors: dict[str, Tensor], head_channels: int = HEAD_CHANNELS) -> tu
         embedding="fourier" if "map_noise.freqs" in shapes else "positional",
         encoder="residual" if any("_aux_residual." in name for name in shapes) else "standard",
         resample_filter=_filter(tensors),
+        augment_labels=told,
     )
     return config, sides[0], dhariwal
 
@@ -138,6 +140,7 @@ def _dhariwal_layers(config: AdmConfig | SongConfig, side: int) -> Iterator[tupl
 def dhariwal_names(config: AdmConfig | SongConfig, side: int) -> dict[str, str]:
     """Return DhariwalUNet layer -> ADM layer, both without `.weight` and `.bias`."""
     names = {"map_layer0": "time_embed.0", "map_layer1": "time_embed.2", "out_norm": "out.0", "out_conv": "out.2"}
+    names["map_augment"] = "map_augment"
     names[f"enc.{side}x{side}_conv"] = "input_blocks.0.0"
     for theirs, ours, attention in _dhariwal_layers(config, side):
         names |= {f"{theirs}.{a}": f"{ours}.{b}" for a, b in _BLOCK_PAIRS.items()}
@@ -211,8 +214,8 @@ def read(
     """Translate EDM tensors; `tensors` is consumed. `kwargs`: the constructor's arguments, where a pickle has them."""
     inner = strip(tensors, "model.")
     notes: list[str] = []
-    if inner.pop("map_augment.weight", None) is not None:
-        notes.append("the augmentation labels' layer (map_augment) was dropped; it is not used in sampling.")
+    if "map_augment.weight" in inner:
+        notes.append("its augmentation labels (map_augment) are kept for training; samples are made with zeros.")
     _check_variant(inner, kwargs or {}, notes)
     config, side, dhariwal = detect(inner, head_channels)
     if kwargs and isinstance(kwargs.get("dropout"), int | float):

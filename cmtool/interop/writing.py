@@ -78,6 +78,14 @@ def _require_groups(table: AdmConfig | SongConfig, smallest: int, format: str) -
             )
 
 
+def _untold(model: Model, say: Say) -> dict[str, Tensor]:
+    """Return a network's tensors without the map of its augmentation labels, which samples do not use."""
+    tensors = plain_tensors(model.network)
+    if tensors.pop("map_augment.weight", None) is not None:
+        say("the map of augmentation labels was left out: samples are made with zeros.")
+    return tensors
+
+
 def _save_state(tensors: dict[str, Tensor], out: Path) -> None:
     """Write a bare state dict: safetensors if the suffix says so, else a file for `torch.load(weights_only=True)`."""
     with atomic_write(out) as temporary:
@@ -91,7 +99,7 @@ def write_openai(model: Model, out: Path, say: Say) -> None:
     """Write a state dict for OpenAI's consistency_models repository."""
     table = _require(model, ("adm",), openai.NOISE_SCALE, "openai")
     _require_groups(table, 1, "openai")
-    _save_state(plain_tensors(model.network), out)
+    _save_state(_untold(model, say), out)
     starts = "cd_ or ct_" if model.kind == "consistency" else "edm_"
     say(f"the file does not say that this is a {model.kind} model; give it a name that begins with {starts}.")
 
@@ -107,7 +115,7 @@ def write_edm_state(model: Model, out: Path, say: Say) -> None:
         raise UserError("EDM's SongUNet adds its embedding; this network scales and shifts by it.")
     _save_state({f"model.{name}": tensor for name, tensor in tensors.items()}, out)
     wrapper = "ECMPrecond (ECT)" if model.process.parameterization == "consistency" else "EDMPrecond"
-    say(f"load it into {wrapper} with augment_dim=0; the file does not say which of them it is.")
+    say(f"load it into {wrapper} with augment_dim={table.augment_labels}; the file does not say which of them it is.")
 
 
 def write_dit(model: Model, out: Path, say: Say) -> None:
@@ -138,7 +146,7 @@ def write_diffusers(model: Model, out: Path, say: Say) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder.", "choose a new folder with --out")
     grid = int((model.header.get("origin") or {}).get("grid") or _GRID)
-    diffusers.write(model, plain_tensors(model.network), out, grid)
+    diffusers.write(model, _untold(model, say), out, grid)
     two = model.header.get("times", {}).get("2")
     if two and model.kind == "consistency":
         levels = karras_grid(grid, model.sigma_min, model.sigma_max, model.rho)[::-1]

@@ -101,7 +101,7 @@ def build_objective(
         gap=recipe.gap,
         middle=build_middle(recipe, settings),
         coupling=build_coupling(recipe.coupling, given.pairs),
-        direction=build_direction(direction_of(config), given.teacher, given.reference, given.weak),
+        direction=build_direction(direction_of(config), given.teacher, given.reference, given.weak, recipe.augment),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),
         target=build_target(recipe.target),
         distance=build_distance(recipe.distance, values),

@@ -78,8 +78,9 @@ def optimal_transport(draw: Draw) -> Draw:
 
 def predict(net: nn.Module, draw: Draw) -> Tensor:
     """Return what `net` answers at (x_r, r), without dropout and without gradient."""
+    told = {} if draw.augment is None else {"augment": draw.augment}
     with evaluating(net), torch.no_grad():
-        return net(draw.x0 + expand(draw.r, draw.x0) * draw.z, draw.r, draw.label)
+        return net(draw.x0 + expand(draw.r, draw.x0) * draw.z, draw.r, draw.label, **told)
 
 
 def chosen(draw: Draw) -> Tensor:

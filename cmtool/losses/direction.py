@@ -7,13 +7,13 @@ step lands on x0 + r z exactly, so consistency training is distillation with ano
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cmtool.config.parts import DirectionPart
+from cmtool.config.parts import AugmentPart, DirectionPart
 from cmtool.diffusion.guidance import guide
 from cmtool.diffusion.process import expand
 from cmtool.diffusion.solvers import Denoise
@@ -21,7 +21,13 @@ from cmtool.errors import ConfigError
 from cmtool.losses.terms import Nets, evaluating
 from cmtool.models import Model
 
-Direction = Callable[[Nets, Tensor, "Tensor | None"], Denoise]
+
+class Direction(Protocol):
+    """From the networks and the images of a pass to the denoiser whose slope is followed."""
+
+    def __call__(self, nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
+        """Return it for images x0 (B, C, H, W) with labels (B,), and augmentation labels (B, L) if there are any."""
+
 
 # Distances to reference images are differences of large numbers; up to this many values they are taken in float64.
 _FLOAT64_VALUES = 20_000_000
@@ -93,7 +99,7 @@ def _allowed(closeness: Tensor, foreign: Tensor | None) -> Tensor:
 
 def toward_sample() -> Direction:
     """The slope (x_t - x0) / t of consistency training."""
-    return lambda nets, x0, label: lambda x, t: x0
+    return lambda nets, x0, label, augment=None: lambda x, t: x0
 
 
 def toward_teacher(
@@ -101,7 +107,12 @@ def toward_teacher(
 ) -> Direction:
     """The slope of the teacher's probability-flow ODE, guided away from its own answer to no label, or from `weak`."""
     guided = guide(teacher, guidance, weak, interval)
-    return lambda nets, x0, label: lambda x, t: guided(x, t.to(x.dtype), label)
+
+    def direction(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
+        told = {} if augment is None else {"augment": augment}
+        return lambda x, t: guided(x, t.to(x.dtype), label, **told)
+
+    return direction
 
 
 def toward_guided_sample(part: DirectionPart) -> Direction:
@@ -112,14 +123,15 @@ def toward_guided_sample(part: DirectionPart) -> Direction:
     a label, and noise levels outside `interval`, keep v.
     """
 
-    def direction(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
+    def direction(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
         if label is None:
             return lambda x, t: x0
+        told = {} if augment is None else {"augment": augment}
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             with evaluating(nets.target):
-                free = nets.target(x, t, torch.full_like(label, -1), t)
-                own = nets.target(x, t, label, t) if part.mix else free
+                free = nets.target(x, t, torch.full_like(label, -1), t, **told)
+                own = nets.target(x, t, label, t, **told) if part.mix else free
             found = (1 - part.mix) * (part.guidance * x0 + (1 - part.guidance) * free) + part.mix * own
             low, high = part.interval or (0.0, math.inf)
             return torch.where(expand((label >= 0) & (t >= low) & (t <= high), x), found, x0)
@@ -129,25 +141,49 @@ def toward_guided_sample(part: DirectionPart) -> Direction:
     return direction
 
 
-def toward_target(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
+def toward_target(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
     """The slope of the target network's own flow: in progressive distillation the student of the stage before."""
-    return lambda x, t: nets.target(x, t.to(x.dtype), label)
+    told = {} if augment is None else {"augment": augment}
+    return lambda x, t: nets.target(x, t.to(x.dtype), label, **told)
 
 
-def toward_posterior_mean(reference: Reference) -> Direction:
-    """The slope of the reference images' own probability-flow ODE; a subset is completed by the sample's own image."""
-    return lambda nets, x0, label: lambda x, t: posterior_mean(x, t, reference, label, None if reference.whole else x0)
+def toward_posterior_mean(reference: Reference, mirrors: bool = False) -> Direction:
+    """The slope of the reference images' own probability-flow ODE; a subset is completed by the sample's own image.
+
+    Augmented images have the mean of images augmented alike. Of mirror images (`mirrors`: the first augmentation label)
+    that is the mirrored mean; for anything else the sample's own image stands alone, as in consistency training.
+    """
+
+    def direction(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
+        def mean(x: Tensor, t: Tensor, own: Tensor) -> Tensor:
+            return posterior_mean(x, t, reference, label, None if reference.whole else own)
+
+        if augment is None:
+            return lambda x, t: mean(x, t, x0)
+        mirrored = expand(augment[:, 0] == 1, x0) if mirrors else torch.zeros_like(x0[:, :1, :1, :1], dtype=torch.bool)
+        plain = expand((augment[:, int(mirrors) :] == 0).all(1), x0)
+
+        def straight(images: Tensor) -> Tensor:
+            return torch.where(mirrored, images.flip(-1), images)
+
+        return lambda x, t: torch.where(plain, straight(mean(straight(x), t, straight(x0))), x0)
+
+    return direction
 
 
-def toward_batch_mean(nets: Nets, x0: Tensor, label: Tensor | None) -> Denoise:
+def toward_batch_mean(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
     """The same slope, with only the images of the forward pass as reference."""
     return lambda x, t: posterior_mean(x, t, Reference(x0, label), label)
 
 
 def build_direction(
-    part: DirectionPart, teacher: Model | None, reference: Reference | None, weak: Model | None = None
+    part: DirectionPart,
+    teacher: Model | None,
+    reference: Reference | None,
+    weak: Model | None = None,
+    augment: AugmentPart | None = None,
 ) -> Direction:
-    """Return the direction that `part` names.
+    """Return the direction that `part` names, for images augmented by the rules of `augment`.
 
     Raises:
         ConfigError: if it needs a teacher or reference images and there are none.
@@ -166,4 +202,4 @@ def build_direction(
         return toward_batch_mean
     if reference is None:
         raise ConfigError("the posterior mean needs reference images, and none were given.")
-    return toward_posterior_mean(reference)
+    return toward_posterior_mean(reference, mirrors=augment is not None and augment.xflip > 0)

@@ -105,7 +105,9 @@ class Objective:
     density: LevelDensity | None = None
     middle: Callable[[tuple[Tensor, ...], float, Slice], tuple[Tensor, ...]] | None = None
 
-    def draw(self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice) -> Draw:
+    def draw(
+        self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice, augment: Tensor | None = None
+    ) -> Draw:
         """Return what a pass over `rows` of the global batch starts from; noise and times depend only on the rows.
 
         Args:
@@ -113,6 +115,7 @@ class Objective:
             label: (B,), or None.
             now: the scheduled numbers of the step.
             rows: the place of x0 in the global batch.
+            augment: (B, L), how the images were augmented, or None.
         """
         count, shape = len(x0), (rows.total, *x0.shape[1:])
         z = batch_normal(
@@ -125,7 +128,7 @@ class Objective:
         times = drawn if self.middle is None else self.middle(drawn, share, rows)
         levels = tuple(moved(time, x0.device, x0.dtype) for time in times)
         mix = mix_at(self.mix, now.step, now.steps)
-        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, group, share=share))
+        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, group, share=share, augment=augment))
 
     def loss(self, nets: Nets, draw: Draw) -> Loss:
         """Return the loss of a draw: here the networks run."""
@@ -137,10 +140,9 @@ class Objective:
         rows = draw.rows
         x_t = self.process.noised(draw.x0, draw.z, draw.t)
         seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None
-        denoise = self.direction(nets, draw.x0, draw.label)
-        points = Points(
-            draw.x0, draw.z, x_t, draw.times, draw.label, denoise, self.solver, seed, draw.share, draw.group
-        )
+        denoise = self.direction(nets, draw.x0, draw.label, draw.augment)
+        settled = (draw.share, draw.group, draw.augment)
+        points = Points(draw.x0, draw.z, x_t, draw.times, draw.label, denoise, self.solver, seed, *settled)
         distance = self.target(nets, points).measure(self.distance)
         return Loss(self.weighting(distance, draw.t, draw.r, nets.student), distance.detach(), draw.t)
 

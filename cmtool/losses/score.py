@@ -106,10 +106,13 @@ class ScoreObjective(Objective):
     levels: tuple[float, ...]
     teacher_process: ProcessConfig
 
-    def draw(self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice) -> ScoreDraw:
+    def draw(
+        self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice, augment: Tensor | None = None
+    ) -> ScoreDraw:
         """Return what a pass starts from; arguments as in `Objective.draw`, of whose images only the shape counts."""
         z, t = self._probe(x0, rows)
-        other = super().draw(x0, label, now, rows) if self.keeps(rows) else Draw(x0, z, (t,), label, 0.0, rows)
+        kept = self.keeps(rows)
+        other = super().draw(x0, label, now, rows, augment) if kept else Draw(x0, z, (t,), label, 0.0, rows)
         given = {entry.name: getattr(other, entry.name) for entry in fields(Draw)}
         return ScoreDraw(**given, **self._starts(x0, rows), probe=(z, t), lesson=self._lesson(x0, rows))
 

@@ -17,10 +17,11 @@ from cmtool.rng import same_dropout
 def call(module: Callable[..., Tensor], points: Points, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
     """Call a network, under the step's dropout mask if it drops anything; `r` is for networks of two times."""
     arguments = (x, t, points.label) if r is None else (x, t, points.label, r)
+    told = {} if points.augment is None else {"augment": points.augment}
     if points.dropout_seed is None:
-        return module(*arguments)
+        return module(*arguments, **told)
     with same_dropout(points.dropout_seed, x.device):
-        return module(*arguments)
+        return module(*arguments, **told)
 
 
 def pair(nets: Nets, points: Points) -> Pair:

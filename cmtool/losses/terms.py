@@ -61,7 +61,8 @@ class Draw:
     is (B,) or None. `group` neighboring rows form one sample set (1: every row is its own set). `mix` is the scheduled
     share of images that the model generates itself, and `made` (B,) bool says which ones they are. `share` is the part
     of the run that is done, in [0, 1]; a tensor () in a recorded pass, which must not hold the number itself.
-    `condition` (B, K, H, W) are the pictures that a conditioned network sees beside its input.
+    `condition` (B, K, H, W) are the pictures that a conditioned network sees beside its input. `augment`
+    (B, L) is what the networks are told of how the images were augmented; None: they were not.
     """
 
     x0: Tensor
@@ -74,6 +75,7 @@ class Draw:
     share: float | Tensor = 0.0
     made: Tensor | None = None
     condition: Tensor | None = None
+    augment: Tensor | None = None
 
     @property
     def t(self) -> Tensor:
@@ -92,7 +94,7 @@ class Points:
 
     `x0`, `z` and `x_t` are (B, C, H, W), `times` (B,) each in the images' dtype, `label` (B,) or None. `denoise` gives
     the slope of the path and `solver` follows it. With a `dropout_seed` every call of a network draws the same masks.
-    `share` and `group` are those of the draw.
+    `share`, `group` and `augment` are those of the draw.
     """
 
     x0: Tensor
@@ -105,6 +107,7 @@ class Points:
     dropout_seed: int | None
     share: float | Tensor = 0.0
     group: int = 1
+    augment: Tensor | None = None
 
     @property
     def t(self) -> Tensor:

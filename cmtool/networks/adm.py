@@ -123,6 +123,7 @@ class AdmUNet(RawNetwork):
         self._decoder(cfg, emb)
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
+        self.hear_augment(cfg.augment_labels, self.width)
 
     def _embeddings(self, cfg: AdmConfig, emb: int) -> None:
         if cfg.embedding == "fourier":
@@ -176,19 +177,27 @@ class AdmUNet(RawNetwork):
         if self.resolution // 2**level in cfg.attention:
             yield Attention(cout, cfg)
 
-    def _embed(self, c: Tensor, mlp: nn.ModuleDict) -> Tensor:
+    def _embed(self, c: Tensor, mlp: nn.ModuleDict, augment: Tensor | None = None) -> Tensor:
         features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
-        return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], features)))
+        return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], self.told(features, augment))))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x.
 
         x (B, C, H, W); c_noise (B,); label (B,) with -1 (or no label at all) for the null class; r (B,) the second
-        conditioning value of a two-time network. Raises `UserError` for inputs that do not fit.
+        conditioning value of a two-time network; augment (B, L) what was done to the images (None: nothing). Raises
+        `UserError` for inputs that do not fit.
         """
-        self.check_inputs(x, c_noise, label, r)
+        self.check_inputs(x, c_noise, label, r, augment)
         with exact(x):
-            emb = self._embed(c_noise, self.time_embed)
+            emb = self._embed(c_noise, self.time_embed, augment)
             if r is not None:
                 emb = emb + self._embed(r, self.time_embed_r)
             if label is not None:

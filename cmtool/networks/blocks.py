@@ -197,6 +197,20 @@ class RawNetwork(nn.Module):
         self.two_time, self.checkpointing = two_time, checkpointing
         self.downsampling = 1
         self.log_variance_head: nn.Module | None = None
+        self.map_augment: nn.Module | None = None
+        self.augment_labels = 0
+
+    def hear_augment(self, labels: int, width: int) -> None:
+        """Add the linear map of `labels` numbers to embeddings of `width`; called last, so that no other weight moves.
+
+        It starts at zero: a network that hears of augmentation for the first time means the same as before.
+        """
+        if labels:
+            self.augment_labels, self.map_augment = labels, zeroed(nn.Linear(labels, width, bias=False))
+
+    def told(self, features: Tensor, augment: Tensor | None) -> Tensor:
+        """Return features (B, E) of the noise level plus the map of the labels (B, L); None is "nothing was done"."""
+        return features if augment is None else features + linear_wide(self.map_augment, augment)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -209,7 +223,9 @@ class RawNetwork(nn.Module):
             raise ConfigError("this network has no log-variance head; set network.log_variance = true.")
         return self.log_variance_head(c_noise)
 
-    def check_inputs(self, x: Tensor, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> None:
+    def check_inputs(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None = None
+    ) -> None:
         """Raise `UserError` for shapes that this network cannot take, or a label or r it cannot use or misses."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise UserError(f"the network takes images of shape (B, {self.channels}, H, W), not {tuple(x.shape)}.")
@@ -225,6 +241,10 @@ class RawNetwork(nn.Module):
         if (r is not None) != self.two_time:
             raise UserError(
                 "this network needs a second time r." if self.two_time else "this network takes no second time r."
+            )
+        if augment is not None and augment.shape != (len(x), self.augment_labels):
+            raise UserError(
+                f"this network takes {self.augment_labels or 'no'} augmentation labels, not {tuple(augment.shape)}."
             )
 
     def run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:

@@ -180,6 +180,10 @@ class Edm2UNet(RawNetwork):
         self.out_conv, self.out_gain = MpLayer(self._widths[0], channels, 3), nn.Parameter(torch.zeros([]))
         if cfg.log_variance:
             self.log_variance_head = MpLogVariance()
+        if cfg.augment_labels:
+            # As with the second time, a gain that starts at zero.
+            self.augment_labels, self.map_augment = cfg.augment_labels, MpLayer(cfg.augment_labels, emb)
+            self.augment_gain = nn.Parameter(torch.zeros([]))
 
     def _build(self, cfg: Edm2Config, emb: int) -> None:
         """Build encoder and decoder; every decoder block named `block` takes a skip connection."""
@@ -218,8 +222,14 @@ class Edm2UNet(RawNetwork):
             if isinstance(module, MpLayer):
                 module.weight.copy_(module.unit())
 
-    def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> Tensor:
-        emb = self.emb_noise(self._features(c_noise))
+    def told(self, features: Tensor, augment: Tensor | None) -> Tensor:
+        """Return embeddings (B, E) plus the map of the labels (B, L); None is "nothing was done"."""
+        if augment is None or self.map_augment is None:
+            return features
+        return features + self.map_augment(augment.to(features.dtype), wide(self.augment_gain))
+
+    def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+        emb = self.told(self.emb_noise(self._features(c_noise)), augment)
         if r is not None:
             emb = emb + self.emb_noise_r(self._features(r), wide(self.emb_gain_r))
         if self.num_classes is not None:
@@ -241,15 +251,22 @@ class Edm2UNet(RawNetwork):
             raise UserError(f"label {int(label.max())} is outside 0..{len(table) - 1}; -1 is the null class.") from None
         return rows * (label >= 0).unsqueeze(1)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
-        self.check_inputs(x, c_noise, label, r)
+        self.check_inputs(x, c_noise, label, r, augment)
         first, *blocks = self.enc.values()
         h = x.to(self.dtype)
         # The constant channel lets a network without biases add one.
         h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
         with exact(x):
-            emb = self._embed(c_noise, label, r)
+            emb = self._embed(c_noise, label, r, augment)
             h = first(h)
         skips = [h]
         for block in blocks:

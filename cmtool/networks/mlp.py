@@ -68,17 +68,25 @@ class Mlp(RawNetwork):
         self.last = zeroed(nn.Linear(self.width, flat))
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
+        self.hear_augment(cfg.augment_labels, self.width)
 
     def _features(self, c: Tensor) -> Tensor:
         return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
-        self.check_inputs(x, c_noise, label, r)
+        self.check_inputs(x, c_noise, label, r, augment)
         if x.shape[2:] != (self.resolution, self.resolution):
             raise UserError(f"an mlp takes {self.resolution}x{self.resolution} images, not {x.shape[2]}x{x.shape[3]}.")
         with exact(x):
-            emb = linear_wide(self.time_embed, self._features(c_noise))
+            emb = linear_wide(self.time_embed, self.told(self._features(c_noise), augment))
             if r is not None:
                 emb = emb + linear_wide(self.time_embed_r, self._features(r))
             if label is not None:

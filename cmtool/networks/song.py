@@ -161,6 +161,7 @@ class SongUNet(RawNetwork):
         self._decoder(cfg, self._encoder(cfg))
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
+        self.hear_augment(cfg.augment_labels, self.features)
 
     def _embeddings(self, cfg: SongConfig) -> None:
         fourier, emb = cfg.embedding == "fourier", 4 * cfg.channels
@@ -238,23 +239,31 @@ class SongUNet(RawNetwork):
             ) from None
         return wide(rows) * (label >= 0).unsqueeze(1) * math.sqrt(weight.shape[1]) + bias
 
-    def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> Tensor:
+    def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
         features = self._features(c_noise)
         if self.num_classes is not None:
             features = features + self._label(label)
-        emb = linear_wide(self.map_layer1, F.silu(linear_wide(self.map_layer0, features)))
+        hidden = F.silu(linear_wide(self.map_layer0, self.told(features, augment)))
+        emb = linear_wide(self.map_layer1, hidden)
         if r is not None:
             hidden = F.silu(linear_wide(self.map_layer0_r, self._features(r)))
             emb = emb + linear_wide(self.map_layer1_r, hidden)
         return F.silu(emb).to(self.dtype)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
-        self.check_inputs(x, c_noise, label, r)
+        self.check_inputs(x, c_noise, label, r, augment)
         first, *layers = self.enc.values()
         image = x.to(self.dtype)
         with exact(x):
-            emb = self._embed(c_noise, label, r)
+            emb = self._embed(c_noise, label, r, augment)
             h = first(image)
         skips: list[Tensor] = [h]
         for layer in layers:

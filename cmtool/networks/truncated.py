@@ -9,7 +9,7 @@ from cmtool.networks.blocks import RawNetwork
 
 
 class TruncatedNetwork(nn.Module):
-    """F(x, c_noise, label, r) of `early` below the threshold of c_noise and of `late` from it on.
+    """F(x, c_noise, *told) of `early` below the threshold of c_noise and of `late` from it on.
 
     `early` never trains: it has no gradients and stays in evaluation mode. Source: Lee et al. 2025, section 4.
     """
@@ -21,6 +21,7 @@ class TruncatedNetwork(nn.Module):
         self.threshold = threshold - 1e-6 * max(1.0, abs(threshold))
         self.channels, self.resolution, self.num_classes = late.channels, late.resolution, late.num_classes
         self.two_time, self.downsampling = late.two_time, late.downsampling
+        self.augment_labels = late.augment_labels
 
     def train(self, mode: bool = True) -> TruncatedNetwork:
         """Set the mode of `late`; `early` is always in evaluation mode."""
@@ -28,14 +29,14 @@ class TruncatedNetwork(nn.Module):
         self.early.eval()
         return self
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        """Return F (B, C, H, W); arguments as in every network of this room."""
+    def forward(self, x: Tensor, c_noise: Tensor, *told: Tensor | None) -> Tensor:
+        """Return F (B, C, H, W); arguments as in every network of this room; `told` are those after c_noise."""
         above = c_noise >= self.threshold
         if bool(above.all()):
-            return self.late(x, c_noise, label, r)
+            return self.late(x, c_noise, *told)
         if not bool(above.any()):
-            return self.early(x, c_noise, label, r)
-        both = (self.late(x, c_noise, label, r), self.early(x, c_noise, label, r))
+            return self.early(x, c_noise, *told)
+        both = (self.late(x, c_noise, *told), self.early(x, c_noise, *told))
         return torch.where(above[:, None, None, None], *both)
 
     def log_variance(self, c_noise: Tensor) -> Tensor:

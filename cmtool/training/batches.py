@@ -1,4 +1,4 @@
-"""The path of a training image: which images a step sees, mirrored or not, with which label, on which device.
+"""The path of a training image: which images a step sees, mirrored or augmented, with which label, on which device.
 
 All of this depends only on (seed, step), so a run can resume without saving any of it. On a GPU the next step's
 images are prepared while it computes this one's.
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from cmtool.config.schema import RunConfig
+from cmtool.data.augment import augmented
 from cmtool.data.dataset import Dataset
 from cmtool.errors import DataError
 from cmtool.rng import batch_uniform, generator, moved
 
 T = TypeVar("T")
+# Images, their labels or None, and what networks are told of their augmentation or None.
+Rows = tuple[Tensor, Tensor | None, Tensor | None]
 Key = tuple[int, int, int]
 
 
@@ -83,11 +86,12 @@ class Batches:
         self.config, self.dataset, self.device, self.dtype = config, dataset, device, dtype
         self._ahead = Ahead(self._make) if ahead else None
 
-    def take(self, step: int, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+    def take(self, step: int, start: int, count: int) -> Rows:
         """Return `count` rows of a step's global batch, from row `start` on.
 
         Images are (count, C, H, W) in [-1, 1], followed by the channels of pairs if there are any; labels are
-        (count,), -1 where they are dropped, or None.
+        (count,), -1 where they are dropped, or None; augmentation labels are (count, L), or None where nothing is
+        augmented.
         """
         return self._make(step, start, count) if self._ahead is None else self._ahead.take(step, start, count)
 
@@ -96,7 +100,7 @@ class Batches:
         if self._ahead is not None:
             self._ahead.settle()
 
-    def _make(self, step: int, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+    def _make(self, step: int, start: int, count: int) -> Rows:
         train, rows = self.config.train, slice(start, start + count)
         chosen = batch_indices(train.seed, step, train.batch_size, len(self.dataset))[rows]
         images, labels = self.dataset.batch(chosen)
@@ -105,13 +109,20 @@ class Batches:
         if self.config.data.flip:
             flips = flip_mask(train.seed, step, train.batch_size)[rows]
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-        images = moved(images, self.device).to(self.dtype)
+        images, told = augmented(
+            self.config.recipe.augment,
+            moved(images, self.device).to(self.dtype),
+            train.seed,
+            step,
+            train.batch_size,
+            start,
+        )
         if not self.config.data.labels or labels is None:
-            return images, None
+            return images, None, told
         if train.label_dropout > 0:
             u = batch_uniform((train.batch_size,), train.seed, "label-dropout", step, start=start, count=count)
             labels = torch.where(u < train.label_dropout, torch.full_like(labels, -1), labels)
-        return images, moved(labels, self.device)
+        return images, moved(labels, self.device), told
 
 
 class Ahead(Generic[T]):

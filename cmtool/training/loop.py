@@ -143,15 +143,15 @@ class Trainer:
             state.advance_averages(now.target_ema)
         state.step += 1
 
-    def _went_through(self, work: Callable[[Tensor, Tensor | None, Slice], None]) -> bool:
+    def _went_through(self, work: Callable[[Tensor, Tensor | None, Tensor | None, Slice], None]) -> bool:
         """Do `work` for every pass over this process's rows; return False if a process has left the step."""
         state, left = self.state, False
         try:
             self._stop.leavable = self._leavable and not self._begun
             for start, count in self._passes():
                 try:
-                    x0, label = self.batches.take(state.step, start, count)
-                    work(x0, label, Slice(state.noise_seed, state.step, start, self.config.train.batch_size))
+                    images = self.batches.take(state.step, start, count)
+                    work(*images, Slice(state.noise_seed, state.step, start, self.config.train.batch_size))
                 except (RuntimeError, MemoryError) as error:
                     self._halve(error)
             self._stop.leavable = False
@@ -161,10 +161,12 @@ class Trainer:
             self._stop.leavable = False
         return not self._abandoned(left)
 
-    def _learn(self, now: CurriculumState, x0: Tensor, label: Tensor | None, rows: Slice) -> None:
+    def _learn(
+        self, now: CurriculumState, x0: Tensor, label: Tensor | None, told: Tensor | None, rows: Slice
+    ) -> None:
         """Add up the gradients of a pass."""
         x0, pictures = split(x0, self.state.student.condition, self.config.data.channels)
-        draw = self.objective.draw(x0, label, now, rows)
+        draw = self.objective.draw(x0, label, now, rows, told)
         draw = draw if pictures is None else replace(draw, condition=pictures)
         if self.replay is not None:
             loss = self.replay(draw)
@@ -173,7 +175,7 @@ class Trainer:
             self.descend(loss, check=self._reads_losses)
         self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
 
-    def _follow(self, turn: int, x0: Tensor, label: Tensor | None, rows: Slice) -> None:
+    def _follow(self, turn: int, x0: Tensor, label: Tensor | None, told: Tensor | None, rows: Slice) -> None:
         """Add up the fake network's gradients of a pass in which it learns alone."""
         rows = replace(rows, seed=derive(rows.seed, "fake", turn))
         assert isinstance(self.objective, ScoreObjective) and self.state.fake is not None

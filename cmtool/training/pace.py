@@ -138,8 +138,9 @@ def _pass(trainer: Trainer, count: int) -> float:
     """Do a pass of the step's first `count` rows and return its seconds."""
     state, total = trainer.state, trainer.config.train.batch_size
     start, began = trainer.world.rows(total)[0], time.perf_counter()
-    x0, label = trainer.batches.take(state.step, start, count)
-    draw = trainer.objective.draw(x0, label, trainer.curriculum(), Slice(state.noise_seed, state.step, start, total))
+    x0, label, told = trainer.batches.take(state.step, start, count)
+    rows = Slice(state.noise_seed, state.step, start, total)
+    draw = trainer.objective.draw(x0, label, trainer.curriculum(), rows, told)
     trainer.descend(trainer.objective.loss(trainer.nets, draw))
     return time.perf_counter() - began
 

@@ -38,8 +38,9 @@ from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
 from cmtool.training.state import TrainState
 
-# Only some recipes use this head: a student without it may still start from a model that has it.
-OPTIONAL = "log_variance_head."
+# Only some recipes use these: a student without them may still start from a model that has them. A model that is never
+# told of augmentation is the same without the map of its labels.
+OPTIONAL = ("log_variance_head.", "map_augment.", "augment_gain")
 # Images computed at once when pairs are made, and images that the discrepancy is measured with.
 CHUNK, MEASURED = 256, 2048
 
@@ -98,7 +99,11 @@ def start_from(student: Model, source: Model) -> None:
     theirs, own = source.network.state_dict(), student.network.state_dict()
     if isinstance(student.network, TruncatedNetwork) and not isinstance(source.network, TruncatedNetwork):
         theirs = doubled(theirs)
-    theirs = {name: tensor for name, tensor in theirs.items() if name in own or not name.startswith(OPTIONAL)}
+    theirs = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if name in own or not name.removeprefix("early.").removeprefix("late.").startswith(OPTIONAL)
+    }
     wrong = [name for name, tensor in theirs.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:
         raise CheckpointError(
@@ -201,6 +206,7 @@ def gather(
     """
     recipe = config.recipe
     check_guidance(recipe.direction, teacher)
+    check_augment(config, teacher)
     density = level_law(config, dataset, device)
     reference = reference_images(config, dataset, device)
     return Supplies(teacher, reference, stored_pairs(recipe.coupling, config, teacher), density, weak)
@@ -216,6 +222,21 @@ def check_guidance(part: DirectionPart, teacher: Model | None) -> None:
         raise ConfigError(
             "guidance needs a teacher trained with dropped labels, and this one was not.",
             "cmtool train-edm ... --set train.label_dropout=0.1",
+        )
+
+
+def check_augment(config: RunConfig, teacher: Model | None) -> None:
+    """Refuse to augment a student's images if its teacher cannot be told how.
+
+    Raises:
+        ConfigError: names the setting that trains a suitable teacher, and the one that does without.
+    """
+    wanted, knows = config.recipe.augment.labels, getattr(teacher and teacher.network, "augment_labels", 0)
+    if teacher is not None and wanted and knows != wanted:
+        has = f"knows {knows} labels of another one" if knows else "was trained without"
+        raise ConfigError(
+            f"recipe.augment changes the student's images, and the teacher {has}: it would be led astray.",
+            "leave it out with --set recipe.augment.p=0, or train the teacher with the same recipe.augment",
         )
 
 

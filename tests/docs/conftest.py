@@ -31,7 +31,8 @@ def folder(tmp_path_factory):
     shapes = write_model(place, "shapes-demo", resolution=16, num_classes=5, names=list("abcde"))
     shapes.rename(demos / "shapes.safetensors")
     write_model(place, "digits-demo", channels=1, source="digits").rename(demos / "digits.safetensors")
-    for name in ("shapes-demo", "digits-demo"):
+    write_model(place, "avatars-demo", resolution=16, source="avatars").rename(demos / "avatars.safetensors")
+    for name in ("shapes-demo", "digits-demo", "avatars-demo"):
         (place / "runs" / name).rmdir()
     return place
 

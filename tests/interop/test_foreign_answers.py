@@ -4,13 +4,18 @@ The golden files hold the outputs of OpenAI's, diffusers', NVlabs', OpenAI's JAX
 velocity with the opposite sign) for weights by formula, drawn anew in every layer, at t = 0.003, 0.5 and 80.
 """
 
+from collections import OrderedDict
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cmtool import models
 from cmtool.interop.layout import reorder_qkv
 from cmtool.interop.reading import ImportOptions, import_model
-from tests.interop import foreign
+from cmtool.interop.writing import export_model
+from tests.interop import closed_form, foreign
 
 TOLERANCE = 2e-5
 
@@ -52,6 +57,33 @@ def test_an_imported_network_answers_as_its_own_code_does(imported, name):
     # A network that predicts noise is multiplied by the noise level, and so is its last digit.
     scale = model.parameterization.coefficients(t).c_out.abs().clamp_min(1)[:, None, None, None]
     assert ((answer - expected) / scale).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["edm_ddpmpp", "edm_ncsnpp", "edm_adm"])
+def test_augmentation_labels_mean_what_they_meant(name, tmp_path):
+    """EDM's own networks, told uniform numbers (golden/edm_told.npz), and their round trip through our files."""
+    state, key = foreign.state(name), "model.map_augment.weight"
+    if key not in state:
+        state[key] = torch.from_numpy(closed_form.weight(key, (32, 9)))
+    torch.save(OrderedDict(state), tmp_path / "edm.pt")
+    options = ImportOptions(form="edm", head_channels=64)
+    header = import_model(tmp_path / "edm.pt", tmp_path / "model.safetensors", options)
+    assert header["network"]["augment_labels"] == 9
+    model = models.load(tmp_path / "model.safetensors")
+    x, t, label, _ = foreign.inputs(name)
+    c = model.parameterization.coefficients(t)
+    told = torch.from_numpy(closed_form.uniform("told", (3, 9)))
+    with torch.no_grad():
+        inner = c.c_in[:, None, None, None] * x
+        answer, silent = (model.network(inner, c.c_noise, label, None, labels) for labels in (told, None))
+    with np.load(foreign.GOLDEN / "edm_told.npz") as archive:
+        expected = torch.from_numpy(archive[name])
+    assert (answer[..., ::2, ::2] - expected).abs().max() < TOLERANCE
+    assert (silent - foreign.golden(name)[1]).abs().max() < TOLERANCE
+    said = []
+    export_model(tmp_path / "model.safetensors", "edm-state", tmp_path / "back.safetensors", said.append)
+    back = load_file(tmp_path / "back.safetensors")
+    assert torch.equal(back[key], state[key]) and "augment_dim=9" in said[-1]
 
 
 def test_boundaries_are_those_of_the_form(imported):

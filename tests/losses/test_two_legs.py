@@ -321,7 +321,7 @@ def test_alpha_flow_reaches_its_limit_on_the_way():
     counts = []
     for step in (0, 20, 39):
         trainer.state.step = step
-        x0, label = trainer.batches.take(step, 0, 8)
+        x0, label, _ = trainer.batches.take(step, 0, 8)
         draw = trainer.objective.draw(x0, label, trainer.curriculum(), rows(8, step=step))
         counts.append(len(draw.times))
         assert bool(torch.isfinite(trainer.objective.loss(trainer.nets, draw).weighted).all())

@@ -123,7 +123,7 @@ def gradient_at(trainer, t: float, r: float, monkeypatch) -> torch.Tensor:
     """The gradient of one batch at (t, r)."""
     draw = At(trainer.objective, t, r)
     monkeypatch.setattr(Objective, "draw", lambda self, x0, label, state, rows: draw(self, x0, label, state, rows))
-    x0, label = trainer.batches.take(0, 0, 8)
+    x0, label, _ = trainer.batches.take(0, 0, 8)
     trainer.state.optimizer.zero_grad()
     loss = loss_of(trainer.objective, trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8))
     loss.weighted.mean().backward()
