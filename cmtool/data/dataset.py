@@ -46,7 +46,8 @@ class Dataset:
     """Images (N, C, H, W), uint8 or (toy data) float32, with labels if the run is conditioned on them.
 
     `fingerprint` is a hash of the content: images, labels and shape. `beside` (N, C', H, W) are the pictures of pairs
-    that a network is conditioned on.
+    that a network is conditioned on. `latent` says how the latents of an autoencoder, float16 (N, 2C, H, W) with means
+    before deviations, were made.
     """
 
     images: Tensor
@@ -56,6 +57,7 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     classes: int | None = None
     beside: Tensor | None = None
+    latent: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,7 +70,7 @@ class Dataset:
     @property
     def channels(self) -> int:
         """Channels of an image."""
-        return int(self.images.shape[1])
+        return int(self.images.shape[1]) // (1 if self.latent is None else 2)
 
     @property
     def resolution(self) -> int:
@@ -78,7 +80,7 @@ class Dataset:
     @property
     def float_samples(self) -> bool:
         """Whether samples are points, which stay floats, rather than pictures, which are quantized."""
-        return self.images.is_floating_point()
+        return self.images.is_floating_point() and self.latent is None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -87,13 +89,20 @@ class Dataset:
         return {**self.info.as_dict(), "classes": self.num_classes, "class_names": names}
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
-        """Return float32 images in [-1, 1], (B, C, H, W), and int64 labels (B,) or None, on `device`.
+        """Return float32 images in [-1, 1] or mean latents, (B, C, H, W), and int64 labels (B,) or None, on `device`.
 
         Bytes are copied to the device and become floats there, which takes a quarter of the traffic.
         """
         images = self.images.index_select(0, indices).to(device)  # several times faster than images[indices]
         labels = None if self.labels is None else self.labels.index_select(0, indices).to(device)
+        if self.latent is not None:
+            return images[:, : self.channels].float(), labels
         return (images if images.is_floating_point() else from_uint8(images)), labels
+
+    def drawn(self, indices: Tensor, noise: Tensor) -> Tensor:
+        """Return latents (B, C, H, W) of these images: mean plus deviation times unit noise."""
+        mean, deviation = self.images.index_select(0, indices).float().chunk(2, dim=1)
+        return torch.addcmul(mean, deviation, noise)
 
     def pairs(self, indices: Tensor) -> Tensor | None:
         """Return the pictures beside these images as floats in [-1, 1], (B, C', H, W); None: there are none."""
@@ -172,6 +181,8 @@ def describe(data: Dataset) -> list[str]:
     """Return the lines shown at start-up: images and their size, classes, duplicates, and files skipped by reason."""
     info, names = data.info, data.class_names
     kind = "points" if data.float_samples else "images"
+    if data.latent is not None:
+        kind = f"latents of {data.latent['pixels'][1]}-pixel images"
     size = "in the plane" if data.float_samples else f"of {data.resolution} x {data.resolution} x {data.channels}"
     lines = [f"{info.source}: {_plural(len(data), kind.removesuffix('s'))} {size}"]
     if data.labels is not None:

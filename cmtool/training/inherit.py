@@ -30,11 +30,12 @@ def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:
             f"recipe '{config.recipe_name}' goes on from a consistency model, and this is a {source['kind']} model.",
             f"cmtool train-ct --preset {config.preset}, then add --init RUN",
         )
-    for name in ("resolution", "channels"):
-        if data[name] != getattr(want, name):
+    pixels = (data.get("latent") or {}).get("pixels") or [data["channels"], data["resolution"]]
+    for name, has in (("resolution", pixels[1]), ("channels", pixels[0])):
+        if has != getattr(want, name):
             raise CheckpointError(
-                f"{source_is} has {name} {data[name]}; the preset has {getattr(want, name)}.",
-                f"cmtool train-edm --preset {config.preset} makes one that fits, or --set data.{name}={data[name]}",
+                f"{source_is} has {name} {has}; the preset has {getattr(want, name)}.",
+                f"cmtool train-edm --preset {config.preset} makes one that fits, or --set data.{name}={has}",
             )
     _check_condition(source_is, data, want)
     if bool(data.get("num_classes")) != want.labels:
