@@ -22,7 +22,7 @@ from cmtool.config.combinations import check_combination
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.data.packed import latents_writer, read_packed
-from cmtool.errors import ConfigError, DataError, UserError
+from cmtool.errors import ConfigError, DataError, UserError, install_extra
 from cmtool.talk import Talk
 
 NORMS = ("edm2", "sd")
@@ -60,7 +60,7 @@ def open_autoencoder(place: str) -> Any:
     try:
         from diffusers import AutoencoderKL
     except ImportError:
-        raise UserError("latents need the package 'diffusers'.", "pip install 'cmtool-consistency[latent]'") from None
+        raise UserError("latents need the package 'diffusers'.", install_extra("latent")) from None
     try:
         found = AutoencoderKL.from_pretrained(
             str(folder or place), use_safetensors=True, local_files_only=folder is not None

@@ -11,7 +11,7 @@ from cmtool import models
 from cmtool.config.load import resolve
 from cmtool.data import latents
 from cmtool.data.packed import latents_writer, read_packed
-from cmtool.errors import DataError, UserError
+from cmtool.errors import DataError, UserError, install_extra
 from cmtool.evaluation.models import make_images
 from cmtool.evaluation.samples import image_shape
 from cmtool.samplers.plan import plan_sampling
@@ -76,7 +76,7 @@ def test_without_the_package_the_sentence_names_it(monkeypatch, tmp_path):
     latents.open_autoencoder.cache_clear()
     with pytest.raises(UserError, match="latents need the package 'diffusers'") as caught:
         latents.open_autoencoder(str(tmp_path))
-    assert caught.value.hint == "pip install 'cmtool-consistency[latent]'"
+    assert caught.value.hint == install_extra("latent")
 
 
 def autoencoder(folder, **changes):
