@@ -96,6 +96,16 @@ class Model(nn.Module):
         return data["channels"], data["resolution"], data["resolution"]
 
     @property
+    def latent(self) -> dict[str, Any] | None:
+        """How the latents that it works on were made; None: it works on pictures or points."""
+        return self.header["data"].get("latent")
+
+    @property
+    def clamps(self) -> bool:
+        """Whether its answers are pictures, which lie in [-1, 1]."""
+        return not self.float_samples and self.latent is None
+
+    @property
     def float_samples(self) -> bool:
         """Whether samples are points (toy data), to be kept as floats and never clamped."""
         return bool(self.header["data"].get("float_samples", False))

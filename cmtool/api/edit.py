@@ -113,8 +113,8 @@ def _find(row: Task, model: AnyModel | None, talk: Talk) -> FoundModel:
 
     def refusal(header: Mapping[str, Any]) -> str | None:
         data = header["data"]
-        if data.get("float_samples"):
-            return "makes points, not pictures"
+        if data.get("float_samples") or data.get("latent"):
+            return "works on latents, not pictures" if data.get("latent") else "makes points, not pictures"
         if row.channels is not None and data["channels"] != row.channels:
             return f"works in {data['channels']} channel(s), and colors need three"
         return None if data["channels"] in (1, 3, 4) else f"works in {data['channels']} channels"

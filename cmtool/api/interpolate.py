@@ -85,6 +85,8 @@ def decide(model: str | None, route: Route, talk: Talk) -> Walk:
         wanted="consistency model of images",
         output=talk,
     )
+    if found.header["data"].get("latent") and route.pictures:
+        raise UserError(f"{found.path} works on latents, and pictures have no way back through its teacher.")
     if found.header["data"].get("float_samples"):
         raise UserError(f"{found.path} makes points, not pictures.", "name another with --model")
     label = choose_label(route.label, found.header["data"])
@@ -139,13 +141,15 @@ def decoded(model: Model, points: Tensor, plan: SamplePlan, label: int | None, t
     """Return the picture at each point (N, C, H, W) of a path, on the CPU."""
     import torch
 
+    from cmtool.samplers.generate import to_pictures
     from cmtool.samplers.interpolation import decode
 
     frames = []
     with talk.progress(len(points), "frames") as update:
         for part in points.to(model.device, model.dtype).split(BATCH):
             labels = None if label is None else torch.full((len(part),), label, device=part.device)
-            frames.append(decode(model, part, plan.times, labels).float().cpu())
+            clean = decode(model, part, plan.times, labels, clamp=model.clamps)
+            frames.append(to_pictures(model, clean).float().cpu())
             update(len(part))
     return torch.cat(frames)
 

@@ -283,7 +283,7 @@ def write_samples(job: Job, model: Model, batch_size: int | None, talk: Talk, si
     """Hand the samples of a job that are missing to a sink; returns the signal that ended it early, or 0."""
     if sink.start:
         talk.say(f"{sink.start} of {len(job.seeds)} samples are there already; going on")
-    channels, height, width = model.image_shape
+    channels, height, width = (model.latent or {}).get("pixels") or model.image_shape
     usual = max(1, min(1024, BATCH_VALUES // (channels * height * width)))
     signal = _fill(job, model, sink, batch_size or usual, talk)
     if signal:

@@ -310,6 +310,7 @@ def _open(held: ExitStack, plan: RunPlan, folder: RunFolder, how: _How, until: f
 def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, world: World, talk: Talk) -> Trainer:
     """Load the data and build everything, so that all refusals come before the run folder is touched."""
     from cmtool.data.dataset import describe
+    from cmtool.data.latents import in_latents
     from cmtool.data.load import load_dataset
     from cmtool.machine.device import set_up_torch
     from cmtool.training.classes import settle_classes
@@ -323,7 +324,8 @@ def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, wor
         talk.say(line)
     if config.train.compile:
         talk.say("compiling the networks: some seconds for small ones, minutes for large ones")
-    trainer = prepare(config, settle_classes(config, dataset, goes_on, talk), device, world)
+    dataset = settle_classes(config, dataset, goes_on, talk)
+    trainer = prepare(in_latents(config, dataset), dataset, device, world)
     for note in trainer.notes:
         talk.say(note)
     check_disk(plan.folder, trainer.needs.disk)

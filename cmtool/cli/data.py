@@ -48,6 +48,12 @@ class MakeOptions:
         Literal["skip", "upscale"], typer.Option("--small", help="Images smaller than the resolution.")
     ] = "skip"
     labels: Kind = None
+    encode: Annotated[
+        str | None, typer.Option("--encode", help="Write latents: an AutoencoderKL's folder or hub name.")
+    ] = None
+    norm: Annotated[
+        Literal["edm2", "sd"], typer.Option("--norm", help="Of latents: deviation .5, or the autoencoder's own factor.")
+    ] = "edm2"
     json: Json = False
     quiet: Quiet = False
 
@@ -64,7 +70,8 @@ def make(options: MakeOptions) -> None:
         raise UsageError(f"--channels is 1, 3 or 4, not {options.channels}.")
     output = Output(options.json, options.quiet)
     rules = Rules(options.resolution, options.channels, options.fit, options.filter, options.small)
-    header = make_packed(options.source, options.out, rules, options.labels, output)
+    latents = None if options.encode is None else (options.encode, options.norm)
+    header = make_packed(options.source, options.out, rules, options.labels, output, latents)
     for line in _packed_lines(header):
         output.say(line)
     output.result(str(options.out))

@@ -57,6 +57,14 @@ def studio(options: StudioOptions) -> None:
     output.say("ended")
 
 
+# What a model's data may say that the page has no place for.
+UNFIT = {
+    "float_samples": "makes points, not pictures",
+    "latent": "works on latents, not pictures",
+    "condition": "is conditioned on a picture",
+}
+
+
 def _serve(server: Any, no_browser: bool) -> None:
     import webbrowser
 
@@ -74,7 +82,7 @@ def _find(given: str | None) -> tuple[FoundModel, str]:
     from cmtool.errors import UserError
 
     def images(header: Any) -> bool:
-        return not header["data"].get("float_samples")
+        return not any(header["data"].get(key) for key in UNFIT)
 
     try:
         found = find_model(given, kinds=("consistency",), fits=images, wanted="consistency model of images")
@@ -85,6 +93,6 @@ def _find(given: str | None) -> tuple[FoundModel, str]:
         if given is not None or not demos:
             raise
         return find_model(demos[0], kinds=("consistency",)), demos[0]
-    if not images(found.header):
-        raise UserError(f"{found.path} makes points, not pictures.", "name another with --model")
+    for reason in (reason for key, reason in UNFIT.items() if found.header["data"].get(key)):
+        raise UserError(f"{found.path} {reason}.", "name another with --model")
     return found, given or str(found.path.parent if found.path.name == "model.safetensors" else found.path)

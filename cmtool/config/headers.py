@@ -36,6 +36,7 @@ _DATA: dict[str, type | tuple[type, ...]] = {
     "path": str,
     "kind": str,
     "condition": str,
+    "latent": dict,
 }
 _LONGEST = 1000  # noise levels for one number of evaluations
 

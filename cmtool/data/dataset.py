@@ -49,7 +49,8 @@ class Dataset:
     set: `rows` are those that do, in order (None: all), so that a part of a memory-mapped file stays in its file.
     `held_out` are the images of the same source that were kept from training, to judge by: those whose keys lie below
     `held_below` (see `cmtool.data.holdout`). `beside` (N, C', H, W) are the pictures of pairs that a network is
-    conditioned on, stored as the images are.
+    conditioned on, stored as the images are. `latent` says how the latents of an autoencoder, float16 (N, 2C, H, W)
+    with means before deviations, were made.
     """
 
     storage: Tensor
@@ -62,6 +63,7 @@ class Dataset:
     rows: Tensor | None = None
     held_out: Dataset | None = None
     held_below: float = 0.0
+    latent: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.storage if self.rows is None else self.rows)
@@ -79,7 +81,7 @@ class Dataset:
     @property
     def channels(self) -> int:
         """Channels of an image."""
-        return int(self.storage.shape[1])
+        return int(self.storage.shape[1]) // (1 if self.latent is None else 2)
 
     @property
     def resolution(self) -> int:
@@ -89,7 +91,7 @@ class Dataset:
     @property
     def float_samples(self) -> bool:
         """Whether samples are points, which stay floats, rather than pictures, which are quantized."""
-        return self.storage.is_floating_point()
+        return self.storage.is_floating_point() and self.latent is None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -98,13 +100,20 @@ class Dataset:
         return {**self.info.as_dict(), "classes": self.num_classes, "class_names": names}
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
-        """Return float32 images in [-1, 1], (B, C, H, W), and int64 labels (B,) or None, on `device`.
+        """Return float32 images in [-1, 1] or mean latents, (B, C, H, W), and int64 labels (B,) or None, on `device`.
 
         Bytes are copied to the device and become floats there, which takes a quarter of the traffic.
         """
         images = self.take(indices).to(device)
         labels = None if self.labels is None else self.labels.index_select(0, indices).to(device)
+        if self.latent is not None:
+            return images[:, : self.channels].float(), labels
         return (images if images.is_floating_point() else from_uint8(images)), labels
+
+    def drawn(self, indices: Tensor, noise: Tensor) -> Tensor:
+        """Return latents (B, C, H, W) of these images: mean plus deviation times unit noise."""
+        mean, deviation = self.take(indices).float().chunk(2, dim=1)
+        return torch.addcmul(mean, deviation, noise)
 
     def pairs(self, indices: Tensor) -> Tensor | None:
         """Return the pictures beside these images as floats in [-1, 1], (B, C', H, W); None: there are none."""
@@ -193,6 +202,8 @@ def describe(data: Dataset) -> list[str]:
     """Return the lines shown at start-up: images and their size, classes, duplicates, and files skipped by reason."""
     info, names = data.info, data.class_names
     kind = "points" if data.float_samples else "images"
+    if data.latent is not None:
+        kind = f"latents of {data.latent['pixels'][1]}-pixel images"
     size = "in the plane" if data.float_samples else f"of {data.resolution} x {data.resolution} x {data.channels}"
     lines = [f"{info.source}: {_plural(len(data), kind.removesuffix('s'))} {size}"]
     if data.labels is not None:

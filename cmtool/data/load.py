@@ -90,6 +90,15 @@ def load_source(source: Source, rules: Rules, talk: Talk = SILENCE) -> Dataset:
 
 def _matching(data: Dataset, cfg: DataConfig) -> Dataset:
     """Refuse a packed file of another shape; its pixels are not resized a second time."""
+    if data.latent is not None:
+        _, side, _ = data.latent["pixels"]
+        if (side, 3) != (cfg.resolution, cfg.channels):
+            raise DataError(
+                f"{data.info.path} holds latents of images of {side} pixels and 3 channels; the preset wants {cfg.resolution} "
+                f"and {cfg.channels}.",
+                f"add --set data.resolution={side} --set data.channels=3",
+            )
+        return data
     if (data.resolution, data.channels) != (cfg.resolution, cfg.channels):
         raise DataError(
             f"{data.info.path} holds images of {data.resolution} pixels and {data.channels} channels; "

@@ -1,8 +1,9 @@
 """`.cmdata`: one file of images, labels and a JSON header, which is memory-mapped for reading.
 
 Layout (little endian): 8 magic bytes, then two unsigned 64-bit numbers, the offset and length of the header; from byte
-4096 the images, uint8 (N, C, H, W); then any labels, int64 (N,); then the header. It comes last so that a file can be
-written in one pass, before the number of usable images is known. `pack` turns any source into such a file.
+4096 the images, uint8 (N, C, H, W), or latents as float16, means before deviations; then any labels, int64 (N,); then
+the header. It comes last so that a file can be written in one pass, before the number of usable images is known. `pack`
+turns any source into such a file.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from cmtool.talk import SILENCE, Talk, Update
 MAGIC = b"CMDATA\x00\x01"
 START = 4096
 _LARGEST_HEADER = 64_000_000
+_DTYPES = {name: np.dtype(name) for name in ("uint8", "float16")}
 
 
 class PackedWriter:
     """Appends images of one shape to an open file, counting duplicates and hashing the content as it goes."""
 
-    def __init__(self, stream: IO[bytes], channels: int, resolution: int) -> None:
-        self._stream, self.shape = stream, (channels, resolution, resolution)
+    def __init__(self, stream: IO[bytes], channels: int, resolution: int, dtype: str = "uint8") -> None:
+        self._stream, self.shape, self.dtype = stream, (channels, resolution, resolution), dtype
         self.labels: list[int] = []
         self.count = self.duplicates = 0
         self._seen: set[bytes] = set()
@@ -48,8 +50,11 @@ class PackedWriter:
 
     def append(self, image: NDArray[np.uint8], label: int | None) -> None:
         """Append one (H, W, C) image; either all images have a label or none do."""
-        planar = np.ascontiguousarray(image.transpose(2, 0, 1))
-        if planar.shape != self.shape or planar.dtype != np.uint8:
+        self.append_planar(np.ascontiguousarray(image.transpose(2, 0, 1)), label)
+
+    def append_planar(self, planar: NDArray[Any], label: int | None) -> None:
+        """Append one (C, H, W) image of the file's type."""
+        if planar.shape != self.shape or planar.dtype != self.dtype:
             raise ValueError(f"an image {planar.shape} does not fit {self.shape}")
         self._stream.write(planar.tobytes())
         self._fingerprint.update(planar)
@@ -66,8 +71,9 @@ class PackedWriter:
             raise ValueError(f"{len(self.labels)} labels for {self.count} images")
         labels = np.array(self.labels, dtype=np.int64) if self.labels else None
         shape = (self.count, *self.shape)
-        header = {"format": 1, "shape": shape, "labels": labels is not None, "duplicates": self.duplicates, **facts}
-        header["fingerprint"] = self._fingerprint.finish("uint8", shape, labels)
+        header = {"format": 1, "shape": shape, "labels": labels is not None, **facts, "duplicates": self.duplicates}
+        header |= {} if self.dtype == "uint8" else {"dtype": self.dtype}
+        header["fingerprint"] = self._fingerprint.finish(self.dtype, shape, labels)
         if labels is not None:
             self._stream.write(labels.tobytes())
         text = json.dumps(header).encode()
@@ -76,6 +82,14 @@ class PackedWriter:
         self._stream.seek(0)
         self._stream.write(MAGIC + struct.pack("<QQ", offset, len(text)))
         return header
+
+
+@contextmanager
+def latents_writer(path: Path, channels: int, resolution: int) -> Iterator[PackedWriter]:
+    """Open a packed file of float16 images for writing, as `packed_writer` does for bytes."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(b"\0" * START)
+        yield PackedWriter(stream, channels, resolution, "float16")
 
 
 @contextmanager
@@ -97,7 +111,7 @@ def _sizes(header: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], int]:
     count, channels, height, width = (int(side) for side in header["shape"])
     if min(count, channels, height, width) < 1 or height != width or header["format"] != 1:
         raise ValueError
-    pixels = count * channels * height * width
+    pixels = count * channels * height * width * _DTYPES[header.get("dtype", "uint8")].itemsize
     return (count, channels, height, width), START + pixels + (8 * count if header["labels"] else 0)
 
 
@@ -146,7 +160,7 @@ def read_packed(path: Path) -> Dataset:
 
 def _mapped(path: Path, header: dict[str, Any]) -> Dataset:
     shape, end = _sizes(header)
-    images = torch.from_numpy(np.memmap(path, np.uint8, "c", START, shape))
+    images = torch.from_numpy(np.memmap(path, _DTYPES[header.get("dtype", "uint8")], "c", START, shape))
     labels, classes = None, header.get("classes")
     if header["labels"]:
         labels = torch.from_numpy(np.fromfile(path, "<i8", shape[0], offset=end - 8 * shape[0]).astype(np.int64))
@@ -166,7 +180,18 @@ def _mapped(path: Path, header: dict[str, Any]) -> Dataset:
         tuple(header.get("notes") or ()),
         str(path),
     )
-    return Dataset(images, labels, str(header["fingerprint"]), info, tuple(names) if names else None, classes)
+    latent = header.get("latent")
+    if (latent is None) != (images.dtype == torch.uint8) or (latent is not None and wrong_latent(latent, shape)):
+        raise ValueError
+    names = tuple(names) if names else None
+    return Dataset(images, labels, str(header["fingerprint"]), info, names, classes, latent=latent)
+
+
+def wrong_latent(latent: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a header's entry about its latents, (N, 2C, H, W) in the file, is not what `latents` writes."""
+    texts = all(isinstance(latent.get(key), str) for key in ("autoencoder", "hash", "norm"))
+    numbers = all(len(latent.get(key, ())) == shape[1] / 2 for key in ("shift", "scale"))
+    return not (texts and numbers and len(latent.get("pixels", ())) == 3)
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,9 @@ def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
     if data.labels is not None:
         counts = Counter(data.labels.tolist())
         facts["class_counts"] = _class_counts(counts, data.class_names, data.classes or 0)
-    if data.float_samples or not pictures:
+    if data.latent is not None:
+        facts["latent"] = dict(data.latent)
+    if data.latent is not None or data.float_samples or not pictures:
         return Survey(facts, None, data.images if data.float_samples else None)
     chosen = torch.tensor(_spread(len(data), pictures), dtype=torch.long)
     return Survey(facts, data.images[chosen].permute(0, 2, 3, 1).numpy())
@@ -136,8 +139,17 @@ def survey(path: str, kind: str | None = None, pictures: int = 64) -> Survey:
     return survey_source(resolve(path, kind), pictures)
 
 
-def make(path: str, out: Path, rules: Rules, kind: str | None = None, talk: Talk = SILENCE) -> dict[str, Any]:
+def make(
+    path: str,
+    out: Path,
+    rules: Rules,
+    kind: str | None = None,
+    talk: Talk = SILENCE,
+    latents: tuple[str, str] | None = None,
+) -> dict[str, Any]:
     """Pack any data set a user may name into `out` and return the header of the packed file.
+
+    `latents`: an autoencoder and a normalization (see `latents`); None packs the pictures themselves.
 
     Raises:
         DataError: see `open_source` and `pack`; or `out` is a file of another kind, or the source itself.
@@ -149,4 +161,11 @@ def make(path: str, out: Path, rules: Rules, kind: str | None = None, talk: Talk
         raise DataError(f"{out} is the source itself.", "choose another --out")
     if out.exists() and not is_packed(out):
         raise DataError(f"{out} exists and is no packed data set; it is left alone.", "choose another --out")
-    return pack(source, out, rules, talk)
+    if latents is None:
+        return pack(source, out, rules, talk)
+    from cmtool.data.latents import open_autoencoder, pack_latents
+
+    open_autoencoder(latents[0])
+    with tempfile.TemporaryDirectory(prefix="cmtool-", dir=out.parent) as folder:
+        pack(source, Path(folder) / "pictures.cmdata", rules, talk)
+        return pack_latents(Path(folder) / "pictures.cmdata", out, *latents, talk)

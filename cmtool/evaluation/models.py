@@ -16,7 +16,7 @@ from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.metrics import Metrics
 from cmtool.evaluation.samples import ImageSet, from_array
 from cmtool.models import Model, beside, ve_process
-from cmtool.samplers.generate import bind, conditions_for, generate, labels_for, streams_for
+from cmtool.samplers.generate import bind, conditions_for, generate, labels_for, streams_for, to_pictures
 from cmtool.samplers.multistep import multistep
 from cmtool.samplers.plan import SamplePlan
 
@@ -92,7 +92,7 @@ class TimesScore:
     def __call__(self, times: tuple[float, ...]) -> float:
         """Return the Frechet distance of samples made with `times`."""
         x0 = self._samples(times)
-        features = [self.network.call(_stored(batch, self.model)).features for batch in x0]
+        features = [self.network.call(_stored(to_pictures(self.model, batch), self.model)).features for batch in x0]
         return frechet_to_fit(np.concatenate(features), self.side.fit, self.side.factor)
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ class TimesScore:
         else:
             level = torch.full((len(x0),), times[done], dtype=x0.dtype, device=x0.device)
             x = ve_process(model).renoise(x0, draws[-1], level)
-        denoise = bind(model, label, clamp=not model.float_samples)
+        denoise = bind(model, label, clamp=model.clamps)
         noise = partial(streams.normal, model.image_shape)
         pictures = conditions_for(model, None)
         with beside(None if pictures is None else pictures(seeds).to(model.device)):

@@ -136,6 +136,8 @@ def image_shape(header: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return (H, W, C) of the samples of a model, from its header; points are (D, 1, 1)."""
     data = header["data"]
     side, channels = data["resolution"], data["channels"]
+    if data.get("latent"):
+        channels, side, _ = data["latent"]["pixels"]
     return (channels, 1, 1) if data.get("float_samples") else (side, side, channels)
 
 

@@ -194,5 +194,7 @@ def export_model(path: Path, format: str, out: Path, say: Say = lambda text: Non
             f"--format {format} has no place for the picture that this model is conditioned on "
             f"({model.header['data']['condition']})."
         )
+    if model.latent is not None and format in ("onnx", "torchscript"):
+        raise UserError(f"--format {format} holds no autoencoder, and this model works on latents.")
     WRITERS[format](model, out, say)
     return model.header

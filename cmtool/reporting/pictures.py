@@ -98,6 +98,8 @@ def nearest_training(model: Model, data: DataConfig) -> Nearest:
     Raises:
         UserError: the training images are not on this machine, or the samples are points.
     """
+    if model.latent is not None:
+        raise UserError("latents are not compared with training images pixel by pixel.")
     if model.float_samples:
         raise UserError("points have no nearest training images to look at.")
     dataset = load_dataset(data)

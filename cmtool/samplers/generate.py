@@ -101,11 +101,25 @@ def sample_batch(
     """Sample one image for each seed as one batch; see `generate`."""
     streams = streams_for(model, seeds)
     label = labels_for(model, streams, labels)
-    denoise = bind(guided(model, plan, weak), label, clamp=not model.float_samples)
+    denoise = bind(guided(model, plan, weak), label, clamp=model.clamps)
     sigmas = (*plan.times, 0.0 if SAMPLERS[plan.sampler].to_zero else model.sigma_min)
     noise = partial(streams.normal, model.image_shape)
     with beside(None if conditions is None else conditions(seeds).to(model.device)):
-        return Batch(0, solver(plan.sampler)(denoise, sigmas[0] * noise(), sigmas, noise), label)
+        x0 = solver(plan.sampler)(denoise, sigmas[0] * noise(), sigmas, noise)
+    return Batch(0, to_pictures(model, x0), label)
+
+
+def to_pictures(model: Model, x0: Tensor) -> Tensor:
+    """Decode the samples of a model of latents; those of others are pictures or points already.
+
+    Raises:
+        UserError, DataError: the autoencoder is not here.
+    """
+    if model.latent is None:
+        return x0
+    from cmtool.data.latents import decoder
+
+    return decoder(model.latent)(x0)
 
 
 def generate(

@@ -18,7 +18,7 @@ from cmtool.config.schema import RunConfig
 from cmtool.data.augment import augmented
 from cmtool.data.dataset import Dataset
 from cmtool.errors import DataError
-from cmtool.rng import batch_uniform, generator, moved
+from cmtool.rng import batch_normal, batch_uniform, generator, moved
 
 T = TypeVar("T")
 # Images, their labels or None, and what networks are told of their augmentation or None.
@@ -104,6 +104,10 @@ class Batches:
         train, rows = self.config.train, slice(start, start + count)
         chosen = batch_indices(train.seed, step, train.batch_size, len(self.dataset))[rows]
         images, labels = self.dataset.batch(chosen)
+        if self.dataset.latent is not None:
+            shape = (train.batch_size, *images.shape[1:])
+            noise = batch_normal(shape, train.seed, "latents", step, start=start, count=len(images))
+            images = self.dataset.drawn(chosen, noise)
         pairs = self.dataset.pairs(chosen)
         images = images if pairs is None else torch.cat([images, pairs], dim=1)
         if self.config.data.flip:

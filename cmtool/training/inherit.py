@@ -48,11 +48,12 @@ def check_pictures(config: RunConfig, source: dict[str, Any], source_is: str) ->
         CheckpointError: names `source_is` and what would fit.
     """
     data, want = source["data"], config.data
-    for name in ("resolution", "channels"):
-        if data[name] != getattr(want, name):
+    pixels = (data.get("latent") or {}).get("pixels") or [data["channels"], data["resolution"]]
+    for name, has in (("resolution", pixels[1]), ("channels", pixels[0])):
+        if has != getattr(want, name):
             raise CheckpointError(
-                f"{source_is} has {name} {data[name]}; the preset has {getattr(want, name)}.",
-                f"cmtool train-edm --preset {config.preset} makes one that fits, or --set data.{name}={data[name]}",
+                f"{source_is} has {name} {has}; the preset has {getattr(want, name)}.",
+                f"cmtool train-edm --preset {config.preset} makes one that fits, or --set data.{name}={has}",
             )
     _check_condition(source_is, data, want)
     if bool(data.get("num_classes")) != want.labels:

@@ -136,7 +136,9 @@ class Session:
         path, points = self._grid(), self.trainer.dataset.float_samples
         samples = write_preview(model, path, self.config, self.state.step, points)
         self.listener.saved(path)
-        if self.state.step >= max(200, self.state.course.end // 4) and collapsed(samples, self._real):
+        comparable = self.trainer.dataset.latent is None  # samples are pictures
+        late = self.state.step >= max(200, self.state.course.end // 4)
+        if comparable and late and collapsed(samples, self._real):
             self.warn(
                 f"step {self.state.step}: samples hardly differ (collapse), which the loss does not show. "
                 "A smaller recipe.curriculum.s1 or more --steps helps the 2023 schedule; recipe ict is sturdier."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +89,25 @@ def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
     names = list(dataset.class_names) if classes and dataset.class_names else None
     found = {"fingerprint": dataset.fingerprint, "source": dataset.info.source}
     header = model_header(config, num_classes=classes, class_names=names, holdout=dataset.held_below, **found)
+    if dataset.latent is not None:
+        header["data"]["latent"] = dict(dataset.latent)
     return build_model(header)
+
+
+def check_same_latents(own: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> None:
+    """Refuse a model that works on pictures where the data are latents, or on other latents, and the reverse.
+
+    Raises:
+        CheckpointError: one sentence.
+    """
+    keys = ("hash", "shift", "scale", "pixels")
+    one, other = (None if latent is None else [latent.get(key) for key in keys] for latent in (own, theirs))
+    if one != other:
+        what = [
+            "pictures" if latent is None else f"latents of {latent['autoencoder']} ({latent['norm']}, {latent['hash']})"
+            for latent in (theirs, own)
+        ]
+        raise CheckpointError(f"the model to start from works on {what[0]}, and the data are {what[1]}.")
 
 
 def start_from(student: Model, source: Model) -> None:
@@ -135,6 +155,8 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         UserError: for anything that a user can get wrong about teacher, starting weights, labels or precision.
     """
     check_rows(config, world or World())
+    if dataset.latent is not None and config.recipe.augment.p > 0:
+        raise ConfigError("recipe.augment turns and moves pictures, and these are latents.", "--set recipe.augment.p=0")
     sharding = _sharding(config, device, world)
     precision = settle_precision(config, device)
     student = fresh_student(config, dataset)
@@ -144,6 +166,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         if model is not None and name is not None:
             check_same_classes(dataset, model.header["data"], f"the model {name}")
     if source is not None:
+        check_same_latents(dataset.latent, source.header["data"].get("latent"))
         start_from(student, source)
     # A network that will be split stays in main memory until then: it may not fit the device in one piece.
     student = precision.apply(student if sharding else placed(student, device, config.train.compile))
@@ -267,7 +290,7 @@ def make_pairs(part: CouplingPart, config: RunConfig, teacher: Model) -> dict[st
     for first in range(0, count, CHUNK):
         x = noisy[first : first + CHUNK].to(teacher.device, teacher.dtype)
         label = None if labels is None else labels[first : first + CHUNK].to(teacher.device)
-        solver = _Watched(bind(teacher, label, clamp=not teacher.float_samples))
+        solver = _Watched(bind(teacher, label, clamp=teacher.clamps))
         clean.append((dpmpp_2m if part.path else heun)(solver, x, (*times, 0.0), no_noise).float().cpu())
         points.append(torch.stack(solver.seen[: len(stored)], 1).float().cpu())
     found = {"noisy": torch.cat(points), "clean": torch.cat(clean), "levels": torch.tensor(stored)}

@@ -32,6 +32,8 @@ class UnknownForm(DataError):
 
 def dataset_source(data: Dataset, path: Path, signature: str) -> Source:
     """Turn a loaded data set into a source, so that it can be packed again at another size."""
+    if data.latent is not None:
+        raise DataError(f"{path} holds latents, which are not packed again.", "encode the pictures once more")
     if data.float_samples:
         raise DataError(f"{path} are points in the plane, not images: there is nothing to pack.")
 
