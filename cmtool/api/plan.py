@@ -49,8 +49,8 @@ class Speeds:
     measured: Mapping[tuple[str, int], float]
     device: str = "cpu"
     threads: int = 1
-    precision: str = "fp32"
     memory: float | None = None
+    precision: str = "fp32"
 
     def at(self, size: Size, resolution: int) -> float:
         """Return the speed of a network: as measured, else from that with the nearest work."""

@@ -103,6 +103,7 @@ def make_plan(wishes: Wishes, path: str, device: str = "auto", talk: Talk = SILE
     _early(wishes, found)
     speeds = measure_speeds(found, wishes, device, MEASURING, talk)
     choice = choose(found, wishes, speeds)
+    speeds = replace(speeds, precision=precision_of(choice, found, wishes, device))
     lines = lines_of(choice, found, wishes, speeds, time.time())
     preset = preset_of(choice, found, wishes, lines[:-1])
     check_preset(preset, wishes)
@@ -122,7 +123,6 @@ def measure_speeds(found: Look, wishes: Wishes, device: str, seconds: float, tal
 
     from cmtool.machine.device import choose_device, set_up_torch
     from cmtool.machine.launch import local_rank
-    from cmtool.training.precision import settle_precision
     from cmtool.training.speed import free_memory, measure
 
     place = choose_device(device, local_rank())
@@ -139,8 +139,17 @@ def measure_speeds(found: Look, wishes: Wishes, device: str, seconds: float, tal
     allowed = min(seconds, SHARE * wishes.seconds)
     with talk.progress(None, "measuring this machine"):
         timed = measure(pairs, config_of, place, allowed)
-    precision = settle_precision(config_of(laws.SIZES[2], max(sides)), place).name
-    return Speeds(timed, str(_name(place)), torch.get_num_threads(), precision, free_memory(place))
+    return Speeds(timed, _name(place), torch.get_num_threads(), free_memory(place))
+
+
+def precision_of(choice: Choice, found: Look, wishes: Wishes, device: str) -> str:
+    """Return the number format that the last stage of a plan will compute in on this machine."""
+    from cmtool.machine.device import choose_device
+    from cmtool.training.precision import settle_precision
+
+    last = choice.stages[-1].stage.recipe
+    config = resolve(preset_of(choice, found, wishes), recipe=last).config
+    return settle_precision(config, choose_device(device)).name
 
 
 def _name(place: torch.device) -> str:
@@ -190,7 +199,7 @@ def plan(
             one = choose(found, Wishes(time=seconds, resolution=side, anyway=True), speeds)
             rows.append(_row(name, one, side == best.resolution))
     pictures = {"path": found.path, "count": found.usable, "sizes": len(found.sizes), "classes": found.classes}
-    machine = {"device": speeds.device, "threads": speeds.threads, "precision": speeds.precision}
+    machine = {"device": speeds.device, "threads": speeds.threads}
     measured = {f"{name}-{side}": round(speed, 2) for (name, side), speed in speeds.measured.items()}
     return {"pictures": pictures, "machine": {**machine, "images_per_s": measured}, "rows": rows}
 

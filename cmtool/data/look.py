@@ -23,7 +23,7 @@ from cmtool.data.survey import resolve, survey_dataset
 from cmtool.errors import DataError
 
 # Files looked at, evenly spread over the source, and the seconds after which the look ends.
-MOST, SECONDS = 5000, 8.0
+MOST, SECONDS = 2500, 5.0
 # Bytes at either end of a file by which two of one length are told apart.
 ENDS = 1 << 17
 

@@ -113,7 +113,8 @@ def join_world(device_type: str) -> Iterator[World]:
     if not in_world():
         yield World()
         return
-    if dist.is_initialized():  # by a caller who joined for longer
+    if dist.is_initialized():  # by a caller who joined for longer; they meet here all the same
+        dist.barrier()
         yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
         return
     backend = "nccl" if device_type == "cuda" else "gloo"
