@@ -66,9 +66,13 @@ def size_of(config: RunConfig) -> Size:
 def evaluations(config: RunConfig) -> tuple[float, float]:
     """Return (networks' forward passes an image and step, those of VGG): a backward pass counts as two."""
     recipe, passes = config.recipe, 3.0
-    if recipe.target.rule in ("pair", "leap"):
-        passes += 1 if recipe.target.rule == "pair" else 0
-    if recipe.target.differentiates:
+    if recipe.target.rule in ("pair", "two_leg"):
+        passes += 2 if recipe.target.first == "own" else 1
+    if recipe.target.rule == "average_velocity" and recipe.target.tangent == "own":
+        passes += 1
+    if recipe.direction.kind == "sample" and recipe.direction.guidance != 1:
+        passes += 2
+    if recipe.target.differentiates and recipe.target.rule != "two_leg":
         passes += 2 if recipe.target.derivative == "forward" else 3
     if recipe.coupling.kind == "generator":
         passes += 1

@@ -114,7 +114,7 @@ class Model:
             seed: `seed=N` means the seeds N * 1,000,000 and up.
             seeds: one seed for each sample in place of `num` and `seed`.
             batch_size: images computed together; changes only speed and memory.
-            guidance: scale of guidance, for a teacher; None: none.
+            guidance: scale of guidance, for a teacher or a guided network; None: none.
             interval: the noise levels that are guided, (lower, higher); None: all.
             weak: a worse teacher to be guided away from, in place of the answer to no label.
 

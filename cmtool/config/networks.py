@@ -59,6 +59,7 @@ class NetworkConfig(Table):
     num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")
     dropout: float | tuple[float, ...] = 0.0
     two_time: bool = Field(False, description="takes a second time input r")
+    guided: bool = Field(False, description="two_time: is told the scale and the interval of guidance beside r")
     log_variance: bool = Field(False, description="has a learned log-variance head w(t)")
     attention_kernel: Literal["auto", "math"] = Field("auto", description="math works under forward-mode derivatives")
     checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
@@ -95,7 +96,8 @@ class NetworkConfig(Table):
             key: list(value) if isinstance(value, tuple) and info.mode == "json" else value
             for key, value in _REST.items()
         }
-        return {key: own.get(key, rest[key]) for key in self.ORDER}
+        told = {"guided": True} if self.guided else {}
+        return {key: own.get(key, rest[key]) for key in self.ORDER} | told
 
 
 class UNetConfig(NetworkConfig):

@@ -11,7 +11,7 @@ from cmtool.config.schema import RunConfig
 from cmtool.diffusion.process import VarianceExploding
 from cmtool.diffusion.solvers import build_solver
 from cmtool.losses.coupling import Pairs, build_coupling
-from cmtool.losses.direction import Reference, build_direction
+from cmtool.losses.direction import Reference, build_direction, build_guidances
 from cmtool.losses.distance import BUILDERS, Distance
 from cmtool.losses.legs import build_middle, build_two_leg
 from cmtool.losses.objective import Objective, TargetRule
@@ -87,6 +87,7 @@ def build_objective(
         times=recipe.times,
         gap=recipe.gap,
         middle=build_middle(recipe, settings),
+        guidances=build_guidances(config),
         coupling=build_coupling(recipe.coupling, given.pairs),
         direction=build_direction(recipe.direction, given.teacher, given.reference, given.weak),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),

@@ -98,6 +98,7 @@ class Objective:
     mix: CouplingPart = field(default_factory=CouplingPart)
     density: LevelDensity | None = None
     middle: Callable[[tuple[Tensor, ...], float, Slice], tuple[Tensor, ...]] | None = None
+    guidances: Callable[[tuple[Tensor, ...], Slice], Tensor] | None = None
 
     def draw(self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice) -> Draw:
         """Return what a pass over `rows` of the global batch starts from; noise and times depend only on the rows.
@@ -118,11 +119,12 @@ class Objective:
         times = drawn if self.middle is None else self.middle(drawn, share, rows)
         levels = tuple(moved(time, x0.device, x0.dtype) for time in times)
         mix = mix_at(self.mix, now.step, now.steps)
-        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, share=share))
+        guidance = None if self.guidances is None else self.guidances(levels, rows)
+        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, share=share, guidance=guidance))
 
     def loss(self, nets: Nets, draw: Draw) -> Loss:
         """Return the loss of a draw: here the networks run."""
-        draw = self.coupling.generate(nets, draw)
+        draw, nets = self.coupling.generate(nets, draw), nets.told(draw.guidance)
         rows = draw.rows
         x_t = self.process.noised(draw.x0, draw.z, draw.t)
         seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None

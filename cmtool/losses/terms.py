@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from cmtool.diffusion.guidance import Told
 from cmtool.diffusion.solvers import Denoise, Step
 
 
@@ -37,7 +39,7 @@ class Nets:
     """The networks that a step may call.
 
     `target` is the student itself where it has no weights of its own; `sample_ema` is the average used for sampling;
-    `frozen` is another model that some couplings ask for.
+    `frozen` is another model that some couplings ask for. `guidance` (B, 3) is what guided networks have been told.
     """
 
     student: nn.Module
@@ -45,6 +47,15 @@ class Nets:
     sample_ema: nn.Module | None = None
     teacher: nn.Module | None = None
     frozen: nn.Module | None = None
+    guidance: Tensor | None = None
+
+    def told(self, guidance: Tensor | None) -> Nets:
+        """Return these networks with guidance (B, 3) beside every time they are asked about; None: as they are."""
+        if guidance is None:
+            return self
+        student: Any = Told(self.student, guidance)
+        target: Any = student if self.target is self.student else Told(self.target, guidance)
+        return replace(self, student=student, target=target, guidance=guidance)
 
     @property
     def paired(self) -> bool:
@@ -60,6 +71,7 @@ class Draw:
     is (B,) or None. `group` neighboring rows form one sample set (1: every row is its own set). `mix` is the scheduled
     share of images that the model generates itself, and `made` (B,) bool says which ones they are. `share` is the part
     of the run that is done, in [0, 1]; a tensor () in a recorded pass, which must not hold the number itself.
+    `guidance` (B, 3) is what a guided network is told: ln of the scale, first and last time.
     """
 
     x0: Tensor
@@ -71,6 +83,7 @@ class Draw:
     group: int = 1
     share: float | Tensor = 0.0
     made: Tensor | None = None
+    guidance: Tensor | None = None
 
     @property
     def t(self) -> Tensor:

@@ -125,6 +125,7 @@ class AdmUNet(RawNetwork):
         self._decoder(cfg, emb)
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
+        self.hear_guidance(cfg.guided, self.width)
 
     def _embeddings(self, cfg: AdmConfig, emb: int) -> None:
         if cfg.embedding == "fourier":
@@ -178,8 +179,11 @@ class AdmUNet(RawNetwork):
         if self.resolution // 2**level in cfg.attention:
             yield Attention(cout, cfg)
 
+    def _features(self, c: Tensor) -> Tensor:
+        return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
+
     def _embed(self, c: Tensor, mlp: nn.ModuleDict) -> Tensor:
-        features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
+        features = self.aimed(c, self._features)
         return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], features)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:

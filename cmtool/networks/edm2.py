@@ -180,6 +180,7 @@ class Edm2UNet(RawNetwork):
         self.out_conv, self.out_gain = MpLayer(self._widths[0], channels, 3), nn.Parameter(torch.zeros([]))
         if cfg.log_variance:
             self.log_variance_head = MpLogVariance()
+        self.hear_guidance(cfg.guided, self._widths[0])
 
     def _build(self, cfg: Edm2Config, emb: int) -> None:
         """Build encoder and decoder; every decoder block named `block` takes a skip connection."""
@@ -221,7 +222,7 @@ class Edm2UNet(RawNetwork):
     def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None) -> Tensor:
         emb = self.emb_noise(self._features(c_noise))
         if r is not None:
-            emb = emb + self.emb_noise_r(self._features(r), wide(self.emb_gain_r))
+            emb = emb + self.emb_noise_r(self.aimed(r, self._features), wide(self.emb_gain_r))
         if self.num_classes is not None:
             emb = mp_sum(emb, self._label(label, emb), LABEL_BALANCE)
         return mp_silu(emb).to(self.dtype)

@@ -162,6 +162,7 @@ class SongUNet(RawNetwork):
         self._decoder(cfg, self._encoder(cfg))
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
+        self.hear_guidance(cfg.guided, self.features)
 
     def _embeddings(self, cfg: SongConfig) -> None:
         fourier, emb = cfg.embedding == "fourier", 4 * cfg.channels
@@ -245,7 +246,7 @@ class SongUNet(RawNetwork):
             features = features + self._label(label)
         emb = linear_wide(self.map_layer1, F.silu(linear_wide(self.map_layer0, features)))
         if r is not None:
-            hidden = F.silu(linear_wide(self.map_layer0_r, self._features(r)))
+            hidden = F.silu(linear_wide(self.map_layer0_r, self.aimed(r, self._features)))
             emb = emb + linear_wide(self.map_layer1_r, hidden)
         return F.silu(emb).to(self.dtype)
 
