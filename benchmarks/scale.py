@@ -72,9 +72,13 @@ def evaluations(config: RunConfig) -> tuple[float, float]:
         if not recipe.score.keep:
             return passes, 0.0
         passes += 3
-    if recipe.target.rule in ("pair", "leap"):
-        passes += 1 if recipe.target.rule == "pair" else 0
-    if recipe.target.differentiates:
+    if recipe.target.rule in ("pair", "leap", "two_leg"):
+        passes += {"pair": 1, "leap": 0}.get(recipe.target.rule, 2 if recipe.target.first == "own" else 1)
+    if recipe.target.rule == "average_velocity" and recipe.target.tangent == "own":
+        passes += 1
+    if recipe.direction.kind == "sample" and recipe.direction.guidance != 1:
+        passes += 2
+    if recipe.target.differentiates and recipe.target.rule != "two_leg":
         passes += 2 if recipe.target.derivative == "forward" else 3
     if recipe.coupling.kind == "generator":
         passes += 1

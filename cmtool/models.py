@@ -29,6 +29,8 @@ from cmtool.networks.truncated import TruncatedNetwork
 # The pictures (B, K, H, W) that conditioned models see in the current block of code.
 _BESIDE: ContextVar[Tensor | None] = ContextVar("beside", default=None)
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What a network that is told of guidance hears where there is none: ln of the scale, first and last time.
+UNGUIDED = torch.tensor([0.0, 0.0, 1.0], device="cpu")
 
 
 @contextlib.contextmanager
@@ -46,8 +48,8 @@ class Model(nn.Module):
 
     Call: x (B, C, H, W) with sides divisible by the network's down-sampling, t (B,) in [sigma_min, sigma_max],
     label (B,) int or None (None and -1 are the null class), r (B,) the time to go to in two-time models (None: the
-    clean end), augment (B, L) how the images were augmented (None: not at all, as for samples). Returns (B, C, H, W),
-    the estimate of x0, in x's dtype.
+    clean end), or (B, 4) with guidance beside it in guided ones (`diffusion.guidance.Told`), augment (B, L) how the
+    images were augmented (None: not at all, as for samples). Returns (B, C, H, W), the estimate of x0, in x's dtype.
     """
 
     kind = "model"
@@ -150,11 +152,16 @@ class Model(nn.Module):
         inner = self._with_condition(expand(c.c_in.to(x.dtype), x) * x)
         if r is None and getattr(self.network, "two_time", False):
             r = torch.zeros_like(c.c_noise)
+        guidance = None
+        if r is not None and getattr(self.network, "guided", False):
+            r, guidance = (r[:, 0], r[:, 1:]) if r.ndim == 2 else (r, UNGUIDED.to(r).expand(len(r), 3))
         # Half precision resolves 250 ln t only to one or two units, so the network's conditioning is at least float32.
         exact = torch.promote_types(x.dtype, torch.float32)
         if r is not None and self.process.parameterization not in ("flow", "trig"):
             r = r.clamp_min(self.sigma_min)  # where ln r ends: a jump to 0 is one to sigma_min
         to = None if r is None else self.parameterization.coefficients(wide(r)).c_noise.to(exact)
+        if to is not None and guidance is not None:
+            to = torch.cat([to[:, None], guidance.to(exact)], dim=1)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             told = (label, to) if augment is None else (label, to, augment)
             raw = (self._replayed or self.network)(inner, c.c_noise.to(exact), *told)

@@ -121,7 +121,7 @@ class Model:
             batch_size: images computed together; changes only speed and memory.
             condition: the picture, or a folder of them, for a model that is conditioned on one; None: those of its own
                 data, by seed.
-            guidance: scale of guidance, for a teacher; None: none.
+            guidance: scale of guidance, for a teacher or a guided network; None: none.
             interval: the noise levels that are guided, (lower, higher); None: all.
             weak: a worse teacher to be guided away from, in place of the answer to no label.
 

@@ -52,7 +52,7 @@ class Wish:
         labels: classes by name or number that take turns, or "all"; None: each is drawn from its seed.
         seed: `seed=N` means the seeds N * 1,000,000 and up; None is 0.
         seeds: one for each sample, in place of `num` and `seed`.
-        guidance: scale of guidance, for a teacher; None: none.
+        guidance: scale of guidance, for a teacher or a guided network; None: none.
         interval: the noise levels that are guided; None: all.
         weak: a worse teacher that a teacher is guided away from, in place of its answer to no label.
     """

@@ -18,7 +18,7 @@ Times = Annotated[str | None, typer.Option("--times", help="Noise levels of all 
 Indices = Annotated[str | None, typer.Option("--indices", help="Published grid indices, e.g. 0,22,39.")]
 Of = Annotated[int | None, typer.Option("--of", help="Points of the grid that --indices count on, e.g. 40.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="multistep; for teachers heun, euler, ...")]
-Guidance = Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance scale of a teacher; 1: none.")]
+Guidance = Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance scale; 1: none.")]
 Interval = Annotated[str | None, typer.Option("--guidance-interval", help="Noise levels that are guided, e.g. 0.2,5.")]
 Weak = Annotated[str | None, typer.Option("--weak", help="A worse teacher to be guided away from (autoguidance).")]
 Labels = Annotated[

@@ -16,7 +16,9 @@ PARTS = ["times", "N(k)", "pair", "coupling", "direction", "target", "distance",
 def parts_of(recipe: RecipeConfig) -> list[str]:
     """Return one word for each independent part, in the order of `PARTS`; "-" for one that is not used."""
     on_grid = recipe.times.kind.startswith("grid")
-    pair = "grid" if on_grid else "limit" if recipe.target.differentiates else recipe.gap.kind
+    legs = recipe.target.rule == "two_leg"
+    limit = recipe.target.differentiates and not legs
+    pair = "grid" if on_grid else recipe.legs.law if legs else "limit" if limit else recipe.gap.kind
     substeps = f" x{recipe.direction.substeps}" if recipe.direction.substeps > 1 else ""
     solver = f" {recipe.direction.solver}{substeps}" if recipe.direction.kind != "sample" else ""
     return [

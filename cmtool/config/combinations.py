@@ -230,6 +230,8 @@ def _check_guidance(config: RunConfig) -> None:
         )
     if part.interval is not None and part.interval[0] >= part.interval[1]:
         raise ValueError(f"recipe.direction.interval = {list(part.interval)} must rise from a lower to a higher level")
+    if config.network.guided:
+        _check_told(config)
     if part.guidance == 1:
         return
     alone = part.kind == "sample" and config.recipe.target.rule in TWO_TIMES
@@ -276,6 +278,22 @@ def _check_augment(config: RunConfig) -> None:
         raise Unfit("recipe.augment changes training images, and recipe.coupling.kind = 'teacher' uses none", off)
     if recipe.direction.kind == "posterior_mean" and recipe.direction.pool == "batch":
         raise Unfit("recipe.direction.pool = 'batch' takes the mean of images that recipe.augment changed unlike", off)
+
+
+def _check_told(config: RunConfig) -> None:
+    part = config.recipe.direction
+    if config.recipe.target.rule not in TWO_TIMES or part.kind != "sample":
+        raise ValueError("network.guided = true is for networks of two times from scratch (recipe imf)")
+    if part.guidance <= 1:
+        raise Unfit(
+            f"network.guided = true needs the largest scale that it is told, and recipe.direction.guidance = "
+            f"{part.guidance:g}",
+            "add --set recipe.direction.guidance=8",
+        )
+    if part.mix or part.interval is not None:
+        raise ValueError(
+            "network.guided = true draws mix and interval itself: leave recipe.direction.mix and interval out"
+        )
 
 
 def _check_derivative(config: RunConfig) -> None:

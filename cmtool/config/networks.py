@@ -62,6 +62,7 @@ class NetworkConfig(Table):
     num_blocks: int | tuple[int, ...] = Field(1, description="residual blocks per level (U-Net), hidden blocks (MLP)")
     dropout: float | tuple[float, ...] = 0.0
     two_time: bool = Field(False, description="takes a second time input r")
+    guided: bool = Field(False, description="two_time: is told the scale and the interval of guidance beside r")
     log_variance: bool = Field(False, description="has a learned log-variance head w(t)")
     augment_labels: int = Field(0, ge=0, description="numbers that tell how an image was augmented (recipe.augment)")
     attention_kernel: Literal["auto", "math"] = Field("auto", description="math works under forward-mode derivatives")
@@ -113,6 +114,7 @@ class NetworkConfig(Table):
             for key, value in _REST.items()
         }
         told = {"augment_labels": self.augment_labels} if self.augment_labels else {}
+        told |= {"guided": True} if self.guided else {}
         return {key: own.get(key, rest[key]) for key in self.ORDER} | told
 
 

@@ -94,8 +94,8 @@ def _matching(data: Dataset, cfg: DataConfig) -> Dataset:
         _, side, _ = data.latent["pixels"]
         if (side, 3) != (cfg.resolution, cfg.channels):
             raise DataError(
-                f"{data.info.path} holds latents of images of {side} pixels and 3 channels; the preset wants {cfg.resolution} "
-                f"and {cfg.channels}.",
+                f"{data.info.path} holds latents of images of {side} pixels and 3 channels; the preset wants "
+                f"{cfg.resolution} and {cfg.channels}.",
                 f"add --set data.resolution={side} --set data.channels=3",
             )
         return data

@@ -13,7 +13,7 @@ from cmtool.diffusion.process import VarianceExploding
 from cmtool.diffusion.solvers import build_solver
 from cmtool.errors import ConfigError
 from cmtool.losses.coupling import Pairs, build_coupling
-from cmtool.losses.direction import Reference, build_direction
+from cmtool.losses.direction import Reference, build_direction, build_guidances
 from cmtool.losses.distance import BUILDERS, Distance
 from cmtool.losses.legs import build_middle, build_two_leg
 from cmtool.losses.moments import moments
@@ -100,6 +100,7 @@ def build_objective(
         times=recipe.times,
         gap=recipe.gap,
         middle=build_middle(recipe, settings),
+        guidances=build_guidances(config),
         coupling=build_coupling(recipe.coupling, given.pairs),
         direction=build_direction(direction_of(config), given.teacher, given.reference, given.weak, recipe.augment),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),

@@ -7,6 +7,7 @@ step lands on x0 + r z exactly, so consistency training is distillation with ano
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor
 
 from cmtool.config.parts import AugmentPart, DirectionPart
+from cmtool.config.schema import RunConfig
 from cmtool.diffusion.guidance import guide
-from cmtool.diffusion.process import expand
+from cmtool.diffusion.process import RectifiedFlow, expand
 from cmtool.diffusion.solvers import Denoise
 from cmtool.errors import ConfigError
-from cmtool.losses.terms import Nets, evaluating
+from cmtool.losses.terms import Nets, Slice, evaluating
 from cmtool.models import Model
+from cmtool.rng import batch_uniform, moved
 
 
 class Direction(Protocol):
@@ -119,8 +122,9 @@ def toward_guided_sample(part: DirectionPart) -> Direction:
     """The slope to the sample, guided by the instantaneous velocities that a network of two times gives itself.
 
     (1 - k) (w v + (1 - w) u(no label)) + k u(label) with the velocity v of the sample, w = `guidance`, k = `mix` and u
-    from t to t: MeanFlow's (Geng et al. 2025, Eq. 19) with omega = w (1 - k), SoFlow's mixture of 1 - k. Images without
-    a label, and noise levels outside `interval`, keep v.
+    from t to t: MeanFlow's (Geng et al. 2025, Eq. 19) with omega = w (1 - k), SoFlow's mixture of 1 - k. A network that
+    is told of guidance has w and the interval that it was told, and k = 1 - 1 / w (iMF, Geng et al. 2025b). Images
+    without a label, and noise levels outside the interval, keep v.
     """
 
     def direction(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
@@ -129,16 +133,49 @@ def toward_guided_sample(part: DirectionPart) -> Direction:
         told = {} if augment is None else {"augment": augment}
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
+            w, k, inside = _asked(part, nets.guidance, t)
             with evaluating(nets.target):
                 free = nets.target(x, t, torch.full_like(label, -1), t, **told)
-                own = nets.target(x, t, label, t, **told) if part.mix else free
-            found = (1 - part.mix) * (part.guidance * x0 + (1 - part.guidance) * free) + part.mix * own
-            low, high = part.interval or (0.0, math.inf)
-            return torch.where(expand((label >= 0) & (t >= low) & (t <= high), x), found, x0)
+                own = nets.target(x, t, label, t, **told)
+            w, k = expand(w, x), expand(k, x)
+            found = (1 - k) * (w * x0 + (1 - w) * free) + k * own
+            return torch.where(expand((label >= 0) & inside, x), found, x0)
 
         return denoise
 
     return direction
+
+
+def _asked(part: DirectionPart, told: Tensor | None, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scale w, share k of the own velocity, and whether the level is guided, (B,) each."""
+    if told is None:
+        low, high = part.interval or (0.0, math.inf)
+        return torch.full_like(t, part.guidance), torch.full_like(t, part.mix), (t >= low) & (t <= high)
+    log_w, first, last = told.to(t).unbind(1)
+    tau = RectifiedFlow().time(t)
+    return log_w.exp(), 1 - (-log_w).exp(), (tau >= first) & (tau <= last)
+
+
+def build_guidances(config: RunConfig) -> Callable[[tuple[Tensor, ...], Slice], Tensor] | None:
+    """Return the law of what guided networks are told, (B, 3), by the rows; None for others.
+
+    The scale has a density proportional to 1 / w on [1, `guidance`], the interval begins evenly in [0, 1/2] and ends in
+    [1/2, 1] of rectified flow's time. Where r = t it is the whole (Geng et al. 2025b, code).
+    """
+    if not config.network.guided:
+        return None
+    largest = math.log(config.recipe.direction.guidance)
+
+    def guidances(levels: tuple[Tensor, ...], rows: Slice) -> Tensor:
+        t, r = levels[0], levels[-1]
+        u = batch_uniform((rows.total, 3), rows.seed, "guidance", rows.step, start=rows.start, count=len(t))
+        told = moved(u.double() * torch.tensor([largest, 0.5, 0.5]) + torch.tensor([0.0, 0.0, 0.5]), t.device).to(
+            t.dtype
+        )
+        whole = torch.cat([told[:, :1], torch.zeros_like(told[:, 1:2]), torch.ones_like(told[:, 1:2])], dim=1)
+        return torch.where((t == r)[:, None], whole, told)
+
+    return guidances
 
 
 def toward_target(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:

@@ -104,6 +104,7 @@ class Objective:
     mix: CouplingPart = field(default_factory=CouplingPart)
     density: LevelDensity | None = None
     middle: Callable[[tuple[Tensor, ...], float, Slice], tuple[Tensor, ...]] | None = None
+    guidances: Callable[[tuple[Tensor, ...], Slice], Tensor] | None = None
 
     def draw(
         self, x0: Tensor, label: Tensor | None, now: CurriculumState, rows: Slice, augment: Tensor | None = None
@@ -128,7 +129,9 @@ class Objective:
         times = drawn if self.middle is None else self.middle(drawn, share, rows)
         levels = tuple(moved(time, x0.device, x0.dtype) for time in times)
         mix = mix_at(self.mix, now.step, now.steps)
-        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, group, share=share, augment=augment))
+        guidance = None if self.guidances is None else self.guidances(levels, rows)
+        told = {"augment": augment, "guidance": guidance}
+        return self.coupling.meet(Draw(x0, z, levels, label, mix, rows, group, share=share, **told))
 
     def loss(self, nets: Nets, draw: Draw) -> Loss:
         """Return the loss of a draw: here the networks run."""
@@ -136,7 +139,7 @@ class Objective:
             return self._loss(nets, draw)
 
     def _loss(self, nets: Nets, draw: Draw) -> Loss:
-        draw = self.coupling.generate(nets, draw)
+        draw, nets = self.coupling.generate(nets, draw), nets.told(draw.guidance)
         rows = draw.rows
         x_t = self.process.noised(draw.x0, draw.z, draw.t)
         seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None

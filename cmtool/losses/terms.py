@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from cmtool.diffusion.guidance import Told
 from cmtool.diffusion.solvers import Denoise, Step
 
 
@@ -38,6 +40,7 @@ class Nets:
 
     `target` is the student itself where it has no weights of its own; `sample_ema` is the average used for sampling;
     `frozen` is another model that some couplings ask for; `fake` is the denoiser of the model's own samples.
+    `guidance` (B, 3) is what guided networks have been told.
     """
 
     student: nn.Module
@@ -46,6 +49,15 @@ class Nets:
     teacher: nn.Module | None = None
     frozen: nn.Module | None = None
     fake: nn.Module | None = None
+    guidance: Tensor | None = None
+
+    def told(self, guidance: Tensor | None) -> Nets:
+        """Return these networks with guidance (B, 3) beside every time they are asked about; None: as they are."""
+        if guidance is None:
+            return self
+        student: Any = Told(self.student, guidance)
+        target: Any = student if self.target is self.student else Told(self.target, guidance)
+        return replace(self, student=student, target=target, guidance=guidance)
 
     @property
     def paired(self) -> bool:
@@ -63,6 +75,7 @@ class Draw:
     of the run that is done, in [0, 1]; a tensor () in a recorded pass, which must not hold the number itself.
     `condition` (B, K, H, W) are the pictures that a conditioned network sees beside its input. `augment`
     (B, L) is what the networks are told of how the images were augmented; None: they were not.
+    `guidance` (B, 3) is what a guided network is told: ln of the scale, first and last time.
     """
 
     x0: Tensor
@@ -76,6 +89,7 @@ class Draw:
     made: Tensor | None = None
     condition: Tensor | None = None
     augment: Tensor | None = None
+    guidance: Tensor | None = None
 
     @property
     def t(self) -> Tensor:

@@ -124,6 +124,7 @@ class AdmUNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
         self.hear_augment(cfg.augment_labels, self.width)
+        self.hear_guidance(cfg.guided, self.width)
 
     def _embeddings(self, cfg: AdmConfig, emb: int) -> None:
         if cfg.embedding == "fourier":
@@ -177,9 +178,12 @@ class AdmUNet(RawNetwork):
         if self.resolution // 2**level in cfg.attention:
             yield Attention(cout, cfg)
 
+    def _features(self, c: Tensor) -> Tensor:
+        return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
+
     def _embed(self, c: Tensor, mlp: nn.ModuleDict, augment: Tensor | None = None) -> Tensor:
-        features = self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
-        return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], self.told(features, augment))))
+        features = self.told(self.aimed(c, self._features), augment)
+        return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], features)))
 
     def forward(
         self,

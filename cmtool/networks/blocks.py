@@ -197,6 +197,7 @@ class RawNetwork(nn.Module):
         self.two_time, self.checkpointing = two_time, checkpointing
         self.downsampling = 1
         self.log_variance_head: nn.Module | None = None
+        self.map_guidance: nn.Linear | None = None
         self.map_augment: nn.Module | None = None
         self.augment_labels = 0
 
@@ -211,6 +212,25 @@ class RawNetwork(nn.Module):
     def told(self, features: Tensor, augment: Tensor | None) -> Tensor:
         """Return features (B, E) of the noise level plus the map of the labels (B, L); None is "nothing was done"."""
         return features if augment is None else features + linear_wide(self.map_augment, augment)
+
+    @property
+    def guided(self) -> bool:
+        """Whether r carries three more numbers: ln of the guidance scale, first and last time that is guided."""
+        return self.map_guidance is not None
+
+    def hear_guidance(self, guided: bool, width: int) -> None:
+        """Add, if `guided`, the linear map of the three numbers to features of `width`; called last.
+
+        What becomes of the features of r starts at zero, so that a network means the same as before.
+        """
+        if guided:
+            self.map_guidance = nn.Linear(3, width)
+
+    def aimed(self, r: Tensor, features: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the features (B, E) of r (B,), or of r (B, 4) with the three numbers of its guidance."""
+        if r.ndim == 1:
+            return features(r)
+        return features(r[:, 0]) + linear_wide(self.map_guidance, r[:, 1:])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -246,6 +266,8 @@ class RawNetwork(nn.Module):
             raise UserError(
                 f"this network takes {self.augment_labels or 'no'} augmentation labels, not {tuple(augment.shape)}."
             )
+        if r is not None and r.shape[1:] != ((4,) if self.guided else ()):
+            raise UserError(f"r is {'(B, 4) for a ' if self.guided else '(B,) for an un'}guided network.")
 
     def run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Call a block, recomputing it in the backward pass when `checkpointing` is on."""

@@ -238,6 +238,9 @@ class Dit(RawNetwork, WideBuffers):
             # Starts at zero, so that the weights of a one-time network mean the same until r has been learned.
             self.r_embedder = LevelEmbedder(cfg.width)
             zeroed(self.r_embedder.mlp[2])
+            self.hear_guidance(cfg.guided, cfg.width)
+            if self.map_guidance is not None:
+                zeroed(self.map_guidance)
         if num_classes is not None:
             self.y_embedder = LabelEmbedder(num_classes, cfg.width)
         if cfg.positions == "sincos":
@@ -259,7 +262,7 @@ class Dit(RawNetwork, WideBuffers):
         with exact(x):
             condition = self.t_embedder(c_noise)
             if r is not None:
-                condition = condition + self.r_embedder(r)
+                condition = condition + self.aimed(r, self.r_embedder)
             if self.num_classes is not None:
                 condition = self.y_embedder(condition, label)
             condition = condition.to(self.dtype)

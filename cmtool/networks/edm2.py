@@ -184,6 +184,7 @@ class Edm2UNet(RawNetwork):
             # As with the second time, a gain that starts at zero.
             self.augment_labels, self.map_augment = cfg.augment_labels, MpLayer(cfg.augment_labels, emb)
             self.augment_gain = nn.Parameter(torch.zeros([]))
+        self.hear_guidance(cfg.guided, self._widths[0])
 
     def _build(self, cfg: Edm2Config, emb: int) -> None:
         """Build encoder and decoder; every decoder block named `block` takes a skip connection."""
@@ -231,7 +232,7 @@ class Edm2UNet(RawNetwork):
     def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
         emb = self.told(self.emb_noise(self._features(c_noise)), augment)
         if r is not None:
-            emb = emb + self.emb_noise_r(self._features(r), wide(self.emb_gain_r))
+            emb = emb + self.emb_noise_r(self.aimed(r, self._features), wide(self.emb_gain_r))
         if self.num_classes is not None:
             emb = mp_sum(emb, self._label(label, emb), LABEL_BALANCE)
         return mp_silu(emb).to(self.dtype)

@@ -69,6 +69,7 @@ class Mlp(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
         self.hear_augment(cfg.augment_labels, self.width)
+        self.hear_guidance(cfg.guided, self.width)
 
     def _features(self, c: Tensor) -> Tensor:
         return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
@@ -88,7 +89,7 @@ class Mlp(RawNetwork):
         with exact(x):
             emb = linear_wide(self.time_embed, self.told(self._features(c_noise), augment))
             if r is not None:
-                emb = emb + linear_wide(self.time_embed_r, self._features(r))
+                emb = emb + linear_wide(self.time_embed_r, self.aimed(r, self._features))
             if label is not None:
                 emb = add_label(emb, self.label_emb.weight, label)
             emb = F.silu(emb).to(self.dtype)

@@ -162,6 +162,7 @@ class SongUNet(RawNetwork):
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
         self.hear_augment(cfg.augment_labels, self.features)
+        self.hear_guidance(cfg.guided, self.features)
 
     def _embeddings(self, cfg: SongConfig) -> None:
         fourier, emb = cfg.embedding == "fourier", 4 * cfg.channels
@@ -246,7 +247,7 @@ class SongUNet(RawNetwork):
         hidden = F.silu(linear_wide(self.map_layer0, self.told(features, augment)))
         emb = linear_wide(self.map_layer1, hidden)
         if r is not None:
-            hidden = F.silu(linear_wide(self.map_layer0_r, self._features(r)))
+            hidden = F.silu(linear_wide(self.map_layer0_r, self.aimed(r, self._features)))
             emb = emb + linear_wide(self.map_layer1_r, hidden)
         return F.silu(emb).to(self.dtype)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmtool.diffusion.guidance import guide
+from cmtool.diffusion.guidance import Told, guide, numbers_of
 from cmtool.models import Model, beside
 from cmtool.rng import SampleStreams
 from cmtool.samplers.plan import SAMPLERS, SamplePlan
@@ -86,7 +86,11 @@ def conditions_for(model: Model, conditions: Conditions | None) -> Conditions | 
 def guided(model: Model, plan: SamplePlan, weak: Model | None = None) -> Callable[..., Tensor]:
     """Return the model as it is guided by a plan; `weak` is the weak model that the plan names."""
     wanted = plan.guidance
-    return model if wanted is None else guide(model, wanted.scale, weak, wanted.interval)
+    if wanted is None:
+        return model
+    if model.kind == "diffusion":
+        return guide(model, wanted.scale, weak, wanted.interval)
+    return Told(model, numbers_of(wanted.scale, wanted.interval))
 
 
 @torch.no_grad()

@@ -73,9 +73,10 @@ KIND_NAMES = {"consistency": "a consistency model", "diffusion": "a diffusion mo
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a teacher is guided: a scale, the noise levels it is confined to (None: all), and the file of a weak model.
+    """How samples are guided: a scale, the noise levels it is confined to (None: all), and the file of a weak model.
 
-    Without a weak model it is guided away from its own answer to no label.
+    Without a weak model a teacher is guided away from its own answer to no label; a guided network of two times is told
+    scale and levels.
     """
 
     scale: float
@@ -101,7 +102,8 @@ class SamplePlan:
     def nfe(self) -> int:
         """Network evaluations per image; a guided teacher is two networks, or one asked twice."""
         info = SAMPLERS[self.sampler]
-        return info.evaluations(len(self.times)) * (1 if self.guidance is None else 2)
+        twice = self.guidance is not None and info.kind == "diffusion"
+        return info.evaluations(len(self.times)) * (2 if twice else 1)
 
 
 def misfit(header: Mapping[str, Any], data: Mapping[str, Any], labels: bool) -> str | None:
@@ -140,19 +142,28 @@ def plan_guidance(
             "--guidance-interval takes a lower and a higher noise level.", "e.g. --guidance-interval 0.2,5"
         )
     levels = None if interval is None else (float(interval[0]), float(interval[1]))
-    _check_guidable(header, weak)
+    _check_guidable(header, scale, weak)
     return Guidance(scale, levels, None if weak is None else weak[0])
 
 
-def _check_guidable(header: Mapping[str, Any], weak: tuple[str, Mapping[str, Any]] | None) -> None:
+def _check_guidable(header: Mapping[str, Any], scale: float, weak: tuple[str, Mapping[str, Any]] | None) -> None:
     data = header["data"]
-    if header["kind"] == "consistency":
+    told = bool((header.get("network") or {}).get("guided"))
+    if header["kind"] == "consistency" and (weak is not None or not told):
         raise UserError(
             f"{'--weak' if weak else '--guidance'} changes a teacher's slope, and this is a consistency model: it is "
-            "guided while it is trained.",
-            "train one with --set recipe.direction.guidance=2, or sample a teacher",
+            f"guided while it is trained{'' if weak else ', and this one was not told of it'}.",
+            "a model that is told: cmtool train-ct --recipe imf --set network.guided=true --set "
+            "recipe.direction.guidance=8, on images with classes",
         )
-    if weak is not None:
+    if header["kind"] == "consistency":
+        largest = float(((header.get("recipe") or {}).get("direction") or {}).get("guidance", 1.0))
+        if not 1 <= scale <= largest:
+            raise UserError(
+                f"--guidance {scale:g} lies outside what this model was trained with, 1 to {largest:g}.",
+                f"e.g. --guidance {largest / 2:g}",
+            )
+    elif weak is not None:
         if reason := misfit(weak[1], data, bool(data.get("num_classes"))):
             raise UserError(f"{weak[0]} cannot be the weak model: {reason}.", "name a smaller or earlier teacher")
     elif not data.get("num_classes") or not header.get("label_dropout"):

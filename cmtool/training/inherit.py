@@ -11,7 +11,7 @@ from cmtool.config.schema import DataConfig, RunConfig
 from cmtool.errors import CheckpointError, ConfigError
 
 # Settings that stay as configured, because the weights' meaning does not depend on them.
-_OWN = ("dropout", "attention_kernel", "checkpointing", "two_time", "log_variance", "augment_labels")
+_OWN = ("dropout", "attention_kernel", "checkpointing", "two_time", "guided", "log_variance", "augment_labels")
 
 
 def adopt(config: RunConfig, source: dict[str, Any]) -> RunConfig:

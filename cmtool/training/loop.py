@@ -161,9 +161,7 @@ class Trainer:
             self._stop.leavable = False
         return not self._abandoned(left)
 
-    def _learn(
-        self, now: CurriculumState, x0: Tensor, label: Tensor | None, told: Tensor | None, rows: Slice
-    ) -> None:
+    def _learn(self, now: CurriculumState, x0: Tensor, label: Tensor | None, told: Tensor | None, rows: Slice) -> None:
         """Add up the gradients of a pass."""
         x0, pictures = split(x0, self.state.student.condition, self.config.data.channels)
         draw = self.objective.draw(x0, label, now, rows, told)

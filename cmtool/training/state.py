@@ -28,8 +28,8 @@ class TrainState:
     """Student, target, sampling averages and optimizer at a step.
 
     `target` is the student itself unless the recipe gives it its own decay; `fake` is the fake network of score
-    distillation with its optimizer. With `sharding` every process holds its rows of each network, and all processes must
-    take part in saving, exporting or copying one.
+    distillation with its optimizer. With `sharding` every process holds its rows of each network, and all processes
+    must take part in saving, exporting or copying one.
     """
 
     def __init__(

@@ -48,7 +48,10 @@ FILES = [
     ),
     (GOOD.replace("8", '"eight"'), "my.toml: data.resolution = 'eight' must be a whole number"),
     (GOOD.replace("8", "2000"), "my.toml: data.resolution = 2000 must be at most 1024"),
-    (GOOD.replace("digits", "digist"), "my.toml: data.source = 'digist' is unknown; choose digits, avatars, shapes, toy2d, "),
+    (
+        GOOD.replace("digits", "digist"),
+        "my.toml: data.source = 'digist' is unknown; choose digits, avatars, shapes, toy2d, ",
+    ),
     (GOOD + "lr = 0\n", "my.toml: train.lr = 0 must be greater than 0"),
     (GOOD + "lr = nan\n", "my.toml: train.lr = nan must be a finite number"),
     (GOOD + "betas = [0.9]\n", "my.toml: train.betas has too few values: 1"),
