@@ -47,14 +47,16 @@ def test_a_run_on_ones_own_pictures_is_judged_by_those_it_held_out(cmtool):
     # Without --ref, and with the run as a reference of other samples.
     told = cmtool("eval", "--model", "runs/f", "--num", 40, "--json")
     assert told.code == 0, told.err
-    assert "held out" in told.err
     found = json.loads(told.out)
+    assert found["protocol"]["reference"] == "held-out images of photos"
     assert found["results"][0]["metrics"]["copies"] is not None and found["protocol"]["training_images"] > 10
     assert found["protocol"]["reference_fingerprint"] == judged[0]["protocol"]["reference_fingerprint"]
     by_run = cmtool("eval", next(Path("samples").glob("*.npz")), "--ref", "runs/f", "--json", "--metrics", "copies")
     assert by_run.code == 0, by_run.err
     assert json.loads(by_run.out)["results"][0]["metrics"]["copies"] == found["results"][0]["metrics"]["copies"]
-    assert "small network knows drawn shapes" in cmtool("eval", "--model", "runs/f", "--num", 40).err
+    said = cmtool("eval", "--model", "runs/f", "--num", 40)
+    assert "small network knows drawn shapes" in said.err and "training of f held out" in said.err
+    assert "copies (chance .5)" in said.out
     # It goes on as the same run, and the pictures are needed to judge it.
     assert "is finished" in cmtool(*words).err
     Path("photos").rename("elsewhere")
