@@ -58,9 +58,9 @@ def drawn(seed: int, step: int, total: int, start: int, count: int) -> Numbers:
 
     All are drawn, whatever is switched on: what one change does never depends on the others.
     """
-    flat = batch_uniform((total, len(UNIFORMS) + len(GATES)), seed, "augment", step, start=start, count=count).unbind(1)
-    shape = (total, len(NORMALS))
-    normal = batch_normal(shape, seed, "augment-normal", step, start=start, count=count, dtype=torch.float64)
+    shape, bells = (total, len(UNIFORMS) + len(GATES)), (total, len(NORMALS))
+    flat = batch_uniform(shape, seed, "augment", step, start=start, count=count).unbind(1)
+    normal = batch_normal(bells, seed, "augment-normal", step, start=start, count=count, dtype=torch.float64)
     uniform, gate = flat[: len(UNIFORMS)], flat[len(UNIFORMS) :]
     return Numbers(
         dict(zip(UNIFORMS, uniform, strict=True)),

@@ -211,7 +211,10 @@ class RawNetwork(nn.Module):
 
     def told(self, features: Tensor, augment: Tensor | None) -> Tensor:
         """Return features (B, E) of the noise level plus the map of the labels (B, L); None is "nothing was done"."""
-        return features if augment is None else features + linear_wide(self.map_augment, augment)
+        if augment is None or self.map_augment is None:
+            return features
+        weight = wide(self.map_augment.weight)  # type: ignore[arg-type]
+        return features + F.linear(augment.to(weight.dtype), weight)
 
     @property
     def guided(self) -> bool:
