@@ -105,6 +105,7 @@ class Timekeeper:
         self._start = self.clock.spent
         self._marks = list(MARKS)
         self._recent_seconds = self._recent_steps = 0.0
+        self._warm = False
         self._since, self._at, self._paused = step, self._start, 0.0
 
     def paused(self, seconds: float) -> None:
@@ -122,6 +123,10 @@ class Timekeeper:
         share = (spent - self._start) / max(self.until - self._start, 1e-9)
         if share >= 1:
             return step if step < end else None
+        if not self._warm and step < end:
+            # The first steps choose algorithms or compile: they say nothing about the pace.
+            self._warm, self._since, self._at, self._paused = True, step, spent, 0.0
+            return None
         if done < 1 or (share < next(iter(self._marks), 2.0) and step < end):
             return None
         self._marks = [mark for mark in self._marks if mark > share]

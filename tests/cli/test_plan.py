@@ -109,8 +109,8 @@ QUICK = ("--set", "network.channels=8", "--set", "network.head_channels=8", "--s
 
 
 def test_a_planned_run_ends_in_time_and_goes_on_where_it_was_stopped(here, cmtool):
-    """Six seconds, stopped in the teacher, in one run folder."""
-    line = ("train-ct", "--data", "faces.npz", "--time", "6s", "--anyway", *QUICK)
+    """Eight seconds, stopped in the teacher, in one run folder."""
+    line = ("train-ct", "--data", "faces.npz", "--time", "8s", "--anyway", *QUICK)
     began = time.monotonic()
     first = cmtool(*line, "--max-time", "1s")
     assert first.code == 0 and "time limit reached" in first.err and "stage 1 of 2: edm" in first.err
@@ -119,11 +119,12 @@ def test_a_planned_run_ends_in_time_and_goes_on_where_it_was_stopped(here, cmtoo
     assert second.out == "runs/faces/model.safetensors\n", second.err
     assert "going by the plan in runs/faces/plan.toml" in second.err
     assert Path("runs/faces/teacher/model.safetensors").is_file()
-    assert time.monotonic() - began == pytest.approx(6, abs=3)
+    assert time.monotonic() - began == pytest.approx(8, abs=3.5)
     header = read_header("runs/faces/model.safetensors")
-    assert header["kind"] == "consistency" and header["decisions"] and header["step"] == header["decisions"][-1][1]
+    # On a busy machine the first step may be the last one, and then there is nothing to decide.
+    assert header["kind"] == "consistency" and header["step"] == header.get("decisions", [[0, 1]])[-1][1]
     assert cmtool(*line).out == second.out
-    other = cmtool("train-ct", "--data", "faces.npz", "--time", "6s", "--resolution", "8")
+    other = cmtool("train-ct", "--data", "faces.npz", "--time", "8s", "--resolution", "8")
     assert other.code == 1 and "holds a plan for something else" in other.err
     text = Path("runs/faces/plan.toml").read_text()
     Path("runs/faces/plan.toml").write_text(text.replace("stages = [", "stags = ["))

@@ -78,6 +78,11 @@ def test_a_run_slowed_down_half_way_ends_in_time():
     assert spent == pytest.approx(600, rel=0.05)
 
 
+def test_a_slow_first_step_does_not_end_the_run():
+    spent, course = simulate(lambda now: 0.1 if now else 200.0, steps=6000)
+    assert spent == pytest.approx(600, rel=0.02) and course.end == pytest.approx(4000, rel=0.02)
+
+
 def test_pauses_and_what_follows_the_last_step_are_allowed_for():
     spent, _ = simulate(lambda now: 0.2, steps=3000, pause=5.0, closing_steps=100)
     assert spent == pytest.approx(600 - 20, rel=0.05)
