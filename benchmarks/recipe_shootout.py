@@ -102,7 +102,8 @@ def run(contest: Contest, recipe: str, seed: int) -> dict[str, object]:
     left = contest.budget * (1 - SOURCE_SHARE) if source else contest.budget
     cost = contest.cost(entry)
     if stores_pairs(entry):
-        calls = 2 * entry.config(1).recipe.coupling.solver_steps - 1
+        recipe_of = entry.config(1).recipe
+        calls = recipe_of.curriculum.s1 if recipe_of.coupling.path else 2 * recipe_of.coupling.solver_steps - 1
         pairs = max(int(left * PAIR_SHARE / calls), 1)
         entry, left = replace(entry, sets=(*entry.sets, f"recipe.coupling.pairs={pairs}")), left - pairs * calls
     steps = max(int(left / cost), 2)

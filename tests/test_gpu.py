@@ -135,7 +135,7 @@ WAIT = ("tcm",)
 @pytest.mark.parametrize("recipe", METHODS)
 def test_replayed_passes_train_as_others_do(recipe, tmp_path, repeatable):
     flags = starting_from(recipe, tmp_path)
-    sets = ("recipe.coupling.pairs=64", "recipe.coupling.solver_steps=4") if recipe in ("kd", "reflow") else ()
+    sets = ("recipe.coupling.pairs=64", "recipe.coupling.solver_steps=4") if recipe in ("kd", "cmt", "reflow") else ()
     plain, _ = weights_after(9, recipe, "train.cuda_graphs=false", *sets, **flags)
     again, replay = weights_after(9, recipe, *sets, **flags)
     print(f"{recipe}: {float((plain - again).abs().max()):.1e}")

@@ -160,6 +160,12 @@ def _check_coupling(config: RunConfig) -> None:
         )
     if part.kind == "generator" and part.predictor == "frozen" and part.model is None:
         raise ValueError("recipe.coupling.predictor = 'frozen' needs recipe.coupling.model, a file or run folder")
+    grid = config.recipe.times.kind.startswith("grid") and config.recipe.curriculum.scales == "fixed"
+    if part.path and not (part.kind == "teacher" and grid):
+        raise ValueError(
+            "recipe.coupling.path = true stores a teacher's points on one grid: it needs coupling.kind = 'teacher', "
+            "times on the grid, and curriculum.scales = 'fixed'"
+        )
     if part.kind == "teacher" and config.recipe.needs != "teacher":
         raise ValueError("recipe.coupling.kind = 'teacher' needs a recipe of train-cd with needs = 'teacher'")
 

@@ -154,6 +154,17 @@ METHODS: dict[str, Row] = {
         "target": {"rule": "data"},
         "distance": {"kind": "l2"},
     },
+    "cmt": {
+        "family": "cd",
+        "title": "consistency mid-training on points of the teacher's paths (Hu et al. 2025)",
+        "needs": "teacher",
+        "times": {"kind": "grid_log"},
+        "curriculum": {"scales": "fixed", "s1": 17},
+        "coupling": {"kind": "teacher", "path": True},
+        "target": {"rule": "data"},
+        "distance": {"kind": "pseudo_huber"},
+        "process": {"parameterization": "edm"},
+    },
     "reflow": {
         "family": "cd",
         "title": "rectified flow straightened on stored teacher pairs (Liu et al. 2023)",

@@ -25,7 +25,7 @@ class TimesPart(Part):
     """Which noise levels a step trains on.
 
     `grid_uniform`: index uniform on the grid (Song et al. 2023); `grid_lognormal`: index with log-normal mass (iCT,
-    Eq. 10);
+    Eq. 10); `grid_log`: index uniform on a grid even in ln t;
     `lognormal`: ln t ~ N(mean, std^2), continuous (EDM, ECT, sCM); `karras_uniform`: uniform in t^(1/rho) (continuous
     time); `flow_uniform`: t / (1 + t) uniform (rectified flow); `student_t`: ln t - ln low half a Student law of scale
     `std`, with an atom at `low` (TCM); `two_lognormal`: two levels, the larger is t and the smaller r, equal for a
@@ -37,6 +37,7 @@ class TimesPart(Part):
     kind: Literal[
         "grid_uniform",
         "grid_lognormal",
+        "grid_log",
         "lognormal",
         "karras_uniform",
         "flow_uniform",
@@ -86,7 +87,8 @@ class CouplingPart(Part):
 
     `independent`: as drawn; `ot`: noise assigned to the images of the batch at the least total squared distance;
     `generator`: a share of the images is replaced by the model's own answer at (x_r, r) (generator-augmented flows);
-    `teacher`: images made from the noise by the teacher's ODE, from a store (knowledge distillation, reflow).
+    `teacher`: images made from the noise by the teacher's ODE, from a store (knowledge distillation, reflow; with
+    `path`, x_t is the point of the teacher's path at t: consistency mid-training).
     """
 
     kind: Literal["independent", "ot", "generator", "teacher"] = "independent"
@@ -96,6 +98,7 @@ class CouplingPart(Part):
     model: str | None = Field(None, description="generator: file or run of the frozen predictor")
     pairs: int = Field(4096, ge=1, description="teacher: number of stored pairs")
     solver_steps: int = Field(18, ge=1, description="teacher: Heun steps that make a pair")
+    path: bool = Field(False, description="teacher: store the whole path, solved by DPM-Solver++ 2M on the times' grid")
 
 
 class DirectionPart(Part):

@@ -41,12 +41,16 @@ class Coupling:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Noise x_T at sigma_max and the x0 that the teacher's ODE makes of it, (M, C, H, W) each; labels (M,) or None."""
+    """Points of the teacher's paths and their ends.
+
+    `noisy` (M, K, C, H, W) are at the noise levels `levels` (K,), the first of them sigma_max, where the path is noise
+    alone; `clean` (M, C, H, W) is the x0 that the teacher's ODE makes of it, and `labels` (M,) its class or None.
+    """
 
     noisy: Tensor
     clean: Tensor
     labels: Tensor | None
-    sigma_max: float
+    levels: Tensor
 
 
 def assignment(x0: Tensor, z: Tensor) -> Tensor:
@@ -115,9 +119,10 @@ def build_generator(part: CouplingPart) -> Coupling:
 
 
 def build_stored(pairs: Pairs | None) -> Coupling:
-    """Return the coupling that takes image and noise from stored pairs of the teacher.
+    """Return the coupling that takes image and noise from stored pairs or paths of the teacher.
 
-    The noise z is the one whose straight line from x0 meets x_T at sigma_max, so that x0 + sigma_max z = x_T.
+    The noise z is the one whose straight line from x0 meets the stored point whose level is nearest to t. Of pairs that
+    is the start: x0 + sigma_max z = x_T. Of paths that are stored at the levels of t it is x_t itself.
 
     Raises:
         ConfigError: if there are no pairs.
@@ -129,8 +134,9 @@ def build_stored(pairs: Pairs | None) -> Coupling:
         rows = draw.rows
         u = batch_uniform((rows.total,), rows.seed, "pairs", rows.step, start=rows.start, count=len(draw.x0))
         index = moved((u * len(pairs.clean)).long(), pairs.clean.device)
+        near = (draw.t[:, None].to(pairs.levels) - pairs.levels).abs().argmin(1)
         x0 = pairs.clean[index].to(draw.x0)
-        z = (pairs.noisy[index].to(draw.x0) - x0) / pairs.sigma_max
+        z = (pairs.noisy[index, near].to(draw.x0) - x0) / expand(pairs.levels[near].to(draw.x0), x0)
         return replace(draw, x0=x0, z=z, label=None if pairs.labels is None else pairs.labels[index])
 
     return Coupling(stored)

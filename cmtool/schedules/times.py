@@ -25,6 +25,15 @@ def grid_tensor(points: int, process: ProcessConfig) -> Tensor:
     return torch.tensor(karras_grid(points, process.sigma_min, process.sigma_max, process.rho), dtype=torch.float64)
 
 
+def grid_of(part: TimesPart, points: int, process: ProcessConfig) -> Tensor:
+    """The ascending grid that `part` draws from, float64 (N,): Karras's, or with equal ratios for "grid_log"."""
+    if part.kind != "grid_log":
+        return grid_tensor(points, process)
+    low, high = process.sigma_min, process.sigma_max
+    inner = (low * (high / low) ** (i / (points - 1)) for i in range(1, points - 1))
+    return torch.tensor([low, *inner, high], dtype=torch.float64)
+
+
 @functools.lru_cache(maxsize=64)
 def lognormal_masses(points: int, process: ProcessConfig, mean: float, std: float) -> Tensor:
     """Probability of each interval of the grid under ln t ~ N(mean, std^2), normalized, float64 (N-1,); iCT, Eq. 10."""
@@ -35,7 +44,7 @@ def lognormal_masses(points: int, process: ProcessConfig, mean: float, std: floa
 
 def grid_index(part: TimesPart, u: Tensor, points: int, process: ProcessConfig) -> Tensor:
     """Return the interval i in 0 .. N-2 of each u (B,): uniform, or with log-normal mass."""
-    if part.kind == "grid_uniform":
+    if part.kind in ("grid_uniform", "grid_log"):
         return (u * (points - 1)).long().clamp_max(points - 2)
     cumulative = lognormal_masses(points, process, part.mean, part.std).cumsum(0)
     return torch.searchsorted(cumulative, u, right=True).clamp_max(points - 2)
@@ -166,7 +175,7 @@ def draw_times(
     numbers = Uniforms(numbers.first.double(), numbers.second.double(), numbers.rank.double())
     if part.kind.startswith("grid"):
         index = grid_index(part, numbers.first, points, process)
-        grid = grid_tensor(points, process).to(index.device)
+        grid = grid_of(part, points, process).to(index.device)
         return grid[index + 1], grid[index]
     if part.kind == "two_lognormal":
         return draw_two(part, numbers.first, numbers.second, numbers.rank, process)

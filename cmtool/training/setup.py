@@ -25,9 +25,10 @@ from cmtool.models import Model, build_model, load, model_header, placed
 from cmtool.networks.truncated import TruncatedNetwork, doubled
 from cmtool.rng import batch_normal, generator
 from cmtool.samplers.generate import bind
-from cmtool.samplers.solvers import heun, no_noise
+from cmtool.samplers.solvers import Denoise, dpmpp_2m, heun, no_noise
 from cmtool.samplers.times import solver_times
 from cmtool.schedules.density import LevelDensity
+from cmtool.schedules.times import grid_of
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all
@@ -176,7 +177,8 @@ def check_guidance(part: DirectionPart, teacher: Model | None) -> None:
 
 
 def _pairs_file(part: CouplingPart, config: RunConfig) -> Path:
-    given = f"{config.teacher}|{config.train.seed}|{part.pairs}|{part.solver_steps}|{config.train.precision}"
+    solved = f"{config.recipe.times.kind} {config.recipe.curriculum.s1}" if part.path else f"{part.solver_steps} steps"
+    given = f"{config.teacher}|{config.train.seed}|{part.pairs}|{solved}|{config.train.precision}"
     key = hashlib.blake2b(given.encode(), digest_size=8)
     key.update(file_digest(resolve_file(str(config.teacher)), "blake2b").encode())
     return cache_dir() / "pairs" / f"{key.hexdigest()}.safetensors"
@@ -184,21 +186,40 @@ def _pairs_file(part: CouplingPart, config: RunConfig) -> Path:
 
 @torch.no_grad()
 def make_pairs(part: CouplingPart, config: RunConfig, teacher: Model) -> dict[str, Tensor]:
-    """Solve the teacher's ODE from `part.pairs` draws of noise; return noisy, clean and, if it has classes, labels."""
+    """Solve the teacher's ODE from `part.pairs` draws of noise; return the tensors of `Pairs` by name.
+
+    Paths are solved along the grid of the times, from sigma_max to sigma_min, and stored above that end.
+    """
     seed, count, shape = config.train.seed, part.pairs, teacher.image_shape
     noisy = teacher.sigma_max * batch_normal((count, *shape), seed, "pairs-noise")
     labels = None
     if teacher.num_classes is not None:
         labels = torch.randint(teacher.num_classes, (count,), generator=generator(seed, "pairs-labels"))
     times = solver_times(part.solver_steps, teacher.sigma_min, teacher.sigma_max, teacher.rho)
-    clean = []
+    if part.path:
+        times = tuple(grid_of(config.recipe.times, config.recipe.curriculum.s1, config.process).flip(0).tolist())
+    stored = times[:-1] if part.path else times[:1]
+    clean, points = [], []
     for first in range(0, count, CHUNK):
         x = noisy[first : first + CHUNK].to(teacher.device, teacher.dtype)
         label = None if labels is None else labels[first : first + CHUNK].to(teacher.device)
-        denoise = bind(teacher, label, clamp=not teacher.float_samples)
-        clean.append(heun(denoise, x, (*times, 0.0), no_noise).float().cpu())
-    found = {"noisy": noisy, "clean": torch.cat(clean)}
+        solver = _Watched(bind(teacher, label, clamp=not teacher.float_samples))
+        clean.append((dpmpp_2m if part.path else heun)(solver, x, (*times, 0.0), no_noise).float().cpu())
+        points.append(torch.stack(solver.seen[: len(stored)], 1).float().cpu())
+    found = {"noisy": torch.cat(points), "clean": torch.cat(clean), "levels": torch.tensor(stored)}
     return found if labels is None else {**found, "labels": labels}
+
+
+class _Watched:
+    """A denoiser that keeps the points it is asked about: those of the path, if its solver asks once a step."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self._denoise = denoise
+        self.seen: list[Tensor] = []
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+        self.seen.append(x)
+        return self._denoise(x, t, r)
 
 
 def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -> Pairs | None:
@@ -212,7 +233,7 @@ def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -
         tensors = make_pairs(part, config, teacher)
         save_model(path, tensors, {"kind": "pairs", "teacher": str(config.teacher)})
     on = {name: tensor.to(teacher.device) for name, tensor in tensors.items()}
-    return Pairs(on["noisy"], on["clean"], on.get("labels"), teacher.sigma_max)
+    return Pairs(on["noisy"], on["clean"], on.get("labels"), on["levels"])
 
 
 def frozen_predictor(part: CouplingPart, device: torch.device) -> Model | None:

@@ -129,11 +129,11 @@ def test_ot_of_one_image_is_refused():
 
 
 def test_stored_pairs_lie_on_the_line_to_their_noise():
-    pairs = Pairs(batch(5, 1) * 80, batch(5, 2), torch.arange(5), 80.0)
+    pairs = Pairs(batch(5, 1)[:, None] * 80, batch(5, 2), torch.arange(5), torch.tensor([80.0]))
     draw = Draw(batch(4), batch(4), (torch.full((4,), 80.0), torch.ones(4)), None, 0.0, rows(4))
     coupled = build_coupling(CouplingPart(kind="teacher"), pairs)(Nets(None, None), draw)
     index = coupled.label
-    assert torch.allclose(coupled.x0 + 80 * coupled.z, pairs.noisy[index], atol=1e-4)
+    assert torch.allclose(coupled.x0 + 80 * coupled.z, pairs.noisy[index, 0], atol=1e-4)
     assert torch.equal(coupled.x0, pairs.clean[index])
     with pytest.raises(ConfigError, match="pairs"):
         build_coupling(CouplingPart(kind="teacher"))

@@ -255,6 +255,8 @@ REFUSED = [
     ("imm", ('train.micro_batch="auto"',), "cannot be 'auto'"),
     ("imm", ("network.two_time=false",), "two_time"),
     ("imm", ('recipe.gap.kind="none"',), "belong together"),
+    ("cmt", ('recipe.curriculum.scales="doubling"',), "one grid"),
+    ("kd", ("recipe.coupling.path=true",), "one grid"),
     ("ict", ('recipe.times.kind="flow_pair"',), "belong together|two different times"),
 ]
 
