@@ -1,7 +1,8 @@
-"""Can edits of held-out pictures be trusted? Figures for inpainting, colorization and super-resolution.
+"""Can edits of held-out pictures be trusted? Figures for inpainting, colorization, enlarging and sharpening.
 
     python benchmarks/editing_quality.py --model runs/digits-ict-pm [--data digits] [--images 50] [--variations 32]
-        [--first 50] [--seed 1] [--times paper | 80,1,0.5] [--steps 20] [--guidance 0,1.2] [--candidates 4] [--json]
+        [--first 50] [--seed 1] [--times paper | 80,1,0.5] [--steps 20] [--guidance 0,1.2] [--fresh 0.1]
+        [--candidates 4] [--json]
 
 For every task and every held-out picture (never trained on: `--set data.kind=train` for digits, the disjoint index
 range of shapes) it makes variations, and prints over the unknown part: the squared error of their mean and of one of
@@ -37,6 +38,7 @@ from cmtool.data.images import from_uint8
 from cmtool.data.shapes import HELD_OUT, shapes_images
 from cmtool.editing import loop as editing
 from cmtool.editing.levels import plan_edit
+from cmtool.editing.operators import BYTES, OPEN, blur, reduction
 from cmtool.evaluation import domain
 from cmtool.evaluation.manifold import manifold
 from cmtool.models import Model
@@ -49,9 +51,12 @@ LEVEL = 2 / 255
 CERTAIN_LEVELS = 8
 TRIALS = 2
 NOISE = 0.3
+# The blur's width in pixels, the noise of noisy measurements, and the share of pixels that a random mask takes.
+BLUR, MEASUREMENT, ERASED = 1.5, 0.05, 0.8
 USUAL = {
     "digits": "inpaint,inpaint-half,superres2,stroke,denoise",
-    "shapes": "inpaint,inpaint-half,colorize,superres2,superres4,stroke,denoise",
+    "shapes": "inpaint,inpaint-half,inpaint-random,colorize,superres2,superres4,superres4-bicubic,deblur,deblur-noisy,"
+    "stroke,denoise",
 }
 
 
@@ -96,7 +101,9 @@ def make_case(task: str, truth: Tensor, seed: int) -> Case:
     """Measure the pictures as a task does."""
     everywhere = torch.ones_like(truth, dtype=torch.bool)
     if task.startswith("inpaint"):
-        return _holed(truth, half=task == "inpaint-half")
+        return _holed(truth, _mask(task, truth, seed))
+    if task.startswith("deblur") or task.endswith("bicubic"):
+        return _measured(task, truth, seed)
     if task == "colorize":
         gray = editing.luma_image(truth)
         return Case(editing.known_luma(), gray, gray, everywhere)
@@ -109,13 +116,37 @@ def make_case(task: str, truth: Tensor, seed: int) -> Case:
     return Case(operator, flat, flat, everywhere)
 
 
-def _holed(truth: Tensor, half: bool) -> Case:
+def _mask(task: str, truth: Tensor, seed: int) -> Tensor:
     side = truth.shape[-1]
     mask = torch.zeros(1, 1, side, side)
-    if half:
+    if task == "inpaint-random":
+        u = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(seed))
+        return (u < ERASED).float()
+    if task == "inpaint-half":
         mask[..., side // 2 :] = 1
     else:
         mask[..., side // 4 : -(side // 4), side // 4 : -(side // 4)] = 1
+    return mask
+
+
+def _measured(task: str, truth: Tensor, seed: int) -> Case:
+    """Blur or reduce, add noise or round to bytes; trivial: the blurred one, or the least that explains."""
+    side, everywhere = truth.shape[-1], torch.ones_like(truth, dtype=torch.bool)
+    blurs = task.startswith("deblur")
+    way = blur(side, side, BLUR, BLUR) if blurs else reduction(side, side, _factor(task.split("-")[0]), "bicubic")
+    given = way.measure(truth.double()).float()
+    noisy = task.endswith("noisy")
+    if noisy:
+        given = given + MEASUREMENT * SampleStreams(_seeds(len(truth), seed, 0, "noise")).normal(given.shape[1:])
+    else:
+        given = ((given + 1) * 127.5).round() / 127.5 - 1
+    # As `cmtool edit` takes them: a reduction is exact, a blur is of bytes at best.
+    noise = MEASUREMENT if noisy else BYTES if blurs else 0.0
+    y = way.restore(given.double()).float()
+    return Case(way.known((noise / OPEN) ** 2), y, given if blurs else y, everywhere)
+
+
+def _holed(truth: Tensor, mask: Tensor) -> Case:
     known = 1 - mask
     fill = (truth * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
     unknown = mask.expand_as(truth) > 0
@@ -131,7 +162,7 @@ def legal(task: str, x: Tensor, y: Tensor) -> Tensor:
     """Bring an edit into [-1, 1] as `cmtool edit` does."""
     if task == "colorize":
         return editing.into_range(x, y, editing.by_pixel)
-    if task.startswith("superres"):
+    if task.startswith("superres") and not task.endswith("bicubic"):
         return editing.into_range(x, y, editing.by_patch(_factor(task)))
     return x.clamp(-1, 1)
 
@@ -185,6 +216,7 @@ def variations(
     candidates: int,
     seed: int,
     search: Sequence[float],
+    fresh: float = 1.0,
 ) -> Tensor:
     """Return `count` edits of every picture, (count, B, C, H, W), with the class that fits best at levels `search`."""
     if task == "denoise":
@@ -194,7 +226,7 @@ def variations(
     for index in range(count):
         seeds = _seeds(len(case.y), seed, index)
         edited = editing.edit_best(
-            model, case.operator, case.y, seeds, times, labels, candidates=candidates, guidance=guidance
+            model, case.operator, case.y, seeds, times, labels, candidates=candidates, guidance=guidance, fresh=fresh
         )
         made.append(legal(task, edited.image, case.y))
     return torch.stack(made)
@@ -216,12 +248,20 @@ def measure(made: Tensor, truth: Tensor, case: Case, judge: Judge) -> dict[str, 
         "mse mean": error(made.mean(0)) if several else None,
         "mse one": float(np.mean([error(one) for one in made])),
         "mse trivial": error(case.trivial),
+        "psnr": float(np.mean([psnr(one, truth) for one in made])),
+        "psnr trivial": psnr(case.trivial, truth),
         "cover": float(covered[unknown].double().mean()) if several else None,
         "cover unsure": float(covered[unsure].double().mean()) if several and unsure.any() else None,
         "precision": float(inside.mean()),
         # Variations of one picture are not independent, so pictures are counted, not variations.
         "+-": float(inside.std(ddof=1) / len(truth) ** 0.5),
     }
+
+
+def psnr(x: Tensor, truth: Tensor) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB, of the whole pictures."""
+    wrong = (x.clamp(-1, 1) - truth).square().flatten(1).mean(1)
+    return float((10 * torch.log10(4 / wrong.clamp_min(1e-12))).mean())
 
 
 def own_precision(model: Model, judge: Judge, steps: int, count: int = 1000) -> float:
@@ -234,7 +274,7 @@ def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, 
     """Return one row for every task and over-relaxation."""
     rows = []
     for task in (given.tasks or USUAL[given.data]).split(","):
-        kind = task.rstrip("24").removesuffix("-half")
+        kind = task.split("-")[0].rstrip("24")
         times: Any = given.times
         times = [float(t) for t in times.split(",")] if times and times != "paper" else times
         plan = plan_edit(model.header, kind, steps=None if times else given.steps, times=times, sigma=NOISE)
@@ -242,7 +282,10 @@ def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, 
         case, search = make_case(task, truth, given.seed), plan.class_times
         for guidance in [float(g) for g in given.guidance.split(",")] if given.guidance else [plan.guidance]:
             began = time.process_time()
-            made = variations(model, task, case, given.variations, plan.times, guidance, candidates, given.seed, search)
+            fresh = given.fresh or plan.fresh
+            made = variations(
+                model, task, case, given.variations, plan.times, guidance, candidates, given.seed, search, fresh
+            )
             figures = measure(made, truth, case, judge)
             head = {"task": task, "nfe": len(plan.times) * candidates, "guidance": guidance}
             rows.append({**head, **figures, "seconds": round(time.process_time() - began, 1)})
@@ -267,6 +310,7 @@ def main() -> None:
     parser.add_argument("--times", default=None)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--guidance", default=None, help="comma-separated; default: the tuned one")
+    parser.add_argument("--fresh", type=float, default=None, help="share of new noise; default: the tuned one")
     parser.add_argument("--candidates", type=int, default=None, help="default: the tuned number")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

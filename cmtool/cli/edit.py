@@ -1,17 +1,24 @@
-"""`cmtool edit`: inpaint, colorize, superres, stroke, denoise: a person's own pictures, without retraining."""
+"""`cmtool edit`: inpaint, colorize, superres, deblur, stroke, denoise: a person's own pictures, without retraining."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from cmtool.cli.app import command
+from cmtool.cli.edit_options import (
+    DeblurOptions,
+    DenoiseOptions,
+    EditOptions,
+    InpaintOptions,
+    StrokeOptions,
+    SuperresOptions,
+    TunedOptions,
+)
 from cmtool.cli.lists import parse_floats, parse_ints
-from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed, sub_app
+from cmtool.cli.options import sub_app
 from cmtool.errors import UserError
 from cmtool.files.atomic import check_place
 
@@ -19,161 +26,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cmtool.api.edit import Edited, Edits, How
+    from cmtool.api.edit import How
+    from cmtool.api.edits import Edited, Edits
     from cmtool.cli.output import Output
 
 USUAL_FOLDER = Path("edits")
-
-Images = Annotated[list[Path], typer.Argument(help="Pictures to edit.", metavar="IMAGE")]
-Out = Annotated[
-    Path | None, typer.Option("--out", "-o", help="A .png (the edit; several: a grid) or a folder; default edits/.")
-]
-Num = Annotated[int | None, typer.Option("--num", "-n", min=1, help="Variations of each picture.")]
-Times = Annotated[
-    str | None, typer.Option("--times", "--t", help="Noise levels, e.g. 5.38,2.24; 'paper': the published ones.")
-]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Evaluations, at tuned noise levels.")]
-Indices = Annotated[str | None, typer.Option("--indices", help="Noise levels as grid indices, e.g. 0-39.")]
-Of = Annotated[int | None, typer.Option("--of", help="Points of the grid that --indices count on.")]
-Label = Annotated[str | None, typer.Option("--label", "-l", help="Class by name or number; default: the likeliest.")]
-Fit = Annotated[
-    Literal["crop", "pad", "stretch"] | None,
-    typer.Option("--fit", help="How other shapes become square; default crop, with --paste pad."),
-]
-Paste = Annotated[bool, typer.Option("--paste", help="Return the edit inside the original, full-size picture.")]
-Grid = Annotated[bool, typer.Option("--grid", help="Write one grid: what was given, then the results.")]
-BestOf = Annotated[int | None, typer.Option("--best-of", min=2, help="Make N variations, keep the most consistent.")]
-Metric = Annotated[Literal["l2", "lpips"], typer.Option("--metric", help="What --best-of compares by.")]
-Guidance = Annotated[
-    float | None, typer.Option("--guidance", min=0, max=10, help="Over-relaxation of the known part; 0: the paper's.")
-]
-Uncertainty = Annotated[bool, typer.Option("--uncertainty", help="Also write the spread of the variations as a map.")]
-MaskFile = Annotated[
-    Path | None, typer.Option("--mask", help="White: generate here; black: keep. Default: what is transparent.")
-]
-Invert = Annotated[bool, typer.Option("--invert-mask", help="White keeps, black is generated.")]
-Factor = Annotated[int | None, typer.Option("--factor", "-f", min=2, help="Enlargement; default: to the model's size.")]
-Sigma = Annotated[float, typer.Option("--sigma", help="Standard deviation of the noise on the scale of [-1, 1].")]
 
 app = sub_app(
     "Edit pictures with a consistency model, without retraining.\n\n"
     "Example: cmtool edit inpaint --mask mask.png photo.png --model demo/shapes --num 6 --grid --out strip.png"
 )
-
-
-# The help shows options in the order of the fields: of the bases of a class the last one's come first, and a base that
-# inherits stands right behind what it inherits from. So the particular options of an edit stand among the common ones.
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pictures:
-    images: Images
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Taken:
-    model: Model = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rest:
-    label: Label = None
-    fit: Fit = None
-    paste: Paste = False
-    grid: Grid = False
-    batch_size: BatchSize = None
-    out: Out = None
-    device: Device = "auto"
-    precision: Precision = "auto"
-    json: Json = False
-    quiet: Quiet = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditOptions(_Rest, _Taken, _Pictures):
-    """What every edit takes."""
-
-    @property
-    def how(self) -> How:
-        """The request as far as all edits share it."""
-        from cmtool.api.edit import How
-
-        return How(
-            label=self.label,
-            fit=self.fit,
-            paste=self.paste,
-            batch_size=self.batch_size,
-            device=self.device,
-            precision=self.precision,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tuned(_Taken):
-    """What edits of tuned levels take."""
-
-    times: Times = None
-    steps: Steps = None
-    indices: Indices = None
-    of: Of = None
-    guidance: Guidance = None
-    num: Num = None
-    best_of: BestOf = None
-    metric: Metric = "l2"
-    uncertainty: Uncertainty = False
-    seed: Seed = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TunedOptions(EditOptions, _Tuned):
-    """What edits of tuned levels take that need nothing besides a picture."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Masked(_Pictures):
-    mask: MaskFile = None
-    invert_mask: Invert = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class InpaintOptions(EditOptions, _Tuned, _Masked):
-    """The options of `cmtool edit inpaint`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Enlarged(_Pictures):
-    factor: Factor = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuperresOptions(EditOptions, _Tuned, _Enlarged):
-    """The options of `cmtool edit superres`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Drawn(_Taken):
-    times: Times = None
-    steps: Steps = None
-    indices: Indices = None
-    of: Of = None
-    num: Num = None
-    uncertainty: Uncertainty = False
-    seed: Seed = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StrokeOptions(EditOptions, _Drawn):
-    """The options of `cmtool edit stroke`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Noisy(_Pictures):
-    sigma: Sigma
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiseOptions(EditOptions, _Noisy):
-    """The options of `cmtool edit denoise`."""
 
 
 @app.command()
@@ -204,11 +66,23 @@ def colorize(options: TunedOptions) -> None:
 def superres(options: SuperresOptions) -> None:
     """Enlarge a small picture; each of its pixels stays the mean of its patch.
 
-    With --paste a picture of any size is enlarged whole, in overlapping windows.
+    --kernel bicubic is for pictures that image programs made small. With --paste a picture of any size is enlarged
+    whole, in overlapping windows.
 
     Example: cmtool edit superres small.png --model demo/shapes --factor 2
     """
-    _run("superres", options, replace(_tuned(options), factor=options.factor))
+    how = replace(_tuned(options), factor=options.factor, kernel=options.kernel, noise=options.noise)
+    _run("superres", options, how)
+
+
+@app.command()
+@command
+def deblur(options: DeblurOptions) -> None:
+    """Undo a Gaussian blur; where it left something, that is kept.
+
+    Example: cmtool edit deblur blurred.png --sigma 1.5 --model demo/shapes --out sharp.png
+    """
+    _run("deblur", options, replace(_tuned(options), sigma=options.sigma, noise=options.noise))
 
 
 @app.command()
@@ -218,7 +92,7 @@ def stroke(options: StrokeOptions) -> None:
 
     Example: cmtool edit stroke scribble.png --model demo/shapes --t 5.38,2.24
     """
-    _run("stroke", options, _leveled(options.how, options))
+    _run("stroke", options, _leveled(options))
 
 
 @app.command()
@@ -228,13 +102,27 @@ def denoise(options: DenoiseOptions) -> None:
 
     Example: cmtool edit denoise noisy.png --model demo/shapes --sigma 0.3
     """
-    _run("denoise", options, replace(options.how, sigma=options.sigma))
+    _run("denoise", options, replace(_how(options), sigma=options.sigma))
 
 
-def _leveled(how: How, options: _Drawn | _Tuned) -> How:
+def _how(options: EditOptions) -> How:
+    """The request as far as all edits share it."""
+    from cmtool.api.edit import How
+
+    return How(
+        label=options.label,
+        fit=options.fit,
+        paste=options.paste,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+    )
+
+
+def _leveled(options: StrokeOptions | InpaintOptions | SuperresOptions | DeblurOptions | TunedOptions) -> How:
     """Add noise levels, variations and their seed to a request."""
     return replace(
-        how,
+        _how(options),
         times=options.times if options.times in (None, "paper") else parse_floats(options.times, "--times"),
         steps=options.steps,
         indices=None if options.indices is None else parse_ints(options.indices, "--indices"),
@@ -245,9 +133,13 @@ def _leveled(how: How, options: _Drawn | _Tuned) -> How:
     )
 
 
-def _tuned(options: InpaintOptions | SuperresOptions | TunedOptions) -> How:
+def _tuned(options: InpaintOptions | SuperresOptions | DeblurOptions | TunedOptions) -> How:
     return replace(
-        _leveled(options.how, options), guidance=options.guidance, best_of=options.best_of, metric=options.metric
+        _leveled(options),
+        guidance=options.guidance,
+        fresh=options.fresh,
+        best_of=options.best_of,
+        metric=options.metric,
     )
 
 

@@ -165,6 +165,9 @@ class EditLevels(Table):
     first: float = Field(gt=0, description="largest noise level")
     last: float = Field(gt=0, description="smallest noise level")
     guidance: float = Field(0.0, ge=0, le=10, description="over-relaxation of the known part between the evaluations")
+    fresh: float = Field(
+        1.0, gt=0, le=1, description="share of new noise between them; the rest is the found one, negated"
+    )
     candidates: int = Field(1, ge=1, le=64, description="a variation is the most consistent of so many edits")
     class_last: float | None = Field(None, gt=0, description="smallest level while the class is searched (none: last)")
 
@@ -182,6 +185,7 @@ class EditConfig(Table):
     inpaint: EditLevels = EditLevels(first=1.2, last=0.2, guidance=0.8)
     colorize: EditLevels = EditLevels(first=20.0, last=0.15, guidance=0.6)
     superres: EditLevels = EditLevels(first=0.9, last=0.2, guidance=0.4)
+    deblur: EditLevels = EditLevels(steps=4, first=2.0, last=0.2, guidance=0.4, fresh=0.1)
     stroke: tuple[float, ...] = Field((5.38, 2.24), min_length=1, description="levels of stroke editing")
     paper_stroke: tuple[float, ...] = Field((5.38, 2.24), min_length=1, description="published ones of stroke editing")
     paper_points: int = Field(40, ge=2, description="points of the published grid, of which the last is the identity")

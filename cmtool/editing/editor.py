@@ -85,8 +85,8 @@ class Editor:
             answer = denoise(self._view, y, times[0], labels)
             misfit = (answer - y).square().flatten(1).mean(1)
             return answer, misfit, misfit
-        guidance = self._plan.guidance
-        made = edit_best(self._view, self._operator, y, seeds, times, labels, candidates=candidates, guidance=guidance)
+        helps = {"guidance": self._plan.guidance, "fresh": self._plan.fresh}
+        made = edit_best(self._view, self._operator, y, seeds, times, labels, candidates=candidates, **helps)
         if not self._operator.knows:
             misfit = (made.answer - y).square().flatten(1).mean(1)
             return made.image, misfit, misfit

@@ -28,6 +28,7 @@ class EditPlan:
         times: of the evaluations, strictly decreasing.
         source: in words, where they come from.
         guidance: over-relaxation of the known part; the paper's algorithm has none.
+        fresh: share of new noise between the evaluations; 1 is the paper's.
         candidates: edits of which the most consistent is a variation.
         class_times: the levels at which the class is searched. They may end above `times`: low levels meet the known
             part with any class, so that evaluations spent there tell no class from another.
@@ -36,6 +37,7 @@ class EditPlan:
     times: tuple[float, ...]
     source: str
     guidance: float = 0.0
+    fresh: float = 1.0
     candidates: int = 1
     class_times: tuple[float, ...] = ()
 
@@ -55,9 +57,14 @@ def edit_settings(header: Mapping[str, Any]) -> EditConfig:
     if written is None:
         return _of_preset(header)
     try:
-        return EditConfig.model_validate(written)
+        given = EditConfig.model_validate(written)
     except ValidationError as error:
         raise UserError(f"the model's levels for editing are unusable: {error.errors()[0]['msg']}.") from None
+    # A model of before there was an edit has no levels for it.
+    later = _of_preset(header)
+    return given.model_copy(
+        update={name: getattr(later, name) for name in EditConfig.model_fields if name not in written}
+    )
 
 
 def _of_preset(header: Mapping[str, Any]) -> EditConfig:
@@ -156,7 +163,7 @@ def _tuned(
     last = tuned.class_last
     search = times if last is None or not times[-1] < last < times[0] else geometric_times(len(times), times[0], last)
     source = f"tuned for {name}" if found else f"usual for {name}, not tuned"
-    return EditPlan(times, source, tuned.guidance, tuned.candidates, search)
+    return EditPlan(times, source, tuned.guidance, tuned.fresh, tuned.candidates, search)
 
 
 def _list(settings: EditConfig, steps: int | None, sigma_min: float, sigma_max: float) -> EditPlan:

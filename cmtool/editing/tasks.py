@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cmtool.editing.photos import Photo
-    from cmtool.editing.regions import Mask
+    from cmtool.editing.regions import Mask, Region
     from cmtool.editing.subject import Subject
 
     Bytes = NDArray[np.uint8]
@@ -28,7 +28,9 @@ class Asked:
     """What is asked of one picture.
 
     `fit` is "crop", "pad" or "stretch"; `paste` returns the edit inside the original; `mask` (H, W) is 1 where
-    something is generated (None: what is transparent); `factor` is an enlargement (None: to the model's size).
+    something is generated (None: what is transparent); `factor` is an enlargement (None: to the model's size) of a
+    picture that was reduced by a `kernel`, "mean" or "bicubic"; `sigma` is the standard deviation of a blur in pixels;
+    `noise` is that of the noise in the picture on the scale of [-1, 1] (None: what rounding to bytes makes).
     """
 
     name: str = "the picture"
@@ -36,6 +38,9 @@ class Asked:
     paste: bool = False
     mask: Mask | None = None
     factor: int | None = None
+    kernel: str = "mean"
+    sigma: float = 0.0
+    noise: float | None = None
 
 
 Prepare = Callable[["Photo", int, Asked], "Subject"]
@@ -60,7 +65,7 @@ class Task:
     prepare: Prepare
     levels: Literal["tuned", "list", "noise"]
     channels: int | None = None
-    takes: tuple[Literal["mask", "factor", "sigma"], ...] = ()
+    takes: tuple[Literal["mask", "factor", "sigma", "blur"], ...] = ()
     like: str = ""
 
     @property
@@ -157,7 +162,9 @@ def choose_factor(factor: int | None, original: Bytes, side: int) -> int:
 
 
 def superres(photo: Photo, side: int, asked: Asked) -> Subject:
-    """Enlarge: each small pixel is the known mean of a patch. With `paste` the picture keeps its shape.
+    """Enlarge: each small pixel is known as the mean of a patch, or as what a bicubic reduction makes of them.
+
+    With `paste` the picture keeps its shape.
 
     Raises:
         DataError: the factor does not fit, or the whole would be larger than any picture may be.
@@ -185,7 +192,7 @@ def superres(photo: Photo, side: int, asked: Asked) -> Subject:
         made = photo.from_srgb(picture(x))
         return made[:height, :width] if asked.paste else made
 
-    return Subject(
+    made = Subject(
         photo=photo,
         y=y,
         operator=lambda like: known_patch_means(factor),
@@ -194,6 +201,12 @@ def superres(photo: Photo, side: int, asked: Asked) -> Subject:
         shown=photo.from_srgb(picture(y)),
         notes=notes,
     )
+    if asked.kernel == "mean" and not asked.noise:
+        return made
+    from cmtool.editing.operators import measured, reduction
+
+    way = reduction(y.shape[-2], y.shape[-1], factor, asked.kernel)
+    return measured(made, way, tensor(photo.to_srgb(small)), asked.noise or 0.0)
 
 
 def stroke(photo: Photo, side: int, asked: Asked) -> Subject:
@@ -204,8 +217,8 @@ def stroke(photo: Photo, side: int, asked: Asked) -> Subject:
     return nothing_kept(photo, small, region, asked.paste, notes)
 
 
-def denoise(photo: Photo, side: int, asked: Asked) -> Subject:
-    """Remove noise. With `paste` overlapping windows cover the picture at its own size."""
+def _free(photo: Photo, side: int, asked: Asked) -> tuple[Subject, Region]:
+    """All of a picture may change; also the region that the model is given: with `paste` the whole, in windows."""
     from cmtool.editing.regions import Region
     from cmtool.editing.subject import fitted, nothing_kept, picture, windows_note
 
@@ -214,16 +227,46 @@ def denoise(photo: Photo, side: int, asked: Asked) -> Subject:
         region = Region(0, 0, max(height, side), max(width, side))
         said = f"{width} x {height} in {windows_note(region.height, region.width, side)}"
         made = nothing_kept(photo, region.take(photo.pixels), region, False, (*photo.notes, said))
-        return replace(
+        made = replace(
             made,
             back=lambda x: photo.from_srgb(picture(x))[:height, :width],
             shown=photo.pixels,
             before=lambda: photo.pixels,
         )
+        return made, region
     small, region, notes = fitted(photo, side, asked.fit)
-    if (region.height, region.width) != (side, side):
-        notes = (*notes, "resizing changes the noise: --sigma is meant after it (--paste keeps the size)")
-    return nothing_kept(photo, small, region, asked.paste, notes)
+    return nothing_kept(photo, small, region, asked.paste, notes), region
+
+
+def denoise(photo: Photo, side: int, asked: Asked) -> Subject:
+    """Remove noise. With `paste` overlapping windows cover the picture at its own size."""
+    made, region = _free(photo, side, asked)
+    if made.y.shape[-2:] == (region.height, region.width):
+        return made
+    note = "resizing changes the noise: --sigma is meant after it (--paste keeps the size)"
+    return replace(made, notes=(*made.notes, note))
+
+
+def deblur(photo: Photo, side: int, asked: Asked) -> Subject:
+    """Undo a Gaussian blur. With `paste` overlapping windows cover the picture at its own size.
+
+    Raises:
+        UsageError: the width is none of a blur.
+    """
+    from cmtool.editing.operators import BYTES, blur, measured
+
+    if not 0 < asked.sigma <= side:
+        raise UsageError(
+            f"--sigma {asked.sigma:g} is no blur of {side} pixels.",
+            "it is the standard deviation of the blur in pixels of the picture, e.g. --sigma 1.5",
+        )
+    made, region = _free(photo, side, asked)
+    height, width = made.y.shape[-2:]
+    rows, columns = asked.sigma * height / region.height, asked.sigma * width / region.width
+    if (rows, columns) != (asked.sigma, asked.sigma):
+        made = replace(made, notes=(*made.notes, f"at the model's size the blur is {rows:.2g} pixels"))
+    noise = BYTES if asked.noise is None else asked.noise
+    return measured(made, blur(height, width, rows, columns), made.y, noise)
 
 
 TASKS: dict[str, Task] = {
@@ -232,6 +275,7 @@ TASKS: dict[str, Task] = {
         Task("inpaint", inpaint, "tuned", takes=("mask",)),
         Task("colorize", colorize, "tuned", channels=3),
         Task("superres", superres, "tuned", takes=("factor",)),
+        Task("deblur", deblur, "tuned", takes=("blur",)),
         Task("stroke", stroke, "list"),
         Task("denoise", denoise, "noise", takes=("sigma",)),
     )

@@ -20,6 +20,7 @@ from cmtool.api.edit import How, arrays
 from cmtool.api.interpolate import decoded, first_label
 from cmtool.api.model import Model
 from cmtool.data import to_nhwc
+from cmtool.editing.operators import blur
 from cmtool.editing.photos import photo_of
 from cmtool.editing.subject import tensor
 from cmtool.editing.tasks import TASKS
@@ -122,7 +123,7 @@ class Workshop:
         return {"images": [png_uri(picture)], "command": self._command(words), "inputs": []}
 
     def edit(self, asked: Asked) -> dict[str, Any]:
-        """Carry out one of the five edits on the page's picture.
+        """Carry out one of the edits on the page's picture.
 
         `asked` holds task, picture (PNG address), and as the task needs: mask (without one: what is transparent in the
         picture), factor, sigma; num, seed, label.
@@ -150,6 +151,10 @@ class Workshop:
             how = replace(how, factor=_number(asked, "factor", int, 2, self.side, 2))
             picture = reduced(photo, how.factor or 1)
             inputs["photo.png"], words = png_uri(picture), ["--factor", str(how.factor)]
+        if "blur" in takes:
+            how = replace(how, sigma=_number(asked, "sigma", float, 0.1, 8.0, 1.0))
+            picture = blurred(photo, how.sigma or 0.0)
+            inputs["photo.png"], words = png_uri(picture), ["--sigma", f"{how.sigma:g}"]
         if "sigma" in takes:
             how = replace(how, num=1, sigma=_number(asked, "sigma", float, 0.01, 2.0, 0.3))
             picture = noisy(photo, how.sigma or 0.0, how.seed)
@@ -202,6 +207,12 @@ def noisy(photo: Bytes, sigma: float, seed: int) -> Bytes:
     clean = tensor(photo)
     noise = torch.randn(clean.shape, generator=generator(seed, "studio-noise"))
     return to_nhwc((clean + sigma * noise).clamp(-1, 1))[0]
+
+
+def blurred(photo: Bytes, sigma: float) -> Bytes:
+    """Return a picture (H, W, C) blurred by `sigma` pixels, so that there is something to sharpen."""
+    height, width = photo.shape[:2]
+    return to_nhwc(blur(height, width, sigma, sigma).measure(tensor(photo)).clamp(-1, 1))[0]
 
 
 def reduced(photo: Bytes, factor: int) -> Bytes:

@@ -154,6 +154,34 @@ def test_paste_colorizes_at_full_size_with_the_luma_kept(shell):
     assert np.abs(luma(done) - luma(photo)).max() <= 0.51
 
 
+def test_deblurring_keeps_what_the_blur_left(shell):
+    """The edit, blurred again, is the picture within its bytes; a resized picture's blur is resized with it."""
+    from PIL import ImageFilter
+
+    large("photo.png", 8, 8)
+    soft = Image.open("photo.png").filter(ImageFilter.GaussianBlur(1.0))
+    soft.save("soft.png")
+    document = shell.json("edit", "deblur", "soft.png", "--sigma", 1.0, "--out", "sharp.png")
+    assert (document["task"], document["nfe"]) == ("deblur", 4)
+    again = Image.open("sharp.png").filter(ImageFilter.GaussianBlur(1.0))
+    off = np.abs(np.asarray(again, dtype=float) - np.asarray(soft, dtype=float)).mean()
+    assert off < 12
+    Image.open("soft.png").resize((16, 16)).save("twice.png")
+    _, _, err = shell("edit", "deblur", "twice.png", "--sigma", 2.0, "--out", "small.png")
+    assert "the blur is 1 pixels" in err
+    large("photo.png", 20, 30)
+    shell.out("edit", "deblur", "photo.png", "--sigma", 1.0, "--paste", "--out", "whole.png")
+    assert Image.open("whole.png").size == (30, 20)
+
+
+def test_a_bicubic_reduction_is_kept(shell):
+    large("photo.png", 8, 8)
+    Image.open("photo.png").resize((4, 4), Image.Resampling.BICUBIC).save("s.png")
+    shell.out("edit", "superres", "s.png", "--kernel", "bicubic", "--out", "big.png")
+    back = Image.open("big.png").resize((4, 4), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(back, dtype=float) - np.asarray(Image.open("s.png"), dtype=float)).mean() < 12
+
+
 def test_paste_enlarges_and_denoises_whole_pictures_in_windows(shell):
     photo = large("photo.png", 14, 22)
     shell.out("edit", "superres", "photo.png", "--factor", 2, "--paste", "--out", "s.png")
@@ -322,6 +350,10 @@ BAD = [
     (["denoise", "img.png", "--sigma", "99"], "outside the model's range"),
     (["denoise", "img.png", "--sigma", "0.001"], "outside the model's range"),
     (["denoise", "img.png"], "--sigma"),
+    (["deblur", "img.png", "--sigma", "0"], "is no blur"),
+    (["deblur", "img.png", "--sigma", "nan"], "is no blur"),
+    (["deblur", "img.png", "--sigma", "1", "--noise", "nan"], "must be at least 0"),
+    (["deblur", "img.png"], "--sigma"),
     (["stroke", "img.png", "--t", "2.24,5.38"], "strictly decrease"),
     (["stroke", "img.png", "--times", "papers"], "no number"),
     (["stroke", "img.png", "--steps", "2", "--t", "5,2"], "give one of them"),

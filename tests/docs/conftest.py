@@ -19,6 +19,7 @@ def folder(tmp_path_factory):
     for name in ("photo", "scribble", "noisy", "gray"):
         picture(16, "RGB").save(place / f"{name}.png")
     picture(8, "RGB").save(place / "small.png")
+    picture(16, "RGB").save(place / "blurred.png")
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[4:12, 4:12] = 255
     Image.fromarray(mask).save(place / "mask.png")
