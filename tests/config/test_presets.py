@@ -139,6 +139,40 @@ def test_the_modern_recipes_of_cifar10():
     assert ect.sample.times == ict.sample.times == {"2": (80.0, 0.821)}
 
 
+@pytest.mark.parametrize(
+    ("preset", "recipe", "figures"),
+    [
+        ("cifar10", "ict-deep", (2.51, 2.24)),
+        ("imagenet64", "ict-deep", (3.25, 2.77)),
+        ("imagenet64", "sct-xl", (2.04, 1.48)),
+        ("imagenet64", "scd-xl", (2.44, 1.66)),
+        ("imagenet64", "tcm-xl", (2.20, 1.62)),
+        ("cifar10", "ect-cmt", (2.74, 1.97)),
+        ("cifar10", "imm", (3.20, 1.98)),
+    ],
+)
+def test_settings_published_since(preset, recipe, figures):
+    c = config(preset, recipe)
+    assert (c.recipe.expected.nfe1, c.recipe.expected.nfe2) == figures
+    if recipe == "ict-deep":
+        plain = config(preset, "ict")
+        assert c.network.num_blocks == 2 * plain.network.num_blocks and c.train == plain.train
+    if recipe.endswith("-xl"):
+        assert (c.network.kind, c.network.channels) == ("edm2", 384)
+        network, _, _ = on_meta(c)
+        assert 1.0e9 < sum(parameter.numel() for parameter in network.parameters()) < 1.2e9  # EDM2-XL: 1.1 billion
+    if recipe == "imm":
+        assert (c.recipe.times.group, c.recipe.gap.k, c.recipe.weighting.a, c.recipe.weighting.b) == (4, 15, 1, 5)
+    if recipe == "ect-cmt":
+        import torch
+
+        from cmtool.schedules.times import ratio_map
+
+        t = torch.tensor([0.5, 80.0], dtype=torch.float64)
+        n = 1 + 8 * torch.sigmoid(-t)
+        assert torch.allclose(ratio_map(c.recipe.gap, t, 0), t * (1 - n / 4096))  # CMT's one stage
+
+
 def test_noise_is_embedded_as_in_the_released_weights():
     assert config("cifar10", "cd").process.noise_scale == 0.25
     assert all(config(name, "cd").process.noise_scale == 250 for name in PUBLISHED[1:])
