@@ -10,60 +10,108 @@ inside the whole picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from cmtool.api.choose import check_pictures, choose_label, choose_seeds
-from cmtool.api.find import FoundModel, find_model, load_model
-from cmtool.api.how import Fit, How
-from cmtool.editing.levels import EditPlan, plan_edit
+from cmtool.api.choose import check_pictures, choose_label, choose_seeds, lookalike
+from cmtool.api.edits import Edits, find_editor, vary
+from cmtool.api.find import FoundModel, load_model
+from cmtool.editing.levels import plan_edit
 from cmtool.editing.tasks import TASKS, Asked, Task
 from cmtool.errors import UserError
 from cmtool.talk import ALOUD, Talk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from cmtool.api.model import Model
-    from cmtool.editing.editor import Editor
     from cmtool.editing.photos import Bytes, Picture
     from cmtool.editing.subject import Subject
 
 AnyModel: TypeAlias = "Model | FoundModel | str | Path"
+# An uncertainty map of fewer variations is mostly its own noise.
+UNCERTAINTY_NUM = 32
+MASK_HINT = "a mask is a picture of its own: white where something is to be made, black elsewhere"
 
 
-@dataclass(frozen=True)
-class Edited:
-    """The kept variations of one picture: tensors (K, C, H, W), their seeds, and how far each misses what is known."""
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How pictures are edited; what an edit has no use for is left as it is.
 
-    name: str
-    subject: Subject
-    images: Tensor
-    seeds: tuple[int, ...]
-    residuals: tuple[float, ...]
+    Attributes:
+        mask: a picture whose white is generated (`invert_mask`: kept); None: what is transparent is generated.
+        factor: enlargement; None: to the model's size.
+        kernel: what made a picture small that is enlarged: a mean of patches, or a bicubic filter.
+        sigma: standard deviation of the noise to remove, on the scale of [-1, 1]; or of a blur, in pixels.
+        noise: that of the noise in a picture that is enlarged or sharpened; None: at most that of its bytes.
+        steps: evaluations, at tuned noise levels; or `times` names the levels ("paper": the published ones), or
+            `indices` those of a grid `of` so many points.
+        guidance: over-relaxation of the known part, 0 is the paper's; None suits the levels.
+        fresh: share of new noise between evaluations, 1 is the paper's; None suits the levels.
+        num: variations of a picture; None: one.
+        best_of: make so many and keep `num` of them, those most consistent by `metric`.
+        uncertainty: a map of how far variations differ is wanted, which takes several.
+        seed: of the variations.
+        label: class, by name or number; None: the likeliest.
+        fit: how another shape becomes square; None: "crop", with `paste` "pad".
+        paste: return the edit inside the whole picture.
+        batch_size: variations computed together; None: as many as memory is likely to hold.
+    """
 
-    def pictures(self, talk: Talk) -> Iterator[Bytes]:
-        """Yield the bytes (H, W, C) of each variation in its picture's color space; say in which nothing changed."""
-        same = []
-        for row, seed in enumerate(self.seeds):
-            made = self.subject.back(self.images[row : row + 1])
-            same += [str(seed)] if self.subject.unchanged(made) else []
-            yield made
-        if same:
-            where = "in the hole " if self.subject.has_hole else ""
-            talk.warn(f"{self.name}: the edit changes nothing {where}(seed {', '.join(same)})")
+    mask: Picture | NDArray[Any] | None = None
+    invert_mask: bool = False
+    factor: int | None = None
+    kernel: Literal["mean", "bicubic"] = "mean"
+    sigma: float | None = None
+    noise: float | None = None
+    steps: int | None = None
+    times: Sequence[float] | str | None = None
+    indices: Sequence[int] | None = None
+    of: int | None = None
+    guidance: float | None = None
+    fresh: float | None = None
+    num: int | None = None
+    best_of: int | None = None
+    metric: Literal["l2", "lpips"] = "l2"
+    uncertainty: bool = False
+    seed: int = 0
+    label: str | int | None = None
+    fit: Fit | None = None
+    paste: bool = False
+    batch_size: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
 
+    @property
+    def kept(self) -> int:
+        """How many variations of a picture are kept; `best_of` are made where it is given."""
+        return self.num or (UNCERTAINTY_NUM if self.uncertainty and not self.best_of else 1)
 
-@dataclass(frozen=True)
-class Edits:
-    """What was made of all pictures, and with what."""
+    def check(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.num is not None and self.num < 1:
+            raise UserError(f"num={self.num} asks for nothing; use at least 1.")
+        if self.noise is not None and not self.noise >= 0:
+            raise UserError(f"noise={self.noise:g} is no standard deviation; it is 0 or more.")
+        if self.best_of and self.num and self.num > self.best_of:
+            raise UsageError(f"--num {self.num} of --best-of {self.best_of} variations cannot be kept.")
+        if self.uncertainty and self.kept < 2:
+            raise UsageError("--uncertainty needs at least two variations.", f"e.g. --num {UNCERTAINTY_NUM}")
 
-    model: FoundModel
-    plan: EditPlan
-    pictures: tuple[Edited, ...]
+    def check_mask(self, images: Sequence[Picture]) -> None:
+        """Refuse a mask that is no file, or one of the pictures."""
+        if self.mask is None and self.invert_mask:
+            raise UsageError("--invert-mask turns a --mask round; what is transparent is always what is generated.")
+        if not isinstance(self.mask, (str, Path)):
+            return
+        mask = Path(self.mask)
+        if not mask.exists():
+            raise UserError(f"--mask {mask}: no such file.", lookalike(mask))
+        for image in images:
+            if isinstance(image, (str, Path)) and Path(image).resolve() == mask.resolve():
+                raise UserError(f"{image} is given as the picture and as its mask.", MASK_HINT)
 
 
 def perform(task: str, model: AnyModel | None, images: Sequence[Picture], how: How, talk: Talk) -> Edits:
@@ -84,7 +132,7 @@ def perform(task: str, model: AnyModel | None, images: Sequence[Picture], how: H
     best, seeds = how.kept if how.best_of else None, choose_seeds(how.best_of or how.kept, how.seed, None, 1)
     check_pictures(images)
     how.check_mask(images)
-    found = _find(row, model, talk)
+    found = find_editor(row, model, talk)
     label = choose_label(how.label, found.header["data"])
     plan = plan_edit(
         found.header, task, steps=how.steps, times=how.times, indices=how.indices, of=how.of, sigma=how.sigma
@@ -104,39 +152,8 @@ def perform(task: str, model: AnyModel | None, images: Sequence[Picture], how: H
     edits = []
     for name, subject in subjects:
         editor = Editor(row, plan, module, subject, label, how.metric if best else "l2")
-        edits.append(_edited(name, editor, seeds, best, how.batch_size, talk))
+        edits.append(vary(name, editor, seeds, best, how.batch_size, talk))
     return Edits(found, plan, tuple(edits))
-
-
-def _find(row: Task, model: AnyModel | None, talk: Talk) -> FoundModel:
-    """Return the model as a file and its header; a model that is loaded already is not looked for."""
-
-    def refusal(header: Mapping[str, Any]) -> str | None:
-        data = header["data"]
-        if data.get("float_samples") or data.get("latent"):
-            return "works on latents, not pictures" if data.get("latent") else "makes points, not pictures"
-        if row.channels is not None and data["channels"] != row.channels:
-            return f"works in {data['channels']} channel(s), and colors need three"
-        return None if data["channels"] in (1, 3, 4) else f"works in {data['channels']} channels"
-
-    if isinstance(model, FoundModel):
-        found = model
-    elif model is None or isinstance(model, (str, Path)):
-        found = find_model(
-            None if model is None else str(model),
-            kinds=("consistency",),
-            fits=lambda header: refusal(header) is None,
-            wanted="consistency model of images" + (" in color" if row.channels else ""),
-            output=talk,
-            preset="shapes" if row.channels else "digits",
-        )
-    else:
-        found = FoundModel(model.path, model.header, "as given")
-        if model.kind != "consistency":
-            raise UserError(f"{model.path} is a teacher, and editing needs a consistency model.")
-    if unfit := refusal(found.header):
-        raise UserError(f"{found.path} {unfit}.", "name another with --model")
-    return found
 
 
 def _subjects(
@@ -168,29 +185,6 @@ def _subjects(
             talk.say(f"{name}: {note}")
         ready.append((name, subject))
     return ready
-
-
-def _edited(
-    name: str, editor: Editor, seeds: Sequence[int], best: int | None, batch_size: int | None, talk: Talk
-) -> Edited:
-    """Make all variations of one picture, in batches, and keep them, or the `best` most consistent ones."""
-    import torch
-
-    label, searched = editor.choose_label()
-    if searched:
-        names = editor.class_names
-        chosen = names[label] if names and label is not None else label
-        talk.say(f"{name}: class {chosen} fits it best; --label names another")
-    size = batch_size or editor.batch_size
-    parts = []
-    with talk.progress(len(seeds), Path(name).name) as update:
-        for first in range(0, len(seeds), size):
-            parts.append(editor.run(seeds[first : first + size], label))
-            update(len(parts[-1][0]))
-    images, misses = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    rows = torch.argsort(misses, stable=True)[:best].tolist() if best else list(range(len(images)))
-    residuals = tuple(misses[rows].tolist())
-    return Edited(name, editor.subject, images[rows], tuple(seeds[row] for row in rows), residuals)
 
 
 def arrays(task: str, model: AnyModel, image: Picture, how: How) -> Bytes:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cmtool.api.edit import Edited, Edits
-    from cmtool.api.how import How
+    from cmtool.api.edit import How
+    from cmtool.api.edits import Edited, Edits
     from cmtool.cli.output import Output
 
 USUAL_FOLDER = Path("edits")
@@ -107,7 +107,7 @@ def denoise(options: DenoiseOptions) -> None:
 
 def _how(options: EditOptions) -> How:
     """The request as far as all edits share it."""
-    from cmtool.api.how import How
+    from cmtool.api.edit import How
 
     return How(
         label=options.label,

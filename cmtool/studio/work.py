@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cmtool.api.edit import arrays
-from cmtool.api.how import How
+from cmtool.api.edit import How, arrays
 from cmtool.api.interpolate import decoded, first_label
 from cmtool.api.model import Model
 from cmtool.data import to_nhwc

@@ -352,7 +352,7 @@ BAD = [
     (["denoise", "img.png"], "--sigma"),
     (["deblur", "img.png", "--sigma", "0"], "is no blur"),
     (["deblur", "img.png", "--sigma", "nan"], "is no blur"),
-    (["deblur", "img.png", "--sigma", "1", "--noise", "nan"], "no standard deviation"),
+    (["deblur", "img.png", "--sigma", "1", "--noise", "nan"], "must be at least 0"),
     (["deblur", "img.png"], "--sigma"),
     (["stroke", "img.png", "--t", "2.24,5.38"], "strictly decrease"),
     (["stroke", "img.png", "--times", "papers"], "no number"),
