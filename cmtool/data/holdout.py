@@ -34,7 +34,7 @@ def content_keys(images: Tensor) -> NDArray[np.float64]:
     for start in range(0, len(images), _BLOCK):
         for row, image in enumerate(images[start : start + _BLOCK].contiguous().numpy(), start):
             keys[row] = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
-    return (keys >> np.uint64(11)) * 2.0**-53
+    return (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _known_keys(data: Dataset) -> NDArray[np.float64]:
