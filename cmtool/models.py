@@ -60,7 +60,7 @@ class Model(nn.Module):
         self.process = process
         self.header = header
         self.parameterization = build_parameterization(process)
-        self.condition = condition_of(header["data"])
+        self.condition = condition_of(header.get("data", {}))
         self.autocast: torch.dtype | None = None
         # Whether consistency training asks it for a pair of passes that share their half-precision rounding errors.
         self.paired = False
@@ -100,7 +100,7 @@ class Model(nn.Module):
     @property
     def latent(self) -> dict[str, Any] | None:
         """How the latents that it works on were made; None: it works on pictures or points."""
-        return self.header["data"].get("latent")
+        return self.header.get("data", {}).get("latent")
 
     @property
     def clamps(self) -> bool:

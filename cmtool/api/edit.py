@@ -20,7 +20,7 @@ from cmtool.api.edits import Edits, find_editor, vary
 from cmtool.api.find import FoundModel, load_model
 from cmtool.editing.levels import plan_edit
 from cmtool.editing.tasks import TASKS, Asked, Task
-from cmtool.errors import UserError
+from cmtool.errors import UsageError, UserError
 from cmtool.talk import ALOUD, Talk
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cmtool.editing.photos import Bytes, Picture
     from cmtool.editing.subject import Subject
 
+Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 AnyModel: TypeAlias = "Model | FoundModel | str | Path"
 # An uncertainty map of fewer variations is mostly its own noise.
 UNCERTAINTY_NUM = 32

@@ -90,6 +90,8 @@ def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
     found = {"fingerprint": dataset.fingerprint, "source": dataset.info.source}
     header = model_header(config, num_classes=classes, class_names=names, holdout=dataset.held_below, **found)
     if dataset.latent is not None:
+        if config.recipe.augment.p > 0:
+            raise ConfigError("recipe.augment turns pictures, and these are latents.", "--set recipe.augment.p=0")
         header["data"]["latent"] = dict(dataset.latent)
     return build_model(header)
 
@@ -155,8 +157,6 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         UserError: for anything that a user can get wrong about teacher, starting weights, labels or precision.
     """
     check_rows(config, world or World())
-    if dataset.latent is not None and config.recipe.augment.p > 0:
-        raise ConfigError("recipe.augment turns and moves pictures, and these are latents.", "--set recipe.augment.p=0")
     sharding = _sharding(config, device, world)
     precision = settle_precision(config, device)
     student = fresh_student(config, dataset)

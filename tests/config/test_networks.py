@@ -81,7 +81,7 @@ def test_another_kind_takes_what_it_knows_of_a_presets_table():
             "--set network.kind = 'sonng' is unknown; choose adm, mlp, song, edm2, dit. Did you mean song?",
         ),
         ("network.kind=3", "--set network.kind = 3 is unknown; choose adm, mlp, song, edm2, dit."),
-        ("network.encodr=residual", "attention_kernel, checkpointing, patch, width, depth, heads, mlp_ratio"),
+        ("network.encodr=residual", "augment_labels, patch, width, depth, heads, mlp_ratio"),
         ("network.channels=2", "--set network.channels = 2 must be at least 4"),
         ("network.num_blocks=x", "--set network.num_blocks = 'x' must be a whole number or a list"),
         ("network.attention=[4.5]", "--set network.attention = 4.5 must be a whole number"),

@@ -119,7 +119,7 @@ def test_pairs_are_told_by_their_names_and_turn_with_their_images(tmp_path):
     assert plain.fingerprint != data.fingerprint and plain.beside is None
     config = resolve("folder64", sets=["data.resolution=16", f"data.path={table.path}", f"data.condition={table.condition}",
                                        "data.flip=true", "train.batch_size=16"]).config  # fmt: skip
-    images, _ = Batches(config, data, torch.device("cpu"), torch.float32).take(3, 4, 8)
+    images, *_ = Batches(config, data, torch.device("cpu"), torch.float32).take(3, 4, 8)
     x0, pictures = split(images, parse_condition(table.condition, 3, 16), 3)
     chosen, flips = batch_indices(0, 3, 16, 3)[4:12], flip_mask(0, 3, 16)[4:12]
     assert flips.any() and not flips.all()

@@ -16,7 +16,7 @@ from cmtool.errors import DataError
 
 
 def config(path, **kw):
-    return DataConfig(**{"source": "folder", "path": str(path), "resolution": 8, "labels": True, **kw})
+    return DataConfig(**{"source": "folder", "path": str(path), "resolution": 8, "labels": True, "holdout": 0.0, **kw})
 
 
 class Told:

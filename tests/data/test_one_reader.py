@@ -112,7 +112,7 @@ def test_a_color_set_with_one_gray_file_stays_in_color(tmp_path):
 def test_colors_that_a_gray_model_drops_are_counted(tmp_path):
     (tmp_path / "a.png").write_bytes(usable()["rgb.png"])
     (tmp_path / "b.png").write_bytes(usable()["gray.PNG"])
-    data = load_dataset(DataConfig(source="folder", path=str(tmp_path), resolution=SIDE, channels=1))
+    data = load_dataset(DataConfig(source="folder", path=str(tmp_path), resolution=SIDE, channels=1, holdout=0.0))
     assert data.info.notes == ("1 of 2 images lose their colors: one channel is gray",)
 
 

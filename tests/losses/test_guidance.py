@@ -136,7 +136,7 @@ def test_samples_of_a_guided_teacher(teachers):
     assert guided.nfe == 2 * plan.nfe == 2
     noise = sample_batch(strong, plan, [7])  # one step from 80 to 0 is the answer itself
     less = sample_batch(weak, plan, [7])
-    found = sample_batch(strong, guided, [7], None, weak)
+    found = sample_batch(strong, guided, [7], weak=weak)
     inside = (less.x0 + 2 * (noise.x0 - less.x0)).clamp(-1, 1)
     free = (noise.x0.abs() < 1) & (less.x0.abs() < 1)  # clamped only once there
     assert torch.allclose(found.x0[free], inside[free], atol=2e-4) and bool(free.any())

@@ -103,7 +103,7 @@ def objective_of(*sets, recipe="sid", teacher=(0.5, 0.0)):
     exact = gaussian_denoise(*teacher)
     model = SimpleNamespace(process=config.process)
     objective = build_objective(config, teacher=model)
-    return replace(objective, direction=lambda nets, x0, label: exact)
+    return replace(objective, direction=lambda nets, x0, label, augment=None: exact)
 
 
 def pass_of(objective, student, fake, count=8, seed=0):
@@ -218,7 +218,7 @@ def test_what_is_kept_is_the_other_parts_of_the_recipe():
         config.model_copy(update={"recipe": parts}), teacher=SimpleNamespace(process=config.process)
     )
     exact = gaussian_denoise(0.5)
-    alone = replace(alone, direction=lambda nets, x0, label: exact)
+    alone = replace(alone, direction=lambda nets, x0, label, augment=None: exact)
     both = objective_of(recipe="polish")
     student, fake = Affine(0.4, 0.2), Affine(0.5, 0.1)
     x0, rows = normal(8, 5), Slice(0, 0, 0, 8)
