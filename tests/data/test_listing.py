@@ -40,7 +40,9 @@ def write(place, files):
 
 
 def load(path, **kw):
-    return load_dataset(DataConfig(source="folder", path=str(path), resolution=8, **{"labels": True, "holdout": 0.0, **kw}))
+    return load_dataset(
+        DataConfig(source="folder", path=str(path), resolution=8, **{"labels": True, "holdout": 0.0, **kw})
+    )
 
 
 CLASSES = dict.fromkeys(["cat/1.png", "cat/old/2.png", "dog/3.png"])

@@ -23,7 +23,9 @@ LABELS = [2, 0, 1, 1, 2, 0]
 
 
 def load(path, **kw):
-    return load_dataset(DataConfig(**{"source": "folder", "path": str(path), "resolution": 8, "labels": True, "holdout": 0.0, **kw}))
+    return load_dataset(
+        DataConfig(**{"source": "folder", "path": str(path), "resolution": 8, "labels": True, "holdout": 0.0, **kw})
+    )
 
 
 def golden_pixels():
