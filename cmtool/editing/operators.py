@@ -21,8 +21,8 @@ from cmtool.editing.subject import Subject, clipped
 # Singular values below this share of the largest count as zero: bytes hold nothing of what is shrunk so far.
 CUT = 1e-3
 # Standard deviations on the scale of [-1, 1]: what rounding to 255 levels makes, and what a model's answers leave open.
-# With any noise at all, what is shrunk below the root of `LOST` is left to the model: a measurement that is trusted there
-# drives the answers apart. Both were chosen on held-out shapes, of .01 to 1.
+# With any noise at all, what is shrunk below the root of `LOST` is left to the model: a measurement trusted there
+# drives the answers apart. Both were chosen on held-out shapes.
 BYTES = 2 / 255 / math.sqrt(12)
 OPEN = 0.3
 LOST = 0.005
