@@ -38,7 +38,7 @@ from cmtool.data.images import from_uint8
 from cmtool.data.shapes import HELD_OUT, shapes_images
 from cmtool.editing import loop as editing
 from cmtool.editing.levels import plan_edit
-from cmtool.editing.operators import BYTES, OPEN, blur, reduction
+from cmtool.editing.operators import BYTES, blur, reduction, trust
 from cmtool.evaluation import domain
 from cmtool.evaluation.manifold import manifold
 from cmtool.models import Model
@@ -143,7 +143,7 @@ def _measured(task: str, truth: Tensor, seed: int) -> Case:
     # As `cmtool edit` takes them: a reduction is exact, a blur is of bytes at best.
     noise = MEASUREMENT if noisy else BYTES if blurs else 0.0
     y = way.restore(given.double()).float()
-    return Case(way.known((noise / OPEN) ** 2), y, given if blurs else y, everywhere)
+    return Case(way.known(trust(noise)), y, given if blurs else y, everywhere)
 
 
 def _holed(truth: Tensor, mask: Tensor) -> Case:

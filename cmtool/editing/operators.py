@@ -20,10 +20,12 @@ from cmtool.editing.subject import Subject, clipped
 
 # Singular values below this share of the largest count as zero: bytes hold nothing of what is shrunk so far.
 CUT = 1e-3
-# Standard deviations on the scale of [-1, 1]: what rounding to 255 levels makes, and what a model's answers leave open
-# where few evaluations remain (of .01 to 1, best for held-out shapes).
+# Standard deviations on the scale of [-1, 1]: what rounding to 255 levels makes, and what a model's answers leave open.
+# With any noise at all, what is shrunk below the root of `LOST` is left to the model: a measurement trusted there
+# drives the answers apart. Both were chosen on held-out shapes.
 BYTES = 2 / 255 / math.sqrt(12)
-OPEN = 0.03
+OPEN = 0.3
+LOST = 0.005
 Matrix = NDArray[np.float64]
 
 
@@ -114,8 +116,13 @@ def reduction(height: int, width: int, factor: int, kernel: str) -> Separable:
     return Separable.of(reduction_matrix(height, factor, kernel), reduction_matrix(width, factor, kernel))
 
 
+def trust(noise: float) -> float:
+    """Return the `ratio` of `Separable.known` for noise of this standard deviation; 0 for none."""
+    return LOST + (noise / OPEN) ** 2 if noise > 0 else 0.0
+
+
 def measured(subject: Subject, way: Separable, values: Tensor, noise: float) -> Subject:
     """Return a subject of which `values` (1, C, h, w) are known, measured by `way` with noise of that deviation."""
-    known = way.known((noise / OPEN) ** 2)
+    known = way.known(trust(noise))
     y = way.restore(values.double()).to(values.dtype)
     return replace(subject, y=y, operator=lambda like: known, legal=clipped)

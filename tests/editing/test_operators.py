@@ -111,7 +111,7 @@ def test_found_noise_is_negated_as_published():
 
 
 def test_an_exact_model_of_noisy_data_gets_the_posterior_mean():
-    """On Gaussian data N(0, OPEN^2), whose model answers 0 where much noise is, one evaluation is Wiener's filter."""
+    """On Gaussian data N(0, .03^2), whose model answers 0 where much noise is, one evaluation is Wiener's filter."""
     way, noise, spread = WAYS["blur"], 0.05, 0.03
     a = dense(way)
     m = picture(8, 6, 3)
