@@ -27,11 +27,16 @@ ROOMS = (
 )
 ALLOWED = {
     "diffusion/process.py exact": "the one way from a device to float64",
+    "diffusion/parameterization.py ddpm_levels": "a table, where `exact` has put the levels",
     "schedules/times.py": "times are drawn on the CPU",
     "schedules/density.py": "tables of levels, on the CPU",
     "losses/diagnose.py level_density": "a table of levels, on the CPU",
     "losses/objective.py uniforms": "random numbers, on the CPU",
     "losses/direction.py posterior_mean": "asks for the device",
+    "networks/dit.py sincos_positions": "made on the CPU, then moved",
+    "editing/operators.py measured": "pictures, on the CPU",
+    "losses/legs.py middle": "random numbers, on the CPU",
+    "losses/direction.py guidances": "random numbers, on the CPU",
     "editing/windows.py taper": "made on the CPU, then moved",
     "editing/subject.py": "pictures, on the CPU",
     "samplers/interpolation.py path": "shares of a path, on the CPU",

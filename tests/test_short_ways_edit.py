@@ -84,7 +84,7 @@ def strings(path):
 def test_an_edit_is_known_by_name_in_three_files():
     """What an edit is stands in its row; Python and the command line each add the function that is typed."""
     files = {
-        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if strings(path) & {"inpaint", "superres"}
+        str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if strings(path) & {"inpaint", "colorize"}
     }
     assert files == {"editing/tasks.py", "api/edit.py", "cli/edit.py"}
 

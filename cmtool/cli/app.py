@@ -67,19 +67,21 @@ COMMANDS: dict[str, Entry] = {
 Options = TypeVar("Options")
 
 
-def command(function: Callable[[Options], None]) -> Callable[..., None]:
-    """Return what typer registers for `function`, whose one parameter is a dataclass of `Annotated` options.
+def command(function: Callable[..., None], *given: object, doc: str | None = None) -> Callable[..., None]:
+    """Return what typer registers for `function`, whose last parameter is a dataclass of `Annotated` options.
 
-    Each field of the dataclass becomes an option of the command, in order, and the function gets one typed instance.
+    Each field of the dataclass becomes an option of the command, in order, and the function gets one typed instance,
+    after what is `given` where several commands share it. `doc` is then the command's own docstring.
     """
-    (kind,) = (hint for name, hint in get_type_hints(function).items() if name != "return")
+    kind = [hint for name, hint in get_type_hints(function).items() if name != "return"][-1]
     hints = get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(kind)
 
     @functools.wraps(function)
     def typed(**values: Any) -> None:
-        function(kind(**values))
+        function(*given, kind(**values))
 
+    typed.__doc__ = doc or function.__doc__
     nothing, word = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
     defaults = [nothing if field.default is dataclasses.MISSING else field.default for field in fields]
     typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -18,7 +18,6 @@ from cmtool.cli.options import Device, Json, Precision, Quiet, Recipe, Sets, ima
 if TYPE_CHECKING:
     from cmtool.api.train import TrainedRun
     from cmtool.cli.output import Output
-    from cmtool.config.schema import Family
 
 Preset = Annotated[
     str | None,
@@ -147,36 +146,7 @@ class TrainOptions:
     quiet: Quiet = False
 
 
-@command
-def train_ct(options: TrainOptions) -> None:
-    """Train a consistency model on images: by a plan for yours and your time, or by a preset.
-
-    Examples: cmtool train-ct --preset digits | cmtool train-ct --data photos/ --time 30m
-    """
-    _train("ct", options)
-
-
-@command
-def train_cd(options: TrainOptions) -> None:
-    """Distil a diffusion model (the teacher) into a consistency model.
-
-    A plan (--data without --preset) takes the newest teacher of these images, or trains one first.
-
-    Example: cmtool train-edm --preset digits, then: cmtool train-cd --preset digits
-    """
-    _train("cd", options)
-
-
-@command
-def train_edm(options: TrainOptions) -> None:
-    """Train a diffusion model, the teacher of train-cd.
-
-    Example: cmtool train-edm --preset digits
-    """
-    _train("edm", options)
-
-
-def _train(family: Family, options: TrainOptions) -> None:
+def _train(family: Literal["ct", "cd", "edm"], options: TrainOptions) -> None:
     from cmtool.cli.output import Output
     from cmtool.cli.train_view import discrepancy_table, list_recipes
 
@@ -274,3 +244,33 @@ def _data_words(run: TrainedRun, options: TrainOptions) -> list[str]:
     for text in options.sets or ():
         words += ["--set", text] if text.strip().partition("=")[0].removeprefix("data.") in kept else []
     return words
+
+
+train_ct = command(
+    _train,
+    "ct",
+    doc="""Train a consistency model on images: by a plan for yours and your time, or by a preset.
+
+    Examples: cmtool train-ct --preset digits | cmtool train-ct --data photos/ --time 30m
+    """,
+)
+
+train_cd = command(
+    _train,
+    "cd",
+    doc="""Distil a diffusion model (the teacher) into a consistency model.
+
+    A plan (--data without --preset) takes the newest teacher of these images, or trains one first.
+
+    Example: cmtool train-edm --preset digits, then: cmtool train-cd --preset digits
+    """,
+)
+
+train_edm = command(
+    _train,
+    "edm",
+    doc="""Train a diffusion model, the teacher of train-cd.
+
+    Example: cmtool train-edm --preset digits
+    """,
+)

@@ -99,8 +99,8 @@ SAMPLING_TIMES = {"2": [80.0, 0.4], "3": [80.0, 0.8, 0.1]}
 INTERVALS = ((0, 80), (4_000, 160), (20_000, 320), (80_000, 640), (250_000, 1280))
 # Dropout by how often a picture is seen; small networks of little training do not need it.
 DROPOUT = ((0, 0.0), (300, 0.1), (1500, 0.2))
-# Probability of augmentation by the number of pictures (below it). It has no place in a plan until benchmarks/little_data.py
-# has shown what it buys.
+# Probability of augmentation by the number of pictures (below it). It has no place in a plan until
+# benchmarks/little_data.py has shown what it buys.
 AUGMENT = ((1_000, 0.15), (5_000, 0.12), (20_000, 0.06))
 # Where a choice stands in the preset, by dotted key; None: nothing takes it yet.
 PLACES: dict[str, str | None] = {"dropout": "network.dropout", "augment": None}

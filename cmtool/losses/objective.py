@@ -136,18 +136,15 @@ class Objective:
     def loss(self, nets: Nets, draw: Draw) -> Loss:
         """Return the loss of a draw: here the networks run."""
         with beside(draw.condition):
-            return self._loss(nets, draw)
-
-    def _loss(self, nets: Nets, draw: Draw) -> Loss:
-        draw, nets = self.coupling.generate(nets, draw), nets.told(draw.guidance)
-        rows = draw.rows
-        x_t = self.process.noised(draw.x0, draw.z, draw.t)
-        seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None
-        denoise = self.direction(nets, draw.x0, draw.label, draw.augment)
-        settled = (draw.share, draw.group, draw.augment)
-        points = Points(draw.x0, draw.z, x_t, draw.times, draw.label, denoise, self.solver, seed, *settled)
-        distance = self.target(nets, points).measure(self.distance)
-        return Loss(self.weighting(distance, draw.t, draw.r, nets.student), distance.detach(), draw.t)
+            draw, nets = self.coupling.generate(nets, draw), nets.told(draw.guidance)
+            rows = draw.rows
+            x_t = self.process.noised(draw.x0, draw.z, draw.t)
+            seed = derive(rows.seed, "dropout", rows.step, rows.start) if self.dropout else None
+            denoise = self.direction(nets, draw.x0, draw.label, draw.augment)
+            settled = (draw.share, draw.group, draw.augment)
+            points = Points(draw.x0, draw.z, x_t, draw.times, draw.label, denoise, self.solver, seed, *settled)
+            distance = self.target(nets, points).measure(self.distance)
+            return Loss(self.weighting(distance, draw.t, draw.r, nets.student), distance.detach(), draw.t)
 
 
 def uniforms(count: int, rows: Slice, group: int = 1) -> Uniforms:

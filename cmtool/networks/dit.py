@@ -32,9 +32,9 @@ FEATURES = 256  # sines and cosines of a noise level
 EPS = 1e-6
 
 
-def frequencies(count: int, device: torch.device | None = None) -> Tensor:
-    """Return 1 .. 1/10000 (count,), geometric, the last one ratio above the end; float64."""
-    steps = torch.arange(count, device=device, dtype=torch.float64)
+def frequencies(count: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return 1 .. 1/10000 (count,), geometric, the last one ratio above the end."""
+    steps = torch.arange(count, device=device, dtype=dtype)
     return torch.exp(steps * (-math.log(10000.0) / count))
 
 
@@ -42,7 +42,7 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     """Return (1, rows * columns, width): sines, then cosines, of the column in one half and of the row in the other."""
     found = []
     for place in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")[::-1]:
-        phase = place.flatten()[:, None].double() * frequencies(width // 4)
+        phase = place.flatten()[:, None] * frequencies(width // 4, dtype=torch.float64)
         found += [phase.sin(), phase.cos()]
     return torch.cat(found, dim=1).float().unsqueeze(0)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -129,51 +129,44 @@ class Trainer:
             DivergenceError: if loss or gradient is not finite. On a CPU the student has not been updated then; on other
                 devices `check_finite` and `report` find out before anything is saved.
         """
-        state = self.state
-        now, self._mark, self._begun = self.curriculum(), self._tally.mark(), False
-        for turn in range(1, self.config.recipe.score.fake_steps):
-            if not self._went_through(partial(self._follow, turn)):
+        state, now, recipe = self.state, self.curriculum(), self.config.recipe
+        self._mark, self._begun, left = self._tally.mark(), False, False
+        for turn in (*range(1, recipe.score.fake_steps), 0):
+            try:
+                self._stop.leavable = self._leavable and not self._begun
+                for start, count in self._passes():
+                    try:
+                        x0, label, told = self.batches.take(state.step, start, count)
+                        rows = Slice(state.noise_seed, state.step, start, self.config.train.batch_size)
+                        if turn:
+                            self._follow(turn, x0, label, rows)
+                            continue
+                        x0, pictures = split(x0, state.student.condition, self.config.data.channels)
+                        draw = self.objective.draw(x0, label, now, rows, told)
+                        draw = draw if pictures is None else replace(draw, condition=pictures)
+                        if self.replay is not None:
+                            loss = self.replay(draw)
+                        else:
+                            loss = self.objective.loss(self.nets, draw)
+                            self.descend(loss, check=self._reads_losses)
+                        self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
+                    except (RuntimeError, MemoryError) as error:
+                        self._halve(error)
+            except Left:
+                left = True
+            finally:
+                self._stop.leavable = False
+            if self._abandoned(left):
                 return
-            self._update(state.learners[1:])
-            self._begun = True
-        if not self._went_through(partial(self._learn, now)):
-            return
+            if turn:
+                self._update(state.learners[1:])
+                self._begun = True
         self._prepare_optimizer()
         if self._update(state.learners):
             state.advance_averages(now.target_ema)
         state.step += 1
 
-    def _went_through(self, work: Callable[[Tensor, Tensor | None, Tensor | None, Slice], None]) -> bool:
-        """Do `work` for every pass over this process's rows; return False if a process has left the step."""
-        state, left = self.state, False
-        try:
-            self._stop.leavable = self._leavable and not self._begun
-            for start, count in self._passes():
-                try:
-                    images = self.batches.take(state.step, start, count)
-                    work(*images, Slice(state.noise_seed, state.step, start, self.config.train.batch_size))
-                except (RuntimeError, MemoryError) as error:
-                    self._halve(error)
-            self._stop.leavable = False
-        except Left:
-            left = True
-        finally:
-            self._stop.leavable = False
-        return not self._abandoned(left)
-
-    def _learn(self, now: CurriculumState, x0: Tensor, label: Tensor | None, told: Tensor | None, rows: Slice) -> None:
-        """Add up the gradients of a pass."""
-        x0, pictures = split(x0, self.state.student.condition, self.config.data.channels)
-        draw = self.objective.draw(x0, label, now, rows, told)
-        draw = draw if pictures is None else replace(draw, condition=pictures)
-        if self.replay is not None:
-            loss = self.replay(draw)
-        else:
-            loss = self.objective.loss(self.nets, draw)
-            self.descend(loss, check=self._reads_losses)
-        self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
-
-    def _follow(self, turn: int, x0: Tensor, label: Tensor | None, told: Tensor | None, rows: Slice) -> None:
+    def _follow(self, turn: int, x0: Tensor, label: Tensor | None, rows: Slice) -> None:
         """Add up the fake network's gradients of a pass in which it learns alone."""
         rows = replace(rows, seed=derive(rows.seed, "fake", turn))
         assert isinstance(self.objective, ScoreObjective) and self.state.fake is not None

@@ -98,7 +98,7 @@ def test_wrong_usage_exits_with_2_and_names_the_nearest(cmtool, words, sentence,
 def test_a_mistake_exits_with_1_and_says_what_to_do_next(cmtool):
     typed = cmtool("presets", "digist")
     assert (typed.code, typed.out) == (1, "")
-    assert typed.err.startswith("Error: unknown preset 'digist'; choose from celeba64, cifar10, digits, ")
+    assert typed.err.startswith("Error: unknown preset 'digist'; choose from avatars, celeba64, cifar10, digits, ")
     assert "Did you mean digits?\nHint: cmtool presets lists them" in typed.err
 
 

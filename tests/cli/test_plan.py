@@ -114,7 +114,7 @@ def test_a_planned_run_ends_in_time_and_goes_on_where_it_was_stopped(here, cmtoo
     began = time.monotonic()
     first = cmtool(*line, "--max-time", "1s")
     assert first.code == 0 and "time limit reached" in first.err and "stage 1 of 2: edm" in first.err
-    assert Path("runs/faces/plan.toml").is_file() and not Path("runs/faces/config.toml").exists()
+    assert Path("runs/faces/plan.toml").is_file() and not Path("runs/faces/model.safetensors").exists()
     second = cmtool(*line)
     assert second.out == "runs/faces/model.safetensors\n", second.err
     assert "going by the plan in runs/faces/plan.toml" in second.err

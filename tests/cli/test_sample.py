@@ -378,8 +378,8 @@ def test_lists_round_trip():
 
 def test_a_teacher_is_guided_by_no_label_or_by_a_weak_model(shell, tmp_path):
     write_model(tmp_path, "student")
-    write_model(tmp_path, "teacher", kind="diffusion", num_classes=3, label_dropout=0.1)
     write_model(tmp_path, "weak", kind="diffusion", num_classes=3)
+    write_model(tmp_path, "teacher", kind="diffusion", num_classes=3, label_dropout=0.1)
     ask = ("sample", "--model", "runs/teacher", "--num", 2, "--label", 1, "--steps", 2, "--sampler", "euler")
     found = {}
     for name, more in {

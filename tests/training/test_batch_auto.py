@@ -113,11 +113,11 @@ def test_sampling_halves_its_batch_and_makes_the_same_samples(monkeypatch):
     whole = torch.cat([batch.x0 for batch in generate(model, plan, seeds, batch_size=11)])
     real, tried = generating.sample_batch, []
 
-    def little_memory(model, plan, seeds, labels=None):
+    def little_memory(model, plan, seeds, labels=None, *more):
         tried.append(len(seeds))
         if len(seeds) > 3:
             raise OOM[1]
-        return real(model, plan, seeds, labels)
+        return real(model, plan, seeds, labels, *more)
 
     monkeypatch.setattr(generating, "sample_batch", little_memory)
     batches = list(generate(model, plan, seeds, batch_size=64))
