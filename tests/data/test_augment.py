@@ -54,11 +54,12 @@ def test_flips_and_whole_moves_copy_pixels():
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_quarter_turn_moves_pixels(turns):
-    image, middle = smooth(), inside()
+    image = smooth()
     turned = augment.changed(image, nothing(turn=turns * math.pi / 2))
-    # A positive angle turns against the clock, as rot90 does. At the rim the mirrored waves have a kink.
-    off = (turned - image.rot90(turns, (2, 3))).abs()
-    assert off[..., middle, middle].max() < 0.01 and off.max() < 0.05
+    # A positive angle turns against the clock, as rot90 does. The filter (sym6) is not quite symmetric: what it moves on
+    # the way up it moves back on the way down, unless the picture was turned in between.
+    assert (turned - image.rot90(turns, (2, 3))).abs().max() < 0.04
+    assert (turned - image.rot90(turns + 1, (2, 3))).abs().max() > 0.4
 
 
 @pytest.mark.parametrize(
