@@ -66,15 +66,18 @@ def judge(path: Path, preset: str, count: int) -> dict[str, float]:
     return found
 
 
-def make(name: str, run: Path, figures: bool, count: int) -> Path:
-    """Write the demo file of a run and return its path; nothing is left if it is too large."""
+def make(name: str, run: Path, figures: bool, count: int, command: str | None = None) -> Path:
+    """Write the demo file of a run and return its path; nothing is left if it is too large.
+
+    `command` is what made it; None: the run's own command, after its teacher's.
+    """
     config = from_toml(run / "config.toml")
     tensors, header = load_tensors(run / "model.safetensors")
     small = bfloat16(tensors)
     size = sum(t.numel() * t.element_size() for t in small.values())
     if size > LARGEST - 100_000:
         raise SystemExit(f"{size:,} bytes of weights are more than a demo may have ({LARGEST:,} with its header).")
-    said = {"command": commands(run), "seed": config.train.seed}
+    said = {"command": command or commands(run), "seed": config.train.seed}
     path = DEMOS / f"{name}.safetensors"
     save_model(path, small, header | said)
     if figures:
@@ -89,10 +92,11 @@ def main() -> None:
     parser.add_argument("name", help="avatars, digits or shapes: the file is demo/NAME")
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("--count", type=int, default=1797, help="samples that are judged")
+    parser.add_argument("--command", help="what made the run, where there is more to it than a teacher and a student")
     parser.add_argument("--skip-figures", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    make(given.name, given.run, not given.skip_figures, given.count)
+    make(given.name, given.run, not given.skip_figures, given.count, given.command)
 
 
 if __name__ == "__main__":
