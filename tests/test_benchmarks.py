@@ -170,7 +170,10 @@ def test_an_unknown_benchmark_is_answered_with_the_names():
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True, cwd=root)
     assert done.returncode == 2
-    assert "train-step|ect-step|sample|teacher|equal-time|eval|averages|overhead|scale|card|card-day|side-by-side|data" in done.stderr
+    assert (
+        "train-step|ect-step|sample|teacher|equal-time|eval|averages|overhead|scale|card|card-day|side-by-side|data"
+        in done.stderr
+    )
 
 
 def test_a_stopwatch_counts_inner_parts_once():

@@ -317,7 +317,19 @@ def test_a_draw_is_taken_apart_and_put_together_again_whatever_it_carries():
     a, b, c, d, e, told = (torch.full((2,), float(n)) for n in range(6))
     draw = Draw(a, b, (c, d, e), None, 0.5, Slice(1, 2, 3, 4), group=2, share=torch.tensor(0.25), augment=told)
     tensors, put = flattened(draw)
-    assert [None if x is None else x.flatten()[0].item() for x in tensors] == [0, 1, 2, 3, 4, None, 0.25, None, None, 5, None]
+    assert [None if x is None else x.flatten()[0].item() for x in tensors] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        None,
+        0.25,
+        None,
+        None,
+        5,
+        None,
+    ]
     again = put(tuple(None if x is None else x + 1 for x in tensors))
     assert [time[0].item() for time in again.times] == [3, 4, 5]
     assert (again.x0[0].item(), again.share.item(), again.label, again.made) == (1, 1.25, None, None)
