@@ -37,7 +37,7 @@ class Run:
         words = [sys.executable, str(Path(__file__).resolve()), "--worker", work, "--presets", preset]
         environment = {**os.environ, "PYTHONPATH": str(checkout)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(words, env=environment, start_new_session=True, **pipes)
+        self._process = subprocess.Popen(words, cwd=checkout, env=environment, start_new_session=True, **pipes)
 
     def ask(self, question: str) -> None:
         """Send a line: seconds to work for, or "weights"."""
