@@ -77,7 +77,7 @@ def evaluations(config: RunConfig) -> tuple[float, float]:
     if recipe.target.rule == "average_velocity" and recipe.target.tangent == "own":
         passes += 1
     if recipe.direction.kind == "sample" and recipe.direction.guidance != 1:
-        passes += 2
+        passes += 2 if recipe.direction.mix or config.network.guided else 1
     if recipe.target.differentiates and recipe.target.rule != "two_leg":
         passes += 2 if recipe.target.derivative == "forward" else 3
     if recipe.coupling.kind == "generator":

@@ -295,12 +295,12 @@ def _open(held: ExitStack, plan: RunPlan, folder: RunFolder, how: _How, until: f
     view: Listener = Teller(talk, update)
     view = view if how.listener is None else Several([view, how.listener])
     view = held.enter_context(tracked(view, how.track if world.main else (), folder.path, config))
-    session = Session(
-        trainer, folder, view, judge, closing, timekeeper_of(config, how.clock, until, closing is not None)
-    )
     seen = config.train.steps * config.train.batch_size
+    judged = judge is not None and judge.is_worth(trainer.state.ema, seen)
+    timekeeper = timekeeper_of(config, how.clock, until, searches=closing is not None, judged=judged)
+    session = Session(trainer, folder, view, judge, closing, timekeeper)
     if judge is not None and judge.own:
-        session.judges_at_end, session.protocol = judge.is_worth(trainer.state.ema, seen), judge.protocol
+        session.judges_at_end, session.protocol = judged, judge.protocol
     session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
     if diagnose:
         session.chores.append((config.train.checkpoint_every, _diagnosis(session, diagnose)))

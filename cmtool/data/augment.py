@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmtool.config.parts import AugmentPart
-from cmtool.rng import batch_normal, batch_uniform
+from cmtool.rng import batch_normal, batch_uniform, moved
 
 # Powers of two of a scaling at one standard deviation; moves as shares of the side.
 SCALE_STD, MOVE_STD, MOVE_MOST = 0.2, 0.125, 0.125
@@ -178,7 +178,7 @@ def augmented(
         return images, None
     side = images.shape[-1]
     changes = settle(part, drawn(seed, step, total, start, len(images)), side)
-    return changed(images, changes), changes.labels(part, side).to(images.device, images.dtype)
+    return changed(images, changes), moved(changes.labels(part, side), images.device, images.dtype)
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -114,6 +115,7 @@ class Ddpm(Edm):
         return Coefficients(torch.ones_like(t), -t, (t**2 + 1).rsqrt(), ddpm_step(t))
 
 
+@lru_cache(maxsize=4)
 def ddpm_levels(device: torch.device | str | None = None) -> Tensor:
     """Return the noise level sqrt((1 - a) / a) of each of the 1,000 steps, float64: .01 to 157.4.
 

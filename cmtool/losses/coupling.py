@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmtool.config.parts import CouplingPart
 from cmtool.diffusion.process import exact, expand
 from cmtool.errors import ConfigError
-from cmtool.losses.terms import Draw, Nets, evaluating
+from cmtool.losses.terms import Draw, Nets, evaluating, told_of
 from cmtool.rng import batch_uniform, moved
 
 
@@ -78,7 +78,7 @@ def optimal_transport(draw: Draw) -> Draw:
 
 def predict(net: nn.Module, draw: Draw) -> Tensor:
     """Return what `net` answers at (x_r, r), without dropout and without gradient."""
-    told = {} if draw.augment is None else {"augment": draw.augment}
+    told = told_of(draw.augment)
     with evaluating(net), torch.no_grad():
         return net(draw.x0 + expand(draw.r, draw.x0) * draw.z, draw.r, draw.label, **told)
 

@@ -20,7 +20,7 @@ from cmtool.diffusion.guidance import guide
 from cmtool.diffusion.process import RectifiedFlow, expand
 from cmtool.diffusion.solvers import Denoise
 from cmtool.errors import ConfigError
-from cmtool.losses.terms import Nets, Slice, evaluating
+from cmtool.losses.terms import Nets, Slice, evaluating, told_of
 from cmtool.models import Model
 from cmtool.rng import batch_uniform, moved
 
@@ -112,7 +112,7 @@ def toward_teacher(
     guided = guide(teacher, guidance, weak, interval)
 
     def direction(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
-        told = {} if augment is None else {"augment": augment}
+        told = told_of(augment)
         return lambda x, t: guided(x, t.to(x.dtype), label, **told)
 
     return direction
@@ -130,13 +130,14 @@ def toward_guided_sample(part: DirectionPart) -> Direction:
     def direction(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
         if label is None:
             return lambda x, t: x0
-        told = {} if augment is None else {"augment": augment}
+        told = told_of(augment)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             w, k, inside = _asked(part, nets.guidance, t)
             with evaluating(nets.target):
                 free = nets.target(x, t, torch.full_like(label, -1), t, **told)
-                own = nets.target(x, t, label, t, **told)
+                mixed = part.mix or nets.guidance is not None
+                own = nets.target(x, t, label, t, **told) if mixed else free
             w, k = expand(w, x), expand(k, x)
             found = (1 - k) * (w * x0 + (1 - w) * free) + k * own
             return torch.where(expand((label >= 0) & inside, x), found, x0)
@@ -180,7 +181,7 @@ def build_guidances(config: RunConfig) -> Callable[[tuple[Tensor, ...], Slice], 
 
 def toward_target(nets: Nets, x0: Tensor, label: Tensor | None, augment: Tensor | None = None) -> Denoise:
     """The slope of the target network's own flow: in progressive distillation the student of the stage before."""
-    told = {} if augment is None else {"augment": augment}
+    told = told_of(augment)
     return lambda x, t: nets.target(x, t.to(x.dtype), label, **told)
 
 

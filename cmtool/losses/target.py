@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmtool.diffusion.process import expand
 from cmtool.losses.objective import Pair
-from cmtool.losses.terms import Nets, Points
+from cmtool.losses.terms import Nets, Points, told_of
 from cmtool.networks.convolution import Tape
 from cmtool.rng import same_dropout
 
@@ -17,7 +17,7 @@ from cmtool.rng import same_dropout
 def call(module: Callable[..., Tensor], points: Points, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
     """Call a network, under the step's dropout mask if it drops anything; `r` is for networks of two times."""
     arguments = (x, t, points.label) if r is None else (x, t, points.label, r)
-    told = {} if points.augment is None else {"augment": points.augment}
+    told = told_of(points.augment)
     if points.dropout_seed is None:
         return module(*arguments, **told)
     with same_dropout(points.dropout_seed, x.device):

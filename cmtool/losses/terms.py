@@ -24,6 +24,11 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         net.train(training)
 
 
+def told_of(augment: Tensor | None) -> dict[str, Tensor]:
+    """Return what a network is told of its augmented images, as keywords; nothing where there are none."""
+    return {} if augment is None else {"augment": augment}
+
+
 @dataclass(frozen=True)
 class Slice:
     """Rows `start` .. `start + len(x0)` of a global batch of `total` images: what one forward pass sees."""

@@ -20,6 +20,8 @@ MARKS = (0.01, 0.03, 0.06, *(share / 20 for share in range(2, 20)), 0.975)
 MEMORY = 0.12
 # A run that reaches its end early goes on only for at least this share of its steps.
 WORTHWHILE = 0.02
+# Shares of the time kept free for the search for sampling times and for judging the finished model.
+SEARCHING, JUDGING = 0.08, 0.08
 # Pictures in the grid after the last step, and evaluations for each.
 GRID, EVALUATIONS = 64, {"consistency": 1, "diffusion": 35}
 
@@ -147,7 +149,9 @@ class Timekeeper:
         return step + max(math.floor(left / (pace + self._pauses / self._steps) - self._closing_steps), 0)
 
 
-def timekeeper_of(config: RunConfig, clock: Clock, until: float | None, searches: bool) -> Timekeeper | None:
+def timekeeper_of(
+    config: RunConfig, clock: Clock, until: float | None, *, searches: bool, judged: bool = False
+) -> Timekeeper | None:
     """Return what keeps a run to its time, None if it has none; room for the last grid and a search is left.
 
     Args:
@@ -155,10 +159,12 @@ def timekeeper_of(config: RunConfig, clock: Clock, until: float | None, searches
         clock: what has been spent.
         until: when its model should be there, in seconds of the clock; None: after `train.time`.
         searches: whether it ends with a search for sampling times.
+        judged: whether the finished model is judged, which is worth up to a fifth of the training.
     """
     if config.train.time is None:
         return None
     ends = config.train.time if until is None else until
     # A forward pass costs a third of a step.
     grid = GRID * EVALUATIONS[config.recipe.model_kind] / (3 * config.train.batch_size)
-    return Timekeeper(clock, ends, 1.5 + (min(75.0, 0.08 * ends) if searches else 0.0), grid)
+    share = SEARCHING * searches + JUDGING * judged
+    return Timekeeper(clock, ends, 1.5 + min(75.0, share * ends), grid)

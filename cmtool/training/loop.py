@@ -180,21 +180,24 @@ class Trainer:
             learner.gradients.descend(numbers, self.state.step, check)
 
     def _update(self, learners: Sequence[Learner]) -> bool:
-        """Move these networks by the gradients that are there; return whether the first of them moved."""
-        moved = []
+        """Move these networks by the gradients that are there; return whether the first of them moved.
+
+        None moves before the gradients of all are known to be finite.
+        """
+        norms = []
         for learner in learners:
             if self.world.size > 1:
                 learner.gradients.collect(self.world)
-            learner.set_rate(rate_at(self.config, self.scheduled))
-            norm = learner.gradients.clip(self.state.step)
-            moved.append(norm is not None)
+            norms.append(learner.gradients.clip(self.state.step))
+        for learner, norm in zip(learners, norms, strict=True):
             if norm is None:
                 continue
             if learner is self.state.learner:
                 self._tally.norms.append(norm)
+            learner.set_rate(rate_at(self.config, self.scheduled))
             learner.optimizer.step()
             learner.normalize()  # before the averages, which follow the normalized weights
-        return moved[0]
+        return norms[0] is not None
 
     def _abandoned(self, left: bool) -> bool:
         """Whether a process has left the step, and so all do: the weights stay those of the last one.

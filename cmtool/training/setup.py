@@ -96,7 +96,7 @@ def fresh_student(config: RunConfig, dataset: Dataset) -> Model:
     return build_model(header)
 
 
-def check_same_latents(own: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> None:
+def check_same_latents(own: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None, name: str | Path) -> None:
     """Refuse a model that works on pictures where the data are latents, or on other latents, and the reverse.
 
     Raises:
@@ -109,7 +109,7 @@ def check_same_latents(own: Mapping[str, Any] | None, theirs: Mapping[str, Any] 
             "pictures" if latent is None else f"latents of {latent['autoencoder']} ({latent['norm']}, {latent['hash']})"
             for latent in (theirs, own)
         ]
-        raise CheckpointError(f"the model to start from works on {what[0]}, and the data are {what[1]}.")
+        raise CheckpointError(f"the model {name} works on {what[0]}, and the data are {what[1]}.")
 
 
 def start_from(student: Model, source: Model) -> None:
@@ -165,8 +165,8 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     for model, name in ((teacher, config.teacher), (source, config.init)):
         if model is not None and name is not None:
             check_same_classes(dataset, model.header["data"], f"the model {name}")
+            check_same_latents(dataset.latent, model.latent, name)
     if source is not None:
-        check_same_latents(dataset.latent, source.header["data"].get("latent"))
         start_from(student, source)
     # A network that will be split stays in main memory until then: it may not fit the device in one piece.
     student = precision.apply(student if sharding else placed(student, device, config.train.compile))
@@ -177,11 +177,11 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         teacher = placed(precision.apply_to_teacher(teacher), device, config.train.compile)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision.tf32
-    fused = fuse(config, device, [student] if teacher is None else [student, teacher])
     weak = weak_teacher(config, device)
     if weak is not None:
         check_same_classes(dataset, weak.header["data"], f"the weak model {config.recipe.direction.weak}")
         weak = placed(precision.apply_to_teacher(weak), device, config.train.compile)
+    fused = fuse(config, device, [model for model in (student, teacher, weak, fake) if model is not None])
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher, weak))
     if sharding is not None and teacher is not None:
         sharding.apply(teacher.network)
