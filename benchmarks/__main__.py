@@ -19,6 +19,7 @@ MODULES = {
     "overhead": "overhead",
     "scale": "scale",
     "card": "card",
+    "pair-cost": "pair_cost",
     "card-day": "card_day",
     "side-by-side": "side_by_side",
 }

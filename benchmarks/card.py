@@ -36,13 +36,14 @@ FORMATS: dict[str, dict[str, object]] = {
     "tf32": {"train.precision": "fp32"},
     "pair": {"train.precision": "bf16", "train.half_passes": "pair"},
     "fused": {"train.precision": "bf16", "train.half_passes": "pair", "train.fused_norm": True},
+    "step": {"train.precision": "bf16", "train.half_passes": "pair", "train.pairs_in_step": True},
     "replayed": {"train.precision": "bf16", "train.half_passes": "pair", "train.cuda_graphs": True},
     "backward": {"train.precision": "bf16", "train.half_passes": "backward"},
     "all": {"train.precision": "bf16", "train.half_passes": "all"},
     "compiled": {"train.precision": "bf16", "train.half_passes": "all", "train.compile": True},
 }
 # These change the networks themselves, so that those of other formats do not serve.
-OWN_NETWORKS = ("compiled", "fused")
+OWN_NETWORKS = ("compiled", "fused", "step")
 
 
 @dataclass(frozen=True)

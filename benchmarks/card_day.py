@@ -3,7 +3,8 @@
     python -m benchmarks card-day --minutes 25 --out results/ [--toon toon64.npz] [--dry-run]
 
 1. `tests`: all tests that need a GPU, and the kernels compiled for it.
-2. `card`: the step of ImageNet-64 in pairs, with fused normalization, recorded, and compiled by blocks; its teacher's.
+2. `card`: the step of ImageNet-64 in pairs, with fused normalization, with both passes of a pair in step, recorded, and
+   compiled by blocks; its teacher's; and what each of the five convolutions of a pair costs.
 3. `peers`: OpenAI's and diffusers' step beside ours (absent peers are named), and ECT's.
 4. `toon`: pictures of 64 x 64 by the plan for ten minutes, judged in features of photographs; needs `--toon`.
 5. `long`: iCT-GC for 2,000 steps at 64 pixels in bfloat16, for what only long runs show.
@@ -41,7 +42,7 @@ def parts(out: Path, toon: Path | None, minutes: float) -> Iterator[Part]:
     """Yield what to do, the most worthwhile first."""
     tests = ("tests/test_gpu.py", "tests/networks/test_fused.py")
     yield Part("tests", 0.2, (python("pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *tests),))
-    formats = ("--formats", "pair,fused,replayed,compiled", "--batches", "64,128")
+    formats = ("--formats", "pair,fused,step,replayed,compiled", "--batches", "64,128")
     teacher = ("--recipe", "edm", "--formats", "all,compiled", "--batches", "128")
     card = python("benchmarks", "card")
     yield Part(
@@ -50,6 +51,7 @@ def parts(out: Path, toon: Path | None, minutes: float) -> Iterator[Part]:
         (
             (*card, *formats, "--out", str(out / "card-ct.json")),
             (*card, *teacher, "--out", str(out / "card-edm.json")),
+            python("benchmarks", "pair-cost", "--device", "cuda", "--out", str(out / "pair-cost.json")),
         ),
     )
     peers = ("--device", "cuda", "--recipes", "ct", "--batch", "64", "--side", "64", "--channels", "128", "--compile")

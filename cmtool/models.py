@@ -23,6 +23,7 @@ from cmtool.errors import CheckpointError, UserError
 from cmtool.machine.recorded import Recorded
 from cmtool.networks import build_network
 from cmtool.networks.convolution import hold_in
+from cmtool.networks.in_step import Pairing
 from cmtool.networks.normalization import wide
 from cmtool.networks.truncated import TruncatedNetwork
 
@@ -64,6 +65,8 @@ class Model(nn.Module):
         self.autocast: torch.dtype | None = None
         # Whether consistency training asks it for a pair of passes that share their half-precision rounding errors.
         self.paired = False
+        # What runs such a pair; None: one pass after the other.
+        self.pairing: Pairing | None = None
         self._replayed: Callable[..., Tensor] | None = None
 
     @property

@@ -171,7 +171,7 @@ def test_an_unknown_benchmark_is_answered_with_the_names():
     done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True, cwd=root)
     assert done.returncode == 2
     assert (
-        "train-step|ect-step|sample|teacher|equal-time|eval|averages|overhead|scale|card|card-day|side-by-side|data"
+        "train-step|ect-step|sample|teacher|equal-time|eval|averages|overhead|scale|card|pair-cost|card-day|side-by-side|data"
         in done.stderr
     )
 
@@ -320,3 +320,22 @@ def test_profiling_times_every_part(monkeypatch):
     found = overhead.measure("toy2d", "ict", 2)
     assert all(found[part] >= 0 for part in bench.PARTS)
     assert found["backward"] > 0
+
+
+def test_the_convolutions_of_a_pair_are_counted_and_timed(tmp_path, capsys):
+    """Every convolution of the network once; operations as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import pair_cost
+
+    small = ["--preset", "digits", "--set", "network.channels=8", "--batch", "2", "--rounds", "1", "--device", "cpu"]
+    pair_cost.main([*small, "--out", str(tmp_path / "cost.json")])
+    found = json.loads((tmp_path / "cost.json").read_text())
+    assert f"| all | | {sum(row['layers'] for row in found['rows'])} |" in capsys.readouterr().out
+    for row in found["rows"]:
+        assert min(row["ms"].values()) > 0 and list(row["ms"]) == list(pair_cost.PARTS)
+        kind = (tuple(row["input"]), tuple(row["weights"]), pair_cost.Geometry(*row["geometry"]))
+        work = pair_cost.works(kind, 2, torch.device("cpu"))["W x"]
+        with FlopCounterMode(display=False) as counted:
+            work()
+        assert counted.get_total_flops() == row["flops"]

@@ -138,6 +138,10 @@ class TrainConfig(Table):
         False,
         description="a GPU: normalize, condition and activate in one kernel, where it agrees with torch and is faster",
     )
+    pairs_in_step: bool = Field(
+        False,
+        description="a GPU: the passes of a pair side by side, a convolution of both in one call, where it is faster",
+    )
     cuda_graphs: bool = Field(True, description="record the passes of a small network on a GPU once and replay them")
     shard: bool = Field(False, description="several processes: split weights, optimizer and averages over them (FSDP2)")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; None: torch's choice")

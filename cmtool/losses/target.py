@@ -10,7 +10,6 @@ from torch import Tensor
 from cmtool.diffusion.process import expand
 from cmtool.losses.objective import Pair
 from cmtool.losses.terms import Nets, Points, told_of
-from cmtool.networks.convolution import Tape
 from cmtool.rng import same_dropout
 
 
@@ -43,11 +42,7 @@ def pair(nets: Nets, points: Points) -> Pair:
 def paired_passes(nets: Nets, predict: Callable[[], Tensor], reach: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     """Return a prediction with gradient and what it must reach, without; as one pair of passes in half precision."""
     if nets.paired:
-        tape = Tape()
-        with tape.writing():
-            prediction = predict()
-        with torch.no_grad(), tape.reading():
-            return prediction, reach()
+        return nets.pairing(predict, reach)
     with torch.no_grad():
         target = reach()
     return predict(), target

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cmtool.diffusion.guidance import Told
 from cmtool.diffusion.solvers import Denoise, Step
+from cmtool.networks.in_step import Pairing, on_tape
 
 
 @contextlib.contextmanager
@@ -68,6 +69,11 @@ class Nets:
     def paired(self) -> bool:
         """Whether student and target run as a pair of passes that share their half-precision rounding errors."""
         return bool(getattr(self.student, "paired", False))
+
+    @property
+    def pairing(self) -> Pairing:
+        """What runs the passes of a pair."""
+        return getattr(self.student, "pairing", None) or on_tape
 
 
 @dataclass(frozen=True)

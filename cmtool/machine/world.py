@@ -1,8 +1,6 @@
-"""Several processes as one: who computes which rows, and how gradients and decisions are agreed on.
+"""Several processes as one: who computes which rows, and how decisions are agreed on.
 
-Gradients are summed by hand over one flat buffer instead of by DistributedDataParallel's hooks: a step runs several
-passes of one network, and forward-mode derivatives bypass those hooks altogether. Noise, times and data order are
-functions of the global row, so that any number of processes takes the same step.
+Noise, times and data order are functions of the global row, so that any number of processes takes the same step.
 """
 
 from __future__ import annotations
@@ -10,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from cmtool.errors import UserError
 from cmtool.machine.launch import in_world
@@ -40,21 +37,6 @@ class World:
         """Return (start, count) of this process's share of `total` rows: contiguous, sizes differing by at most one."""
         start = total * self.rank // self.size
         return start, total * (self.rank + 1) // self.size - start
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by the sum over all processes, in one collective for each dtype."""
-        if self.size == 1:
-            return
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in by_dtype.values():
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat)
-            pieces = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Return whether `flag` is set in any process: all of them get the same answer."""

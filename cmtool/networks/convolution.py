@@ -6,7 +6,7 @@ hundredth, and it is half of the work.
 
 A pair of passes can share its errors instead. The first pass (`Tape.writing`) rounds the operands of its convolutions
 and notes their inputs x and outputs y. The second (`Tape.reading`, at a neighboring point, with the same weights or an
-average of them) returns y + W (x' - x) + (W' - W) x for its own inputs x' and weights W'. It rounds only changes, each
+average of them) returns y + W' (x' - x) + (W' - W) x for its own inputs x' and weights W'. It rounds only changes, each
 relative to its own size, so the difference of the two passes is as exact as half precision allows, however small it is.
 Everything but the convolutions is computed in the dtype of the weights.
 """
@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -59,23 +59,52 @@ class Tape:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Note every convolution that records gradients in half precision."""
-        self.reads, token = False, _TAPE.set(self)
-        try:
+        self.reads = False
+        with computed_by(self):
             yield
-        finally:
-            _TAPE.reset(token)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Let the same convolutions, in the same order, compute only the difference from what was noted."""
-        self.reads, token = True, _TAPE.set(self)
-        try:
+        self.reads = True
+        with computed_by(self):
             yield
-        finally:
-            _TAPE.reset(token)
+
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the answer of a convolution of this pass, in the dtype of x, with products in `dtype`."""
+        if self.reads:
+            return after(self.notes.popleft(), x, weight, bias, geometry)
+        rounded = x.detach().to(dtype)
+        y = half_backward(x, rounded, weight, bias, geometry, whole=True)
+        own = (weight.detach(), None if bias is None else bias.detach())
+        self.notes.append(Note(x.detach(), rounded, y.detach(), *own))
+        return y
 
 
-_TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
+class Pass(Protocol):
+    """One pass of a pair; `reads`: the second one, which records no gradients."""
+
+    reads: bool
+
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the answer of a convolution of this pass, in the dtype of x, with products in `dtype`."""
+
+
+_PASS: ContextVar[Pass | None] = ContextVar("pass", default=None)
+
+
+@contextlib.contextmanager
+def computed_by(way: Pass) -> Iterator[None]:
+    """Let `way` compute the convolutions that have a `backward_dtype`."""
+    token = _PASS.set(way)
+    try:
+        yield
+    finally:
+        _PASS.reset(token)
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
@@ -87,16 +116,24 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None 
 class _HalfBackward(torch.autograd.Function):
     """A convolution with bias in the dtype of x; its gradients by convolutions in the dtype of `rounded`, which is x.
 
-    `whole`: the convolution itself is in that dtype as well.
+    `whole`: the convolution itself is in that dtype as well. `y`: its answer, where that is known.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rounded: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, whole: bool
+        ctx: Any,
+        x: Tensor,
+        rounded: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        whole: bool,
+        y: Tensor | None,
     ) -> Tensor:
         if whole:
             weight, bias = weight.to(rounded.dtype), None if bias is None else bias.to(rounded.dtype)
-        y = convolve(rounded if whole else x, weight, geometry, bias).to(x.dtype)
+        if y is None:
+            y = convolve(rounded if whole else x, weight, geometry, bias).to(x.dtype)
         ctx.save_for_backward(rounded, weight)
         ctx.geometry = geometry
         return y
@@ -114,7 +151,21 @@ class _HalfBackward(torch.autograd.Function):
         by_input = by_input.to(gradient.dtype) if wanted[0] else None
         by_weight = by_weight.to(gradient.dtype) if wanted[1] else None
         by_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
-        return by_input, None, by_weight, by_bias, None, None
+        return by_input, None, by_weight, by_bias, None, None, None
+
+
+def half_backward(
+    x: Tensor,
+    rounded: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    whole: bool,
+    y: Tensor | None = None,
+) -> Tensor:
+    """Return a convolution of x whose gradients are taken in the dtype of `rounded`, as `_HalfBackward` says."""
+    answer: Tensor = _HalfBackward.apply(x, rounded, weight, bias, geometry, whole, y)
+    return answer
 
 
 def after(note: Note, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -146,20 +197,15 @@ class _HalfGradients:
     def _in_half(self) -> bool:
         if self.backward_dtype is None:
             return False
-        tape = _TAPE.get()
-        return torch.is_grad_enabled() or (tape is not None and tape.reads)
+        way = _PASS.get()
+        return torch.is_grad_enabled() or (way is not None and way.reads)
 
     def _half_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         assert self.backward_dtype is not None
-        tape = _TAPE.get()
-        if tape is not None and tape.reads:
-            return after(tape.notes.popleft(), x, weight, bias, geometry)
-        rounded = x.detach().to(self.backward_dtype)
-        y = _HalfBackward.apply(x, rounded, weight, bias, geometry, tape is not None)
-        if tape is not None:
-            own = (weight.detach(), None if bias is None else bias.detach())
-            tape.notes.append(Note(x.detach(), rounded, y.detach(), *own))
-        return y
+        way = _PASS.get()
+        if way is not None:
+            return way.convolve(x, weight, bias, geometry, self.backward_dtype)
+        return half_backward(x, x.detach().to(self.backward_dtype), weight, bias, geometry, whole=False)
 
 
 class Linear(_HalfGradients, nn.Linear):

@@ -1,7 +1,8 @@
-"""torch.compile block by block: a network that cannot be compiled runs as it is, and the reason is reported.
+"""Faster forms of networks that a run may ask for: compiled blocks, kernels of our own, pairs of passes side by side.
 
-Blocks of one kind and width share one compilation, so that a large network takes seconds where compiling it as a whole
-takes minutes. Recomputed blocks (`network.checkpointing`) are compiled like others.
+torch.compile works block by block: a network that cannot be compiled runs as it is, and the reason is reported. Blocks
+of one kind and width share one compilation, so that a large network takes seconds where compiling it as a whole takes
+minutes. Recomputed blocks (`network.checkpointing`) are compiled like others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cmtool.config.schema import RunConfig
+from cmtool.losses.assemble import has_dropout
 from cmtool.models import Model, beside
+from cmtool.networks.in_step import Race
 from cmtool.training.sharding import units
 from cmtool.training.state import TrainState
 
@@ -70,6 +73,16 @@ def fuse(config: RunConfig, device: torch.device, models: list[Model]) -> list[s
 
     for model in models:
         use(model.network)
+    return []
+
+
+def put_in_step(config: RunConfig, student: Model) -> list[str]:
+    """Let the passes of a pair run side by side if `train.pairs_in_step` is set; return the messages to show."""
+    if not config.train.pairs_in_step:
+        return []
+    if student.device.type != "cuda" or not student.paired or has_dropout(config):
+        return ["train.pairs_in_step needs a GPU, pairs in bfloat16 and no dropout; passes run one after the other."]
+    student.pairing = Race()
     return []
 
 

@@ -130,6 +130,7 @@ class Trainer:
                 devices `check_finite` and `report` find out before anything is saved.
         """
         state, now, recipe = self.state, self.curriculum(), self.config.recipe
+        end = sum(self.world.rows(self.config.train.batch_size))
         self._mark, self._begun, left = self._tally.mark(), False, False
         for turn in (*range(1, recipe.score.fake_steps), 0):
             try:
@@ -138,8 +139,9 @@ class Trainer:
                     try:
                         x0, label, told = self.batches.take(state.step, start, count)
                         rows = Slice(state.noise_seed, state.step, start, self.config.train.batch_size)
+                        last = start + count == end
                         if turn:
-                            self._follow(turn, x0, label, rows)
+                            self._follow(turn, x0, label, rows, last)
                             continue
                         x0, pictures = split(x0, state.student.condition, self.config.data.channels)
                         draw = self.objective.draw(x0, label, now, rows, told)
@@ -148,7 +150,7 @@ class Trainer:
                             loss = self.replay(draw)
                         else:
                             loss = self.objective.loss(self.nets, draw)
-                            self.descend(loss, check=self._reads_losses)
+                            self.descend(loss, check=self._reads_losses, last=last)
                         self._tally.add(loss.weighted.detach(), loss.distance, loss.t)
                     except (RuntimeError, MemoryError) as error:
                         self._halve(error)
@@ -156,28 +158,38 @@ class Trainer:
                 left = True
             finally:
                 self._stop.leavable = False
-            if self._abandoned(left):
+            learners = state.learners[1:] if turn else state.learners
+            if self._abandoned(left, learners):
                 return
             if turn:
-                self._update(state.learners[1:])
+                self._update(learners)
                 self._begun = True
         self._prepare_optimizer()
         if self._update(state.learners):
             state.advance_averages(now.target_ema)
         state.step += 1
 
-    def _follow(self, turn: int, x0: Tensor, label: Tensor | None, rows: Slice) -> None:
+    def _follow(self, turn: int, x0: Tensor, label: Tensor | None, rows: Slice, last: bool) -> None:
         """Add up the fake network's gradients of a pass in which it learns alone."""
         rows = replace(rows, seed=derive(rows.seed, "fake", turn))
         assert isinstance(self.objective, ScoreObjective) and self.state.fake is not None
         loss = self.objective.follow(self.nets, x0, label, rows)
-        self.state.fake.gradients.descend(loss, self.state.step, self._reads_losses)
+        self._add(self.state.fake, loss, self._reads_losses, last)
 
-    def descend(self, loss: Loss, check: bool = False) -> None:
-        """Add the gradients of a pass to those of the networks that learn from it; with `check` read losses before."""
+    def descend(self, loss: Loss, check: bool = False, last: bool = False) -> None:
+        """Add the gradients of a pass to those of the networks that learn from it; with `check` read losses before.
+
+        After the `last` pass of a step, the sums over all processes are complete or under way.
+        """
         for learner, numbers in zip(self.state.learners, (loss.weighted, loss.fake), strict=False):
             assert numbers is not None
-            learner.gradients.descend(numbers, self.state.step, check)
+            self._add(learner, numbers, check, last)
+
+    def _add(self, learner: Learner, loss: Tensor, check: bool, last: bool) -> None:
+        sums = last and self.world.size > 1
+        if sums:
+            self._stop.leavable = False  # the other processes would wait for a sum that was begun and is forgotten
+        learner.gradients.descend(loss, self.state.step, check, sums)
 
     def _update(self, learners: Sequence[Learner]) -> bool:
         """Move these networks by the gradients that are there; return whether the first of them moved.
@@ -186,8 +198,6 @@ class Trainer:
         """
         norms = []
         for learner in learners:
-            if self.world.size > 1:
-                learner.gradients.collect(self.world)
             norms.append(learner.gradients.clip(self.state.step))
         for learner, norm in zip(learners, norms, strict=True):
             if norm is None:
@@ -199,12 +209,17 @@ class Trainer:
             learner.normalize()  # before the averages, which follow the normalized weights
         return norms[0] is not None
 
-    def _abandoned(self, left: bool) -> bool:
+    def _abandoned(self, left: bool, learners: Sequence[Learner]) -> bool:
         """Whether a process has left the step, and so all do: the weights stay those of the last one.
+
+        Otherwise the gradients of these networks are summed over the processes. A process that left takes part, because
+        the others may have begun to sum.
 
         Raises:
             DivergenceError: on CPUs, if a loss of any process is not finite.
         """
+        for learner in learners if self.world.size > 1 else ():
+            learner.gradients.collect()
         on_cpus = self.world.size > 1 and self.device.type == "cpu"
         if self.world.any(left, self.device) if on_cpus else left:
             self._tally.rewind(self._mark)

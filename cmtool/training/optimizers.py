@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from cmtool.config.schema import TrainConfig
 from cmtool.errors import DivergenceError
-from cmtool.machine.world import World
 from cmtool.training.sharding import Sharding, is_sharded, local
+from cmtool.training.summing import GradientSum
 
 
 class Gradients:
@@ -28,14 +29,17 @@ class Gradients:
         """`trained` is what the optimizer moves: the parameters, or of sharded ones the rows of this process."""
         self.train, self.parameters, self.trained, self.sharding = train, parameters, trained, sharding
         self.scale = LossScale(train.precision == "fp16")
+        self._sum = GradientSum([parameter for parameter in parameters() if not is_sharded(parameter)])
 
     def clear(self) -> None:
         """Forget the gradients."""
         for parameter in (*self.parameters(), *self.trained):
             parameter.grad = None
 
-    def descend(self, loss: Tensor, step: int, check: bool = False) -> None:
+    def descend(self, loss: Tensor, step: int, check: bool = False, last: bool = False) -> None:
         """Add the gradients of a pass with one number (B,) for each of its images; with `check` read it before.
+
+        `last`: no pass of the step follows, and other processes have passes too: their sum begins within this one.
 
         Raises:
             DivergenceError: if a checked loss is not finite.
@@ -43,15 +47,15 @@ class Gradients:
         mean = loss.sum() / self.train.batch_size
         if check and not math.isfinite(mean.item()):
             raise diverged("loss", step)
-        (mean * self.scale.value if self.scale.active else mean).backward()
+        with self._sum.begun_within() if last and self.sharding is None else contextlib.nullcontext():
+            (mean * self.scale.value if self.scale.active else mean).backward()
 
-    def collect(self, world: World) -> None:
+    def collect(self) -> None:
         """Sum the gradients over all processes; for a sharded network torch has done so, but for what stays whole."""
-        parameters = self.parameters()
+        self._sum.finish()
         if self.sharding is None:
-            return world.sum_gradients(parameters)
-        world.sum_gradients([p for p in parameters if not is_sharded(p)])
-        for parameter, rows in zip(parameters, self.trained, strict=True):
+            return
+        for parameter, rows in zip(self.parameters(), self.trained, strict=True):
             rows.grad = torch.zeros_like(rows) if parameter.grad is None else local(parameter.grad)
 
     def clip(self, step: int) -> Tensor | None:

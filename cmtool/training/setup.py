@@ -34,7 +34,7 @@ from cmtool.schedules.density import LevelDensity
 from cmtool.schedules.times import grid_of
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
-from cmtool.training.compiling import compile_all, fuse
+from cmtool.training.compiling import compile_all, fuse, put_in_step
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
@@ -189,7 +189,8 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
     compiled = compile_all(config, state, teacher, passes)
-    trainer.notes = [precision.describe(), *fused, *compiled, *_said(config, trainer.world)]
+    told = [precision.describe(), *fused, *put_in_step(config, student), *compiled]
+    trainer.notes = [*told, *_said(config, trainer.world)]
     frozen = frozen_predictor(config.recipe.coupling, device)
     if frozen is not None:
         check_same_classes(dataset, frozen.header["data"], f"the predictor {config.recipe.coupling.model}")

@@ -1,4 +1,4 @@
-"""What every process of tests/training/test_sharding.py runs: sharded steps beside whole ones, told as JSON."""
+"""What both processes of tests/training/conftest.py run: sharded steps beside whole ones, and sums; told as JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cmtool.machine.world import World, join_world
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import prepare
 from cmtool.training.sharding import gathers_in_derivatives, local, whole
+from tests.training import sum_worker
 from tests.training.tiny import CPU, config_of
 
 FP64 = {"train.precision": "fp64"}
@@ -98,6 +99,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     with join_world("cpu") as world:
         mine = {name: run_case(name, folder, world) for name in CASES}
+        (folder / f"sums-{world.rank}.json").write_text(json.dumps(sum_worker.found(folder, world)))
         (folder / f"found-{world.rank}.json").write_text(json.dumps(mine))
     return 0
 

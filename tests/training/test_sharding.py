@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,21 +19,13 @@ from cmtool.training.setup import fresh_student, prepare
 from cmtool.training.sharding import check_derivative, check_shardable, gathers_in_derivatives, local, units, whole
 from tests.training.shard_worker import CASES, trainer
 from tests.training.test_distributed import launch
-from tests.training.tiny import config_of, teacher_file
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.training.tiny import config_of
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(two_processes):
     """What both processes found, by rank, and the folder they wrote into."""
-    folder = tmp_path_factory.mktemp("sharded")
-    teacher_file(folder / "teacher.safetensors")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.training.shard_worker", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1)], folder
+    return [json.loads((two_processes / f"found-{rank}.json").read_text()) for rank in (0, 1)], two_processes
 
 
 @pytest.mark.parametrize("name", CASES)
