@@ -75,6 +75,7 @@ def _data(config: RunConfig, output: Output) -> Dataset:
 
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
+    from cmtool.data.latents import in_latents
     from cmtool.machine.device import choose_device, set_up_torch
     from cmtool.training.bench import (
         best_of,
@@ -90,6 +91,7 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
     place = choose_device(device)
     set_up_torch(config.train.threads, config.train.deterministic)
     data = _data(config, output)
+    config = in_latents(config, data)
     config = with_stand_ins(config, data, folder)
     trials: list[Trial] = []
     for found in search(config, data, place, seconds):
