@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError, create_model
 
 from cmtool.config.explain import explain
-from cmtool.config.networks import NETWORKS
 from cmtool.config.load import Preset, read_preset, resolve
+from cmtool.config.networks import NETWORKS
 from cmtool.config.overrides import SHARED_TABLES
 from cmtool.config.schema import RunConfig
 
