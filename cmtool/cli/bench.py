@@ -91,8 +91,7 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
     place = choose_device(device)
     set_up_torch(config.train.threads, config.train.deterministic)
     data = _data(config, output)
-    config = in_latents(config, data)
-    config = with_stand_ins(config, data, folder)
+    config = with_stand_ins(in_latents(config, data), data, folder)
     trials: list[Trial] = []
     for found in search(config, data, place, seconds):
         output.say(f"{found.precision}, {found.batch} images at once: {found.images_per_s:.4g} images a second")

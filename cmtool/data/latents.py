@@ -159,6 +159,20 @@ def _known(place: str, digest: str) -> Any:
     return autoencoder
 
 
+def encoder(latent: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Return what turns pictures (B, 3, H, W) in [-1, 1] into mean normalized latents (B, C', h, w) of such a data set.
+
+    Raises:
+        UserError, DataError: the autoencoder is not here, or another one by now.
+    """
+    autoencoder = _known(str(latent["autoencoder"]), str(latent["hash"]))
+
+    def mean(images: Tensor) -> Tensor:
+        return encode(autoencoder.to(images.device), images, latent["shift"], latent["scale"]).chunk(2, dim=1)[0]
+
+    return mean
+
+
 def decoder(latent: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
     """Return what turns normalized latents (B, C', h, w) of such a data set into pictures (B, 3, H, W) in [-1, 1].
 
