@@ -2,16 +2,19 @@
 
     python benchmarks/data_loading.py [--images 20000] [--device cuda]
 
-Prints images per second: decoding and fitting JPEG files into a packed file (paid once, cached), and training batches
-in random order, on the CPU as bytes, as floats, and as floats on the device. A loader keeps a GPU busy when the last
-number is well above the images per second of a training step.
+Prints images per second: decoding and fitting JPEG files into a packed file (paid once, cached), the same for images of
+64 pixels in files, tar shards and Arrow tables, and training batches in random order, on the CPU as bytes, as floats,
+and as floats on the device. A loader keeps a GPU busy when the last number is well above the images per second of a
+training step.
 """
 
 from __future__ import annotations
 
 import argparse
+import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +28,15 @@ from cmtool.data.sources.sniff import open_source
 from cmtool.training.batches import batch_indices
 
 
-def photos(folder: Path, count: int, side: int) -> None:
-    """Write JPEG files that cost as much to decode as photographs: shapes with noise, quality 90."""
+def photos(folder: Path, count: int, side: int, ending: str = "jpg") -> None:
+    """Write files that cost as much to decode as photographs: shapes with noise; JPEG of quality 90."""
     generator = np.random.default_rng(0)
     images, _ = shapes_images(0, min(count, 64), side)
     for index in range(count):
         noise = generator.integers(-20, 20, (side, side * 4 // 3, 3))
         wide = np.pad(images[index % len(images)].transpose(1, 2, 0), ((0, 0), (0, side // 3), (0, 0)), mode="edge")
         Image.fromarray(np.clip(wide[:, : noise.shape[1]] + noise, 0, 255).astype(np.uint8)).save(
-            folder / f"{index:05d}.jpg", quality=90
+            folder / f"{index:05d}.{ending}", quality=90
         )
 
 
@@ -42,10 +45,38 @@ def packing(folder: Path, count: int, side: int, resolution: int) -> float:
     source = folder / f"jpeg{side}"
     source.mkdir(exist_ok=True)
     photos(source, count, side)
+    return _packed(source, folder / "photos.cmdata", count, resolution)
+
+
+def _packed(source: Path, out: Path, count: int, resolution: int) -> float:
     opened = open_source(source, DataConfig(source="folder", path=str(source), resolution=resolution))
     start = time.perf_counter()
-    pack(opened, folder / "photos.cmdata", Rules(resolution))
+    pack(opened, out, Rules(resolution))
     return count / (time.perf_counter() - start)
+
+
+def forms(folder: Path, count: int, side: int, ending: str) -> Iterator[tuple[str, float]]:
+    """Yield images per second from files, tar shards and Arrow tables of images that have the side already."""
+    files = folder / f"{ending}{side}"
+    files.mkdir()
+    photos(files, count, side, ending)
+    names = sorted(files.iterdir())
+    half = -(-count // 2)
+    (folder / "shards").mkdir(exist_ok=True)
+    for number in range(2):
+        with tarfile.open(folder / "shards" / f"{number}.tar", "w") as archive:
+            for file in names[number * half : (number + 1) * half]:
+                archive.add(file, file.name)
+    yield "files", _packed(files, folder / "f.cmdata", count, side)
+    yield "tar", _packed(folder / "shards", folder / "t.cmdata", count, side)
+    try:
+        import pyarrow
+    except ImportError:
+        return
+    table = pyarrow.table({"image": [{"bytes": file.read_bytes(), "path": file.name} for file in names]})
+    with pyarrow.ipc.new_stream(folder / "t.arrow", table.schema) as writer:
+        writer.write_table(table, 100)
+    yield "Arrow", _packed(folder / "t.arrow", folder / "a.cmdata", count, side)
 
 
 def mapped(folder: Path, count: int, resolution: int) -> Path:
@@ -94,6 +125,9 @@ def main() -> None:
         for side, resolution in ((256, 64), (512, 256)):
             made = packing(folder, asked.files, side, resolution)
             print(f"packing JPEG {side * 4 // 3} x {side} to {resolution} px     {made:12,.0f}")
+        for ending in ("jpg", "png"):
+            for form, made in forms(folder, 2 * asked.files, 64, ending):
+                print(f"packing {ending} of 64 px from {form:5}          {made:12,.0f}")
         for resolution, batch in ((32, 512), (64, 2048), (256, 128)):
             path = mapped(folder, asked.images * 32 // resolution, resolution)
             raw, floats, there = batches(path, batch, asked.device)

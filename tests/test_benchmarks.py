@@ -287,6 +287,8 @@ def test_data_of_a_published_preset_is_replaced_by_bytes_of_its_shape():
     assert tuple(data.images.shape) == (6, 3, 64, 64)
     assert data.num_classes == 1000
     assert stand_in_data(resolve("cifar10").config, 2).labels is None
+    latents = stand_in_data(resolve("imagenet256").config, 2)
+    assert latents.batch(torch.arange(2))[0].shape == (2, 4, 32, 32) and latents.latent["pixels"] == [3, 256, 256]
 
 
 @pytest.mark.parametrize("recipe", ["ict", "cd", "tcm"])
@@ -303,6 +305,15 @@ def test_bench_measures_any_recipe(recipe, capsys):
         document["estimate"]["steps"] * sum(document["parts_ms"].values()) / 1e3
     )
     assert document["estimate"]["cost"] == pytest.approx(3 * document["estimate"]["seconds"] / 3600)
+
+
+def test_bench_measures_a_preset_of_latents(capsys):
+    small = ["network.width=16", "network.depth=1", "network.heads=2", "network.patch=8", "train.batch_size=8"]
+    sets = [part for setting in small for part in ("--set", setting)]
+    words = ["bench", "--preset", "imagenet256", *sets, "--seconds", "0.1", "--precision", "fp32", "--device", "cpu"]
+    assert run([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["best"]["images_per_s"] > 0 and document["images"] == "random latents"
 
 
 @pytest.mark.slow

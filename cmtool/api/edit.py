@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from cmtool.api.choose import check_pictures, choose_label, choose_seeds, lookalike
-from cmtool.api.edits import Edits, find_editor, vary
+from cmtool.api.edits import Edits, find_editor, picture_size, vary
 from cmtool.api.find import FoundModel, load_model
 from cmtool.editing.levels import plan_edit
 from cmtool.editing.tasks import TASKS, Asked, Task
@@ -163,7 +163,7 @@ def _subjects(
     """Read the mask and all pictures and make them ready; says what was done to them."""
     from cmtool.editing.photos import mask_of, photo_of
 
-    data = found.header["data"]
+    channels, side = picture_size(found.header)
     mask, notices = (None, ()) if how.mask is None else mask_of(how.mask, how.invert_mask)
     for notice in notices:
         talk.warn(notice)
@@ -180,8 +180,8 @@ def _subjects(
             sigma=how.sigma or 0.0,
             noise=how.noise,
         )
-        given = photo_of(image, data["channels"], "mask" in row.takes and mask is None)
-        subject = row.prepare(given, data["resolution"], asked)
+        given = photo_of(image, channels, "mask" in row.takes and mask is None)
+        subject = row.prepare(given, side, asked)
         for note in subject.notes:
             talk.say(f"{name}: {note}")
         ready.append((name, subject))

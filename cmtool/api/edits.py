@@ -53,16 +53,25 @@ class Edits:
     pictures: tuple[Edited, ...]
 
 
+def picture_size(header: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (channels, side) of a model's pictures, which a model of latents has decoded."""
+    data = header["data"]
+    channels, side, *_ = (data.get("latent") or {}).get("pixels") or (data["channels"], data["resolution"])
+    return channels, side
+
+
 def find_editor(row: Task, model: Model | FoundModel | str | Path | None, talk: Talk) -> FoundModel:
     """Return the model as a file and its header; a model that is loaded already is not looked for."""
 
     def refusal(header: Mapping[str, Any]) -> str | None:
-        data = header["data"]
-        if data.get("float_samples") or data.get("latent"):
-            return "works on latents, not pictures" if data.get("latent") else "makes points, not pictures"
-        if row.channels is not None and data["channels"] != row.channels:
-            return f"works in {data['channels']} channel(s), and colors need three"
-        return None if data["channels"] in (1, 3, 4) else f"works in {data['channels']} channels"
+        data, (channels, _) = header["data"], picture_size(header)
+        if data.get("float_samples"):
+            return "makes points, not pictures"
+        if data.get("latent") and row.not_in_latents:
+            return f"works on latents, and {row.not_in_latents}"
+        if row.channels is not None and channels != row.channels:
+            return f"works in {channels} channel(s), and colors need three"
+        return None if channels in (1, 3, 4) else f"works in {channels} channels"
 
     if isinstance(model, FoundModel):
         found = model

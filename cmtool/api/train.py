@@ -355,12 +355,13 @@ def judges(trainer: Trainer, talk: Talk) -> tuple[RunJudge | None, Closing | Non
     """Return what evaluates during training and what searches for sampling times at the end; either may be missing.
 
     Without a reference, or if its files are not on this machine, a run trains without evaluation, and says so if
-    evaluation was requested. A user's own images are judged by those that were held out.
+    evaluation was requested. A user's own images are judged by those that were held out; latents are not, since a large
+    autoencoder takes a second or more to decode an image.
     """
     config, data = trainer.config, trainer.dataset
     if not trainer.world.main:
         return None, None
-    if config.eval.reference is None and data.held_out is None:
+    if config.eval.reference is None and (data.held_out is None or data.latent is not None):
         _say_unjudged(config, talk)
         return None, None
     from cmtool.evaluation.closing_search import RunJudge, short_search

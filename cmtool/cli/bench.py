@@ -75,6 +75,7 @@ def _data(config: RunConfig, output: Output) -> Dataset:
 
 
 def _measure(config: RunConfig, device: str, seconds: float, output: Output, folder: Path) -> dict[str, Any]:
+    from cmtool.data.latents import in_latents
     from cmtool.machine.device import choose_device, set_up_torch
     from cmtool.training.bench import (
         best_of,
@@ -90,7 +91,7 @@ def _measure(config: RunConfig, device: str, seconds: float, output: Output, fol
     place = choose_device(device)
     set_up_torch(config.train.threads, config.train.deterministic)
     data = _data(config, output)
-    config = with_stand_ins(config, data, folder)
+    config = with_stand_ins(in_latents(config, data), data, folder)
     trials: list[Trial] = []
     for found in search(config, data, place, seconds):
         output.say(f"{found.precision}, {found.batch} images at once: {found.images_per_s:.4g} images a second")

@@ -52,7 +52,8 @@ class MakeOptions:
         str | None, typer.Option("--encode", help="Write latents: an AutoencoderKL's folder or hub name.")
     ] = None
     norm: Annotated[
-        Literal["edm2", "sd"], typer.Option("--norm", help="Of latents: deviation .5, or the autoencoder's own factor.")
+        Literal["edm2", "imf", "sd"],
+        typer.Option("--norm", help="Of latents: deviation .5 or 1, or the autoencoder's own factor."),
     ] = "edm2"
     json: Json = False
     quiet: Quiet = False

@@ -60,7 +60,6 @@ def studio(options: StudioOptions) -> None:
 # What a model's data may say that the page has no place for.
 UNFIT = {
     "float_samples": "makes points, not pictures",
-    "latent": "works on latents, not pictures",
     "condition": "is conditioned on a picture",
 }
 

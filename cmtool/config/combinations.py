@@ -38,7 +38,7 @@ def check_combination(config: RunConfig) -> None:
     Raises:
         ValueError: one sentence that names the settings and what would be right.
     """
-    config.network.check(config.data.resolution)
+    config.network.check(config.data.shape[1])
     _check_condition(config)
     _check_curriculum(config.recipe, config.train)
     _check_times(config)

@@ -46,10 +46,26 @@ def wrong_in_header(header: dict[str, Any]) -> str | None:
     wrong = _wrong_type(header, _TYPES) or _wrong_type(header.get("data") or {}, _DATA)
     if wrong is not None:
         return wrong
-    names = (header.get("data") or {}).get("class_names") or ()
+    data = header.get("data") or {}
+    if data.get("latent") is not None and wrong_latent(data["latent"], data.get("channels")):
+        return "its latents are described wrongly"
+    names = data.get("class_names") or ()
     if not all(isinstance(name, str) for name in names):
         return "its class names are no text"
     return _wrong_times(header.get("times") or {})
+
+
+def wrong_latent(latent: Any, channels: Any) -> bool:
+    """Whether what a file says of its latents of so many channels is not what encoding writes."""
+
+    def listed(key: str, kind: Any) -> list[Any]:
+        found = latent.get(key)
+        good = isinstance(found, list) and all(type(one) in kind for one in found)
+        return found if good else []
+
+    texts = all(isinstance(latent.get(key), str) for key in ("autoencoder", "hash", "norm"))
+    numbers = all(len(listed(key, (int, float))) == channels for key in ("shift", "scale"))
+    return not (texts and numbers and len(listed("pixels", (int,))) == 3)
 
 
 def missing_in_header(header: dict[str, Any]) -> str | None:

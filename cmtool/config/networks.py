@@ -78,13 +78,18 @@ class NetworkConfig(Table):
         """Leave out what only other kinds have.
 
         A preset's table stays usable when `--set network.kind=...` asks for another kind, and so do headers of models
-        from the time when all kinds had one table.
+        from the time when all kinds had one table. What a preset has for another kind alone stands in a table inside,
+        named by that kind: `[network.dit]`.
         """
         if not isinstance(values, dict):
             return values
         foreign = {name for other in NETWORKS.values() for name in other.model_fields} - set(cls.model_fields)
-        kind = {"kind": cls.model_fields["kind"].default}
-        return cls.sized(kind | {key: value for key, value in values.items() if key not in foreign}, values)
+        kind = cls.model_fields["kind"].default
+        values, tables = (
+            {key: value for key, value in values.items() if (key in NETWORKS) == wanted} for wanted in (False, True)
+        )
+        own = {"kind": kind} | {key: value for key, value in values.items() if key not in foreign}
+        return cls.sized(tables.get(kind, {}) | own, values)
 
     @property
     def forward_mode(self) -> bool:
@@ -229,7 +234,8 @@ class Edm2Config(UNetConfig):
 class DitConfig(NetworkConfig):
     """A transformer over patches, conditioned by adaLN-Zero (Peebles & Xie 2023), with classic or newer parts.
 
-    In place of a U-Net of some preset it is as wide as that network's widest level, with as many blocks.
+    In place of a U-Net of some preset it is as wide as that network's widest level, with as many blocks, unless the
+    preset says more in `[network.dit]`.
     """
 
     builds = "dit:Dit"

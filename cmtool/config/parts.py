@@ -59,6 +59,8 @@ class TimesPart(Part):
     atom: float = Field(0.25, ge=0, lt=1, description="student_t: share of each batch that sits at low")
     mean_r: float | None = Field(None, description="two_lognormal: mean of ln r, if r has its own law below t")
     std_r: float | None = Field(None, gt=0, description="two_lognormal: standard deviation of ln r; None: std")
+    mean_same: float | None = Field(None, description="two_lognormal: mean of ln t where r = t, if it has its own law")
+    std_same: float | None = Field(None, gt=0, description="two_lognormal: standard deviation there; None: std")
     same: float = Field(0.25, ge=0, le=1, description="two times: share of each batch with r = t, or the shortest gap")
     halvings: int = Field(7, ge=1, le=20, description="dyadic: the shortest gap is 2^-halvings of the whole")
     group: int = Field(1, ge=1, description="neighboring images of a batch that share their times")

@@ -47,12 +47,20 @@ class DataConfig(Table):
     condition: str | None = Field(
         None, description="picture that the network sees too: superres:N, gray, edges, or a folder of pairs"
     )
+    latent: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="channels and side of the latents that images are encoded to; None: not said, usually images"
+    )
     holdout: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="share kept from training to judge by, at most 2,000; default .05 of files of images",
     )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(channels, side) of what the network works on."""
+        return self.latent or (self.channels, self.resolution)
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from pydantic import ValidationError, create_model
 
 from cmtool.config.explain import explain
 from cmtool.config.load import Preset, read_preset, resolve
+from cmtool.config.networks import NETWORKS
 from cmtool.config.overrides import SHARED_TABLES
 from cmtool.config.schema import RunConfig
 
@@ -25,6 +26,8 @@ def preset_document(name: str) -> dict[str, Any]:
     shared = {table: _shared(preset, table) for table in SHARED_TABLES}
     recipes = {recipe: _recipe(name, recipe, shared) for recipe in preset.recipes}
     about = preset.tables.get("about", {})
+    sizes = {kind: table for kind, table in preset.tables.get("network", {}).items() if kind in NETWORKS}
+    shared["network"] = shared["network"] | sizes
     shared["train"] = shared["train"] | ({"default": preset.default} if preset.default else {})
     plan = {"plan": preset.tables["plan"]} if "plan" in preset.tables else {}
     return {"about": about, **shared, **plan, "recipe": recipes}

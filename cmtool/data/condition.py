@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cmtool.config.condition import Condition, condition_of
+from cmtool.config.judgments import held_out_data
 from cmtool.config.schema import DataConfig
+from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import fit_image, read_image
 from cmtool.data.images import from_uint8
@@ -59,21 +61,37 @@ def split(images: Tensor, condition: Condition | None, channels: int) -> tuple[T
     return images[:, :channels], images[:, channels:]
 
 
+_NAMING = ("source", "path", "kind", "resolution", "channels", "condition", "size", "fit", "filter", "small", "holdout")
+
+
 @lru_cache(maxsize=2)
-def _own_data(source: str, path: str | None, *rest: Any) -> Dataset:
-    table = dict(zip(("resolution", "channels", "kind", "condition"), rest, strict=True))
-    return load_dataset(DataConfig(source="folder" if path else source, path=path, **table))  # type: ignore[arg-type]
+def _unseen_data(*values: Any) -> Dataset:
+    """Return what training held out of the data that these entries of a header name, else all of them.
+
+    Built-in pictures that no run trains on are the kind "heldout"; digits are all trained on unless a kind is named.
+    """
+    data = dict(zip(_NAMING, values, strict=True))
+    table = held_out_data({"data": data})
+    if table is None:
+        source, kind = data["source"], data["kind"]
+        if data["path"] is None and source in BUILTIN and (kind == "train" or (kind is None and source != "digits")):
+            kind = "heldout"
+        named = {"source": "folder", "path": data["path"]} if data["path"] else {"source": source}
+        rest = {"kind": kind, "resolution": data["resolution"], "channels": data["channels"], "holdout": 0.0}
+        table = DataConfig.model_validate(named | rest)
+    found = load_dataset(table.model_copy(update={"condition": data["condition"]}))
+    return found.held_out or found
 
 
 def own_conditions(data: Mapping[str, Any]) -> Conditions:
-    """Return conditions taken from the model's own data: seed s sees the picture of image s, counted round.
+    """Return conditions from the model's own data: seed s sees picture s, counted round, of those held out of training.
 
     `data` is the entry of its header. Raises `DataError` if the data are not here.
     """
     seen = condition_of(data)
     assert seen is not None
     try:
-        found = _own_data(*(data.get(key) for key in ("source", "path", "resolution", "channels", "kind", "condition")))
+        found = _unseen_data(*(data.get(key) for key in _NAMING))
     except ValidationError:
         raise DataError(
             "the data that the model was trained on are not known here, and it is conditioned on pictures.",

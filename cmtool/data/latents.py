@@ -2,8 +2,8 @@
 
 A latent z has the mean and the deviation that the autoencoder gives for an image; training draws a new z whenever it
 sees the image. Each channel is shifted and scaled: `edm2` brings the latents of Stable Diffusion's autoencoder to a
-mean of 0 and a deviation of .5 (Karras et al. 2024b), `sd` multiplies by the autoencoder's own scaling factor (Rombach
-et al. 2022), which leads to a deviation near 1.
+mean of 0 and a deviation of .5 (Karras et al. 2024b), `imf` those of its variant ft-mse to a deviation of 1 (Geng et
+al. 2025b), `sd` multiplies by the autoencoder's own scaling factor (Rombach et al. 2022), which leads near 1.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from cmtool.data.packed import latents_writer, read_packed
 from cmtool.errors import ConfigError, DataError, UserError, install_extra
 from cmtool.talk import Talk
 
-NORMS = ("edm2", "sd")
-EDM2_MEAN, EDM2_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
+# Means and deviations of the four channels as published, and the deviation that they are brought to.
+NORMS = {
+    "edm2": ((5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28), 0.5),
+    "imf": ((0.86488, -0.27787343, 0.21616915, 0.3738409), (4.85503674, 5.31922414, 3.93725398, 3.9870003), 1.0),
+}
 BATCH_PIXELS = 2**20
 
 
@@ -89,15 +92,16 @@ def norm_of(autoencoder: Any, name: str) -> tuple[list[float], list[float]]:
     """Return (shift, scale) by channel: a normalized latent is (z - shift) * scale.
 
     Raises:
-        DataError: `edm2` for an autoencoder of other channels.
+        DataError: a normalization of four channels for an autoencoder of others.
     """
     channels = int(autoencoder.config.latent_channels)
-    if name == "edm2":
-        if channels != len(EDM2_MEAN):
+    if name in NORMS:
+        mean, deviation, wanted = NORMS[name]
+        if channels != len(mean):
             raise DataError(
-                f"--norm edm2 is for latents of 4 channels, and this autoencoder makes {channels}.", "use --norm sd"
+                f"--norm {name} is for latents of 4 channels, and this autoencoder makes {channels}.", "use --norm sd"
             )
-        return list(EDM2_MEAN), [0.5 / std for std in EDM2_STD]
+        return list(mean), [wanted / std for std in deviation]
     shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
     return [float(shift)] * channels, [float(autoencoder.config.scaling_factor)] * channels
 
@@ -153,6 +157,20 @@ def _known(place: str, digest: str) -> Any:
     if weights_hash(autoencoder) != digest:
         raise DataError(f"the autoencoder {place} is another than the one that the latents were made with.")
     return autoencoder
+
+
+def encoder(latent: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Return what turns pictures (B, 3, H, W) in [-1, 1] into mean normalized latents (B, C', h, w) of such a data set.
+
+    Raises:
+        UserError, DataError: the autoencoder is not here, or another one by now.
+    """
+    autoencoder = _known(str(latent["autoencoder"]), str(latent["hash"]))
+
+    def mean(images: Tensor) -> Tensor:
+        return encode(autoencoder.to(images.device), images, latent["shift"], latent["scale"]).chunk(2, dim=1)[0]
+
+    return mean
 
 
 def decoder(latent: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:

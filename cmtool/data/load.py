@@ -98,6 +98,12 @@ def _matching(data: Dataset, cfg: DataConfig) -> Dataset:
                 f"{cfg.resolution} and {cfg.channels}.",
                 f"add --set data.resolution={side} --set data.channels=3",
             )
+        if cfg.latent not in (None, (data.channels, data.resolution)):
+            raise DataError(
+                f"{data.info.path} holds latents of {data.channels} channels and {data.resolution} a side; the preset "
+                f"wants {cfg.shape[0]} and {cfg.shape[1]}.",
+                f"add --set 'data.latent=[{data.channels}, {data.resolution}]'",
+            )
         return data
     if (data.resolution, data.channels) != (cfg.resolution, cfg.channels):
         raise DataError(
@@ -153,12 +159,19 @@ def find_data(cfg: DataConfig, talk: Talk = SILENCE) -> Source | Dataset:
     """
     cfg = _named(cfg)
     if cfg.path is None and cfg.source in BUILTIN:
-        return BUILTIN[cfg.source](cfg)
-    path = locate(cfg, talk)
-    try:
-        return read_packed(path) if path.is_file() and is_packed(path) else open_source(path, cfg)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        found, path = BUILTIN[cfg.source](cfg), Path(cfg.source)
+    else:
+        path = locate(cfg, talk)
+        try:
+            found = read_packed(path) if path.is_file() and is_packed(path) else open_source(path, cfg)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if cfg.latent is not None and (isinstance(found, Source) or found.latent is None):
+        raise DataError(
+            f"{path} holds pictures, and the preset trains on latents.",
+            f"cmtool data make {path} --resolution {cfg.resolution} --encode VAE --out latents.cmdata encodes them",
+        )
+    return found
 
 
 def load_dataset(cfg: DataConfig, talk: Talk = SILENCE, found: Source | Dataset | None = None) -> Dataset:

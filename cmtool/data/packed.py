@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cmtool.config.headers import wrong_latent
 from cmtool.data.dataset import Dataset, Fingerprint, Summary
 from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
 from cmtool.data.profiles import converted_note
@@ -181,17 +182,10 @@ def _mapped(path: Path, header: dict[str, Any]) -> Dataset:
         str(path),
     )
     latent = header.get("latent")
-    if (latent is None) != (images.dtype == torch.uint8) or (latent is not None and wrong_latent(latent, shape)):
+    if (latent is None) != (images.dtype == torch.uint8) or (latent is not None and wrong_latent(latent, shape[1] / 2)):
         raise ValueError
     names = tuple(names) if names else None
     return Dataset(images, labels, str(header["fingerprint"]), info, names, classes, latent=latent)
-
-
-def wrong_latent(latent: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a header's entry about its latents, (N, 2C, H, W) in the file, is not what `latents` writes."""
-    texts = all(isinstance(latent.get(key), str) for key in ("autoencoder", "hash", "norm"))
-    numbers = all(len(latent.get(key, ())) == shape[1] / 2 for key in ("shift", "scale"))
-    return not (texts and numbers and len(latent.get("pixels", ())) == 3)
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------

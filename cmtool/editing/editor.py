@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cmtool.editing.latent import in_latents
 from cmtool.editing.levels import EditPlan
 from cmtool.editing.loop import Edited, denoise, edit_best
 from cmtool.editing.subject import Subject
@@ -14,7 +15,7 @@ from cmtool.editing.tasks import Task
 from cmtool.editing.windows import Windowed
 from cmtool.errors import UserError
 from cmtool.models import Model
-from cmtool.samplers.generate import streams_for
+from cmtool.samplers.generate import streams_for, to_pictures
 
 # A class is chosen by this many edits with each; with more classes than MOST_CLASSES the null class is taken.
 TRIALS, MOST_CLASSES = 4, 100
@@ -37,6 +38,8 @@ class Editor:
     def __init__(
         self, task: Task, plan: EditPlan, model: Model, subject: Subject, label: int | None = None, metric: str = "l2"
     ) -> None:
+        self._given = subject
+        subject = subject if model.latent is None else in_latents(subject, model.latent)
         self.subject, self._task, self._plan, self._model, self._label = subject, task, plan, model, label
         self._y = subject.y.to(model.device, streams_for(model, [0]).dtype)
         self._operator = subject.operator(self._y)
@@ -74,7 +77,7 @@ class Editor:
     def run(self, seeds: Sequence[int], label: int | None) -> tuple[Tensor, Tensor]:
         """Return legal edits (B, C, H, W), one for each seed, and how inconsistent each is (B,); both on the CPU."""
         image, _, distance = self._edited(seeds, label, self._plan.candidates, self._plan.times)
-        return self.subject.legal(image.float().cpu()), distance.cpu()
+        return self.subject.legal(to_pictures(self._model, image).float().cpu()), distance.cpu()
 
     def _edited(
         self, seeds: Sequence[int], label: int | None, candidates: int, times: Sequence[float]
@@ -85,18 +88,21 @@ class Editor:
             answer = denoise(self._view, y, times[0], labels)
             misfit = (answer - y).square().flatten(1).mean(1)
             return answer, misfit, misfit
-        helps = {"guidance": self._plan.guidance, "fresh": self._plan.fresh}
+        helps = {"guidance": self._plan.guidance, "fresh": self._plan.fresh, "clamp": self._model.clamps}
         made = edit_best(self._view, self._operator, y, seeds, times, labels, candidates=candidates, **helps)
         if not self._operator.knows:
             misfit = (made.answer - y).square().flatten(1).mean(1)
             return made.image, misfit, misfit
-        return made.image, made.misfit, self._inconsistency(made, y)
+        return made.image, made.misfit, self._inconsistency(made)
 
-    def _inconsistency(self, made: Edited, y: Tensor) -> Tensor:
-        """How far the model's last answer misses what is known: (B,), root mean square or LPIPS."""
-        if self._perceptual is not None:
-            return self._perceptual(self._operator.start(made.answer), self._operator.start(y))
-        return made.residual.sqrt()
+    def _inconsistency(self, made: Edited) -> Tensor:
+        """How far the model's last answer misses what is known: (B,), root mean square, or LPIPS of pixels."""
+        if self._perceptual is None:
+            return made.residual.sqrt()
+        answer = to_pictures(self._model, made.answer)
+        y = self._given.y.to(answer).expand_as(answer)
+        known = self._given.operator(y)
+        return self._perceptual(known.start(answer), known.start(y))
 
 
 def _lpips() -> Callable[[Tensor, Tensor], Tensor]:

@@ -207,6 +207,7 @@ def edit_best(
     label: Tensor | None = None,
     *,
     candidates: int = 1,
+    clamp: bool = True,
     guidance: float = 0.0,
     fresh: float = 1.0,
 ) -> Edited:
@@ -224,7 +225,7 @@ def edit_best(
     for number in range(candidates):
         own = [derive(seed, "candidate", number) if number else seed for seed in seeds]
         streams = SampleStreams(own, y.device, y.dtype)
-        made = edit(model, operator, y, streams, times, label, guidance=guidance, fresh=fresh)
+        made = edit(model, operator, y, streams, times, label, clamp=clamp, guidance=guidance, fresh=fresh)
         best = made if best is None else _closer(best, made)
     if best is None:
         raise ValueError(f"{candidates} candidates are none")

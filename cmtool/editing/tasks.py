@@ -59,6 +59,7 @@ class Task:
         takes: what it takes besides a picture. Without a mask it generates what is transparent; edits that take none
             lay that on white.
         like: the edit whose levels it takes, where it has none of its own in [edit].
+        not_in_latents: why a model of latents cannot do it; empty: it can.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     channels: int | None = None
     takes: tuple[Literal["mask", "factor", "sigma", "blur"], ...] = ()
     like: str = ""
+    not_in_latents: str = ""
 
     @property
     def setting(self) -> str:
@@ -273,10 +275,18 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("inpaint", inpaint, "tuned", takes=("mask",)),
-        Task("colorize", colorize, "tuned", channels=3),
-        Task("superres", superres, "tuned", takes=("factor",)),
-        Task("deblur", deblur, "tuned", takes=("blur",)),
+        Task("colorize", colorize, "tuned", channels=3, not_in_latents="no part of a latent is the luma of its pixels"),
+        Task(
+            "superres", superres, "tuned", takes=("factor",), not_in_latents="no part of a latent is a mean of pixels"
+        ),
+        Task("deblur", deblur, "tuned", takes=("blur",), not_in_latents="a blur of pixels is no linear map of latents"),
         Task("stroke", stroke, "list"),
-        Task("denoise", denoise, "noise", takes=("sigma",)),
+        Task(
+            "denoise",
+            denoise,
+            "noise",
+            takes=("sigma",),
+            not_in_latents="noise in pixels is no Gaussian noise in latents",
+        ),
     )
 }

@@ -17,6 +17,7 @@ REFERENCES = (
     "cifar10",
     "imagenet64",
     "imagenet64-edm",
+    "imagenet256",
     "lsun_bedroom256",
     "lsun_cat256",
 )

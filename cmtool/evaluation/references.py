@@ -78,6 +78,9 @@ NAMED: dict[str, Named] = {
     "cifar10": Named("inception", 50_000, remote=_clean_fid, shape=(32, 32, 3)),
     "imagenet64": Named("inception", 50_000, remote=_adm("imagenet64", "imagenet/64/VIRTUAL_imagenet64_labeled.npz")),
     "imagenet64-edm": Named("inception", 50_000, remote=_edm, shape=(64, 64, 3)),
+    "imagenet256": Named(
+        "inception", 50_000, remote=_adm("imagenet256", "imagenet/256/VIRTUAL_imagenet256_labeled.npz")
+    ),
     "lsun_bedroom256": Named(
         "inception", 50_000, remote=_adm("lsun_bedroom256", "lsun/bedroom/VIRTUAL_lsun_bedroom256.npz")
     ),

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from cmtool.data import Dataset
+from cmtool.data import Dataset, to_nhwc
 from cmtool.data.array_images import open_array_images
 from cmtool.data.decode import SUFFIXES, SkippedImage, channels_of
+from cmtool.data.latents import decoder
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.data.profiles import converted_note
 from cmtool.data.sources.base import Outcome, Source, decode, outcomes, refuse_empty
@@ -159,8 +161,16 @@ def from_array(images: Array, name: str, labels: Array | None = None, meta: dict
 
 
 def from_dataset(data: Dataset, name: str) -> ImageSet:
-    """Wrap a data set."""
+    """Wrap a data set; latents are decoded as they are read."""
     labels = None if data.labels is None else data.labels.numpy()
+    if data.latent is not None:
+        to_pictures, (channels, side, _) = decoder(data.latent), data.latent["pixels"]
+
+        def read(size: int) -> Iterator[Array]:
+            for rows in torch.arange(len(data)).split(size):
+                yield to_nhwc(to_pictures(data.batch(rows)[0]))
+
+        return ImageSet(name, len(data), (side, side, channels), read, labels)
     if data.float_samples:
         return from_array(data.images.float().numpy(), name, labels)
     return from_array(data.images.permute(0, 2, 3, 1).numpy(), name, labels)

@@ -92,8 +92,8 @@ def draw_student(part: TimesPart, u: Tensor, rank: Tensor, process: ProcessConfi
 def draw_two(part: TimesPart, u: Tensor, second: Tensor, rank: Tensor, process: ProcessConfig) -> tuple[Tensor, Tensor]:
     """Two levels t >= r: the larger and the smaller of two draws of a law, equal where `rank` < `same` (MeanFlow).
 
-    If r has a law of its own (`mean_r`), r is its draw, or t where that is above t (py-meanflow, SoFlow). A log-normal
-    level is a logit-normal time of rectified flow.
+    If r has a law of its own (`mean_r`), r is its draw, or t where that is above t (py-meanflow, SoFlow). So may the
+    equal levels (`mean_same`; SoFlow). A log-normal level is a logit-normal time of rectified flow.
     """
     if part.kind == "two_karras":
         one, other = draw_karras_uniform(u, process), draw_karras_uniform(second, process)
@@ -104,7 +104,11 @@ def draw_two(part: TimesPart, u: Tensor, second: Tensor, rank: Tensor, process: 
     else:
         one, other = draw_lognormal(part, u, process), draw_lognormal(part, second, process)
     t, r = torch.maximum(one, other), torch.minimum(one, other)
-    return t, torch.where(rank < part.same, t, r)
+    equal, alone = rank < part.same, t
+    if part.mean_same is not None:
+        own = part.model_copy(update={"mean": part.mean_same, "std": part.std_same or part.std})
+        alone = draw_lognormal(own, u, process)
+    return torch.where(equal, alone, t), torch.where(equal, alone, r)
 
 
 def draw_dyadic(

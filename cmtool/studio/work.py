@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cmtool.api.edit import How, arrays
+from cmtool.api.edits import picture_size
 from cmtool.api.interpolate import decoded, first_label
 from cmtool.api.model import Model
 from cmtool.data import to_nhwc
@@ -82,7 +83,7 @@ class Workshop:
 
     def __init__(self, model: Model, name: str) -> None:
         self.model, self.name = model, name
-        self.channels, self.side, _ = model.image_shape
+        self.channels, self.side = picture_size(model.header)
         self._turn = threading.Lock()
         self.actions: dict[str, Callable[[Asked], dict[str, Any]]] = {
             "about": self.about,
@@ -104,7 +105,8 @@ class Workshop:
 
     def about(self, asked: Asked) -> dict[str, Any]:
         """Say what the model is."""
-        tasks = [task.name for task in TASKS.values() if task.channels in (None, self.channels)]
+        fitting = [task for task in TASKS.values() if task.channels in (None, self.channels)]
+        tasks = [task.name for task in fitting if not (self.model.module.latent and task.not_in_latents)]
         factors = [factor for factor in (2, 4, 8, 16) if self.side % factor == 0 and factor < self.side]
         classes = self.model.class_names or [str(index) for index in range(self.model.num_classes or 0)]
         return {"name": self.name, "side": self.side, "channels": self.channels, "classes": classes, "tasks": tasks,

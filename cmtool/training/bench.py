@@ -17,6 +17,7 @@ from cmtool.checkpoint import save_model
 from cmtool.config.condition import condition_of
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset, from_tensors
+from cmtool.data.images import from_uint8
 from cmtool.errors import ConfigError
 from cmtool.machine.recorded import WARM_UP
 from cmtool.models import build_model
@@ -115,14 +116,19 @@ def overhead(parts: dict[str, float]) -> float:
 
 
 def stand_in_data(config: RunConfig, count: int = 256) -> Dataset:
-    """Return random bytes of the shape of a preset's images: they cost as much as real ones."""
+    """Return random bytes of the shape of a preset's images, or latents: they cost as much as real ones."""
     table = config.data
     g = torch.Generator().manual_seed(0)
-    shape = (count, table.channels, table.resolution, table.resolution)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=g)
+    channels, side = table.shape
+    images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=g)
     classes = (table.num_classes or 10) if table.labels else None
     labels = None if classes is None else torch.randint(0, classes, (count,), generator=g)
     data = from_tensors(images, labels, "random bytes", classes=classes)
+    if table.latent is not None:
+        law = torch.cat([from_uint8(images), torch.full(images.shape, 0.1)], dim=1).half()
+        made = {"autoencoder": "", "hash": "", "norm": "", "shift": [0.0] * channels, "scale": [1.0] * channels}
+        made |= {"pixels": [table.channels, table.resolution, table.resolution]}
+        return replace(data, storage=law, latent=made, info=replace(data.info, source="random latents"))
     seen = condition_of(table.model_dump())
     return data if seen is None or seen.is_derived else replace(data, beside=images)
 

@@ -21,6 +21,7 @@ SHIPPED = [
     "folder256",
     "folder32",
     "folder64",
+    "imagenet256",
     "imagenet32",
     "imagenet64",
     "lsun_bedroom256",
@@ -61,6 +62,9 @@ def test_a_preset_written_out_in_full_is_the_same_preset(name, tmp_path):
     assert read_preset(str(path)).default == read_preset(name).default
     for recipe in read_preset(name).recipes:
         assert config(str(path), recipe) == config(name, recipe)
+    if config(name, None).data.resolution > 1:
+        other = {"sets": ["network.kind=dit"]}
+        assert config(str(path), None, **other) == config(name, None, **other)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -176,6 +180,40 @@ def test_settings_published_since(preset, recipe, figures):
         assert torch.allclose(ratio_map(c.recipe.gap, t, 0), t * (1 - n / 4096))  # CMT's one stage
 
 
+def test_latents_of_imagenet_at_256():
+    """As in the released configurations of SoFlow (3b60d60) and improved MeanFlow (bf60cd7); sCM's for 512 pixels."""
+    soflow, imf, sct = (config("imagenet256", name) for name in ("soflow", "imf", "sct"))
+    assert all(c.data.shape == (4, 32) and c.data.num_classes == 1000 for c in (soflow, imf, sct))
+    times, legs = soflow.recipe.times, soflow.recipe.legs
+    assert (times.mean_same, times.std_same, times.same) == (-0.2, 1.0, 0.75)  # velocity_loss_ratio, time_mean[0]
+    assert (times.mean, times.std, times.mean_r, times.std_r) == (0.2, 0.8, -1.0, None)
+    assert (legs.law, legs.start, legs.end) == ("exponential", 0.1, 0.002)
+    assert (soflow.recipe.direction.guidance, 1 - soflow.recipe.direction.mix) == (3.0, 0.25)
+    assert (soflow.train.batch_size, soflow.train.betas, soflow.train.lr) == (256, (0.9, 0.99), 1e-4)
+    assert soflow.train.steps == pytest.approx(240 * 1_281_167 / 256, rel=1e-3)
+    assert (imf.recipe.times.mean, imf.recipe.times.std, imf.recipe.times.same) == (-0.4, 1.0, 0.5)
+    assert (imf.train.batch_size, imf.train.betas, imf.train.ema.decay) == (1024, (0.9, 0.95), 0.9999)
+    assert imf.train.steps == 640 * (1_281_167 // 1024) and imf.train.warmup == 10 / 640
+    assert (imf.network.guided, imf.recipe.direction.guidance, imf.train.label_dropout) == (True, 8.0, 0.1)
+    assert (imf.recipe.weighting.p, imf.recipe.weighting.c) == (1.0, 0.01)
+    assert (sct.recipe.times.mean, sct.recipe.times.std, sct.train.eps) == (-0.8, 1.6, 1e-11)
+    assert sct.recipe.target.warmup * sct.train.steps == pytest.approx(10_000)
+    assert sct.train.decay_start * sct.train.steps == pytest.approx(70_000)
+    for name, millions in (("soflow", 131.09), ("soflow-xl", 676.44), ("rf-xl", 674.82)):
+        assert round(sum(p.numel() for p in on_meta(config("imagenet256", name))[0].parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(("preset", "sizes"), [("avatars", (2, 128, 6, 4)), ("folder64", (4, 384, 12, 6))])
+def test_presets_say_how_large_a_transformer_in_place_of_their_unet_is(preset, sizes):
+    def found(*more):
+        network = config(preset, None, sets=["network.kind=dit", *more]).network
+        return network.patch, network.width, network.depth, network.heads
+
+    assert found() == sizes
+    assert found("network.depth=2", "network.heads=2") == (*sizes[:2], 2, 2)
+    assert config(preset, None).network.kind == "adm"
+
+
 def test_noise_is_embedded_as_in_the_released_weights():
     assert config("cifar10", "cd").process.noise_scale == 0.25
     assert all(config(name, "cd").process.noise_scale == 250 for name in PUBLISHED[1:])
@@ -186,9 +224,10 @@ def on_meta(c):
 
     from cmtool.networks.build import build_network
 
+    channels, side = c.data.shape
     with torch.device("meta"):
-        network = build_network(c.network, channels=3, resolution=c.data.resolution, num_classes=None)
-        image, noise = torch.zeros(1, 3, c.data.resolution, c.data.resolution), torch.zeros(1)
+        network = build_network(c.network, channels=channels, resolution=side, num_classes=c.data.num_classes)
+        image, noise = torch.zeros(1, channels, side, side), torch.zeros(1)
     return network.train(), image, noise
 
 

@@ -130,6 +130,21 @@ def test_pairs_are_told_by_their_names_and_turn_with_their_images(tmp_path):
                        data.pairs(torch.tensor([1])))  # fmt: skip
 
 
+def test_conditions_of_own_pictures_are_those_that_were_held_out(tmp_path):
+    names = [f"{number:02}.png" for number in range(40)]
+    pairs(tmp_path / "photos", names)
+    pairs(tmp_path / "drawn", names, seed=100)
+    place = {"path": str(tmp_path / "photos"), "resolution": 16, "holdout": 0.5}
+    for condition in ("superres:4", str(tmp_path / "drawn")):
+        held = load_dataset(DataConfig(source="folder", condition=condition, **place)).held_out
+        header = {**DATA, "source": "folder of images", "condition": condition, **place}
+        assert 10 <= len(held) <= 30
+        index = torch.tensor([2, 0])
+        beside = held.pairs(index)
+        expected = derived(held.batch(index)[0], parse_condition(condition, 3, 16)) if beside is None else beside
+        torch.testing.assert_close(own_conditions(header)([2, len(held)]), expected)
+
+
 @pytest.mark.parametrize(
     ("names", "side", "words"),
     [
@@ -170,13 +185,14 @@ def test_pictures_of_a_user_become_what_training_saw(tmp_path):
         picture_conditions(tmp_path / "no.png", named)
 
 
-def test_samples_to_be_judged_are_conditioned_on_the_model_s_own_data():
+def test_samples_to_be_judged_are_conditioned_on_pictures_that_training_did_not_see():
     seen = []
     model = live(build_model(header("superres:4")))
     model.network.register_forward_pre_hook(lambda module, given: seen.append(given[0][:, 3:]))
     images = make_images(model, plan_sampling(model.header, steps=1), range(3, 9), batch_size=4)
     assert images.shape == (16, 16, 3)
-    own = load_dataset(DataConfig(source="shapes", resolution=16, channels=3)).batch(torch.arange(3, 9))[0]
+    table = DataConfig(source="shapes", resolution=16, channels=3, kind="heldout")
+    own = load_dataset(table).batch(torch.arange(3, 9))[0]
     torch.testing.assert_close(torch.cat(seen), derived(own, parse_condition("superres:4", 3, 16)))
 
 

@@ -1,5 +1,6 @@
 """Latents of an autoencoder: encoded, drawn anew, trained on, decoded; and what is refused."""
 
+import json
 import re
 
 import numpy as np
@@ -7,14 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+import cmtool as package
 from cmtool import models
 from cmtool.config.load import resolve
 from cmtool.data import latents
 from cmtool.data.packed import latents_writer, read_packed
+from cmtool.editing.latent import in_latents
+from cmtool.editing.photos import photo_of
+from cmtool.editing.tasks import Asked, inpaint
 from cmtool.errors import DataError, UserError, install_extra
 from cmtool.evaluation.models import make_images
 from cmtool.evaluation.samples import image_shape
 from cmtool.samplers.plan import plan_sampling
+from cmtool.studio.work import Workshop
 from cmtool.training.batches import Batches
 
 LATENT = {"autoencoder": "vae", "hash": "0" * 16, "norm": "sd", "shift": [0.0] * 4, "scale": [1.0] * 4,
@@ -64,6 +70,13 @@ def test_latents_and_presets_of_other_pictures(tmp_path, cmtool, workdir):
     done = cmtool("train-ct", "--preset", "folder64", "--data", "z.cmdata", "--set", "data.resolution=16",
                   "--set", "network.channel_mult=[1,1,1,1,1]", "--steps", 2)  # fmt: skip
     assert done.code != 0 and "the latents are 8 x 8" in done.err
+    done = cmtool("train-ct", "--preset", "imagenet256", "--data", "z.cmdata", "--steps", 2)
+    assert done.code != 0 and "holds latents of images of 16 pixels" in done.err
+    photos(workdir / "photos", 1)
+    done = cmtool("train-ct", "--preset", "imagenet256", "--data", "photos", "--steps", 2)
+    assert done.code != 0 and "holds pictures, and the preset trains on latents" in done.err and "--encode" in done.err
+    done = cmtool("train-ct", "--preset", "imagenet256", "--data", "z.cmdata", "--set", "data.resolution=16")
+    assert done.code != 0 and "the preset wants 4 and 32" in done.err
     done = cmtool("data", "show", "z.cmdata")
     assert done.code == 0 and "Traceback" not in done.err
     done = cmtool("data", "make", "z.cmdata", "--resolution", 16, "--out", "y.cmdata")
@@ -90,35 +103,45 @@ def autoencoder(folder, **changes):
 
 
 def photos(folder, count=20):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
+        Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{number:03}.png")
+
+
+SMALL = ("--set", "data.resolution=16", "--set", "network.channels=16", "--set", "network.channel_mult=[1,2]",
+         "--set", "network.attention=[4]", "--set", "network.head_channels=16", "--set", "data.holdout=0.2")  # fmt: skip
+
+
+def as_floats(folder, count=20):
+    read = [np.array(Image.open(folder / f"{number:03}.png")) for number in range(count)]
+    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def trained(cmtool, workdir):
+    """200 pictures encoded, 20 steps on them; the autoencoder."""
+    made = autoencoder(workdir / "vae")
+    photos(workdir / "photos", 200)
+    done = cmtool("data", "make", "photos", "--resolution", 16, "--encode", "vae", "--norm", "sd", "--out", "z.cmdata")
+    assert done.code == 0, done.err
+    done = cmtool("train-ct", "--preset", "folder64", "--data", "z.cmdata", *SMALL, "--steps", 20, "--batch-size", 8,
+                  "--out", "runs/z")  # fmt: skip
+    assert done.code == 0, done.err
+    return made
 
 
 def test_from_pictures_to_pictures(cmtool, workdir):
-    made = autoencoder(workdir / "vae")
-    photos(workdir / "photos")
-    done = cmtool("data", "make", "photos", "--resolution", 16, "--encode", "vae", "--norm", "sd", "--out", "z.cmdata")
-    assert done.code == 0, done.err
-    data = read_packed(workdir / "z.cmdata")
-    pixels = torch.stack([
-        torch.from_numpy(np.array(Image.open(workdir / f"photos/{number:02}.png"))) for number in range(20)
-    ]).permute(0, 3, 1, 2) / 127.5 - 1  # fmt: skip
+    made = trained(cmtool, workdir)
+    data, pixels = read_packed(workdir / "z.cmdata"), as_floats(workdir / "photos")
+    means = data.batch(torch.arange(20))[0]
     with torch.no_grad():
         law = made.encode(pixels).latent_dist
-        expected = made.decode(law.mean).sample.clamp(-1, 1)
-    torch.testing.assert_close(data.batch(torch.arange(20))[0], law.mean * 0.18215, rtol=1e-3, atol=1e-3)
-    half = data.batch(torch.arange(20))[0] / 0.18215
-    with torch.no_grad():
-        own = made.decode(half).sample.clamp(-1, 1)
-    torch.testing.assert_close(latents.decoder(data.latent)(data.batch(torch.arange(20))[0]), own, rtol=0, atol=1e-5)
-    assert (own - expected).abs().max() < 1e-2
-    small = ("--set", "data.resolution=16", "--set", "network.channels=16", "--set", "network.channel_mult=[1,2]",
-             "--set", "network.attention=[4]", "--set", "network.head_channels=16")  # fmt: skip
-    done = cmtool("train-ct", "--preset", "folder64", "--data", "z.cmdata", *small, "--steps", 4, "--batch-size", 8,
-                  "--out", "runs/z")  # fmt: skip
-    assert done.code == 0, done.err
+        whole, own = (made.decode(z).sample.clamp(-1, 1) for z in (law.mean, means / 0.18215))
+    decode, encode = latents.decoder(data.latent), latents.encoder(data.latent)
+    torch.testing.assert_close(means, law.mean * 0.18215, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(decode(means), own, rtol=0, atol=1e-5)
+    torch.testing.assert_close(decode(encode(pixels)), whole, rtol=0, atol=1e-5)
+    assert (own - whole).abs().max() < 1e-2  # what half precision costs
     done = cmtool("sample", "--model", "runs/z", "--num", 3, "--out", "s.npz")
     assert done.code == 0, done.err
     with np.load(workdir / "s.npz") as archive:
@@ -128,14 +151,72 @@ def test_from_pictures_to_pictures(cmtool, workdir):
     images = make_images(model, plan_sampling(model.header), range(3), batch_size=2)
     assert images.shape == image_shape(model.header) == (16, 16, 3)
     assert cmtool("interpolate", "--model", "runs/z", "--seeds", "1,2", "--num", 3, "--out", "w.png").code == 0
-    done = cmtool("edit", "colorize", "photos/00.png", "--model", "runs/z", "--out", "e.png")
-    assert done.code != 0 and "works on latents" in done.err
+    for reference in ("photos", "runs/z", "z.cmdata"):  # those of the run and of the file are decoded
+        done = cmtool("eval", "--model", "runs/z", "--ref", reference, "--num", 50, "--features", "shapes",
+                      "--metrics", "fid", "--json")  # fmt: skip
+        assert done.code == 0 and json.loads(done.out)["rows"][0]["fid"] > 0, done.err
+    assert cmtool("report", "runs/z", "--out", "r.html").code == 0
+    shop = Workshop(package.load(workdir / "runs/z", "cpu"), "runs/z")
+    assert shop.about({})["tasks"] == ["inpaint", "stroke"] and shop.side == 16
+    assert shop.sample({})["images"][0].startswith("data:image/png")
+    edits_of_latents(cmtool, workdir)
     latents.open_autoencoder.cache_clear()
     latents._known.cache_clear()
     made.decoder.conv_out.bias.data += 1
     made.save_pretrained(workdir / "vae")
     done = cmtool("sample", "--model", "runs/z", "--num", 3, "--out", "t.npz")
     assert done.code != 0 and "is another than the one that the latents were made with" in done.err
+
+
+def edits_of_latents(cmtool, workdir):
+    """Inpainting keeps every known byte; strokes work; what has no meaning in latents is refused with the reason."""
+    mask = np.zeros((16, 16), np.uint8)
+    mask[3:9, 4:11] = 255
+    Image.fromarray(mask).save(workdir / "m.png")
+    other = np.array(Image.open(workdir / "photos/000.png"))
+    before = other.copy()
+    other[mask > 0] = 7
+    Image.fromarray(other).save(workdir / "other.png")
+    for name in ("photos/000.png", "other.png"):
+        done = cmtool("edit", "inpaint", name, "--mask", "m.png", "--model", "runs/z", "--out", f"e-{name[-7:]}")
+        assert done.code == 0, done.err
+    first, second = (np.array(Image.open(workdir / f"e-{name}")) for name in ("000.png", "her.png"))
+    assert np.array_equal(first, second)  # what lies under the mask is never seen
+    assert np.array_equal(first[mask == 0], before[mask == 0]) and not np.array_equal(first[mask > 0], before[mask > 0])
+    assert cmtool("edit", "stroke", "other.png", "--model", "runs/z", "--out", "stroke.png").code == 0
+    Image.fromarray(255 - np.eye(16, dtype=np.uint8) * 255).save(workdir / "most.png")
+    done = cmtool("edit", "inpaint", "other.png", "--mask", "most.png", "--model", "runs/z", "--out", "n.png")
+    assert done.code != 0 and "leaves no 2 x 2 pixels wholly known" in done.err
+    for task, words, why in (
+        ("colorize", (), "no part of a latent is the luma"),
+        ("superres", ("--factor", 2), "is a mean of pixels"),
+        ("deblur", ("--sigma", 1), "is no linear map of latents"),
+        ("denoise", ("--sigma", 0.3), "is no Gaussian noise in latents"),
+    ):
+        done = cmtool("edit", task, "photos/000.png", *words, "--model", "runs/z", "--out", "n.png")
+        said = " ".join(done.err.split())
+        assert done.code != 0 and "works on latents, and" in said and why in said, said
+    assert not (workdir / "n.png").exists()
+
+
+def test_a_cell_is_known_only_where_all_of_its_pixels_are(monkeypatch):
+    seen = []
+
+    def stand_in(latent):
+        return lambda x: seen.append(x) or torch.nn.functional.avg_pool2d(x, 4).repeat(1, 2, 1, 1)[:, :4]
+
+    monkeypatch.setattr("cmtool.editing.latent.encoder", stand_in)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    mask = np.zeros((16, 16))
+    mask[4:9, 4:8], mask[15, 15] = 1.0, 0.2  # one row into the third cell down; a soft corner
+    subject = in_latents(inpaint(photo_of(pixels, 3), 16, Asked(mask=mask)), LATENT)
+    weight = subject.operator(subject.y).weight
+    expected = torch.ones(4, 4)
+    expected[1, 1] = expected[2, 1] = expected[3, 3] = 0
+    assert torch.equal(weight[0, 0], expected)
+    filled_in = seen[0][0].permute(1, 2, 0).numpy()
+    assert np.allclose(filled_in[mask == 0], pixels[mask == 0] / 127.5 - 1, atol=1e-6)
+    assert not np.allclose(filled_in[mask == 1], pixels[mask == 1] / 127.5 - 1, atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,59 @@ def test_parquet_as_the_hub_stores_it(tmp_path, pixels):
         load(tmp_path / "torn.parquet")
 
 
+def saved_to_disk(folder, rows, labels, names, shards=2, per_batch=2):
+    """Write what `datasets.save_to_disk` writes: streams of record batches and two JSON files beside them."""
+    import pyarrow as arrow
+
+    folder.mkdir(parents=True)
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    form = arrow.schema(
+        {"image": arrow.struct({"bytes": arrow.binary(), "path": arrow.string()}), "label": arrow.int64()},
+        {"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    files, step = [], -(-len(rows) // shards)
+    for number in range(shards):
+        part = slice(number * step, (number + 1) * step)
+        files.append({"filename": f"data-{number:05}-of-{shards:05}.arrow"})
+        table = arrow.table({"image": rows[part], "label": labels[part]}, form)
+        with arrow.ipc.new_stream(folder / files[-1]["filename"], form) as writer:
+            writer.write_table(table, per_batch)
+    (folder / "state.json").write_text(json.dumps({"_data_files": files, "_split": "train"}))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    return folder
+
+
+def test_arrow_as_the_hub_saves_it_to_disk(tmp_path, pixels):
+    arrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+    saved = saved_to_disk(tmp_path / "set" / "train", parquet_rows(pixels, 5), [1, 0, 1, 2, 0], ["cat", "dog", "owl"])
+    data = load(saved, resolution=12)
+    assert data.labels.tolist() == [1, 0, 1, 2, 0] and data.class_names == ("cat", "dog", "owl")
+    for index in range(5):
+        assert np.array_equal(data.images[index].permute(1, 2, 0).numpy(), pixels(index))
+    again = load(saved, resolution=12)
+    assert again.fingerprint == data.fingerprint and again.info.source == "Arrow"
+    saved_to_disk(tmp_path / "set" / "test", parquet_rows(pixels, 1), [0], ["cat"], shards=1)
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["test", "train"]}')
+    whole = load(tmp_path / "set", resolution=12)
+    assert whole.fingerprint == data.fingerprint and whole.info.notes[0] == "of the splits test, train train is used"
+    one = saved / "data-00001-of-00002.arrow"
+    assert load(one, resolution=12).labels.tolist() == [2, 0]
+    table = arrow.table({"image": [row["bytes"] for row in parquet_rows(pixels)]})
+    with arrow.ipc.new_file(tmp_path / "file.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert len(load(tmp_path / "file.arrow", labels=False)) == 3
+    one.write_bytes(one.read_bytes()[:-300])
+    with pytest.raises(DataError, match="damaged or no Arrow table"):
+        load(saved)
+    one.unlink()
+    with pytest.raises(DataError, match=r"data-00001-of-00002.arrow is missing; .*state.json names it"):
+        load(saved)
+    for names, words in (('["../x.arrow"]', "is refused"), ("3", "is damaged"), ("[]", "names no files")):
+        (saved / "state.json").write_text(f'{{"_data_files": {names}}}')
+        with pytest.raises(DataError, match=words):
+            load(saved)
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")

@@ -81,6 +81,19 @@ def parquet_tables(*images: bytes) -> tuple[bytes, ...]:
     return tuple(made)
 
 
+def arrow_tables(*images: bytes) -> tuple[bytes, ...]:
+    import pyarrow
+
+    table = pyarrow.table({"image": [{"bytes": data, "path": "a"} for data in images], "label": [*range(len(images))]})
+    made = []
+    for writer in (pyarrow.ipc.new_stream, pyarrow.ipc.new_file):
+        stream = io.BytesIO()
+        with writer(stream, table.schema) as written:
+            written.write_table(table, 1)
+        made.append(stream.getvalue())
+    return tuple(made)
+
+
 def edm_labels() -> bytes:
     return b'{"labels": [["a.png", 0], ["b.png", [0, 1]]]}'
 

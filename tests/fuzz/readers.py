@@ -154,6 +154,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     ]
     if find_spec("pyarrow"):
         listed.append(Reader("parquet", "t.parquet", examples.parquet_tables(png, jpeg), _records))
+        listed.append(Reader("arrow", "t.arrow", examples.arrow_tables(png, jpeg), _records))
     return {reader.name: reader for reader in listed}
 
 

@@ -31,7 +31,7 @@ NAMES = (
     *("webp, tiff, bmp", "image zip", "data npz", "samples npz", "samples zip", "packed", "data pickle"),
     *("network pickle", "torch", "foreign", "msgpack", "diffusers", "lmdb", "dataset.json", "class map", "statistics"),
     *("points", "points in words", "a whole run", "request.json", "shard", "studio"),
-    *(("parquet",) if find_spec("pyarrow") else ()),
+    *(("parquet", "arrow") if find_spec("pyarrow") else ()),
 )
 ROOT = Path(__file__).resolve().parents[2]
 # Two thirds at random, one third guided by the lines that inputs reach; a setting resolves a whole preset and a request

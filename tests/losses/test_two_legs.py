@@ -296,6 +296,13 @@ def test_a_second_law_of_times_stays_below_the_first():
         below, GapPart(kind="none"), Uniforms(first, second, rank), ProcessConfig(parameterization="flow"), 2, 0
     )[1]
     assert float(r.log().mean()) == pytest.approx(-4.0, abs=0.05)
+    equal = part.model_copy(update={"mean_same": 1.0, "std_same": 0.5, "same": 0.5})
+    alone, same = draw_times(
+        equal, GapPart(kind="none"), Uniforms(first, second, rank), ProcessConfig(parameterization="flow"), 2, 0
+    )
+    assert torch.equal(alone[:10_000], same[:10_000]) and torch.equal(alone[10_000:], t[10_000:])
+    assert float(alone[:10_000].log().mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(alone[:10_000].log().std()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_uniform_law_depends_on_the_row_alone():

@@ -16,13 +16,13 @@ from cmtool.data.sources.base import Record, Source, sign_file
 from cmtool.data.sources.folder import open_folder, open_image_zip
 from cmtool.data.sources.imagenet import batch_files, open_downsampled_imagenet
 from cmtool.data.sources.lmdb import open_lmdb
-from cmtool.data.sources.tables import has_images, open_parquet
+from cmtool.data.sources.tables import has_images, is_saved, open_arrow, open_parquet
 from cmtool.data.sources.tar import is_tar, open_tar, shards_in
 from cmtool.errors import DataError, nearest
 
 FORMS = (
-    "a folder of images, an EDM zip, .tar shards, .npz, .parquet, .cmdata, an lmdb, CIFAR-10's or image-net.org's "
-    "batches"
+    "a folder of images, an EDM zip, .tar shards, .npz, .parquet, .arrow, .cmdata, an lmdb, CIFAR-10's or "
+    "image-net.org's batches"
 )
 
 
@@ -54,6 +54,8 @@ def _published(path: Path, kind: str | None) -> Source | None:
         return open_cifar_folder(path, kind)
     if batch_files(path):
         return open_downsampled_imagenet(path)
+    if is_saved(path):
+        return open_arrow(path)
     return open_parquet(path) if has_images(path) else None
 
 
@@ -89,6 +91,8 @@ def _open_file(path: Path, kind: str | None) -> Source:
         return open_cifar_archive(path, kind)
     if is_tar(path):
         return open_tar(path, kind)
+    if path.suffix == ".arrow":
+        return open_arrow(path)
     if path.suffix == ".mdb":
         return open_lmdb(path)
     if start[:1] == b"\x80":

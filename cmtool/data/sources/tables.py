@@ -1,12 +1,17 @@
-"""Parquet tables of images; reading them needs the extra `data`."""
+"""Tables of images, parquet or Arrow; reading them needs the extra `data`.
+
+Arrow is what `datasets.save_to_disk` writes of an image data set of the hub: a folder with `state.json`, which names
+its `.arrow` files, or with `dataset_dict.json` and a folder for each split. Columns are read, and no program.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +23,8 @@ from cmtool.errors import DataError, install_extra
 _ROWS = 256
 _LABELS = ("label", "labels", "class", "fine_label", "y")  # usual names of the column of class numbers
 INSTALL = install_extra("data")
+_SPLITS, _STATE, _SAVED = "dataset_dict.json", "state.json", "dataset_info.json"
+_ARROW_FILE = b"ARROW1"  # how a file of Arrow begins; a stream, which the hub's library writes, has no mark
 
 
 def _package(name: str, place: Path) -> ModuleType:
@@ -25,6 +32,92 @@ def _package(name: str, place: Path) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         raise DataError(f"{place} needs the package {name.split('.')[0]}, which is not installed.", INSTALL) from None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file: their schema and number, and `column(name)`, which yields a column in lists of values."""
+
+    schema: Any
+    rows: int
+    column: Callable[[str], Iterator[list[Any]]]
+
+
+def _parquet_table(file: Path) -> Table:
+    table = _package("pyarrow.parquet", file).ParquetFile(file)
+
+    def column(name: str) -> Iterator[list[Any]]:
+        for batch in table.iter_batches(_ROWS, columns=[name]):
+            yield batch.column(0).to_pylist()
+
+    return Table(table.schema_arrow, int(table.metadata.num_rows), column)
+
+
+def _arrow_table(file: Path) -> Table:
+    """Open a stream or file of record batches; it stays on the disk, and a pass reads what it asks for."""
+    arrow, ipc = _package("pyarrow", file), _package("pyarrow.ipc", file)
+
+    def batches() -> Iterator[Any]:
+        with arrow.memory_map(str(file)) as source:
+            if source.read(len(_ARROW_FILE)) == _ARROW_FILE:
+                reader = ipc.open_file(source)
+                yield reader.schema
+                yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+            else:
+                source.seek(0)
+                reader = ipc.open_stream(source)
+                yield reader.schema
+                yield from reader
+
+    def column(name: str) -> Iterator[list[Any]]:
+        for batch in islice(batches(), 1, None):
+            values = batch.column(batch.schema.get_field_index(name))
+            values.validate(full=True)  # offsets of a damaged file lead anywhere in memory
+            for start in range(0, len(values), _ROWS):
+                yield values.slice(start, _ROWS).to_pylist()
+
+    stream = batches()
+    return Table(next(stream), sum(batch.num_rows for batch in stream), column)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is an image data set, or several splits of one, as `datasets.save_to_disk` writes them."""
+    return (path / _SPLITS).is_file() or ((path / _STATE).is_file() and (path / _SAVED).is_file())
+
+
+def _listed(path: Path, key: str) -> list[str]:
+    """Return the names that a JSON file has below a key, each directly or as `filename`.
+
+    Raises:
+        DataError: it is damaged, or a name points elsewhere.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            names = [entry["filename"] if isinstance(entry, dict) else entry for entry in json.load(stream)[key]]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise DataError(f"{path} is damaged: it names no files.") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\\" in name:
+            raise DataError(f"{path} is refused: it names '{name}', which is no file beside it.")
+    return names
+
+
+def _saved_files(path: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the Arrow files of a saved data set, of its split "train" or else its first, and a note on the split."""
+    if path.is_file():
+        return [path], ()
+    notes: tuple[str, ...] = ()
+    if (path / _SPLITS).is_file():
+        splits = _listed(path / _SPLITS, "splits")
+        if not splits:
+            raise DataError(f"{path} has no splits.")
+        chosen = "train" if "train" in splits else splits[0]
+        notes = (f"of the splits {', '.join(splits)} {chosen} is used",) if len(splits) > 1 else ()
+        path = path / chosen
+    files = [path / name for name in _listed(path / _STATE, "_data_files")]
+    if missing := [file for file in files if not file.is_file()]:
+        raise DataError(f"{missing[0]} is missing; {path / _STATE} names it.")
+    return files, notes
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -52,9 +145,9 @@ def has_images(path: Path) -> bool:
     files = parquet_files(path)
     if not files or importlib.util.find_spec("pyarrow") is None:
         return bool(files)
-    with _said(path):
-        tables = [_package("pyarrow.parquet", path).ParquetFile(file) for file in files]
-    return any(_image_columns(table.schema_arrow, _package("pyarrow", path).types) for table in tables) or not (
+    with _said(path, "parquet"):
+        tables = [_parquet_table(file) for file in files]
+    return any(_image_columns(table.schema, _package("pyarrow", path).types) for table in tables) or not (
         list_folder(path).images
     )
 
@@ -129,13 +222,13 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
         return None
 
 
-def _same_columns(tables: list[Any], types: Any, files: list[Path]) -> _Columns:
+def _same_columns(tables: list[Table], types: Any, files: list[Path]) -> _Columns:
     """Return the columns that all tables share.
 
     Raises:
         DataError: a table has its images or labels in other columns than the first, or other class names.
     """
-    found = [_columns(table.schema_arrow, types, file) for table, file in zip(tables, files, strict=True)]
+    found = [_columns(table.schema, types, file) for table, file in zip(tables, files, strict=True)]
     for columns, file in zip(found, files, strict=True):
         if columns != found[0]:
             raise DataError(
@@ -144,14 +237,8 @@ def _same_columns(tables: list[Any], types: Any, files: list[Path]) -> _Columns:
     return found[0]
 
 
-def _tables(files: list[Path]) -> list[Any]:
-    """Open tables."""
-    parquet = _package("pyarrow.parquet", files[0])
-    return [parquet.ParquetFile(file) for file in files]
-
-
 @contextlib.contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _said(path: Path, kind: str) -> Iterator[None]:
     """Turn errors of pyarrow about a damaged table into one sentence; most are OSError, some are its own."""
     arrow = _package("pyarrow", path)
     try:
@@ -160,13 +247,13 @@ def _said(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the table
             raise
         why = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DataError(f"{path} is damaged or no parquet table ({why}).") from None
+        raise DataError(f"{path} is damaged or no {kind} table ({why}).") from None
 
 
-def _images(table: Any, image: str, nested: bool) -> Iterator[bytes]:
+def _images(table: Table, image: str, nested: bool) -> Iterator[bytes]:
     """Yield the embedded files of one table, empty bytes for rows without one."""
-    for batch in table.iter_batches(_ROWS, columns=[image]):
-        for value in batch.column(0).to_pylist():
+    for values in table.column(image):
+        for value in values:
             yield (value.get("bytes") if nested and value else value) or b""
 
 
@@ -178,13 +265,31 @@ def open_parquet(path: Path) -> Source:
     Raises:
         DataError: the package pyarrow is missing, or a table is damaged or has no images.
     """
+    return _open("parquet", path, *_first_split(parquet_files(path)), _parquet_table)
+
+
+def open_arrow(path: Path) -> Source:
+    """Open an image data set that `datasets.save_to_disk` wrote, or one of its `.arrow` files; rows as in parquet.
+
+    Raises:
+        DataError: the package pyarrow is missing, a file is missing, damaged or elsewhere, or there are no images.
+    """
+    return _open("Arrow", path, *_saved_files(path), _arrow_table)
+
+
+def _open(
+    kind: str, path: Path, files: list[Path], notes: tuple[str, ...], open_table: Callable[[Path], Table]
+) -> Source:
     arrow = _package("pyarrow", path)
-    files, notes = _first_split(parquet_files(path))
-    with _said(path):
-        tables = _tables(files)
+    if not files:
+        raise DataError(f"{path} names no files.")
+    with _said(path, kind):
+        tables = [open_table(file) for file in files]
         columns = _same_columns(tables, arrow.types, files)
-        labels = [_label_column(table, columns.label) for table in tables] if columns.label else []
-        rows = [int(table.metadata.num_rows) for table in tables]
+        labels = [
+            [value for part in table.column(columns.label) for value in part] for table in tables if columns.label
+        ]
+        rows = [table.rows for table in tables]
         if columns.label and rows != [len(column) for column in labels]:
             raise ValueError("its columns differ in length")
     notes += columns.notes
@@ -195,10 +300,10 @@ def open_parquet(path: Path) -> Source:
     top = 0 if unlabeled else 1 + max((value or 0 for column in labels for value in column), default=-1)
 
     def records() -> Iterator[Record]:
-        with _said(path):
-            for number, (file, table) in enumerate(zip(files, _tables(files), strict=True)):
+        with _said(path, kind):
+            for number, file in enumerate(files):
                 index = 0
-                for index, data in enumerate(_images(table, columns.image, columns.nested), 1):
+                for index, data in enumerate(_images(open_table(file), columns.image, columns.nested), 1):
                     if index > rows[number]:
                         break
                     given = None if unlabeled else labels[number][index - 1]
@@ -208,8 +313,4 @@ def open_parquet(path: Path) -> Source:
 
     names = columns.names if not unlabeled and columns.names and len(columns.names) >= top else None
     classes = None if unlabeled else len(names or ()) or top
-    return Source("parquet", path, sum(rows), records, sign_file("parquet", *files), names, classes, notes=notes)
-
-
-def _label_column(table: Any, label: str) -> list[int | None]:
-    return [value for batch in table.iter_batches(columns=[label]) for value in batch.column(0).to_pylist()]
+    return Source(kind, path, sum(rows), records, sign_file(kind, *files), names, classes, notes=notes)
