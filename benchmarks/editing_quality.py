@@ -2,14 +2,16 @@
 
     python benchmarks/editing_quality.py --model runs/digits-ict-pm [--data digits] [--images 50] [--variations 32]
         [--first 50] [--seed 1] [--times paper | 80,1,0.5] [--steps 20] [--guidance 0,1.2] [--fresh 0.1]
-        [--candidates 4] [--json]
+        [--loops usual,4:0.1] [--candidates 4] [--lpips 64] [--json]
 
 For every task and every held-out picture (never trained on: `--set data.kind=train` for digits, the disjoint index
 range of shapes) it makes variations, and prints over the unknown part: the squared error of their mean and of one of
 them, that of the trivial answer (mean of the known pixels, gray, nearest neighbor), the share of pixels whose truth
 lies inside the 5 % to 95 % interval of the variations (bytes, so half a level of slack), the share among pixels that
 are not certain (interval wider than 8 levels), and the precision of the edits by the features of `digits_quality.py`
-next to that of the model's own samples.
+next to that of the model's own samples; faces have no such features. A loop of `--loops` is a number of evaluations and
+the share of new noise between them, `usual` what `cmtool edit` takes. `--lpips 64` adds LPIPS of pictures enlarged to
+64 pixels, for which VGG16's weights must be there.
 
 docs/howto/edit.md has the measured figures. On 64 held-out shapes (4 variations of each, the class given, levels
 from 20 to .3) over-relaxation of 0, .8 and 2 gave inpainting errors of .415, .306 and .219 (one), .218, .148 and .104
@@ -20,6 +22,7 @@ As the best of 1, 4 and, in half the evaluations, 8 candidates colorized shapes 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,20 +30,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from digits_quality import measured
+from digits_quality import SIDES, measured
 from numpy.typing import NDArray
 from torch import Tensor
 
 import cmtool
 from cmtool.cli.output import Output
+from cmtool.config.parts import DistancePart
+from cmtool.config.schema import DataConfig
 from cmtool.data import split_indices
 from cmtool.data.images import from_uint8
+from cmtool.data.load import load_dataset
 from cmtool.data.shapes import HELD_OUT, shapes_images
 from cmtool.editing import loop as editing
 from cmtool.editing.levels import plan_edit
 from cmtool.editing.operators import BYTES, blur, reduction, trust
 from cmtool.evaluation import domain
 from cmtool.evaluation.manifold import manifold
+from cmtool.losses.distance import Distance
+from cmtool.losses.perceptual import backbone_path, build_lpips
 from cmtool.models import Model
 from cmtool.rng import SampleStreams, derive
 from cmtool.samplers.generate import generate
@@ -57,7 +65,9 @@ USUAL = {
     "digits": "inpaint,inpaint-half,superres2,stroke,denoise",
     "shapes": "inpaint,inpaint-half,inpaint-random,colorize,superres2,superres4,superres4-bicubic,deblur,deblur-noisy,"
     "stroke,denoise",
+    "avatars": "deblur,deblur-noisy,superres4-bicubic,inpaint-random",
 }
+SHAPES = {"digits": {"resolution": 8, "channels": 1}, "avatars": {"resolution": 16, "channels": 3}}
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,9 @@ class Judge:
     """
 
     def __init__(self, data: str) -> None:
+        self.judges = data in SIDES
+        if not self.judges:
+            return
         self._model, features = measured(data)
         held = split_indices(len(features))[1] if data == "digits" else []
         self._features = np.delete(features, held, axis=0)
@@ -90,10 +103,7 @@ def held_out(data: str, count: int, first: int = 0) -> Tensor:
     """Return held-out pictures (count, C, H, W) in [-1, 1], from number `first` on."""
     if data == "shapes":
         return from_uint8(torch.from_numpy(shapes_images(HELD_OUT + first, count, 16)[0]))
-    from cmtool.config.schema import DataConfig
-    from cmtool.data.load import load_dataset
-
-    dataset = load_dataset(DataConfig(source="digits", resolution=8, channels=1, kind="heldout"))
+    dataset = load_dataset(DataConfig.model_validate({"source": data, "kind": "heldout", **SHAPES[data]}))
     return dataset.batch(torch.arange(first, min(first + count, len(dataset))))[0]
 
 
@@ -232,13 +242,14 @@ def variations(
     return torch.stack(made)
 
 
-def measure(made: Tensor, truth: Tensor, case: Case, judge: Judge) -> dict[str, float | None]:
+def measure(
+    made: Tensor, truth: Tensor, case: Case, judge: Judge, lpips: Distance | None = None
+) -> dict[str, float | None]:
     """Return the figures of edits (N, B, C, H, W) of `truth` (B, C, H, W)."""
     unknown = case.unknown
     low, high = (torch.quantile(made, share, dim=0) for share in (0.05, 0.95))
     covered = (truth >= low - LEVEL / 2) & (truth <= high + LEVEL / 2)
     unsure = unknown & (high - low > CERTAIN_LEVELS * LEVEL)
-    inside = judge.inside(made.flatten(0, 1)).reshape(len(made), len(truth)).mean(axis=0)
 
     def error(x: Tensor) -> float:
         return float((x - truth)[unknown].square().mean())
@@ -252,10 +263,25 @@ def measure(made: Tensor, truth: Tensor, case: Case, judge: Judge) -> dict[str, 
         "psnr trivial": psnr(case.trivial, truth),
         "cover": float(covered[unknown].double().mean()) if several else None,
         "cover unsure": float(covered[unsure].double().mean()) if several and unsure.any() else None,
-        "precision": float(inside.mean()),
-        # Variations of one picture are not independent, so pictures are counted, not variations.
-        "+-": float(inside.std(ddof=1) / len(truth) ** 0.5),
+        **_precision(made, judge),
+        **({} if lpips is None else {"lpips": _apart(lpips, made[0], truth)}),
+        **({} if lpips is None else {"lpips trivial": _apart(lpips, case.trivial, truth)}),
     }
+
+
+def _precision(made: Tensor, judge: Judge) -> dict[str, float | None]:
+    if not judge.judges:
+        return {}
+    inside = judge.inside(made.flatten(0, 1)).reshape(made.shape[:2]).mean(axis=0)
+    # Variations of one picture are not independent, so pictures are counted, not variations.
+    return {"precision": float(inside.mean()), "+-": float(inside.std(ddof=1) / made.shape[1] ** 0.5)}
+
+
+def _apart(distance: Distance, images: Tensor, truth: Tensor) -> float:
+    """Mean over pictures of a distance, a few at a time."""
+    pairs = zip(images.clamp(-1, 1).split(16), truth.split(16), strict=True)
+    with torch.no_grad():
+        return float(torch.cat([distance.between(a, b) for a, b in pairs]).mean())
 
 
 def psnr(x: Tensor, truth: Tensor) -> float:
@@ -271,26 +297,34 @@ def own_precision(model: Model, judge: Judge, steps: int, count: int = 1000) -> 
 
 
 def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, output: Output) -> list[dict[str, Any]]:
-    """Return one row for every task and over-relaxation."""
+    """Return one row for every task, loop and over-relaxation."""
     rows = []
-    for task in (given.tasks or USUAL[given.data]).split(","):
+    lpips = build_lpips(DistancePart(kind="lpips", resize=given.lpips)) if given.lpips else None
+    tasks, loops = (given.tasks or USUAL[given.data]).split(","), (given.loops or "usual").split(",")
+    for task, loop in itertools.product(tasks, loops):
+        steps, share = (given.steps, given.fresh) if loop == "usual" else _loop(loop)
         kind = task.split("-")[0].rstrip("24")
         times: Any = given.times
         times = [float(t) for t in times.split(",")] if times and times != "paper" else times
-        plan = plan_edit(model.header, kind, steps=None if times else given.steps, times=times, sigma=NOISE)
+        plan = plan_edit(model.header, kind, steps=None if times else steps, times=times, sigma=NOISE)
         candidates = given.candidates or plan.candidates
         case, search = make_case(task, truth, given.seed), plan.class_times
         for guidance in [float(g) for g in given.guidance.split(",")] if given.guidance else [plan.guidance]:
             began = time.process_time()
-            fresh = given.fresh or plan.fresh
+            fresh = share or plan.fresh
             made = variations(
                 model, task, case, given.variations, plan.times, guidance, candidates, given.seed, search, fresh
             )
-            figures = measure(made, truth, case, judge)
-            head = {"task": task, "nfe": len(plan.times) * candidates, "guidance": guidance}
+            figures = measure(made, truth, case, judge, lpips)
+            head = {"task": task, "nfe": len(plan.times) * candidates, "fresh": fresh, "guidance": guidance}
             rows.append({**head, **figures, "seconds": round(time.process_time() - began, 1)})
             output.say("  ".join(f"{key} {_text(value)}" for key, value in rows[-1].items()))
     return rows
+
+
+def _loop(text: str) -> tuple[int, float]:
+    steps, share = text.split(":")
+    return int(steps), float(share)
 
 
 def _text(value: Any) -> str:
@@ -311,6 +345,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--guidance", default=None, help="comma-separated; default: the tuned one")
     parser.add_argument("--fresh", type=float, default=None, help="share of new noise; default: the tuned one")
+    parser.add_argument("--loops", default=None, help="comma-separated, such as usual,4:1,4:0.1")
+    parser.add_argument("--lpips", type=int, default=0, help="side that pictures are enlarged to for LPIPS; 0: none")
     parser.add_argument("--candidates", type=int, default=None, help="default: the tuned number")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -318,9 +354,13 @@ def main() -> None:
     output = Output(given.json)
     model, judge = cmtool.load(given.model, "cpu").module, Judge(given.data)
     truth = held_out(given.data, given.images, given.first)
-    own = {f"own samples, {steps} evaluations": own_precision(model, judge, steps) for steps in (1, 2)}
-    own["the held-out pictures themselves"] = float(judge.inside(truth).mean())
-    output.say(f"precision: {own}")
+    own = {}
+    if judge.judges:
+        own = {f"own samples, {steps} evaluations": own_precision(model, judge, steps) for steps in (1, 2)}
+        own["the held-out pictures themselves"] = float(judge.inside(truth).mean())
+        output.say(f"precision: {own}")
+    if given.lpips:
+        output.say(f"LPIPS of pictures enlarged to {given.lpips} pixels, with {backbone_path()}")
     rows = table(given, model, truth, judge, output)
     output.table(f"{given.model}: {len(truth)} held-out pictures", list(rows[0]), [list(row.values()) for row in rows])
     output.json({"model": given.model, "rows": rows, "precision": own})

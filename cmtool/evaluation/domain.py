@@ -7,10 +7,9 @@ with an Inception FID, and they are never printed without the network's name.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from cmtool.data.shapes import SHAPES
 from cmtool.errors import DataError
 from cmtool.evaluation.statistics import Array
 from cmtool.files.atomic import atomic_write
+from cmtool.machine.device import one_thread
 
 FEATURES = 64
 # What the labels of each data set's network mean.
@@ -52,17 +52,6 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Class logits (B, classes) of images (B, C, H, W) in [-1, 1]."""
         return self.logits(self.features(images))
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread, so that sums have one order and the trained weights do not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int = 0) -> Classifier:

@@ -35,6 +35,7 @@ from cmtool.schedules.times import grid_of
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all, fuse, put_in_step
+from cmtool.training.features import learned_features
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
@@ -62,7 +63,7 @@ def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> M
     return teacher
 
 
-def weak_teacher(config: RunConfig, device: torch.device) -> Model | None:
+def weak_teacher(config: RunConfig, dataset: Dataset, device: torch.device) -> Model | None:
     """Load the worse model that a teacher is guided away from; None if the recipe names none.
 
     Raises:
@@ -74,6 +75,7 @@ def weak_teacher(config: RunConfig, device: torch.device) -> Model | None:
     weak = load(path, device)
     if reason := misfit(weak.header, vars(config.data), config.data.labels):
         raise CheckpointError(f"{path} cannot be the weak model: {reason}.")
+    check_same_classes(dataset, weak.header["data"], f"the weak model {path}")
     return weak
 
 
@@ -177,15 +179,16 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         teacher = placed(precision.apply_to_teacher(teacher), device, config.train.compile)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision.tf32
-    weak = weak_teacher(config, device)
+    weak = weak_teacher(config, dataset, device)
     if weak is not None:
-        check_same_classes(dataset, weak.header["data"], f"the weak model {config.recipe.direction.weak}")
         weak = placed(precision.apply_to_teacher(weak), device, config.train.compile)
     fused = fuse(config, device, [model for model in (student, teacher, weak, fake) if model is not None])
-    objective = build_objective(config, supplies=gather(config, dataset, device, teacher, weak))
+    supplies = gather(config, dataset, device, teacher, weak)
+    features = learned_features(config, dataset, device, world)
+    objective = build_objective(config, supplies=replace(supplies, features=features))
     if sharding is not None and teacher is not None:
         sharding.apply(teacher.network)
-    state = TrainState(config, student, sharding, precision.name, fake)
+    state = TrainState(config, student, sharding, precision.name, fake, features)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
     compiled = compile_all(config, state, teacher, passes)
