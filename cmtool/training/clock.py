@@ -63,22 +63,22 @@ class Clock:
     """Seconds spent on a run, over all processes that have worked on it one after another.
 
     `began` is when this process's command began; what earlier processes had spent by the checkpoint from which it goes
-    on is added once. Time between two processes, and work that a kill has undone, do not count.
+    on is added. Time between two processes, and work that a kill has undone, do not count.
     """
 
     def __init__(self, began: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self.now = now
         self._began = now() if began is None else began
-        self._before: float | None = None
+        self._before = 0.0
 
     @property
     def spent(self) -> float:
         """Seconds so far."""
-        return self.now() - self._began + (self._before or 0.0)
+        return self.now() - self._began + self._before
 
     def go_on(self, spent: float) -> None:
-        """Add what was spent before this process; the first call counts."""
-        self._before = spent if self._before is None else self._before
+        """Let `spent` seconds be over before this process; each stage counts those of the stages before it too."""
+        self._before = max(spent, self._before)
 
 
 class Timekeeper:
