@@ -268,9 +268,11 @@ def _shared_out(stages: tuple[Stage, ...], wishes: Wishes, pace: float) -> tuple
         steps = [max(1, round(unit * stage.share / stage.cost)) for stage in stages[:-1]]
         return tuple(Planned(stage, n, None) for stage, n in zip(stages, [*steps, wishes.steps], strict=True))
     found, until = [], 0.0
+    closing = min(laws.CLOSING, laws.JUDGING * wishes.seconds)
     for stage in stages:
         until += wishes.seconds * stage.share / total
         for_steps = max(wishes.seconds - laws.STARTING, 0.0) * stage.share / total * laws.STEPPING
+        for_steps -= closing if stage is stages[-1] else 0.0
         found.append(Planned(stage, max(1, int(for_steps * pace / stage.cost)), until))
     return tuple(found)
 

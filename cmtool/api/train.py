@@ -301,7 +301,7 @@ def _open(
     view: Listener = Teller(talk, update)
     view = view if how.listener is None else Several([view, how.listener])
     view = held.enter_context(tracked(view, how.track if world.main else (), folder.path, config))
-    seen = config.train.steps * config.train.batch_size
+    seen = _work(config)
     judged = last and judge is not None and judge.is_worth(trainer.state.ema, seen)
     timekeeper = timekeeper_of(config, how.clock, until, searches=closing is not None, judged=judged)
     session = Session(trainer, folder, view, judge, closing, timekeeper)
@@ -377,13 +377,18 @@ def judges(trainer: Trainer, talk: Talk) -> tuple[RunJudge | None, Closing | Non
         if config.train.eval_every:
             talk.warn(f"no evaluation during training: {error.message}")
         return None, None
-    count = judge.search_count(config.train.steps * config.train.batch_size)
+    count = judge.search_count(_work(config))
 
     def closing(model: Model, late: Callable[[], bool]) -> dict[str, Any]:
         talk.say("searching sampling times for 2 to 4 steps")
         return short_search(model, judge.judge, count=count, seconds=180 if judge.own else 60, late=late)
 
     return judge, closing if config.family != "edm" and count else None
+
+
+def _work(config: RunConfig) -> int:
+    """Return the images that a run sees, in those of a recipe without score distillation, which costs three times."""
+    return config.train.steps * config.train.batch_size * (1 if config.recipe.score.kind == "none" else 3)
 
 
 def _say_unjudged(config: RunConfig, talk: Talk) -> None:

@@ -128,6 +128,9 @@ MANY_DUPLICATES = 0.1
 LEAST_STEPS, STARTING = 10, 6.0
 # Share of a stage's time that goes into its steps: grids, checkpoints and the first steps take the rest.
 STEPPING = 0.93
+# Shares of the whole time, and seconds at most, that are kept free at the end of the last stage for the search for
+# sampling times and for judging the model.
+SEARCHING, JUDGING, CLOSING = 0.08, 0.08, 75.0
 # Numbers that a residual block keeps for the backward pass, for each of its outputs.
 KEPT = 14
 # All weights over those of the 3 x 3 convolutions: middle, attention, embedding.
