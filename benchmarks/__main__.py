@@ -21,6 +21,7 @@ MODULES = {
     "card": "card",
     "card-day": "card_day",
     "side-by-side": "side_by_side",
+    "plan-laws": "plan_laws",
 }
 SCRIPTS = {
     "data": "data_loading",
