@@ -22,6 +22,7 @@ MODULES = {
     "pair-cost": "pair_cost",
     "card-day": "card_day",
     "side-by-side": "side_by_side",
+    "plan-laws": "plan_laws",
 }
 SCRIPTS = {
     "data": "data_loading",

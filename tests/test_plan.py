@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from cmtool.api.plan import Speeds, Wishes, check_wishes, choose, resolutions_for, stages_of, with_named
+from cmtool.api.plan import Speeds, Wishes, check_wishes, choose, resolutions_for, ways_of, with_named
 from cmtool.api.plan_preset import preset_of
-from cmtool.api.plan_run import Plan, read_plan
+from cmtool.api.plan_run import Plan, _early, read_plan
 from cmtool.api.plan_stages import shared_settings, stage_runs
 from cmtool.api.plan_text import lines_of, warnings_of
 from cmtool.config import laws
@@ -78,11 +78,16 @@ def test_the_tables_agree_with_the_networks():
 
 def test_stages_of_each_command_and_recipe():
     def recipes(*a, **k):
-        return [stage.recipe for stage in stages_of(Wishes(*a, **k))]
+        return [" ".join(stage.recipe for stage in way) for way in ways_of(Wishes(*a, **k))]
 
-    assert recipes("ct") == recipes("cd") == ["edm", "icd"] and recipes("edm") == ["edm"]
-    assert recipes("cd", teacher="t") == ["icd"]
-    assert recipes("ct", recipe="ict") == ["ict"] and recipes("ct", recipe="cd") == ["edm", "cd"]
+    assert recipes("ct") == recipes("cd") == ["edm icd polish", "edm icd"] and recipes("edm") == ["edm"]
+    assert recipes("cd", teacher="t") == ["icd polish", "icd"]
+    assert recipes("ct", recipe="ict") == ["ict"] and recipes("ct", recipe="cd") == ["edm cd"]
+    assert recipes("cd", recipe="icd") == ["edm icd"] and recipes("cd", recipe="icd", teacher="t") == ["icd"]
+    assert recipes("ct", recipe="polish") == ["edm icd polish"] and recipes("ct", recipe="ict-pm") == ["ict-pm"]
+    # What is said of a recipe or of its steps is said of a student.
+    for named in ({"steps": 700}, {"settings": ("recipe.curriculum.s1=33",)}, {"settings": {"recipe.distance.c": 0.1}}):
+        assert recipes("ct", **named) == ["edm icd"]
     with pytest.raises(ConfigError, match="belongs to train-ct, not to train-edm"):
         recipes("edm", recipe="ict")
     with pytest.raises(ConfigError, match="starts from a trained model"):
@@ -91,13 +96,41 @@ def test_stages_of_each_command_and_recipe():
         recipes("ct", recipe="itc")
 
 
+def test_a_polish_comes_in_where_it_gets_enough_steps():
+    def stages(**wishes):
+        return [(one.stage.recipe, one.stage.share) for one in choose(pictures(), Wishes(**wishes), SLOW).stages]
+
+    assert stages(time=300.0) == [("edm", 0.4), ("icd", 0.6)]
+    assert stages(time=1200.0) == [(stage.recipe, stage.share) for stage in laws.POLISHED]
+    assert len(stages(time=300.0, recipe="polish")) == 3 and len(stages(time=1200.0, polish=False)) == 2
+    long = choose(pictures(), Wishes(time=1200.0), SLOW)
+    assert long.stages[-1].steps >= laws.POLISH.least and [one.until for one in long.stages][-1] == 1200
+    made = preset_of(long, pictures(), Wishes(time=1200.0))
+    configs = {row["recipe"]: resolve(made, recipe=row["recipe"]).config for row in made.tables["plan"]["stages"]}
+    assert configs["polish"].train.lr == pytest.approx(0.1 * configs["icd"].train.lr)
+    assert configs["polish"].network.dropout == 0 and made.default == {"edm": "edm", "cd": "icd"}
+    assert configs["polish"].train.checkpoint_every < configs["edm"].train.checkpoint_every
+    named = plan(time=1200.0, settings=("train.lr=0.01", "network.channels=24"))
+    rates = [resolve(named, recipe=name).config.train.lr for name in ("edm", "icd", "polish")]
+    assert rates == pytest.approx([0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize("named", ["network.dropout=0.2", "data.condition=gray", "train.precision=bf16"])
+def test_a_polish_is_left_out_where_what_is_named_does_not_go_with_it(named):
+    wishes = _early(Wishes(time=1200.0, settings=(named,)), pictures())
+    assert [one.stage.recipe for one in choose(pictures(), wishes, SLOW).stages] == ["edm", "icd"]
+    assert _early(Wishes(time=1200.0), pictures()).polish
+    with pytest.raises(ConfigError):
+        _early(Wishes(recipe="polish", settings=(named,)), pictures())
+
+
 def plan(look=None, speeds=SLOW, **wishes):
     look, asked = look or pictures(), with_named(Wishes(**wishes))
     return preset_of(choose(look, asked, speeds), look, asked)
 
 
 def test_the_plan_is_a_preset_file_that_means_the_same(tmp_path):
-    made = plan(time=600.0)
+    made = plan(time=600.0, recipe="icd")
     path = tmp_path / "plan.toml"
     path.write_text(Plan(made).toml)
     read = read_plan(path)
@@ -115,7 +148,7 @@ def test_the_plan_is_a_preset_file_that_means_the_same(tmp_path):
 
 
 def test_a_third_row_is_a_third_stage(tmp_path):
-    made = plan(time=600.0)
+    made = plan(time=600.0, recipe="icd")
     made.tables["plan"]["stages"].append({"recipe": "cd", "share": 1.0, "folder": "polish"})
     (tmp_path / "three.toml").write_text(Plan(made).toml)
     runs = list(stage_runs(read_plan(tmp_path / "three.toml"), tmp_path, None))
@@ -159,7 +192,9 @@ def test_memory_bounds_what_is_computed_at_once():
     wide = Wishes(resolution=256, time=1e6)
     roomy, tight = (choose(pictures(), wide, replace(FAST, memory=memory)) for memory in (1e12, 4e9))
     assert roomy.micro is None and 0 < tight.micro < tight.batch
-    assert preset_of(tight, pictures(), wide).tables["train"]["micro_batch"] == tight.micro
+    made = preset_of(tight, pictures(), wide)
+    at_once = [resolve(made, recipe=one.stage.recipe).config.train.micro_batch for one in tight.stages]
+    assert at_once == [one.micro for one in tight.stages] and at_once[0] == at_once[1] > at_once[2] == tight.micro
 
 
 def test_classes_are_learned_where_they_have_pictures():
@@ -203,13 +238,15 @@ NONSENSE = [
     ("stages = [", "stags = [", "plan.stags is an unknown key"),
     ("time = 600.0", "time = 'long'", "must be a number"),
     ('recipe = "icd"', 'recipe = "ict"', "takes no teacher"),
+    ('recipe = "icd"', 'recipe = "polish"', "starts from a consistency model, and no stage before it makes one"),
+    ('recipe = "edm"', 'recipe = "icd"', "needs a teacher, and no stage before it makes one"),
     ("batch_size = 32", "batch_sise = 32", "Did you mean"),
 ]
 
 
 @pytest.mark.parametrize(("old", "new", "words"), NONSENSE, ids=lambda value: value)
 def test_a_plan_edited_into_nonsense_is_refused_in_one_sentence(tmp_path, old, new, words):
-    text = Plan(plan(time=600.0)).toml
+    text = Plan(plan(time=600.0, recipe="icd")).toml
     assert old in text
     path = tmp_path / "plan.toml"
     path.write_text(text.replace(old, new))

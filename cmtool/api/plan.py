@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user named; None is for the plan to choose. Times in seconds."""
+    """What the user named; None is for the plan to choose. Times in seconds.
+
+    `polish`: what was named goes with a polish, as far as is known.
+    """
 
     family: Family = "ct"
     recipe: str | None = None
@@ -35,6 +38,7 @@ class Wishes:
     named: Mapping[str, Any] = field(default_factory=dict)
     settings: Sequence[str] | Mapping[str, Any] = ()
     anyway: bool = False
+    polish: bool = True
 
     @property
     def seconds(self) -> float:
@@ -65,11 +69,15 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with its steps, and the seconds from the start at which its model is there (None: however long)."""
+    """A stage with its steps, and the seconds from the start at which its model is there (None: however long).
+
+    `micro` images fit into memory at once; None: all of a batch, 0: not even the weights do.
+    """
 
     stage: Stage
     steps: int
     until: float | None
+    micro: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,6 @@ class Choice:
     labels: bool
     size: Size
     batch: int
-    micro: int | None
     stages: tuple[Planned, ...]
     speed: float
     ratio: float
@@ -90,40 +97,54 @@ class Choice:
     seconds: float
 
     @property
+    def micro(self) -> int | None:
+        """Images at once in the stage that needs the most memory."""
+        return min((one.micro for one in self.stages if one.micro is not None), default=None)
+
+    @property
     def expect(self) -> tuple[str, str]:
         """What to expect of it, in a word and in a sentence."""
         return laws.expectation(self.ratio)
 
 
-def stages_of(wishes: Wishes) -> tuple[Stage, ...]:
-    """Return the stages of a request: those of the law, or those that a named recipe needs.
+def ways_of(wishes: Wishes) -> tuple[tuple[Stage, ...], ...]:
+    """Return the stages of a request in every way there is, the best first: those of the law, or of a named recipe.
+
+    Named steps and settings of a recipe are those of a student, which is then the last stage.
 
     Raises:
         ConfigError: an unknown recipe, one of another command, or one that starts from a model nobody can train here.
     """
-    usual = laws.RECIPES[wishes.family]
     if wishes.recipe is None:
-        return usual[1:] if wishes.teacher and len(usual) > 1 else usual
-    if wishes.recipe not in METHODS:
-        raise ConfigError(unknown("recipe", wishes.recipe, METHODS), "cmtool train-ct --list-recipes")
-    family = METHODS[wishes.recipe]["family"]
-    if family != wishes.family and not (wishes.family == "ct" and family == "cd"):
+        ways = laws.WAYS[wishes.family]
+        named = wishes.steps is not None or any(key.strip().startswith("recipe.") for key in wishes.settings)
+        ways = ways if wishes.polish and not named else ways[-1:]
+    else:
+        ways = (_way_to(wishes.recipe, wishes.family),)
+    return tuple(way[1:] if wishes.teacher and len(way) > 1 else way for way in ways)
+
+
+def _way_to(recipe: str, asked: Family) -> tuple[Stage, ...]:
+    """Return the stages that end with a recipe."""
+    if recipe not in METHODS:
+        raise ConfigError(unknown("recipe", recipe, METHODS), "cmtool train-ct --list-recipes")
+    family = METHODS[recipe]["family"]
+    if family != asked and not (asked == "ct" and family == "cd"):
         raise ConfigError(
-            f"recipe '{wishes.recipe}' belongs to train-{family}, not to train-{wishes.family}.",
-            f"cmtool train-{family} --recipe {wishes.recipe} --data ...",
+            f"recipe '{recipe}' belongs to train-{family}, not to train-{asked}.",
+            f"cmtool train-{family} --recipe {recipe} --data ...",
         )
-    needs = METHODS[wishes.recipe].get("needs", "nothing")
-    known = {stage.recipe: stage for stage in (laws.TEACHER, laws.STUDENT, laws.SCRATCH)}
-    student = known.get(wishes.recipe) or Stage(
-        wishes.recipe, family, laws.STUDENT.share, laws.COSTS[family], "student", {}
-    )
+    for way in (*laws.WAYS[family], (laws.SCRATCH,)):
+        if way[-1].recipe == recipe:
+            return way
+    needs = METHODS[recipe].get("needs", "nothing")
     if needs in ("init", "consistency_init"):
         raise ConfigError(
-            f"recipe '{wishes.recipe}' starts from a trained model, which a plan does not make.",
+            f"recipe '{recipe}' starts from a trained model, which a plan does not make.",
             "train one first, then name a preset and --init, e.g. --preset RUN/plan.toml --init RUN",
         )
-    alone = needs != "teacher" or wishes.teacher is not None
-    return (student,) if alone else (laws.TEACHER, student)
+    last = Stage(recipe, family, laws.STUDENT.share, laws.COSTS[family], "student", {})
+    return (laws.TEACHER, last) if needs == "teacher" else (last,)
 
 
 def check_wishes(wishes: Wishes, look: Look) -> None:
@@ -156,7 +177,7 @@ def named_settings(wishes: Wishes) -> list[Override]:
         ConfigError: no such setting.
     """
     given = [Override(tuple(key.split(".")), value, key) for key, value in wishes.named.items()]
-    return [*given, *parse_sets(wishes.settings, stages_of(wishes)[-1].recipe)]
+    return [*given, *parse_sets(wishes.settings, ways_of(wishes)[0][-1].recipe)]
 
 
 def with_named(wishes: Wishes) -> Wishes:
@@ -209,7 +230,11 @@ def candidate(look: Look, wishes: Wishes, speeds: Speeds, resolution: int, size:
     """Return what a run with this network at this resolution would be."""
     batch = wishes.batch_size or (max(size.batch, 128) if speeds.device.startswith("cuda") else size.batch)
     speed = speeds.at(size, resolution)
-    planned = steps_of(wishes, speed / batch)
+    free = speeds.memory
+    planned = tuple(
+        replace(one, micro=passes_in(size, resolution, batch, free, one.stage))
+        for one in steps_of(wishes, speed / batch)
+    )
     images = planned[0].steps * batch
     seen = sum(stage.steps for stage in planned) * batch / max(look.usable, 1)
     return Choice(
@@ -218,7 +243,6 @@ def candidate(look: Look, wishes: Wishes, speeds: Speeds, resolution: int, size:
         labels=has_classes(look),
         size=size,
         batch=batch,
-        micro=passes_in(size, resolution, batch, speeds.memory),
         stages=planned,
         speed=speed,
         ratio=images / (laws.NEED[resolution] * size.need),
@@ -229,20 +253,26 @@ def candidate(look: Look, wishes: Wishes, speeds: Speeds, resolution: int, size:
 
 
 def steps_of(wishes: Wishes, pace: float) -> tuple[Planned, ...]:
-    """Return the stages with their steps at `pace` steps of `edm` a second.
+    """Return the stages with their steps at `pace` steps of `edm` a second: the first way in which all have enough.
 
     Named steps are those of the last stage; the earlier ones keep their share of the time to it.
     """
-    stages = stages_of(wishes)
+    planned = [_shared_out(stages, wishes, pace) for stages in ways_of(wishes)]
+    return next((found for found in planned if all(one.steps >= one.stage.least for one in found)), planned[-1])
+
+
+def _shared_out(stages: tuple[Stage, ...], wishes: Wishes, pace: float) -> tuple[Planned, ...]:
     total = sum(stage.share for stage in stages)
     if wishes.steps is not None:
         unit = wishes.steps * stages[-1].cost / stages[-1].share
         steps = [max(1, round(unit * stage.share / stage.cost)) for stage in stages[:-1]]
         return tuple(Planned(stage, n, None) for stage, n in zip(stages, [*steps, wishes.steps], strict=True))
     found, until = [], 0.0
+    closing = min(laws.CLOSING, laws.JUDGING * wishes.seconds)
     for stage in stages:
         until += wishes.seconds * stage.share / total
         for_steps = max(wishes.seconds - laws.STARTING, 0.0) * stage.share / total * laws.STEPPING
+        for_steps -= closing if stage is stages[-1] else 0.0
         found.append(Planned(stage, max(1, int(for_steps * pace / stage.cost)), until))
     return tuple(found)
 
@@ -251,18 +281,19 @@ def _seconds(planned: Sequence[Planned], pace: float) -> float:
     return sum(one.steps * one.stage.cost / pace for one in planned) / laws.STEPPING + laws.STARTING
 
 
-def passes_in(size: Size, resolution: int, batch: int, free: float | None) -> int | None:
+def passes_in(size: Size, resolution: int, batch: int, free: float | None, stage: Stage) -> int | None:
     """Return images at once that fit into `free` bytes; None: all of the batch, 0: not even the weights do."""
     if free is None:
         return None
     fixed, each = laws.memory(size, resolution)
-    room = laws.MEMORY_SHARE * free - fixed
-    if room >= batch * each:
+    weights, kept = stage.memory
+    room = laws.MEMORY_SHARE * free - weights * fixed
+    if room >= batch * kept * each:
         return None
     micro = batch
-    while micro > 1 and micro * each > room:
+    while micro > 1 and micro * kept * each > room:
         micro //= 2
-    return micro if micro * each <= room else 0
+    return micro if micro * kept * each <= room else 0
 
 
 def has_classes(look: Look) -> bool:

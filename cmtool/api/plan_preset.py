@@ -42,7 +42,12 @@ def preset_of(choice: Choice, look: Look, wishes: Wishes, lines: Sequence[str] =
         _put(tables, tuple(key.split(".")), value)
     for override in named_settings(wishes):
         _name(tables, override, choice.stages[-1].stage.recipe)
-    return Preset("plan", "plan.toml", tables, {one.stage.family: one.stage.recipe for one in choice.stages})
+    for one in choice.stages:
+        rate = tables["train"]["lr"]
+        if one.stage.lr != 1 and isinstance(rate, int | float):
+            tables["recipe"][one.stage.recipe].setdefault("lr", one.stage.lr * rate)
+    default = {one.stage.family: one.stage.recipe for one in reversed(choice.stages)}
+    return Preset("plan", "plan.toml", tables, default)
 
 
 def _train_table(choice: Choice) -> dict[str, Any]:
@@ -50,7 +55,6 @@ def _train_table(choice: Choice) -> dict[str, Any]:
     return {
         "steps": choice.stages[-1].steps,
         "batch_size": choice.batch,
-        **({"micro_batch": choice.micro} if choice.micro else {}),
         "optimizer": "radam",
         "lr": choice.size.lr,
         "warmup": 0.02,
@@ -60,8 +64,6 @@ def _train_table(choice: Choice) -> dict[str, Any]:
         **({"label_dropout": 0.1} if choice.labels else {}),
         "ema": {"kind": "power", "std": 0.10},
         "log_every": max(1, min(10, most // 20)),
-        "checkpoint_every": max(10, most // 20),
-        "sample_every": max(50, most // 3),
     }
 
 
@@ -71,15 +73,22 @@ def _stage_row(one: Planned) -> dict[str, Any]:
 
 def _recipe_row(one: Planned, choice: Choice) -> dict[str, Any]:
     row = {"method": one.stage.recipe, "steps": one.steps, **one.stage.row}
+    row |= {"micro_batch": one.micro} if one.micro else {}
+    row |= {"checkpoint_every": max(10, one.steps // 20), "sample_every": max(50, one.steps // 3)}
     if METHODS[one.stage.recipe].get("curriculum", {}).get("scales") == "doubling":
         row["curriculum"] = {"s1": laws.by_least(laws.INTERVALS, one.steps)}
     if one.until is not None:
         before = [other.until for other in choice.stages if other.until is not None and other.until < one.until]
         row["time"] = round(one.until - max(before, default=0.0), 1)
     place = laws.PLACES["dropout"]
-    if place is not None and choice.dropout:
+    if place is not None and choice.dropout and not _is_fixed(one.stage.recipe, tuple(place.split("."))):
         _put(row, tuple(place.split(".")), choice.dropout)
     return row
+
+
+def _is_fixed(method: str, keys: tuple[str, ...]) -> bool:
+    """Whether the row of a method says what a setting is."""
+    return keys[1] in METHODS[method].get(keys[0], {})
 
 
 def _put(tables: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
@@ -95,11 +104,13 @@ def _name(tables: dict[str, Any], override: Override, last: str) -> None:
         return  # the plan is made for them
     if keys[0] == "recipe":
         return _put(tables["recipe"][last], keys[1:], override.value)
-    for row in tables["recipe"].values():
+    for name, row in tables["recipe"].items():
         if keys[0] == "train":
             row.pop(keys[1], None)
         elif keys[0] in row:
             row[keys[0]].pop(keys[1], None)
+        if len(keys) > 1 and _is_fixed(name, keys):
+            _put(row, keys, override.value)
     _put(tables, keys, override.value)
 
 

@@ -20,7 +20,7 @@ from cmtool.api.plan import (
     check_wishes,
     choose,
     resolutions_for,
-    stages_of,
+    ways_of,
     with_named,
 )
 from cmtool.api.plan_preset import asked, check_preset, preset_of
@@ -29,6 +29,7 @@ from cmtool.api.run_settings import check_data
 from cmtool.config import laws
 from cmtool.config.explain import explain
 from cmtool.config.load import Preset, read_preset, resolve
+from cmtool.config.methods import METHODS
 from cmtool.config.schema import DataConfig, StageRow
 from cmtool.config.sources import named_source
 from cmtool.config.toml import write_toml
@@ -93,14 +94,14 @@ def make_plan(wishes: Wishes, path: str, device: str = "auto", talk: Talk = SILE
         UserError: nothing that can be trained on, too little time, or settings that the schema refuses.
     """
     wishes = with_named(wishes)
-    stages_of(wishes)
+    ways_of(wishes)
     check_data(DataConfig(source="folder", path=path, resolution=1))
     from cmtool.data.look import look
 
     with talk.progress(None, f"looking at {path}"):
         found = look(path, wishes.named.get("data.kind"))
     check_wishes(wishes, found)
-    _early(wishes, found)
+    wishes = _early(wishes, found)
     speeds = measure_speeds(found, wishes, device, MEASURING, talk)
     choice = choose(found, wishes, speeds)
     speeds = replace(speeds, precision=precision_of(choice, found, wishes, device))
@@ -110,11 +111,17 @@ def make_plan(wishes: Wishes, path: str, device: str = "auto", talk: Talk = SILE
     return Plan(preset, lines, warnings_of(choice, found), choice)
 
 
-def _early(wishes: Wishes, found: Look) -> None:
-    """Let settings that no run would take be refused before anything is measured."""
+def _early(wishes: Wishes, found: Look) -> Wishes:
+    """Refuse settings that no run would take before anything is measured; do without a polish that does not."""
     side = wishes.resolution or max(resolutions_for(found))
-    draft = candidate(found, wishes, Speeds({("small", 16): 100.0}), side, laws.size_named("small"))
-    check_preset(preset_of(draft, found, wishes), wishes)
+    draft = candidate(found, wishes, Speeds({("small", 16): 1e9}), side, laws.size_named("small"))
+    try:
+        check_preset(preset_of(draft, found, wishes), wishes)
+    except ConfigError:
+        if len(ways_of(wishes)) == 1:
+            raise
+        return _early(replace(wishes, polish=False), found)
+    return wishes
 
 
 def measure_speeds(found: Look, wishes: Wishes, device: str, seconds: float, talk: Talk = SILENCE) -> Speeds:
@@ -238,11 +245,35 @@ def read_plan(path: str | Path) -> Plan | None:
         place = f"{preset.label}: plan.stages[{index}]"
         if family is None:
             raise ConfigError(f"{place}.recipe = {row['recipe']!r} is no recipe of this file and no method.")
-        if index and family != "cd":
-            raise ConfigError(f"{place}.recipe = {row['recipe']!r} takes no teacher, and a later stage is given one.")
+        lacking = lacks(preset, [before["recipe"] for before in rows[:index]], row["recipe"])
+        if lacking is not None:
+            raise ConfigError(f"{place}.recipe = {row['recipe']!r} {lacking}.")
         if folders.count(row["folder"]) > 1:
             raise ConfigError(f"{place}.folder = {row['folder']!r} is that of another stage.")
     return Plan(preset)
+
+
+def made_by(preset: Preset, recipe: str) -> str:
+    """Return what a recipe makes: a "diffusion" or a "consistency" model."""
+    usual = "diffusion" if preset.family(recipe) == "edm" else "consistency"
+    return str(METHODS[preset.method(recipe)].get("kind", usual))
+
+
+def lacks(preset: Preset, before: Sequence[str], recipe: str) -> str | None:
+    """Return what keeps a recipe from following on those before it; None if nothing does.
+
+    The first stage may have a teacher from elsewhere.
+    """
+    needs, made = METHODS[preset.method(recipe)].get("needs", "nothing"), [made_by(preset, one) for one in before]
+    if before and needs == "nothing":
+        return "takes no teacher, and a later stage is given one"
+    if before and needs == "teacher" and "diffusion" not in made:
+        return "needs a teacher, and no stage before it makes one"
+    if needs == "init" and not before:
+        return "starts from a trained model, and no stage before it makes one"
+    if "consistency_init" in needs and "consistency" not in made:
+        return "starts from a consistency model, and no stage before it makes one"
+    return None
 
 
 def kept_plan(folder: Path, wishes: Wishes, path: str) -> Plan | None:

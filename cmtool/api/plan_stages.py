@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cmtool.api.plan import Wishes
-from cmtool.api.plan_run import Plan, of_teacher, read_plan, settle, usual_name
+from cmtool.api.plan_run import Plan, made_by, of_teacher, read_plan, settle, usual_name
 from cmtool.api.run_settings import Place, RunPlan, check_data, plan_run
 from cmtool.config.load import resolve
 from cmtool.config.methods import METHODS
@@ -76,37 +76,50 @@ def together(device: str, held: ExitStack) -> World | None:
 
 
 def train_stages(
-    plan: Plan, folder: Path, request: Request, run: Callable[[RunPlan, float | None], End], clock: Clock, talk: Talk
+    plan: Plan,
+    folder: Path,
+    request: Request,
+    run: Callable[[RunPlan, float | None, bool], End],
+    clock: Clock,
+    talk: Talk,
 ) -> End:
-    """Train the stages of a plan one after another, each with the model before as its teacher.
+    """Train the stages of a plan one after another, each from the models before it that its recipe needs.
 
     Args:
         plan: the plan.
         folder: the run folder.
         request: what the command line says beside the plan.
-        run: trains one run until a time of the clock.
+        run: trains one run until a time of the clock; its model is the last one, to be searched for times and judged.
         clock: told what a stage that was finished before had spent.
         talk: told where each stage goes.
     """
     _pack(plan, folder, request, talk)
     stages = list(stage_runs(plan, folder, request.flags.get("train.time"), clock.spent))
-    teacher = request.flags.get("teacher")
+    made = {"diffusion": request.flags.get("teacher")}
     for number, stage in enumerate(stages, 1):
         last = number == len(stages)
-        flags = {**request.flags, "teacher": teacher, "train.time": None}
+        flags = {**request.flags, **_starts(plan, stage, made), "train.time": None}
         flags |= {} if last else {"train.steps": None}
         settings = request.settings if last else shared_settings(request.settings)
         run_plan = plan_run(plan.preset, stage.family, stage.recipe, settings, flags, Place(stage.folder), talk)
         if len(stages) > 1:
             talk.say(f"stage {number} of {len(stages)}: {stage.recipe}, in {stage.folder}")
-        end = run(run_plan, stage.until)
+        end = run(run_plan, stage.until, last)
         if end.model is None or last:
             return end
         spent = RunFolder(stage.folder).spent() if end.was_finished else None
         if spent is not None:
             clock.go_on(spent)
-        teacher = str(end.model)
+        made["diffusion"] = made["diffusion"] or run_plan.config.teacher
+        made[made_by(plan.preset, stage.recipe)] = made["newest"] = str(end.model)
     raise AssertionError("a plan has a stage")
+
+
+def _starts(plan: Plan, stage: StageRun, made: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the models that a stage starts from: the newest of those `made` that its recipe needs."""
+    needs = METHODS[plan.preset.method(stage.recipe)].get("needs", "nothing")
+    init = made.get("consistency") if "consistency_init" in needs else made.get("newest") if needs == "init" else None
+    return {"teacher": made["diffusion"] if "teacher" in needs else None, "init": init}
 
 
 def _pack(plan: Plan, folder: Path, request: Request, talk: Talk) -> None:

@@ -57,6 +57,7 @@ def _recipe(choice: Choice, wishes: Wishes) -> str:
     parts = []
     for one in choice.stages:
         what = "teacher " if one.stage.family == "edm" else "student " if one.stage.family == "cd" else ""
+        what = "" if one.stage.recipe == laws.POLISH.recipe else what
         parts.append(f"{what}{one.stage.recipe}, {one.steps:,} steps of {choice.batch}")
     if wishes.recipe is not None or len(parts) == 1:
         why = "as named" if wishes.recipe else "what the command trains"

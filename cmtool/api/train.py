@@ -212,14 +212,17 @@ def _whole(plan: Plan, folder: Path, request: Request, how: _How, dry_run: bool)
         return train_stages(plan, folder, request, partial(_run, how=how), how.clock, how.talk)
 
 
-def _run(plan: RunPlan, until: float | None = None, *, how: _How) -> TrainedRun:
-    """Train one run to its end; `until` is the time by which its model is there, in seconds of its clock."""
+def _run(plan: RunPlan, until: float | None = None, last: bool = True, *, how: _How) -> TrainedRun:
+    """Train one run to its end; `until` is the time by which its model is there, in seconds of its clock.
+
+    `last`: no further stage follows, so that the finished model is searched for sampling times and judged.
+    """
     folder = _checked(plan, how.fresh)
     if folder.finished() and not how.fresh and _is_whole(folder, how.talk):
         return TrainedRun(plan.config, folder.path, folder.model, plan.config.train.steps, was_finished=True)
     check_data(plan.config.data)
     with ExitStack() as held:
-        session, stop = _open(held, plan, folder, how, until)
+        session, stop = _open(held, plan, folder, how, until, last)
         session.begin(stop, sys.argv)
         for due in session.trainer.run(stop, session.intervals()):
             session.attend(due)
@@ -265,7 +268,9 @@ def _is_whole(folder: RunFolder, talk: Talk) -> bool:
 # --- opening a run ---------------------------------------------------------------------------------------------------
 
 
-def _open(held: ExitStack, plan: RunPlan, folder: RunFolder, how: _How, until: float | None) -> tuple[Session, Stop]:
+def _open(
+    held: ExitStack, plan: RunPlan, folder: RunFolder, how: _How, until: float | None, last: bool
+) -> tuple[Session, Stop]:
     """Build the trainer, take the run folder, and return the session that runs both, and what asks it to stop.
 
     Everything that has to be released (the other processes, the lock, the progress bar, signal handlers, trackers) is
@@ -289,14 +294,15 @@ def _open(held: ExitStack, plan: RunPlan, folder: RunFolder, how: _How, until: f
         raise UsageError("--diagnose knows no pictures beside the input, and data.condition asks for them.")
     _take_folder(held, plan, how.fresh, trainer, talk)
     judge, closing = judges(trainer, talk)
+    closing = closing if last else None
     config = plan.config
     update = held.enter_context(talk.progress(config.train.steps, f"{config.preset} {config.recipe_name}"))
     stop = held.enter_context(stoppable(how.deadline))
     view: Listener = Teller(talk, update)
     view = view if how.listener is None else Several([view, how.listener])
     view = held.enter_context(tracked(view, how.track if world.main else (), folder.path, config))
-    seen = config.train.steps * config.train.batch_size
-    judged = judge is not None and judge.is_worth(trainer.state.ema, seen)
+    seen = _work(config)
+    judged = last and judge is not None and judge.is_worth(trainer.state.ema, seen)
     timekeeper = timekeeper_of(config, how.clock, until, searches=closing is not None, judged=judged)
     session = Session(trainer, folder, view, judge, closing, timekeeper)
     if judge is not None and judge.own:
@@ -374,13 +380,18 @@ def judges(trainer: Trainer, talk: Talk) -> tuple[RunJudge | None, Closing | Non
         if config.train.eval_every:
             talk.warn(f"no evaluation during training: {error.message}")
         return None, None
-    count = judge.search_count(config.train.steps * config.train.batch_size)
+    count = judge.search_count(_work(config))
 
     def closing(model: Model, late: Callable[[], bool]) -> dict[str, Any]:
         talk.say("searching sampling times for 2 to 4 steps")
         return short_search(model, judge.judge, count=count, seconds=180 if judge.own else 60, late=late)
 
     return judge, closing if config.family != "edm" and count else None
+
+
+def _work(config: RunConfig) -> int:
+    """Return the images that a run sees, in those of a recipe without score distillation, which costs three times."""
+    return config.train.steps * config.train.batch_size * (1 if config.recipe.score.kind == "none" else 3)
 
 
 def _say_unjudged(config: RunConfig, talk: Talk) -> None:

@@ -263,7 +263,7 @@ class StageRow(Table):
 
 
 class PlanTable(Table):
-    """The stages that a preset is trained in, each with the model of the one before as its teacher.
+    """The stages that a preset is trained in, each from the newest models before it that its recipe needs.
 
     `time` is that of all of them, in seconds; `stages` are rows as in `StageRow`; `asked` is what it was made for.
     """

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from cmtool.config.laws import CLOSING, JUDGING, SEARCHING
 from cmtool.config.schema import RunConfig
 
 # Shares of a run's time at which its end is decided anew.
@@ -20,8 +21,6 @@ MARKS = (0.01, 0.03, 0.06, *(share / 20 for share in range(2, 20)), 0.975)
 MEMORY = 0.12
 # A run that reaches its end early goes on only for at least this share of its steps.
 WORTHWHILE = 0.02
-# Shares of the time kept free for the search for sampling times and for judging the finished model.
-SEARCHING, JUDGING = 0.08, 0.08
 # Pictures in the grid after the last step, and evaluations for each.
 GRID, EVALUATIONS = 64, {"consistency": 1, "diffusion": 35}
 
@@ -63,22 +62,22 @@ class Clock:
     """Seconds spent on a run, over all processes that have worked on it one after another.
 
     `began` is when this process's command began; what earlier processes had spent by the checkpoint from which it goes
-    on is added once. Time between two processes, and work that a kill has undone, do not count.
+    on is added. Time between two processes, and work that a kill has undone, do not count.
     """
 
     def __init__(self, began: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self.now = now
         self._began = now() if began is None else began
-        self._before: float | None = None
+        self._before = 0.0
 
     @property
     def spent(self) -> float:
         """Seconds so far."""
-        return self.now() - self._began + (self._before or 0.0)
+        return self.now() - self._began + self._before
 
     def go_on(self, spent: float) -> None:
-        """Add what was spent before this process; the first call counts."""
-        self._before = spent if self._before is None else self._before
+        """Let `spent` seconds be over before this process; each stage counts those of the stages before it too."""
+        self._before = max(spent, self._before)
 
 
 class Timekeeper:
@@ -167,4 +166,4 @@ def timekeeper_of(
     # A forward pass costs a third of a step.
     grid = GRID * EVALUATIONS[config.recipe.model_kind] / (3 * config.train.batch_size)
     share = SEARCHING * searches + JUDGING * judged
-    return Timekeeper(clock, ends, 1.5 + min(75.0, share * ends), grid)
+    return Timekeeper(clock, ends, 1.5 + min(CLOSING, share * ends), grid)

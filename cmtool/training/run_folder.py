@@ -18,7 +18,7 @@ from cmtool.files.atomic import atomic_text, writing
 from cmtool.training.lock import NAME as LOCK
 
 # What the folder of a planned run holds beside its last stage: the plan, and the folders of the stages before.
-PLAN, STAGES = "plan.toml", ("teacher", "student")
+PLAN, STAGES = "plan.toml", ("teacher", "student", "polish")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 import tomllib
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from cmtool.api.plan import Speeds
+from cmtool.api.train import train
 from cmtool.checkpoint import read_header
+from cmtool.training.report import Listener
 from cmtool.training.run_folder import clear_plan
 
 
@@ -35,7 +38,8 @@ def test_a_dry_run_says_five_lines_and_prints_a_preset(here, cmtool):
     assert typed.code == 0, typed.err
     assert [line.split(":")[0] for line in typed.err.splitlines()] == ["pictures", "size", "recipe", "machine", "done"]
     tables = tomllib.loads(typed.out)
-    assert tables["data"]["path"] == "faces.npz" and [s["recipe"] for s in tables["plan"]["stages"]] == ["edm", "icd"]
+    assert tables["data"]["path"] == "faces.npz"
+    assert [s["recipe"] for s in tables["plan"]["stages"]] == ["edm", "icd", "polish"]
     assert not files()
     Path("my.toml").write_text(typed.out)
     again = cmtool("train-cd", "--preset", "my.toml", "--recipe", "icd", "--teacher", "x", "-n")
@@ -132,3 +136,59 @@ def test_a_planned_run_ends_in_time_and_goes_on_where_it_was_stopped(here, cmtoo
     assert broken.code == 1 and "plan.toml" in broken.err and "--fresh" in broken.err
     clear_plan(Path("runs/faces"))
     assert not files() and not Path("runs/faces/teacher").exists()
+
+
+class StopsIn(Listener):
+    """Asks each stage in which it has not been before to stop at its second report, as a scheduler would."""
+
+    def __init__(self):
+        self.stages, self.reports = [], 0
+
+    def started(self, step, steps, needs):
+        self.reports = 0
+
+    def report(self, report):
+        self.reports += 1
+        stage = len(self.stages)
+        if self.reports == 2 and stage < 3:
+            self.stages.append(report.step)
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_three_stages_stopped_in_each_end_with_the_same_bytes(here, monkeypatch):
+    """A named recipe takes all that it starts from; steps are named, so that no clock decides."""
+    sets = {"network.channels": 8, "network.head_channels": 8, "train.log_every": 1, "train.sample_every": 10**6}
+    ask = {"data": "../faces.npz", "recipe": "polish", "steps": 3, "batch_size": 4, "settings": sets, "out": "run"}
+    models = {}
+    for name in ("whole", "cut"):
+        folder = here / name
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        listener = StopsIn() if name == "cut" else None
+        ends = [train(**ask, listener=listener)]
+        while not ends[-1].finished:
+            ends.append(train(**ask, listener=listener))
+        assert len(ends) == (4 if name == "cut" else 1)
+        models[name] = [Path("run", stage, "model.safetensors").read_bytes() for stage in ("teacher", "student", "")]
+    assert models["whole"] == models["cut"]
+    settings = tomllib.loads(Path("run/config.toml").read_text())
+    assert (settings["recipe_name"], Path(settings["teacher"]), Path(settings["init"])) == (
+        "polish", Path("run/teacher/model.safetensors"), Path("run/student/model.safetensors"),
+    )  # fmt: skip
+    header = read_header("run/model.safetensors")
+    assert header["kind"] == "consistency" and header["step"] == 3
+    # The middle stage is not the last one: nothing is searched or judged.
+    assert "figures" not in read_header("run/student/model.safetensors")
+
+
+def test_a_polished_plan_is_done_in_time(here, cmtool):
+    line = ("train-ct", "--data", "faces.npz", "--recipe", "polish", "--time", "7s", "--anyway", *QUICK)
+    shown = cmtool(*line, "-n")
+    Path("my.toml").write_text(shown.out)
+    assert "then student icd" in shown.err and "then polish" in shown.err
+    began = time.monotonic()
+    typed = cmtool("train-ct", "--preset", "my.toml")
+    assert typed.out == "runs/my/model.safetensors\n", typed.err
+    assert "stage 2 of 3: icd, in runs/my/student" in typed.err and "stage 3 of 3: polish, in runs/my" in typed.err
+    assert time.monotonic() - began == pytest.approx(7, abs=3.5)
+    assert read_header("runs/my/model.safetensors")["recipe_name"] == "polish"

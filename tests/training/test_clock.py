@@ -89,13 +89,15 @@ def test_pauses_and_what_follows_the_last_step_are_allowed_for():
 
 
 def test_time_spent_before_counts_once():
+    """A stage counts what the stages before it had spent, so the largest number is that of all."""
     hand = Hand()
     clock = Clock(0.0, hand)
     hand.seconds = 5.0
     assert clock.spent == 5
     clock.go_on(100.0)
     clock.go_on(300.0)
-    assert clock.spent == 105
+    clock.go_on(300.0)
+    assert clock.spent == 305
 
 
 STEP_SECONDS = 0.4
