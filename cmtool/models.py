@@ -30,7 +30,7 @@ from cmtool.networks.truncated import TruncatedNetwork
 # The pictures (B, K, H, W) that conditioned models see in the current block of code.
 _BESIDE: ContextVar[Tensor | None] = ContextVar("beside", default=None)
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# What a network that is told of guidance hears where there is none: ln of the scale, first and last time.
+# What a guided network is told where there is no guidance: ln of the scale, first and last time.
 UNGUIDED = torch.tensor([0.0, 0.0, 1.0], device="cpu")
 
 
@@ -168,11 +168,11 @@ class Model(nn.Module):
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             told = (label, to) if augment is None else (label, to, augment)
             raw = (self._replayed or self.network)(inner, c.c_noise.to(exact), *told)
-        # A conditioned network answers in as many channels as it sees; those of the picture are not used.
+        # A conditioned network answers in as many channels as it sees; the condition's are not used.
         return (raw if self.condition is None else raw[:, : x.shape[1]]).to(x.dtype)
 
     def _with_condition(self, inner: Tensor) -> Tensor:
-        """Return the network's input (B, C, H, W), with the channels of the picture that is shown beside it."""
+        """Return the network's input (B, C, H, W), with the channels of the condition appended."""
         if self.condition is None:
             return inner
         pictures = _BESIDE.get()

@@ -25,7 +25,7 @@ def human_time(seconds: float) -> str:
 
 
 def format_ints(values: Sequence[int]) -> str:
-    """Write whole numbers shortly, with ranges; `cli.lists.parse_ints` reads it back."""
+    """Write whole numbers shortly, with ranges; `cli.options.parse_ints` reads it back."""
     parts: list[str] = []
     start = 0
     for index in range(1, len(values) + 1):

@@ -147,7 +147,9 @@ def test_it_is_documented_and_offers_what_the_command_offers(workdir):
     renamed = {"sets": "settings"}
     options = {renamed.get(name, name) for name in TrainOptions.__dataclass_fields__} - shown
     assert options <= set(parameters)
-    assert all(f"        {name}: " in package.train.__doc__ for name in parameters)
+    assert all(f"\n    {name}: " in inspect.getdoc(package.train) for name in parameters)
+    with pytest.raises(TypeError, match="stepps"):
+        package.train(stepps=3)
 
 
 def test_settling_needs_no_torch(tmp_path):

@@ -47,7 +47,6 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE 
 LONG: dict[str, str] = {
     "api/sample.py": "a wish, the job it becomes, and how one and several processes fill it are read as one",
     "config/combinations.py": "every reason to refuse a run stands in one list",
-    "api/train.py": "a run from its settings to its end, with what is held open meanwhile",
 }
 
 

@@ -48,4 +48,4 @@ def test_from_the_shell_to_the_loss(tmp_path):
     assert len({file for file, _ in way}) <= 6, sorted({file for file, _ in way})
     names = [function.rpartition(".")[2] for _, function in way]
     assert names[0] == "run" and names[-1] == "pseudo_huber"
-    assert {"train", "step", "loss", "measure", "between"} <= set(names)
+    assert {"train_as", "step", "loss", "measure", "between"} <= set(names)

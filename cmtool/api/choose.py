@@ -1,4 +1,4 @@
-"""What people name: seeds, labels, files of pictures; without torch."""
+"""What users name: seeds, labels, picture files; without torch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _classes(label: str, num_classes: int, names: list[str]) -> list[int]:
 
 
 def check_pictures(images: Sequence[Any]) -> None:
-    """Refuse those pictures that are named as files and are none; nothing is opened.
+    """Refuse pictures given as paths that are not files; nothing is opened.
 
     Raises:
         UserError: a file is not there, or is a folder.
@@ -88,7 +88,7 @@ def check_pictures(images: Sequence[Any]) -> None:
 
 
 def lookalike(missing: Path) -> str:
-    """Name the nearest file beside one that is not there, else how to see what is."""
+    """Suggest the file with the nearest name to one that is missing, else how to list what is there."""
     beside = [path.name for path in missing.parent.iterdir()] if missing.parent.is_dir() else []
     close = nearest(missing.name, beside, count=1)
     return f"did you mean {missing.parent / close[0]}?" if close else f"ls {missing.parent} shows what there is"
@@ -100,7 +100,7 @@ def is_latent(header: Mapping[str, Any]) -> bool:
 
 
 def check_condition(header: Mapping[str, Any], condition: Path | None) -> None:
-    """Refuse a picture for a model that sees none, and one that is not there.
+    """Refuse a picture for a model that takes none, and one that does not exist.
 
     Raises:
         UsageError: one sentence.

@@ -51,7 +51,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Walk:
-    """A route with the models that walk it."""
+    """A route, and the models that walk it."""
 
     route: Route
     found: FoundModel
@@ -62,7 +62,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames (N, C, H, W) in [-1, 1] on the CPU, their class, and how far each given picture comes back from itself."""
+    """Frames (N, C, H, W) in [-1, 1] on the CPU, their class, and the reconstruction error of each given picture."""
 
     images: Tensor
     label: int | None

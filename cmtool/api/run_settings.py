@@ -1,13 +1,13 @@
-"""From a request to the settings of a run and its folder; refuses mistakes without torch."""
+"""What a training is asked for, and the settings and folder of its run; refuses mistakes without torch."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cmtool.api.find import find_model
 from cmtool.checkpoint import read_header
@@ -17,14 +17,20 @@ from cmtool.config.load import Preset, Resolved, from_toml, resolve
 from cmtool.config.schema import DataConfig, Family, RunConfig
 from cmtool.config.sources import DATA_SOURCES, SOURCES, named_source
 from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
-from cmtool.talk import Talk
+from cmtool.talk import SILENCE, Talk
 
 if TYPE_CHECKING:
     from cmtool.data.dataset import Dataset
     from cmtool.data.sources.base import Source
+    from cmtool.losses.diagnose import Discrepancy
+    from cmtool.training.report import Listener
 
 TRACKERS = ("tensorboard", "wandb")
 Settings = Mapping[str, Any] | Sequence[str]
+Images = int | Literal["auto"] | None
+# Called with the step and what was measured at each noise level.
+Diagnosed = Callable[[int, "Sequence[Discrepancy]"], None]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,104 @@ class Place:
         return Path("runs") / self.name
 
 
-def batch_flags(batch_size: int | str | None, micro_batch: int | str | None) -> dict[str, int | str | None]:
-    """Return the settings that the two batch sizes mean.
+@dataclass(frozen=True)
+class Training:
+    """What `cmtool.train` is asked for.
 
-    The training batch is a fixed setting; "auto" lets the machine decide only how much of it is computed at once.
+    Args:
+        data: folder or file of images, planned for, or in place of the preset's.
+        preset: a preset's name, or the path of a TOML file, a plan's too; None: a plan, without `data` "digits".
+        family: "ct", "cd" or "edm" (what `train-ct`, ... take); None: that of the recipe, usually "ct".
+        recipe: a recipe of the preset, or any method by name; None: the preset's default.
+        out: the run folder; None: `runs/<preset>-<recipe>`.
+        name: the folder is `runs/<name>`, in place of `out`.
+        extend: a finished run to continue from before its decay, up to `steps`.
+        time: within this time the model is there, "30m" or seconds: the number of steps follows the clock. A plan
+            without `time` and `steps` is one for 30 minutes; `steps` win over it.
+        steps: optimizer steps; every schedule scales with it. In a plan those of the last stage.
+        resolution: side of the images in pixels.
+        batch_size: images per optimizer step; "auto": the preset's number, in parts that fit in memory.
+        micro_batch: images at once; "auto": halved until they fit.
+        seed: seed of weights, noise and data order.
+        small: what to do with images smaller than the resolution; usually "skip".
+        fit: how images of other shapes become square; usually "crop".
+        init: a model whose weights the student starts from.
+        teacher: the diffusion model to distil; None: the newest finished run that fits.
+        settings: any setting, as {"train.lr": 1e-4} or as `--set` takes them, ["train.lr=1e-4"].
+        precision: number format; "auto" suits the device.
+        deterministic: use only algorithms whose results repeat bit for bit (GPU).
+        device: "auto" (the fastest present), "cpu", "cuda" or "mps".
+        fresh: start over: remove what the run folder holds.
+        anyway: train although a plan advises against it (too few pictures, too little time).
+        dry_run: resolve and check the settings, write nothing; the result's `config` holds them, or its `plan`.
+        max_time: save and stop after this long: "3h55m", or seconds.
+        diagnose: measure discrepancy and transport cost per noise level, into `discrepancy.jsonl`; a function
+            is called with (step, levels) each time.
+        track: also write for "tensorboard" or "wandb".
+        talk: told what happens; silent if not given.
+        listener: gets every report of losses and figures as numbers, see `cmtool.training.report.Listener`.
     """
-    found = {"train.batch_size": batch_size, "train.micro_batch": micro_batch}
-    if "auto" in (micro_batch, batch_size) and micro_batch in (None, "auto"):
-        found["train.micro_batch"] = "auto"
-    return found | {"train.batch_size": None if batch_size == "auto" else batch_size}
+
+    data: str | Path | None = None
+    _: KW_ONLY
+    preset: str | None = None
+    family: Family | None = None
+    recipe: str | None = None
+    out: str | Path | None = None
+    name: str | None = None
+    extend: str | Path | None = None
+    time: str | float | None = None
+    steps: int | None = None
+    resolution: int | None = None
+    batch_size: Images = None
+    micro_batch: Images = None
+    seed: int | None = None
+    small: Literal["skip", "upscale"] | None = None
+    fit: Literal["crop", "pad", "stretch"] | None = None
+    init: str | Path | None = None
+    teacher: str | Path | None = None
+    settings: Settings = ()
+    precision: Precision = "auto"
+    deterministic: bool = False
+    device: str = "auto"
+    fresh: bool = False
+    anyway: bool = False
+    dry_run: bool = False
+    max_time: str | float | None = None
+    diagnose: bool | Diagnosed = False
+    track: Sequence[str] = ()
+    talk: Talk = SILENCE
+    listener: Listener | None = None
+
+    def flags(self, limit: float | None) -> dict[str, Any]:
+        """Return the settings that have an argument of their own, by key, with the time in seconds; None: not named.
+
+        The training batch is a fixed setting; "auto" lets the machine decide only how much of it is computed at once.
+        """
+        auto = "auto" in (self.batch_size, self.micro_batch) and self.micro_batch in (None, "auto")
+        return {
+            "train.steps": self.steps,
+            "train.time": limit,
+            "train.batch_size": None if self.batch_size == "auto" else self.batch_size,
+            "train.micro_batch": "auto" if auto else self.micro_batch,
+            "train.seed": self.seed,
+            "train.precision": None if self.precision == "auto" else self.precision,
+            "train.deterministic": self.deterministic or None,
+            "data.path": _text(self.data),
+            "data.resolution": self.resolution,
+            "data.small": self.small,
+            "data.fit": self.fit,
+            "init": _text(self.init),
+            "teacher": _text(self.teacher),
+        }
+
+    def place(self) -> Place:
+        """Return where the run goes."""
+        return Place(None if self.out is None else Path(self.out), self.name)
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def plan_run(
@@ -157,27 +252,8 @@ def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
     return adopted
 
 
-def plan_extension(
-    old: Path,
-    steps: int | None,
-    family: Family | None,
-    decided: Mapping[str, Any],
-    place: Place,
-    talk: Talk,
-    dry_run: bool = False,
-    fresh: bool = False,
-) -> RunPlan:
-    """Make the folder of the run that extends a finished one (unless `dry_run`), and return its settings.
-
-    Args:
-        old: the finished run.
-        steps: the new length.
-        family: the calling command's family; None takes any.
-        decided: by option name, what the run has already decided; any value given here is refused.
-        place: where the longer run goes.
-        talk: told from which step the run continues.
-        dry_run: write nothing.
-        fresh: refused, because it would start over.
+def plan_extension(old: Path, asked: Training) -> RunPlan:
+    """Make the folder of the run that extends the finished run `old` (unless `dry_run`), and return its settings.
 
     Raises:
         UserError: the run is of another family, not finished, already as long, or keeps no state from before its
@@ -187,10 +263,10 @@ def plan_extension(
     from cmtool.training.inherit import check_needs
     from cmtool.training.run_folder import RunFolder
 
-    config = _config_of(old, family)
+    config, steps = _config_of(old, asked.family), asked.steps
     if steps is None:
         raise UsageError("--extend needs --steps, the length to go on to.", f"e.g. --steps {2 * config.train.steps}")
-    changed = ", ".join(f"--{key}" for key, value in decided.items() if value not in (None, (), [], {}))
+    changed = ", ".join(f"--{key}" for key, value in _decided(asked).items() if value not in (None, (), [], {}))
     if changed:
         raise UsageError(f"{changed}: --extend goes on with the settings of {old}; leave it out.")
     if not RunFolder(old).finished():
@@ -201,17 +277,35 @@ def plan_extension(
             f"the run in {old} followed a clock, and its schedules ended with it.", "train anew with --time"
         )
     longer = extended(config, steps, old)
-    folder = place.folder(f"{old.resolve().name}-{steps}")
+    folder = asked.place().folder(f"{old.resolve().name}-{steps}")
     state = state_before_decay(old, config)
-    if not dry_run:
-        if fresh:
+    if not asked.dry_run:
+        if asked.fresh:
             raise UsageError("--fresh starts over and --extend goes on; give one of them.")
         step = prepare_extension(old, state, longer, folder)
-        talk.say(f"{old} goes on from step {step} to {steps} in {folder}; its schedules span the new length.")
+        asked.talk.say(f"{old} goes on from step {step} to {steps} in {folder}; its schedules span the new length.")
     said = describe_judging(longer, decided=True)
     if said is not None:
-        talk.say(said)
+        asked.talk.say(said)
     return RunPlan(longer, folder)
+
+
+def _decided(asked: Training) -> dict[str, Any]:
+    """Return, by the name of its option, what a finished run has already decided."""
+    return {
+        "recipe": asked.recipe,
+        "data": asked.data,
+        "small": asked.small,
+        "fit": asked.fit,
+        "batch-size": asked.batch_size,
+        "micro-batch": asked.micro_batch,
+        "seed": asked.seed,
+        "init": asked.init,
+        "teacher": asked.teacher,
+        "set": asked.settings,
+        "time": asked.time,
+        "resolution": asked.resolution,
+    }
 
 
 def _config_of(old: Path, family: str | None) -> RunConfig:

@@ -1,7 +1,7 @@
 """Samples of a model: decided without torch, made in memory or into a file, by one process or several together.
 
 Sample i depends on its seed and label alone, so that neither batches nor processes change it. What goes to a folder or
-an .npz survives a kill, and the same request goes on with it.
+an .npz survives a kill, and the same request continues it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IMAGES = 64
 POINTS = 2000
 # Values (C x H x W x images) that a batch holds by default: about 64 MiB of activations for the small networks.
 BATCH_VALUES = 2**18
-# A grid of more pictures than this is larger than programs open and eyes take in.
+# A grid of more pictures than this is larger than programs open or eyes can take in.
 LARGEST_GRID = 10_000
 OutKind = Literal["picture", "npz", "folder"]
 Quantize = Literal["round", "truncate"]
@@ -114,7 +114,7 @@ class Job:
         return bool(self.found.header["data"].get("float_samples"))
 
     def request(self) -> dict[str, Any]:
-        """What must agree for a broken-off job to be continued."""
+        """What must agree for an interrupted job to be continued."""
         return {
             "model_hash": self.found.digest,
             "sampler": self.plan.sampler,
@@ -280,7 +280,7 @@ def open_sink(job: Job) -> Sink:
 
 
 def write_samples(job: Job, model: Model, batch_size: int | None, talk: Talk, sink: Sink) -> int:
-    """Hand the samples of a job that are missing to a sink; returns the signal that ended it early, or 0."""
+    """Hand a job's missing samples to a sink; returns the signal that ended it early, or 0."""
     if sink.start:
         talk.say(f"{sink.start} of {len(job.seeds)} samples are there already; going on")
     channels, height, width = (model.latent or {}).get("pixels") or model.image_shape
@@ -293,7 +293,7 @@ def write_samples(job: Job, model: Model, batch_size: int | None, talk: Talk, si
 
 
 def weak_model(plan: SamplePlan, model: Model, precision: str) -> Model | None:
-    """Return the weak model that a plan names, where the model is; None if it names none."""
+    """Return the weak model that a plan names, on the model's device; None if it names none."""
     guidance = plan.guidance
     if guidance is None or guidance.weak is None:
         return None
@@ -386,7 +386,7 @@ def make_in(world: World, job: Job, batch_size: int | None, device: str) -> Path
 
 
 def _assemble(job: Job, sink: Sink, size: int) -> Path:
-    """Hand the shares to the sink shard by shard, after what it has already, and remove all that there are."""
+    """Hand the shares to the sink shard by shard, after what it already has, and remove all of them."""
     from cmtool.data.shards import ShardStore
 
     first, skip = 0, sink.start
@@ -401,7 +401,7 @@ def _assemble(job: Job, sink: Sink, size: int) -> Path:
             if late < len(samples):
                 sink.append(samples[late:], None if labels is None else labels[late:])
     path = sink.finish()
-    # Those of another number of processes too, which nobody will go on with.
+    # Those of another number of processes too, which nobody will continue.
     for folder in job.out.parent.glob(f".{glob.escape(job.out.name)}.share-*-of-*.partial"):
         shutil.rmtree(folder, ignore_errors=True)
     return path

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from cmtool.api.plan_run import Plan
 from cmtool.api.plan_stages import Request, plan_of, planned_preset, time_limit, together, train_stages, whole_name
 from cmtool.api.run_settings import (
-    Place,
+    Diagnosed,
     RunPlan,
-    Settings,
-    batch_flags,
+    Training,
     check_data,
     check_trackers,
     plan_extension,
     plan_run,
 )
-from cmtool.config.schema import Family, RunConfig
+from cmtool.config.schema import RunConfig
 from cmtool.errors import UsageError, UserError
 from cmtool.machine.launch import is_first, local_rank
 from cmtool.talk import SILENCE, Talk
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import torch
 
     from cmtool.evaluation.closing_search import RunJudge
-    from cmtool.losses.diagnose import Discrepancy
     from cmtool.machine.stopping import Stop
     from cmtool.machine.world import World
     from cmtool.models import Model
@@ -42,10 +41,7 @@ if TYPE_CHECKING:
     from cmtool.training.run_folder import RunFolder
     from cmtool.training.session import Closing, Session
 
-Images = int | Literal["auto"] | None
-# Called with the step and what was measured at each noise level.
-Diagnosed = Callable[[int, "Sequence[Discrepancy]"], None]
-Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -72,38 +68,7 @@ class TrainedRun:
         return self.model is not None
 
 
-def train(
-    data: str | Path | None = None,
-    *,
-    preset: str | None = None,
-    family: Family | None = None,
-    recipe: str | None = None,
-    out: str | Path | None = None,
-    name: str | None = None,
-    extend: str | Path | None = None,
-    time: str | float | None = None,
-    steps: int | None = None,
-    resolution: int | None = None,
-    batch_size: Images = None,
-    micro_batch: Images = None,
-    seed: int | None = None,
-    small: Literal["skip", "upscale"] | None = None,
-    fit: Literal["crop", "pad", "stretch"] | None = None,
-    init: str | Path | None = None,
-    teacher: str | Path | None = None,
-    settings: Settings = (),
-    precision: Precision = "auto",
-    deterministic: bool = False,
-    device: str = "auto",
-    fresh: bool = False,
-    anyway: bool = False,
-    dry_run: bool = False,
-    max_time: str | float | None = None,
-    diagnose: bool | Diagnosed = False,
-    track: Sequence[str] = (),
-    talk: Talk = SILENCE,
-    listener: Listener | None = None,
-) -> TrainedRun:
+def train_as(asked: Training) -> TrainedRun:
     """Train a model, or resume a run that was interrupted: the same call finds its folder again.
 
     The run saves checkpoints as it goes. Ctrl-C, SIGTERM and the time limit end it between two steps with everything
@@ -112,104 +77,68 @@ def train(
     With `data` and without `preset` the run is planned: resolution, network, recipe and steps follow from the pictures,
     this machine and `time`; the plan is kept as `plan.toml` in the run folder (see `cmtool.plan`).
 
-    Args:
-        data: folder or file of images, planned for, or in place of the preset's.
-        preset: a preset's name, or the path of a TOML file, a plan's too; None: a plan, without `data` "digits".
-        family: "ct", "cd" or "edm" (what `train-ct`, ... take); None: that of the recipe, usually "ct".
-        recipe: a recipe of the preset, or any method by name; None: the preset's default.
-        out: the run folder; None: `runs/<preset>-<recipe>`.
-        name: the folder is `runs/<name>`, in place of `out`.
-        extend: a finished run to continue from before its decay, up to `steps`.
-        time: within this time the model is there, "30m" or seconds: the number of steps follows the clock. A plan
-            without `time` and `steps` is one for 30 minutes; `steps` win over it.
-        steps: optimizer steps; every schedule scales with it. In a plan those of the last stage.
-        resolution: side of the images in pixels.
-        batch_size: images per optimizer step; "auto": the preset's number, in parts that fit in memory.
-        micro_batch: images at once; "auto": halved until they fit.
-        seed: seed of weights, noise and data order.
-        small: what to do with images smaller than the resolution; usually "skip".
-        fit: how images of other shapes become square; usually "crop".
-        init: a model whose weights the student starts from.
-        teacher: the diffusion model to distil; None: the newest finished run that fits.
-        settings: any setting, as {"train.lr": 1e-4} or as `--set` takes them, ["train.lr=1e-4"].
-        precision: number format; "auto" suits the device.
-        deterministic: use only algorithms whose results repeat bit for bit (GPU).
-        device: "auto" (the fastest present), "cpu", "cuda" or "mps".
-        fresh: start over: remove what the run folder holds.
-        anyway: train although a plan advises against it (too few pictures, too little time).
-        dry_run: resolve and check the settings, write nothing; the result's `config` holds them, or its `plan`.
-        max_time: save and stop after this long: "3h55m", or seconds.
-        diagnose: measure discrepancy and transport cost per noise level, into `discrepancy.jsonl`; a function
-            is called with (step, levels) each time.
-        track: also write for "tensorboard" or "wandb".
-        talk: told what happens; silent if not given.
-        listener: gets every report of losses and figures as numbers, see `cmtool.training.report.Listener`.
-
     Returns:
         How the run ended, with its settings, its folder and its model.
 
     Raises:
         UserError: anything that can be wrong with settings, data, models or the place; nothing is written then.
     """
-    clock = Clock(monotonic())
-    deadline = None if max_time is None else monotonic() + seconds_of(max_time)
-    check_trackers(track)
-    talk = talk if is_first() else SILENCE
-    place = Place(None if out is None else Path(out), name)
-    limit = time_limit(None if time is None else seconds_of(time), steps, settings, talk)
-    flags = {
-        "train.steps": steps,
-        "train.time": limit,
-        **batch_flags(batch_size, micro_batch),
-        "train.seed": seed,
-        "train.precision": None if precision == "auto" else precision,
-        "train.deterministic": deterministic or None,
-        **{"data.path": _text(data), "data.resolution": resolution, "data.small": small, "data.fit": fit},
-        **{"init": _text(init), "teacher": _text(teacher)},
-    }
-    how = _How(device, fresh, deadline, diagnose, track, talk, listener, clock)
-    if extend is not None:
-        decided: dict[str, Any] = {"recipe": recipe, "data": data, "small": small, "fit": fit, "batch-size": batch_size}
-        decided |= {"micro-batch": micro_batch, "seed": seed, "init": init, "teacher": teacher, "set": settings}
-        decided |= {"time": time, "resolution": resolution}
-        run_plan = plan_extension(Path(extend), steps, family, decided, place, talk, dry_run, fresh)
-    elif preset is None and data is not None:
-        request = Request(family, recipe, settings, flags, anyway)
+    check_trackers(asked.track)
+    asked = asked if is_first() else replace(asked, talk=SILENCE)
+    how = _How(asked, Clock(monotonic()), None if asked.max_time is None else monotonic() + seconds_of(asked.max_time))
+    limit = None if asked.time is None else seconds_of(asked.time)
+    flags = asked.flags(time_limit(limit, asked.steps, asked.settings, asked.talk))
+    family, recipe, settings, place, talk = asked.family, asked.recipe, asked.settings, asked.place(), asked.talk
+    if asked.extend is not None:
+        run_plan = plan_extension(Path(asked.extend), asked)
+    elif asked.preset is None and asked.data is not None:
+        request = Request(family, recipe, settings, flags, asked.anyway)
         with ExitStack() as held:
-            plan, folder, request = plan_of(request, place, device, talk, fresh, dry_run, held)
-            return _whole(plan, folder, request, replace(how, fresh=False), dry_run)
+            plan, folder, request = plan_of(request, place, asked.device, talk, asked.fresh, asked.dry_run, held)
+            return _whole(plan, folder, request, replace(how, asked=replace(asked, fresh=False)))
     else:
-        whole = planned_preset(preset, family, recipe, flags)
+        whole = planned_preset(asked.preset, family, recipe, flags)
         if whole is not None:
-            request = Request(family, None, settings, flags)
-            return _whole(whole, place.folder(whole_name(str(preset))), request, how, dry_run)
-        run_plan = plan_run(preset or "digits", family, recipe, settings, flags, place, talk)
-    if dry_run:
+            folder = place.folder(whole_name(str(asked.preset)))
+            return _whole(whole, folder, Request(family, None, settings, flags), how)
+        run_plan = plan_run(asked.preset or "digits", family, recipe, settings, flags, place, talk)
+    if asked.dry_run:
         return TrainedRun(run_plan.config, run_plan.folder, origins=run_plan.origins)
     return _run(run_plan, how=how)
 
 
+def _spelled_out(options: Callable[P, Training]) -> Callable[P, TrainedRun]:
+    """Return `train_as`, called with the options themselves: type checkers, editors and `help` show each of them."""
+
+    def train(*args: P.args, **kwargs: P.kwargs) -> TrainedRun:
+        return train_as(options(*args, **kwargs))
+
+    train.__signature__ = inspect.signature(options).replace(return_annotation="TrainedRun")  # type: ignore[attr-defined]
+    said, meanings = inspect.getdoc(train_as) or "", inspect.getdoc(options) or ""
+    train.__doc__ = said.replace("Returns:", f"Args:{meanings.partition('Args:')[2]}\n\nReturns:")
+    return train
+
+
+train = _spelled_out(Training)
+
+
 @dataclass(frozen=True)
 class _How:
-    """What does not change the settings of a run."""
+    """What was asked for, the clock since then, and when (in seconds of `monotonic`) to save and stop."""
 
-    device: str
-    fresh: bool
-    deadline: float | None
-    diagnose: bool | Diagnosed
-    track: Sequence[str]
-    talk: Talk
-    listener: Listener | None
+    asked: Training
     clock: Clock
+    deadline: float | None
 
 
-def _whole(plan: Plan, folder: Path, request: Request, how: _How, dry_run: bool) -> TrainedRun:
+def _whole(plan: Plan, folder: Path, request: Request, how: _How) -> TrainedRun:
     """Train all stages of a plan, or none."""
-    if dry_run:
+    asked = how.asked
+    if asked.dry_run:
         return TrainedRun(plan.config, folder, plan=plan)
     with ExitStack() as held:
-        together(how.device, held)
-        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, how.talk)
+        together(asked.device, held)
+        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, asked.talk)
 
 
 def _run(plan: RunPlan, until: float | None = None, last: bool = True, *, how: _How) -> TrainedRun:
@@ -217,8 +146,8 @@ def _run(plan: RunPlan, until: float | None = None, last: bool = True, *, how: _
 
     `last`: no further stage follows, so that the finished model is searched for sampling times and judged.
     """
-    folder = _checked(plan, how.fresh)
-    if folder.finished() and not how.fresh and _is_whole(folder, how.talk):
+    folder, asked = _checked(plan, how.asked.fresh), how.asked
+    if folder.finished() and not asked.fresh and _is_whole(folder, asked.talk):
         return TrainedRun(plan.config, folder.path, folder.model, plan.config.train.steps, was_finished=True)
     check_data(plan.config.data)
     with ExitStack() as held:
@@ -228,10 +157,6 @@ def _run(plan: RunPlan, until: float | None = None, last: bool = True, *, how: _
             session.attend(due)
         end = session.end()
     return TrainedRun(plan.config, folder.path, end.model, end.step, end.signal, end.out_of_time)
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def seconds_of(span: str | float) -> float:
@@ -284,23 +209,23 @@ def _open(
     from cmtool.training.session import Session
     from cmtool.training.trackers import Several, tracked
 
-    diagnose, talk = how.diagnose, how.talk
-    place = choose_device(how.device, local_rank())
+    asked, diagnose, talk = how.asked, how.asked.diagnose, how.asked.talk
+    place = choose_device(asked.device, local_rank())
     world = held.enter_context(join_world(place.type))
-    trainer = _trainer(plan, None if how.fresh else folder, place, world, talk)
+    trainer = _trainer(plan, None if asked.fresh else folder, place, world, talk)
     if diagnose and trainer.state.sharding is not None:
         raise UsageError("--diagnose asks networks that train.shard = true has split; leave one of them out.")
     if diagnose and plan.config.data.condition:
         raise UsageError("--diagnose knows no pictures beside the input, and data.condition asks for them.")
-    _take_folder(held, plan, how.fresh, trainer, talk)
+    _take_folder(held, plan, asked.fresh, trainer, talk)
     judge, closing = judges(trainer, talk)
     closing = closing if last else None
     config = plan.config
     update = held.enter_context(talk.progress(config.train.steps, f"{config.preset} {config.recipe_name}"))
     stop = held.enter_context(stoppable(how.deadline))
     view: Listener = Teller(talk, update)
-    view = view if how.listener is None else Several([view, how.listener])
-    view = held.enter_context(tracked(view, how.track if world.main else (), folder.path, config))
+    view = view if asked.listener is None else Several([view, asked.listener])
+    view = held.enter_context(tracked(view, asked.track if world.main else (), folder.path, config))
     seen = _work(config)
     judged = last and judge is not None and judge.is_worth(trainer.state.ema, seen)
     timekeeper = timekeeper_of(config, how.clock, until, searches=closing is not None, judged=judged)

@@ -1,4 +1,4 @@
-"""`cmtool train-edm`, `train-ct`, `train-cd`: options, one call of `cmtool.api.train`, and what is shown of it."""
+"""`cmtool train-edm`, `train-ct`, `train-cd`: options, one call of `api.train.train_as`, and what is shown of it."""
 
 from __future__ import annotations
 
@@ -153,9 +153,10 @@ def _train(family: Literal["ct", "cd", "edm"], options: TrainOptions) -> None:
     output = Output.of_rank(options.json, options.quiet)
     if options.list_recipes:
         return list_recipes(family, options.preset or "digits", output)
-    from cmtool.api.train import train
+    from cmtool.api.run_settings import Training
+    from cmtool.api.train import train_as
 
-    run = train(
+    asked = Training(
         options.data,
         preset=options.preset,
         family=family,
@@ -185,7 +186,7 @@ def _train(family: Literal["ct", "cd", "edm"], options: TrainOptions) -> None:
         track=options.track or (),
         talk=output,
     )
-    _show(run, options, output)
+    _show(train_as(asked), options, output)
 
 
 def _images(text: str | None, option: str) -> int | Literal["auto"] | None:

@@ -1,4 +1,4 @@
-"""Classes go by name: where two sides number the same names differently, one of them is renumbered. Without torch."""
+"""Classes are matched by name: where two sides number the same names differently, one is renumbered. Without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def class_places(ours: Sequence[str], theirs: Sequence[str], who: str, we: str = "the data") -> list[int]:
-    """Return for each of our classes its number among `theirs`; case makes no difference where names stay distinct.
+    """Return for each of our classes its number among `theirs`; case is ignored as long as names stay distinct.
 
     Args:
         ours: the names of our classes, by number.
@@ -42,7 +42,7 @@ def class_places(ours: Sequence[str], theirs: Sequence[str], who: str, we: str =
 
 
 def _key(name: str, among: Sequence[str]) -> str:
-    """Return what a name is compared by: its lower case, unless that makes two of them one."""
+    """Return the form in which names are compared: lower case, unless that makes two of them equal."""
     folded = [other.casefold() for other in among]
     return name.casefold() if len(set(folded)) == len(folded) else name
 
@@ -81,7 +81,7 @@ def check_number(
 
 
 def class_map(model: Mapping[str, Any], other: Mapping[str, Any], who: str) -> list[int] | None:
-    """Return for each class of a model its number in another model; None where both number alike, or one has none.
+    """Return for each class of a model its number in another model; None if both number them alike, or one has none.
 
     Args:
         model: the data table of the model's header.

@@ -119,7 +119,7 @@ def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def is_teacher_of(config: RunConfig, header: Mapping[str, Any]) -> bool:
     """Whether a model that nobody named may teach a run: one of train-edm, of the same preset and the same pictures."""
     data, mine = header.get("data") or {}, config.data
-    source = mine.source if mine.path is None else data.get("source")  # a path's is found by looking
+    source = mine.source if mine.path is None else data.get("source")  # for a path, looking at the files decides
     wanted = {**mine.model_dump(include={"path", "kind", "resolution", "channels"}), "source": source}
     ours = header.get("preset") == config.preset and header.get("recipe", {}).get("family", "edm") == "edm"
     return ours and same_data(data, wanted)
@@ -128,8 +128,8 @@ def is_teacher_of(config: RunConfig, header: Mapping[str, Any]) -> bool:
 def reference_of(header: Mapping[str, Any]) -> str | None:
     """Return what a model is compared with by default: the reference of its run, None if there is none.
 
-    A model that was written without a word on it (published, or older) has the reference of the shipped preset that
-    it names, if it was trained on that preset's data.
+    A model whose header does not mention one (published, or older) has the reference of the shipped preset that it
+    names, if it was trained on that preset's data.
     """
     written = header.get("eval")
     tables = written if written is not None else (preset_of_data(header) or {}).get("eval", {})
@@ -138,7 +138,7 @@ def reference_of(header: Mapping[str, Any]) -> str | None:
 
 
 def held_out_data(header: Mapping[str, Any]) -> DataConfig | None:
-    """Return where the images that a model's training held out are found again; None if it held none out.
+    """Return how to find the images that a model's training held out again; None if it held none out.
 
     Raises:
         ConfigError: the header says something else than training writes.
@@ -166,7 +166,7 @@ def own_reference(header: Mapping[str, Any], path: Path) -> str | None:
 def preset_of_data(header: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the tables of the shipped preset on whose data a model was trained; None if there is none.
 
-    A preset of the same name in the working folder is not meant: it may be of other data.
+    A preset of the same name in the working folder does not count: it may be for other data.
     """
     name = header.get("preset")
     places = [folder / "presets" / f"{name}.toml" for folder in (PACKAGE, PACKAGE.parent)]

@@ -105,7 +105,7 @@ class NetworkConfig(Table):
 
     @classmethod
     def sized(cls, own: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings `own` of this kind among `values`, which another kind may have been meant for."""
+        """Return this kind's settings `own`, completed from `values`, which may have been written for another kind."""
         return own
 
     @model_serializer(mode="wrap")
@@ -136,7 +136,7 @@ class UNetConfig(NetworkConfig):
         return self.attention_kernel == "math"
 
     def check(self, side: int) -> None:
-        """Refuse lists that are not one value a level, and sides and widths that cannot be divided.
+        """Refuse lists without exactly one value a level, and sides and widths that do not divide.
 
         Raises:
             ValueError: one sentence that names the settings.
@@ -212,7 +212,7 @@ class SongConfig(UNetConfig):
     resample_filter: tuple[int, ...] = Field((1, 1), description="FIR filter of a song network")
 
     def check(self, side: int) -> None:
-        """Refuse what no U-Net can be, and a filter of an odd number of taps.
+        """Refuse what no U-Net can have, and a filter with an odd number of taps.
 
         Raises:
             ValueError: one sentence that names the settings.

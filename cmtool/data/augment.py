@@ -1,6 +1,6 @@
-"""Augmentation that does not leak (Karras et al. 2022, Appendix F.2): images are changed and it is told how.
+"""Augmentation that does not leak (Karras et al. 2022, Appendix F.2): images are changed, and the network is told how.
 
-A network that hears what was done to each image learns the law of changed images from few originals, and samples the
+A network that knows what was done to each image learns the law of changed images from few originals, and samples the
 originals' own law when told that nothing was done. Flips and whole-pixel moves copy pixels. All other changes are one
 affine map, taken on an image enlarged twice by an orthogonal wavelet (sym6) so that it stays sharp and free of aliases.
 """
@@ -54,9 +54,9 @@ class Numbers:
 
 
 def drawn(seed: int, step: int, total: int, start: int, count: int) -> Numbers:
-    """Draw the numbers of rows `start` .. `start + count` of the global batch of `step`, which has `total` images.
+    """Draw the numbers for rows `start` .. `start + count` of the global batch of `step`, which has `total` images.
 
-    All are drawn, whatever is switched on: what one change does never depends on the others.
+    All are drawn, whatever is switched on, so that no change depends on the others.
     """
     shape, bells = (total, len(UNIFORMS) + len(GATES)), (total, len(NORMALS))
     flat = batch_uniform(shape, seed, "augment", step, start=start, count=count).unbind(1)

@@ -2,7 +2,7 @@
 
 Every image has a key in [0, 1), a hash of its pixels as training sees them, and is held out if the key lies below the
 share. So the choice is the same whether the images come from a folder, an archive, an array or a packed file, in any
-order and with any others; an image stays on its side when others are added, and so do all its exact duplicates.
+order and among any others. An image stays on its side of the split when others are added, as do its exact duplicates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cmtool.files.cache import cache_dir
 
 MOST = 2000  # images held out
 LEAST = 10  # images that figures need
-# Pixels from which on keys are kept in the cache: hashing a gigabyte takes a second or two, and reading it more.
+# From this many pixels on, keys are kept in the cache: hashing a gigabyte takes a second or two, and reading it more.
 LARGE = 2**30
 _BLOCK = 4096
 
@@ -78,7 +78,7 @@ def hold_out(data: Dataset, share: float) -> Dataset:
 
 
 def share_of(keys: NDArray[np.float64], share: float) -> float:
-    """Return the bound that keys of held-out images lie below: `share`, or less where more than `MOST` would."""
+    """Return the bound below which keys of held-out images lie: `share`, or less where that means more than `MOST`."""
     below = np.sort(keys[keys < share])
     return share if len(below) <= MOST else float(below[MOST])
 
@@ -94,7 +94,7 @@ def _part(data: Dataset, rows: Tensor) -> Dataset:
 
 
 def _too_few(count: int, share: float, held: int) -> str:
-    """Say why nothing is held out, and what would."""
+    """Say why nothing is held out, and how many images it would take."""
     if count < 2 * LEAST:
         return f"{count:,} images are too few to hold any out: there are no figures (at least {2 * LEAST} are needed)"
     needed = min(0.5, 2 * LEAST / count)  # twice the least, because the number varies by chance

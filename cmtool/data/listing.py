@@ -75,7 +75,7 @@ def list_folder(root: Path) -> Listing:
     broken links, folders that cannot be read, pipes and devices are counted as skipped.
     """
     found = Listing()
-    # A link to a folder around the root leads back to the root, past everything that lies beside it.
+    # A link to a folder above the root would lead back to the root, through everything beside it.
     full = root.resolve()
     around = tuple((stat.st_dev, stat.st_ino) for stat in map(os.stat, (full, *full.parents)))
     waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", around)]

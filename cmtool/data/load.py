@@ -207,7 +207,7 @@ def load_dataset(cfg: DataConfig, talk: Talk = SILENCE, found: Source | Dataset 
 
 
 def _paired(data: Dataset, cfg: DataConfig, path: Path, beside: str, talk: Talk) -> Dataset:
-    """Put the picture of the same name beside every image.
+    """Pair every image with the picture of the same name.
 
     Raises:
         DataError: a picture is missing, too many, or cannot be used.

@@ -1,6 +1,6 @@
 """A quick look at pictures before a run is planned: how many, how large, gray or color, classes, duplicates.
 
-Files are opened and not decoded, so that thousands of photos take seconds.
+Files are opened but not decoded, so that thousands of photos take seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cmtool.data.sources.base import Payload, Source
 from cmtool.data.survey import resolve, survey_dataset
 from cmtool.errors import DataError
 
-# Files looked at, evenly spread over the source, and the seconds after which the look ends.
+# How many files are looked at, evenly spread over the source, and the time limit in seconds.
 MOST, SECONDS = 2500, 5.0
 # Bytes at either end of a file by which two of one length are told apart.
 ENDS = 1 << 17
@@ -145,14 +145,14 @@ def _peek(found: Look, name: str, data: Payload) -> None:
 
 
 class _Duplicates:
-    """Tells whether the same bytes have been there before; files of different lengths are not opened."""
+    """Tells whether the same bytes were seen before; a file is opened only if another has its length."""
 
     def __init__(self) -> None:
         self._alone: dict[int, Path] = {}
         self._digests: set[tuple[int, bytes]] = set()
 
     def seen(self, data: Payload) -> bool:
-        """Whether these bytes came before; they are remembered."""
+        """Whether these bytes were seen before; remembers them."""
         if isinstance(data, Path):
             try:
                 return self._file(data, data.stat().st_size)

@@ -1,4 +1,4 @@
-"""Color profiles: pictures that were made in another color space than sRGB are converted for the model, and back.
+"""Color profiles: pictures in other color spaces than sRGB are converted for the model, and back.
 
 A profile is the ICC data that a file carries. One that cannot be read, or that is of another kind than the pixels (an
 RGB profile on a gray picture), is ignored, as viewers do.

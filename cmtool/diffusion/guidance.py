@@ -1,4 +1,4 @@
-"""Guidance: a slope that leads further from a worse answer than the model's own does."""
+"""Guidance: a slope that leads further away from a worse answer than the model's own slope does."""
 
 from __future__ import annotations
 

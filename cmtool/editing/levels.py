@@ -16,7 +16,7 @@ from cmtool.samplers.plan import check_request
 from cmtool.samplers.times import geometric_times, header_range, solver_times, times_from_indices, validate_times
 
 FINER = 0.55
-# The data on which the levels that settings begin with were found; for any other they are a guess.
+# The data on which the default levels were tuned; for any other data they are a guess.
 USUAL_FROM = "digits"
 
 
@@ -29,9 +29,9 @@ class EditPlan:
         source: in words, where they come from.
         guidance: over-relaxation of the known part; the paper's algorithm has none.
         fresh: share of new noise between the evaluations; 1 is the paper's.
-        candidates: edits of which the most consistent is a variation.
-        class_times: the levels at which the class is searched. They may end above `times`: low levels meet the known
-            part with any class, so that evaluations spent there tell no class from another.
+        candidates: edits made for each variation, of which the most consistent is kept.
+        class_times: the levels at which the class is searched. They may end above `times`: at low levels
+            every class agrees with the known part, so evaluations spent there cannot tell classes apart.
     """
 
     times: tuple[float, ...]
@@ -60,7 +60,7 @@ def edit_settings(header: Mapping[str, Any]) -> EditConfig:
         given = EditConfig.model_validate(written)
     except ValidationError as error:
         raise UserError(f"the model's levels for editing are unusable: {error.errors()[0]['msg']}.") from None
-    # A model of before there was an edit has no levels for it.
+    # A model older than an edit has no levels for it.
     later = _of_preset(header)
     return given.model_copy(
         update={name: getattr(later, name) for name in EditConfig.model_fields if name not in written}
@@ -85,7 +85,7 @@ def tuned_times(levels: EditLevels, steps: int, sigma_min: float, sigma_max: flo
 def published_times(
     task: str, settings: EditConfig, sigma_min: float, sigma_max: float, rho: float
 ) -> tuple[float, ...]:
-    """The paper's levels for a task: the whole Karras grid but its last point, or those of stroke editing.
+    """The paper's levels for a task: the Karras grid without its last point, or those of stroke editing.
 
     Song et al. 2023, Appendix D: 40 points for LSUN Bedroom-256; stroke editing at indices 16 and 20 of them.
     """
@@ -148,14 +148,9 @@ def _of_noise(sigma: float, sigma_min: float, sigma_max: float) -> EditPlan:
 
 
 def _tuned(
-    header: Mapping[str, Any],
-    settings: EditConfig,
-    task: str,
-    steps: int | None,
-    sigma_min: float,
-    sigma_max: float,
+    header: Mapping[str, Any], settings: EditConfig, task: str, steps: int | None, sigma_min: float, sigma_max: float
 ) -> EditPlan:
-    """The levels of the settings, and the help that was found with them."""
+    """The levels in the settings, and the guidance and candidates that were tuned with them."""
     name = TASKS[task].setting
     tuned: EditLevels = getattr(settings, name)
     times = tuned_times(tuned, steps or tuned.steps, sigma_min, sigma_max)

@@ -1,7 +1,7 @@
-"""Pictures and masks as people have them: files, Pillow images, arrays; alpha channels, color profiles, JPEGs of masks.
+"""Pictures and masks as people have them: files, Pillow images, arrays; with alpha, color profiles, JPEG artifacts.
 
 A mask is float64 (H, W) in [0, 1]: 1 where something is to be generated, 0 where bytes are kept, between at a seam.
-Its levels (0 black, 255 white) are read so:
+Its levels (0 black, 255 white) are read as follows:
 
 * a mask of two levels, whatever they are: the lower one is black, the higher one white;
 * others: up to `NEAR` is black, from 255 - `NEAR` on white, and the seam between is linear;
@@ -33,15 +33,15 @@ Bytes = NDArray[np.uint8]
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | Tensor"
 Floats = NDArray[np.float64]
 NEAR, GRAIN = 24, 96
-# A pixel whose channels differ by more levels has a color; a tint below it leaves black and white as they are.
+# A pixel whose channels differ by more levels than this has a color; a weaker tint still counts as black or white.
 COLORED = 24
-# Neighbors that differ by more levels are a hard edge.
+# Neighbors that differ by more levels than this form a hard edge.
 STEEP = 128
 # Faint levels, beyond the noise of 1 to 3 levels of a canvas. Drawn edges have them beside steep ones alone, JPEGs also
 # elsewhere: in a hundredth (drawn) and a tenth (JPEG) of as many pixels as are steep. Or, where all is steep, they are
 # nearly as many as levels between: up to .83 of them in drawn masks, 1.6 and more in JPEGs that need it.
 FAINT, STRAY, GRAINY = (6, 24), 0.03, 0.9
-# A JPEG whose table of quantization is coarser on average (quality 82 and less) has grain whatever is seen of it.
+# A JPEG with a coarser quantization table on average (quality 82 and below) has grain, visible or not.
 COARSE = 20
 
 
@@ -51,7 +51,7 @@ class Photo:
 
     Attributes:
         pixels: (H, W, C); where it is transparent, laid on white, or with `holes` the colors as they are stored.
-        holes: (H, W), 1 where nothing is to be seen, between 0 and 1 where little is; None: opaque, or laid on white.
+        holes: (H, W), 1 where it is transparent, between 0 and 1 where partly so; None: opaque, or laid on white.
         profile: the ICC profile that `pixels` are in; None: sRGB.
         dpi: pixels an inch, across and down, where the file says so.
         notes: what was done to the picture, for the user.
@@ -136,7 +136,7 @@ def _has_colors(image: Image.Image) -> bool:
 
 
 def _dpi(given: Any) -> tuple[float, float] | None:
-    """A resolution that a PNG can hold, None for nonsense."""
+    """The resolution if a PNG can hold it, None if it is nonsense."""
     try:
         across, down = (float(value) for value in given)
     except (TypeError, ValueError, ZeroDivisionError):
@@ -149,7 +149,7 @@ def _dpi(given: Any) -> tuple[float, float] | None:
 
 
 class Painted(NamedTuple):
-    """A mask, and what the user should hear about it."""
+    """A mask, and what the user should be told about it."""
 
     mask: Mask
     notices: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ def mask_of(mask: Picture | NDArray[Any], invert: bool = False) -> Painted:
 
     Args:
         mask: a picture whose white is to be generated (what is transparent is not white), or an array (H, W) of
-            booleans, or of numbers of which two occur: the lower one is kept.
+            booleans, or of two different numbers: the lower one is kept.
         invert: white is kept, black is generated.
     """
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) and mask.ndim == 2 else mask
@@ -263,7 +263,7 @@ def _filtered(image: Image.Image, rule: ImageFilter.Filter) -> NDArray[np.int16]
 
 
 def _is_coarse(image: Image.Image) -> bool:
-    """Whether an image is a JPEG of low quality, or of a format that loses and does not say how much."""
+    """Whether an image is a JPEG of low quality, or in a lossy format that does not say how much it lost."""
     if image.format in ("WEBP", "AVIF"):
         return True
     tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}

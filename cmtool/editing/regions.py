@@ -1,4 +1,4 @@
-"""Pictures of any shape and models of one size: cut out, fit, and put back where it came from.
+"""Pictures of any shape for models of one size: a region is cut out, fitted, and put back where it came from.
 
 All pictures are uint8 (H, W, C); masks are float64 (H, W) in [0, 1] with 1 where something is to be generated.
 """
@@ -18,7 +18,7 @@ from cmtool.errors import DataError, UserError
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.float64]
-# Masks whose shape differs from the picture's by more than this are of another picture.
+# A mask whose shape differs from the picture's by more than this belongs to another picture.
 ASPECT_SLACK = 0.02
 PAINT = "paint white what is to be generated, or --invert-mask"
 Resize = Callable[[Any, int, int], NDArray[Any]]
@@ -66,7 +66,7 @@ class Region:
 def take_resized(picture: NDArray[Any], region: Region, height: int, width: int, rule: Resize) -> NDArray[Any]:
     """Return the pixels of a region at height x width, by `rule` (resize, resize_mask, ...).
 
-    A vast region goes axis by axis, first the one that lies inside the picture, so that it is never held as a whole.
+    A vast region is resized one axis at a time, first the one inside the picture, so that it is never held as a whole.
     """
     if not region.is_vast:
         return rule(region.take(picture), height, width)
@@ -80,7 +80,7 @@ def take_resized(picture: NDArray[Any], region: Region, height: int, width: int,
 def put_resized(picture: NDArray[Any], region: Region, small: NDArray[Any], rule: Resize) -> NDArray[Any]:
     """Return a copy of `picture` with `small` brought to the size of a region and laid there; `rule` as above.
 
-    A vast region goes axis by axis, first the one that reaches beyond the picture, where most of it is cut.
+    A vast region is resized one axis at a time, first the one that reaches beyond the picture, where most of it is cut.
     """
     if not region.is_vast:
         return region.put(picture, rule(small, region.height, region.width))
@@ -108,7 +108,7 @@ def region_of_fit(height: int, width: int, fit: str) -> Region:
 
 
 def describe(original: Bytes, region: Region, side: int, fit: str) -> tuple[str, ...]:
-    """Say how a picture was brought to the model's side; nothing where it has it."""
+    """Say how a picture was brought to the model's side; nothing if it already has that side."""
     height, width = original.shape[:2]
     if (height, width) == (side, side):
         return ()
@@ -200,9 +200,9 @@ def _halved(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
-    """Resize a mask so that it covers what it covered: each pixel takes the largest value of all that it touches.
+    """Resize a mask so that it still covers what it covered: each pixel takes the largest value of all that it touches.
 
-    Nothing of what was under the mask can so become a part of known pixels, at however soft a seam.
+    So nothing under the mask can leak into known pixels, however soft the seam.
     """
     if mask.shape == (height, width):
         return mask
@@ -253,7 +253,7 @@ def blend(original: Bytes, edited: Bytes, mask: Mask) -> Bytes:
 
 @dataclass(frozen=True)
 class Hole:
-    """What is generated in a picture, at the picture's size and at the model's.
+    """The hole to fill in a picture, at the picture's size and at the model's.
 
     Attributes:
         original: the picture (H, W, C).
@@ -281,7 +281,7 @@ class Hole:
         return self.original if self.paste else take_resized(self.original, self.region, side, side, resize)
 
     def closed(self, made: Bytes) -> Bytes:
-        """Return the picture with what was made, the bytes (side, side, C) of an edit, in the hole alone."""
+        """Return the picture with the bytes (side, side, C) of an edit in the hole and nowhere else."""
         if self.paste:
             return blend(self.original, put_resized(self.original, self.region, made, resize), self.mask)
         return np.where(self.inner[..., None] > 0, made, self.small)

@@ -29,8 +29,8 @@ class Asked:
 
     `fit` is "crop", "pad" or "stretch"; `paste` returns the edit inside the original; `mask` (H, W) is 1 where
     something is generated (None: what is transparent); `factor` is an enlargement (None: to the model's size) of a
-    picture that was reduced by a `kernel`, "mean" or "bicubic"; `sigma` is the standard deviation of a blur in pixels;
-    `noise` is that of the noise in the picture on the scale of [-1, 1] (None: what rounding to bytes makes).
+    picture that a `kernel` reduced, "mean" or "bicubic"; `sigma` is the standard deviation of a blur in pixels; `noise`
+    is that of the noise in the picture on the scale of [-1, 1] (None: what rounding to bytes makes).
     """
 
     name: str = "the picture"
@@ -52,12 +52,12 @@ class Task:
 
     Attributes:
         name: as it is typed.
-        prepare: makes a picture ready for a model of a side in pixels.
+        prepare: makes a picture ready for a model of a given side in pixels.
         levels: its noise levels: "tuned" geometric ones with over-relaxation and candidates, a "list", or that of the
             "noise" in the picture, which takes one evaluation and adds none.
         channels: those that the model must have; None: any.
-        takes: what it takes besides a picture. Without a mask it generates what is transparent; edits that take none
-            lay that on white.
+        takes: what it takes besides a picture. Without a mask it generates what is transparent; edits without a mask
+            lay it on white.
         like: the edit whose levels it takes, where it has none of its own in [edit].
         not_in_latents: why a model of latents cannot do it; empty: it can.
     """
@@ -164,7 +164,7 @@ def choose_factor(factor: int | None, original: Bytes, side: int) -> int:
 
 
 def superres(photo: Photo, side: int, asked: Asked) -> Subject:
-    """Enlarge: each small pixel is known as the mean of a patch, or as what a bicubic reduction makes of them.
+    """Enlarge: each small pixel is the known mean of a patch, or the known result of a bicubic reduction.
 
     With `paste` the picture keeps its shape.
 
@@ -212,7 +212,7 @@ def superres(photo: Photo, side: int, asked: Asked) -> Subject:
 
 
 def stroke(photo: Photo, side: int, asked: Asked) -> Subject:
-    """Turn a rough drawing into a picture: it says where to start, and nothing of it is kept."""
+    """Turn a rough drawing into a picture: the drawing says where to start, and nothing of it is kept."""
     from cmtool.editing.subject import fitted, nothing_kept
 
     small, region, notes = fitted(photo, side, asked.fit)
@@ -220,7 +220,7 @@ def stroke(photo: Photo, side: int, asked: Asked) -> Subject:
 
 
 def _free(photo: Photo, side: int, asked: Asked) -> tuple[Subject, Region]:
-    """All of a picture may change; also the region that the model is given: with `paste` the whole, in windows."""
+    """An edit that may change everything, and the region that the model gets: with `paste` the whole picture."""
     from cmtool.editing.regions import Region
     from cmtool.editing.subject import fitted, nothing_kept, picture, windows_note
 
@@ -253,7 +253,7 @@ def deblur(photo: Photo, side: int, asked: Asked) -> Subject:
     """Undo a Gaussian blur. With `paste` overlapping windows cover the picture at its own size.
 
     Raises:
-        UsageError: the width is none of a blur.
+        UsageError: the width is not one of a blur.
     """
     from cmtool.editing.operators import BYTES, blur, measured
 

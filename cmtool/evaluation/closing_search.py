@@ -21,11 +21,11 @@ from cmtool.models import Model
 from cmtool.samplers.plan import SEED_BLOCK, plan_sampling
 from cmtool.samplers.time_search import Memo, Times, greedy_search
 
-# Evaluation during training and searches have seeds of their own, far from those of `cmtool sample --seed N`.
+# Evaluation during training, and searches, use seeds of their own, far from those of `cmtool sample --seed N`.
 SEARCH_SEED, FRESH_SEED = 1001 * SEED_BLOCK, 1002 * SEED_BLOCK
 SHORT_COUNT, SHORT_GRID, SHORT_STEPS = 1500, 18, (2, 3, 4)
-# A run on a user's own images spends at most 1 / SHARE of its training on judging, and as much on its search, which
-# compares about so many CANDIDATES.
+# A run on a user's own images spends at most 1 / SHARE of its training time on judging, and as much on its search,
+# which compares about this many CANDIDATES.
 SHARE, CANDIDATES = 5, 45
 LEAST_COUNT, OWN_COUNT = 200, 250
 
@@ -34,7 +34,7 @@ LEAST_COUNT, OWN_COUNT = 200, 250
 class RunJudge:
     """Judges the model of a run again and again: `judge(model)` returns its metrics, from the same seeds every time.
 
-    `make` sets up what judges, when it is first needed: `own` images that were held out are looked at only then.
+    `make` sets up the judge when it is first needed: the run's `own` held-out images are read only then.
     """
 
     make: Callable[[], Judge]
@@ -67,7 +67,7 @@ class RunJudge:
 
     @cached_property
     def judge(self) -> Judge:
-        """What judges."""
+        """The judge, set up on first use."""
         return self.make()
 
     def __call__(self, model: Model, steps: int | None = None, count: int | None = None) -> dict[str, float]:
@@ -84,14 +84,14 @@ class RunJudge:
         return self.judge.protocol(self.metrics)
 
     def is_worth(self, model: Model, images_seen: int) -> bool:
-        """Whether to judge a finished model that nobody asked to judge: within a fifth of what its training took."""
+        """Whether to judge a finished model although nobody asked: if it takes at most a fifth of the training time."""
         return self.own and SHARE * self.count * plan_sampling(model.header).nfe <= images_seen
 
     def search_count(self, images_seen: int) -> int:
         """Return how many samples each candidate of a closing search takes; 0: there is no search.
 
-        Small networks can be asked dozens of times. Held-out images are searched for with any features, as long as that
-        is short beside the training; other references with Inception are not.
+        Small networks can be evaluated dozens of times. Against held-out images any features will do, if the search
+        is short compared with the training; against other references there is none with Inception.
         """
         if not self.own:
             small = self.judge.network.domain or self.judge.network.name == "points"
@@ -110,7 +110,7 @@ class _Late(Exception):
 
 
 def _score(model: Model, judge: Judge, seeds: range, late: Callable[[], bool]) -> Memo:
-    """Return the distance of times on these seeds; it raises `_Late` instead of looking at another candidate."""
+    """Return the distance of times on these seeds; it raises `_Late` instead of scoring another candidate."""
     score = TimesScore(model, judge, seeds)
 
     def in_time(times: Times) -> float:
@@ -155,7 +155,7 @@ def short_search(
     with contextlib.suppress(_Late):
         figures["1"] = fresh(chain)
         for number in sorted(steps):
-            # Where a further step only hurts, the search puts it next to sigma_min, and no level is left below.
+            # If one more step only hurts, the search puts it next to sigma_min, and no level is left below.
             if time.monotonic() - began > seconds or number < 2 or chain[-1] == levels[-2]:
                 continue
             chain = greedy_search(memo, number, levels, chain).times

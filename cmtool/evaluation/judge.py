@@ -31,9 +31,9 @@ ALONE = World()
 class Judge:
     """Judges sets of images: `judge(images)` returns their metrics against the reference.
 
-    Of several processes all must call it, with the same images; process 0 alone learns the metrics, and it alone has a
-    `side`, which holds the reference's features and statistics under the network, and what is known of `training`, as
-    many images that the reference was held out of.
+    Of several processes all must call it, with the same images; only process 0 gets the metrics, and only it has a
+    `side`: the reference's features and statistics under the network, and those of `training`, as many of the images
+    that the reference was held out of.
     """
 
     reference: Reference

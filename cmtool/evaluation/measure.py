@@ -87,7 +87,7 @@ def measure(
     """Return the features of every image, from the cache if the same network has seen the same images before.
 
     A file is read once. Its fingerprint comes from the same pass; only a file that has not changed since it was last
-    read is recognized before. Several processes share the work by whole batches, so that
+    read is recognized before it is read again. Several processes share the work by whole batches, so that
     every batch is the one that a single process would make.
 
     Args:
@@ -208,7 +208,7 @@ def measure_reference(
     advance: Progress = lambda count: None,
     world: World | None = None,
 ) -> Side:
-    """Return what a reference comes to under a network: its own statistics if they fit, and its images' features.
+    """Return a reference's side under a network: its own statistics if they fit, and its images' features.
 
     Process 0 of `world` calls this; meanwhile the others call `measure` for the reference's images.
 

@@ -1,7 +1,7 @@
 """Do samples copy training images? Nearest neighbors in features and in pixels.
 
 Where images were held out of training, the share of samples that are nearer to a training image than to any of equally
-many held-out ones answers it: a model that has learned no image by heart gets one half (`nearer_to_training`).
+many held-out ones answers it: a model that has memorized no image gets one half (`nearer_to_training`).
 
 Without held-out images, a sample counts as a copy if it is closer to its nearest training image than that image is to
 any other training image (the authenticity test of Alaa et al. 2022). Real images, each left out in turn and judged the
@@ -58,7 +58,7 @@ def nearer_to_training(samples: Array, training: Array, held_out: Array) -> Near
     """Compare the distances of `samples` (N, D) to the nearest row of `training` and of `held_out`, M each.
 
     Of the larger set the first M rows count. If the model treats both sets alike, it is a matter of chance which of the
-    2 M rows are called training. Over all ways to call M of them so, the share has the mean 1/2 and the variance
+    2 M rows are called training. Over all ways to choose those M, the share has the mean 1/2 and the variance
     (sum c^2 - N^2 / 2M) / 4N^2 * 2M / (2M - 1), where c counts the samples that are nearest to a row: rows that attract
     many samples make it larger than N draws of a coin.
 

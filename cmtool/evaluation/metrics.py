@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RECOMMENDED = 10_000
 K, K_DENSITY = 3, 5
-# The networks of FD-DINOv2 and of CMMD: CLIP with the activation it was trained with, which timm's plain name has not.
+# The networks of FD-DINOv2 and of CMMD: CLIP with the activation it was trained with, which timm's plain name lacks.
 DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m"
 CLIP = "timm:vit_large_patch14_clip_quickgelu_336.openai"
 
@@ -57,7 +57,7 @@ class Case:
 class Metrics:
     """What is known of one set of samples.
 
-    `values` are figures by key (None: does not apply), `notes` what to say with them, `per_class` the class agreement
+    `values` are figures by key (None: does not apply), `notes` are shown with them, `per_class` is the class agreement
     of each label, `manifold` which samples lie inside the reference, `closest` pairs (sample, training image), and
     `measured` the features that all of it came from.
     """
@@ -82,7 +82,7 @@ Lack = Callable[[Case], UserError | None]
 class Metric:
     """A row: `figures` maps each key of the result to its heading in a table ("": not shown).
 
-    `needs` are asked in turn; each answers why the metric cannot be computed, or None. A metric that is not `usual` is
+    `needs` are called in turn; each returns why the metric cannot be computed, or None. A metric that is not `usual` is
     computed only when it is requested by name. `network` names the features that it is defined with; None: any.
     """
 

@@ -42,7 +42,7 @@ CLEAN_FID = "https://www.cs.cmu.edu/~clean-fid/stats"
 class Named:
     """A reference known by name: its usual features, resizing rule, number of samples, and where it is from.
 
-    `shape` (H, W, C) is said of images that a file of statistics alone does not hold.
+    `shape` (H, W, C) is given for images of which only a file of statistics is published.
     """
 
     features: str
@@ -203,7 +203,7 @@ def _from_path(path: Path) -> Reference:
 
 # --- images held out of training --------------------------------------------------------------------------------------
 
-# Samples that are usually compared with held-out images: few of them would be judged by chance.
+# How many samples are usually compared with held-out images: a handful would be judged by chance.
 LEAST_SAMPLES = 1000
 
 

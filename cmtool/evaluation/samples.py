@@ -32,7 +32,7 @@ from cmtool.files.archives import NpzReader
 
 BATCH = 64
 HELD = 512_000_000  # bytes; decoded images up to this size are kept for the next pass
-# A file that changed less than this ago could change again without its times showing it.
+# A file that changed less than this many seconds ago could change again without its timestamps showing it.
 SETTLED_NS = 50_000_000
 Batches = Callable[[int], Iterator[Array]]
 

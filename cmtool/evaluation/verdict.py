@@ -70,7 +70,7 @@ class JudgedSet:
     intervals: dict[str, list[float]]
 
     def row(self) -> dict[str, Any]:
-        """Return all of it as one row of a document."""
+        """Return everything as one row of a document."""
         assert self.found.measured is not None
         row: dict[str, Any] = {"samples": self.opened.name, "count": self.opened.images.count, **self.opened.about}
         row |= {"fingerprint": self.found.measured.fingerprint, "metrics": self.found.values}
@@ -128,7 +128,7 @@ def judge_sets(
         reference, candidates[0].shape, how.network, how.mode, device, talk, world, batch_size=how.batch_size
     )
     for name in how.metrics or ():
-        judge.beside(name)  # so that weights that are not here are refused before anything slow begins
+        judge.beside(name)  # so that missing weights are refused before anything slow begins
     sets = [_judged(candidate, judge, how) for candidate in candidates]
     if not world.main:
         return Verdict(judge, [])
@@ -143,7 +143,7 @@ def judge_sets(
 def _judged(candidate: Candidate, judge: Judge, how: Judging) -> JudgedSet:
     opened = candidate.open(judge.reference.count)
     if how.metrics and "memorization" in how.metrics:
-        opened = replace(opened, images=opened.images.in_memory())  # its pixels are looked at more than once
+        opened = replace(opened, images=opened.images.in_memory())  # its pixels are read more than once
     found = judge(opened.images, how.metrics, opened.trajectories)
     return JudgedSet(opened, found, judge.intervals(found, how.bootstrap) if how.bootstrap and judge.side else {})
 

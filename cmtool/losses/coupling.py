@@ -27,8 +27,8 @@ def _generates_nothing(nets: Nets, draw: Draw) -> Draw:
 class Coupling:
     """The two moments at which a coupling may change a draw.
 
-    `meet` runs before any network does, and may ask the processor. `generate` puts images that a network makes in the
-    place of those that `meet` marked as `made`, and never waits for the processor.
+    `meet` runs before any network does, and may compute on the CPU. `generate` replaces the images that `meet` marked
+    as `made` by those that a network makes, and never waits for the CPU.
     """
 
     meet: Callable[[Draw], Draw] = _as_drawn
@@ -54,7 +54,7 @@ class Pairs:
 
 
 def assignment(x0: Tensor, z: Tensor) -> Tensor:
-    """Return for each image (B, ...) the index (B,) of its noise at the least total squared distance, on the CPU.
+    """Return the index (B,) of the noise for each image (B, ...) that minimizes the total squared distance, on the CPU.
 
     |x - z|^2 and -<x, z> have the same best assignment: the squares do not depend on it.
     """

@@ -57,8 +57,8 @@ def posterior_mean(
         x: (B, C, H, W).
         t: noise levels (B,).
         reference: the images x_j.
-        label: if given, only images of the row's class count; all of them do for -1, and for a class that the reference
-            does not have.
+        label: if given, only images of the row's class count; for -1, and for a class that the reference does
+            not have, all of them count.
         own: the image (B, C, H, W) that each row of x was made from, for a reference that is a subset. It counts as one
             of the images, and only once if it is among them. Without it the mean at small t would be that of others.
 
@@ -88,7 +88,7 @@ def posterior_mean(
 def _foreign(labels: Tensor | None, label: Tensor | None, fall_back: bool) -> Tensor | None:
     """Return which images (B, M) are of another class than the row.
 
-    To a row without a class (a dropped label, -1) none is, and with `fall_back` none to a row whose class is missing.
+    A row without a class (a dropped label, -1) excludes none; with `fall_back` neither does one whose class is missing.
     """
     if labels is None or label is None:
         return None
@@ -158,7 +158,7 @@ def _asked(part: DirectionPart, told: Tensor | None, t: Tensor) -> tuple[Tensor,
 
 
 def build_guidances(config: RunConfig) -> Callable[[tuple[Tensor, ...], Slice], Tensor] | None:
-    """Return the law of what guided networks are told, (B, 3), by the rows; None for others.
+    """Return the law, by rows, of the (B, 3) numbers that guided networks are told; None for other networks.
 
     The scale has a density proportional to 1 / w on [1, `guidance`], the interval begins evenly in [0, 1/2] and ends in
     [1/2, 1] of rectified flow's time. Where r = t it is the whole (Geng et al. 2025b, code).

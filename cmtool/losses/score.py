@@ -32,7 +32,7 @@ LEAST = 1e-5
 
 
 class Pull(NamedTuple):
-    """What two denoisers say of samples: the loss (B,), its gradient (B, C, H, W), and the mean of (T - F)^2 (B,)."""
+    """What two denoisers make of samples: the loss (B,), its gradient (B, C, H, W), and the mean of (T - F)^2 (B,)."""
 
     loss: Tensor
     gradient: Tensor
@@ -80,10 +80,10 @@ def dmd(x: Tensor, both: Both) -> Pull:
 
 @dataclass(frozen=True)
 class ScoreDraw(Draw):
-    """A draw with what the samples are made from.
+    """A draw, and what its samples are made from.
 
-    `starts` is unit noise (B, C, H, W) for each noise level that samples are made at, `at` (B,) the number of the level
-    that an image's sample is of, `probe` and `lesson` are unit noise and noise level (B,) at which a sample is compared
+    `starts` is unit noise (B, C, H, W) for each noise level that samples are made at, `at` (B,) the index of the level
+    of each image's sample, `probe` and `lesson` are the unit noise and noise level (B,) at which a sample is compared
     and at which the fake network learns from it.
     """
 
@@ -95,10 +95,9 @@ class ScoreDraw(Draw):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreObjective(Objective):
-    """Samples of the model, pulled by `rule`, and with the weight `part.keep` the recipe's other parts beside it.
+    """Samples of the model, pulled by `rule`, plus the recipe's other parts with the weight `part.keep`.
 
-    `levels` are those that samples are made at, `teacher_process` has the range of noise levels of
-    the teacher.
+    Samples are made at `levels`; `teacher_process` holds the teacher's range of noise levels.
     """
 
     part: ScorePart
@@ -136,7 +135,7 @@ class ScoreObjective(Objective):
         return Loss(weighted, pull.distance, t, fake)
 
     def keeps(self, rows: Slice) -> bool:
-        """Whether the step of these rows looks at the recipe's other parts too."""
+        """Whether the step of these rows includes the recipe's other parts."""
         return self.part.keep > 0 and rows.step % self.part.keep_every == 0
 
     def follow(self, nets: Nets, x0: Tensor, label: Tensor | None, rows: Slice) -> Tensor:
@@ -174,7 +173,7 @@ class ScoreObjective(Objective):
         return karras(t, t, self.teacher_process) * l2(answer, x)
 
     def _told(self, level: Tensor) -> tuple[Tensor, ...]:
-        """Return the further arguments of the fake network: which level a sample is of, if there are several."""
+        """Return the fake network's extra arguments: the level of each sample, if there are several."""
         return (level,) if len(self.levels) > 1 else ()
 
     def _starts(self, x0: Tensor, rows: Slice) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Threads that wait for one another: they stay awake while the machine is free, and sleep while others want it too.
+"""How threads wait for one another: awake while the machine is free, asleep while other programs want it too.
 
 torch's thread pool on Linux is GNU OpenMP. After each parallel loop its threads stay awake for some milliseconds, since
-the next loop usually comes sooner than a sleeping thread wakes up: `digits` trains half as fast again that way. On a
+the next loop usually comes sooner than a sleeping thread wakes up: `digits` trains 1.5 times as fast that way. On a
 busy machine the same habit is ruinous. A thread that waits awake takes the core on which the thread it waits for would
 have to run, and two trainings side by side fall to a twentieth of their speed.
 
@@ -9,8 +9,8 @@ libgomp cuts the wait to some hundred turns while it counts more threads in its 
 team, which sleeps for good, puts threads to sleep quickly, and its end lets them wait awake again. Neither changes how
 work is divided: results are the same to the bit.
 
-Meanwhile threads ask the scheduler for short turns (Linux 6.12 and later): one that was asleep then gets its core back
-sooner from a process that never sleeps, for which the others of its team would have to wait.
+Meanwhile threads ask the scheduler for short time slices (Linux 6.12 and later): one that was asleep then gets its core
+back sooner from a process that never sleeps, and the rest of its team waits less.
 
 Settings of the user's own (OMP_WAIT_POLICY, GOMP_SPINCOUNT) stay in force: what already sleeps at once still does.
 """
@@ -28,15 +28,15 @@ from pathlib import Path
 
 import torch
 
-# Seconds between two looks at the machine.
+# Seconds between two checks of the machine.
 EVERY = 0.5
 # Threads that are ready to run and wait for a core, on average over one look: 0.01 to 0.05 on a quiet machine, 0.5 and
 # more next to one busy process.
 CROWDED, FREE = 0.2, 0.1
-# Looks in a row that find the machine free before threads wait awake again.
+# Checks in a row that must find the machine free before threads wait awake again.
 PATIENCE = 4
 
-# Microseconds of a turn while the machine is crowded; usual are some thousand.
+# Microseconds of a time slice while the machine is crowded; a few thousand are usual.
 TURN = 100
 
 TASKS = Path("/proc/self/task")
@@ -45,7 +45,7 @@ SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
 
 
 class Crowd:
-    """Decides whether the machine is crowded from how long threads waited for a core; slow to find it free again."""
+    """Decides from how long threads waited for a core whether the machine is crowded; slow to call it free again."""
 
     def __init__(self) -> None:
         self.here = False
@@ -103,9 +103,9 @@ def thread_library() -> ctypes.CDLL | None:
 
 
 def ask_for_turns(microseconds: int) -> None:
-    """Ask the scheduler to let this process's threads run for so long at a time, 0: as usual.
+    """Ask the scheduler for time slices of this length for this process's threads; 0: the usual ones.
 
-    Niceness stays, and so do threads of another scheduling class. A system that does not know such turns ignores it.
+    Niceness stays, and so do threads of another scheduling class. A system without such slices ignores it.
     """
     if SCHED_SETATTR is None:
         return
@@ -138,7 +138,7 @@ _watching = False
 
 
 def give_way() -> bool:
-    """From now on watch whether others want the machine, and let waiting threads sleep while they do.
+    """From now on, watch whether other programs want the machine, and let waiting threads sleep while they do.
 
     Returns whether this machine and its libraries can do that; calling it again changes nothing.
     """
@@ -160,7 +160,7 @@ def _watch(team: SleepingTeam) -> None:
         after, now = waited(), time.perf_counter()
         if after is None:
             return
-        # A thread that has ended takes its seconds with it.
+        # When a thread ends, its seconds leave the sum.
         crowd.look(max(after - before, 0.0) / (now - then))
         before, then = after, now
         threads = torch.get_num_threads()

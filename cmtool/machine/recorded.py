@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 Inputs = tuple["Tensor | None", ...]
-# Calls that are made as they are before one is recorded: libraries choose their algorithms and take their memory then.
+# Calls made directly before one is recorded: in these, libraries choose their algorithms and allocate memory.
 WARM_UP = 3
 
 
-# A recording that takes this much longer than the work as it is is dropped.
+# A recording that takes this much longer than the direct call is dropped.
 SLOWER = 1.05
 
 
@@ -82,7 +82,7 @@ class Recorded:
         work: what to record; returns tensors.
         before: called before a recording, after the calls that warm up.
         within: share of the device's memory above which nothing is recorded: a recording keeps what it needs, and
-            large networks have nothing to gain.
+            large networks have nothing to gain from one.
         tell: called with `reason` when there is one.
     """
 
@@ -141,7 +141,7 @@ class Recorded:
         return tuple(answer.clone() for answer in tape.answers)
 
     def _watched(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Do the work and see whether it waits for the GPU: its recording would fail, and spoil what is under way."""
+        """Do the work and see whether it waits for the GPU: recording it would fail, and spoil work in progress."""
         mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
@@ -180,6 +180,6 @@ class Recorded:
             return self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
         finally:
             gc.enable() if collects else None
-            torch.cuda.set_stream(stream)  # which a recording that failed leaves at its own
+            torch.cuda.set_stream(stream)  # which a failed recording leaves set to its own
         self._tapes[kind] = _Tape(graph, places, answers)
         return True

@@ -1,4 +1,4 @@
-"""Stopping at a good moment: Ctrl-C, the scheduler's SIGTERM, a lost terminal, a time limit end a run between steps."""
+"""Stopping at a good moment: Ctrl-C, SIGTERM, a lost terminal or a time limit ends a run between two steps."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Stop:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
-        """Return what `work` returns; None if a signal came before it or ends it, which it does at once.
+        """Return what `work` returns; None if a signal came before it, or interrupts it, which happens at once.
 
         For long work that can be repeated without loss, such as judging a model. It must not wait for other processes.
         """

@@ -181,37 +181,23 @@ class AdmUNet(RawNetwork):
     def _features(self, c: Tensor) -> Tensor:
         return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
 
-    def _embed(self, c: Tensor, mlp: nn.ModuleDict, augment: Tensor | None = None) -> Tensor:
+    def _time(self, c: Tensor, mlp: nn.ModuleDict, augment: Tensor | None = None) -> Tensor:
         features = self.told(self.aimed(c, self._features), augment)
         return linear_wide(mlp["2"], F.silu(linear_wide(mlp["0"], features)))
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        label: Tensor | None = None,
-        r: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
-        """Return F (B, C, H, W) in the dtype of x.
+    def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Return the embedding (B, E) of noise level, second time, label and augmentation."""
+        emb = self._time(c_noise, self.time_embed, augment)
+        if r is not None:
+            emb = emb + self._time(r, self.time_embed_r)
+        if label is not None:
+            emb = add_label(emb, self.label_emb.weight, label)
+        return F.silu(emb).to(self.dtype)
 
-        x (B, C, H, W); c_noise (B,); label (B,) with -1 (or no label at all) for the null class; r (B,) the second
-        conditioning value of a two-time network; augment (B, L) what was done to the images (None: nothing). Raises
-        `UserError` for inputs that do not fit.
-        """
-        self.check_inputs(x, c_noise, label, r, augment)
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (B, C, H, W) to F; `emb` (B, E)."""
         with exact(x):
-            emb = self._embed(c_noise, self.time_embed, augment)
-            if r is not None:
-                emb = emb + self._embed(r, self.time_embed_r)
-            if label is not None:
-                emb = add_label(emb, self.label_emb.weight, label)
-            emb = F.silu(emb).to(self.dtype)
-        return self._u(x.to(self.dtype), emb).to(x.dtype)
-
-    def _u(self, h: Tensor, emb: Tensor) -> Tensor:
-        with exact(h):
-            h = self.run(self.input_blocks[0], h, emb)
+            h = self.run(self.input_blocks[0], x, emb)
         skips = [h]
         for stage in self.input_blocks[1:]:
             h = self.run(stage, h, emb)

@@ -272,6 +272,39 @@ class RawNetwork(nn.Module):
         if r is not None and r.shape[1:] != ((4,) if self.guided else ()):
             raise UserError(f"r is {'(B, 4) for a ' if self.guided else '(B,) for an un'}guided network.")
 
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        r: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """Return F (B, C, H, W) in the dtype of x.
+
+        Args:
+            x: (B, C, H, W).
+            c_noise: (B,).
+            label: (B,) with -1 (or no label at all) for the null class.
+            r: the second conditioning value of a two-time network, (B,), or (B, 4) of a guided one.
+            augment: (B, L), what was done to the images; None: nothing.
+
+        Raises:
+            UserError: for inputs that do not fit.
+        """
+        self.check_inputs(x, c_noise, label, r, augment)
+        with exact(x):
+            emb = self.embed(c_noise, label, r, augment)
+        return self.compute(x.to(self.dtype), emb).to(x.dtype)
+
+    def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Return the embedding (B, E) of what a network is told, in the dtype of the weights; without autocast."""
+        raise NotImplementedError
+
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (B, C, H, W) to F in the same shape; `emb` (B, E)."""
+        raise NotImplementedError
+
     def run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Call a block, recomputing it in the backward pass when `checkpointing` is on."""
         if self.checkpointing and self.training and torch.is_grad_enabled():

@@ -255,23 +255,24 @@ class Dit(RawNetwork, WideBuffers):
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
-        self.check_inputs(x, c_noise, label, r)
+    def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Return the condition (B, width) of noise level, second time and label."""
+        condition = self.t_embedder(c_noise)
+        if r is not None:
+            condition = condition + self.aimed(r, self.r_embedder)
+        if self.num_classes is not None:
+            condition = self.y_embedder(condition, label)
+        return condition.to(self.dtype)
+
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (B, C, H, W) to F; `emb` (B, width)."""
         grid = x.shape[2] // self.patch, x.shape[3] // self.patch
         with exact(x):
-            condition = self.t_embedder(c_noise)
-            if r is not None:
-                condition = condition + self.aimed(r, self.r_embedder)
-            if self.num_classes is not None:
-                condition = self.y_embedder(condition, label)
-            condition = condition.to(self.dtype)
-            h = self._placed(self.x_embedder(x.to(self.dtype)), grid)
+            h = self._placed(self.x_embedder(x), grid)
         for block in self.blocks:
-            h = self.run(block, h, condition, grid)
+            h = self.run(block, h, emb, grid)
         with exact(x):
-            patches = self.final_layer(h.to(self.dtype), condition)
-        return self._joined(patches, grid).to(x.dtype)
+            return self._joined(self.final_layer(h.to(self.dtype), emb), grid)
 
     def _placed(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Add the positions to tokens (B, N, width), on another grid than the nominal one those of that grid."""

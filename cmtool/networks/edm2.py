@@ -229,7 +229,8 @@ class Edm2UNet(RawNetwork):
             return features
         return features + self.map_augment(augment.to(features.dtype), wide(self.augment_gain))
 
-    def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+    def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Return the embedding (B, E) of noise level, second time, label and augmentation."""
         emb = self.told(self.emb_noise(self._features(c_noise)), augment)
         if r is not None:
             emb = emb + self.emb_noise_r(self.aimed(r, self._features), wide(self.emb_gain_r))
@@ -252,22 +253,12 @@ class Edm2UNet(RawNetwork):
             raise UserError(f"label {int(label.max())} is outside 0..{len(table) - 1}; -1 is the null class.") from None
         return rows * (label >= 0).unsqueeze(1)
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        label: Tensor | None = None,
-        r: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
-        """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
-        self.check_inputs(x, c_noise, label, r, augment)
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (B, C, H, W) to F; `emb` (B, E)."""
         first, *blocks = self.enc.values()
-        h = x.to(self.dtype)
         # The constant channel lets a network without biases add one.
-        h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
+        h = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         with exact(x):
-            emb = self._embed(c_noise, label, r, augment)
             h = first(h)
         skips = [h]
         for block in blocks:
@@ -276,4 +267,4 @@ class Edm2UNet(RawNetwork):
         for block in self.dec.values():
             h = self.run(block, mp_cat(h, skips.pop(), CONCAT_BALANCE) if block.joins else h, emb)
         with exact(x):
-            return self.out_conv(h.to(self.dtype), self.out_gain).to(x.dtype)
+            return self.out_conv(h.to(self.dtype), self.out_gain)

@@ -74,27 +74,20 @@ class Mlp(RawNetwork):
     def _features(self, c: Tensor) -> Tensor:
         return self.map_noise(c) if hasattr(self, "map_noise") else positional_features(c, self.width)
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        label: Tensor | None = None,
-        r: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
-        """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
-        self.check_inputs(x, c_noise, label, r, augment)
+    def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Return the embedding (B, width) of noise level, second time and label."""
+        emb = linear_wide(self.time_embed, self.told(self._features(c_noise), augment))
+        if r is not None:
+            emb = emb + linear_wide(self.time_embed_r, self.aimed(r, self._features))
+        return F.silu(add_label(emb, self.label_emb.weight, label) if label is not None else emb).to(self.dtype)
+
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (B, C, side, side) to F; raises `UserError` for another side than the nominal one."""
         if x.shape[2:] != (self.resolution, self.resolution):
             raise UserError(f"an mlp takes {self.resolution}x{self.resolution} images, not {x.shape[2]}x{x.shape[3]}.")
         with exact(x):
-            emb = linear_wide(self.time_embed, self.told(self._features(c_noise), augment))
-            if r is not None:
-                emb = emb + linear_wide(self.time_embed_r, self.aimed(r, self._features))
-            if label is not None:
-                emb = add_label(emb, self.label_emb.weight, label)
-            emb = F.silu(emb).to(self.dtype)
-            h = self.first(x.flatten(1).to(self.dtype))
+            h = self.first(x.flatten(1))
         for layer in self.layers:
             h = self.run(layer, h, emb)
         with exact(x):
-            return self.last(F.silu(self.norm(h.to(self.dtype)))).view(x.shape).to(x.dtype)
+            return self.last(F.silu(self.norm(h.to(self.dtype)))).view(x.shape)

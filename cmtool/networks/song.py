@@ -240,7 +240,8 @@ class SongUNet(RawNetwork):
             ) from None
         return wide(rows) * (label >= 0).unsqueeze(1) * math.sqrt(weight.shape[1]) + bias
 
-    def _embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+    def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
+        """Return the embedding (B, E) of noise level, second time, label and augmentation."""
         features = self._features(c_noise)
         if self.num_classes is not None:
             features = features + self._label(label)
@@ -251,20 +252,11 @@ class SongUNet(RawNetwork):
             emb = emb + linear_wide(self.map_layer1_r, hidden)
         return F.silu(emb).to(self.dtype)
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        label: Tensor | None = None,
-        r: Tensor | None = None,
-        augment: Tensor | None = None,
-    ) -> Tensor:
-        """Return F (B, C, H, W) in the dtype of x; arguments as in every network of this room."""
-        self.check_inputs(x, c_noise, label, r, augment)
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (B, C, H, W) to F; `emb` (B, E)."""
         first, *layers = self.enc.values()
-        image = x.to(self.dtype)
+        image = x
         with exact(x):
-            emb = self._embed(c_noise, label, r, augment)
             h = first(image)
         skips: list[Tensor] = [h]
         for layer in layers:
@@ -277,4 +269,4 @@ class SongUNet(RawNetwork):
         for block in blocks:
             h = self.run(block, torch.cat([h, skips.pop()], dim=1) if block.joins else h, emb)
         with exact(h):
-            return conv(norm(h.to(self.dtype), silu=True)).to(x.dtype)
+            return conv(norm(h.to(self.dtype), silu=True))

@@ -114,7 +114,7 @@ def sample_batch(
 
 
 def to_pictures(model: Model, x0: Tensor) -> Tensor:
-    """Decode the samples of a model of latents; those of others are pictures or points already.
+    """Decode the samples of a latent model; those of other models are pictures or points already.
 
     Raises:
         UserError, DataError: the autoencoder is not here.

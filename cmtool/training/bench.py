@@ -32,13 +32,13 @@ NETWORK = ("teacher", "target forward", "forward", "backward")
 ONCE = ("optimizer", "averages", "rest")
 # Seconds for which a trial runs steps.
 SPAN = 0.5
-# How much faster half precision must be to be worth its rounding, and the ratios that single trials leave undecided.
+# How much faster half precision must be to be worth its rounding, and the ratios that a single trial cannot settle.
 WORTH, UNCLEAR = 1.1, (0.7, 1.4)
 
 
 @dataclass
 class Stopwatch:
-    """Seconds of named parts; a part that another one calls counts for itself only."""
+    """Seconds spent in named parts; time in a nested part counts for the nested part only."""
 
     clock: Callable[[], float] = time.perf_counter
     synchronize: Callable[[], None] = lambda: None

@@ -36,7 +36,7 @@ def settle_classes(config: RunConfig, dataset: Dataset, folder: RunFolder | None
     before = folder.data_of_checkpoint() if folder is not None else None
     if folder is not None and before is not None:
         sources.append((f"the run in {folder.path}", before))
-    # The last one decides: a run keeps the numbers that it has, whatever became of its teacher's file.
+    # The last one decides: a run keeps its numbering even if its teacher's file has since changed.
     for who, table in sources:
         dataset = in_order_of(dataset, table, who, talk)
     return dataset

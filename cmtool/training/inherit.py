@@ -65,9 +65,9 @@ def check_pictures(config: RunConfig, source: dict[str, Any], source_is: str) ->
 
 
 def check_teacher(config: RunConfig, teacher: dict[str, Any], start: dict[str, Any]) -> None:
-    """Refuse the teacher (by its header) of a run that starts from another model's weights and only asks it.
+    """Check the teacher (by its header) of a run that starts from another model's weights and only queries the teacher.
 
-    Its network may be another one; its pictures and its noise process may not.
+    Their networks may differ; their pictures and noise processes may not.
 
     Raises:
         CheckpointError: names what differs.
@@ -83,7 +83,7 @@ def check_teacher(config: RunConfig, teacher: dict[str, Any], start: dict[str, A
 
 
 def _check_start(config: RunConfig, source: dict[str, Any]) -> None:
-    """Refuse a model that the recipe cannot go on from.
+    """Refuse a model that the recipe cannot continue from.
 
     Raises:
         CheckpointError: if it is no consistency model, or one of a single level whose other levels would be kept.
@@ -103,7 +103,7 @@ def _check_start(config: RunConfig, source: dict[str, Any]) -> None:
 
 
 def _has_levels(source: dict[str, Any]) -> bool:
-    """Whether a model answers at every noise level, so that its samples can be noised again and answered again."""
+    """Whether a model answers at every noise level, so that its samples can be noised and denoised again."""
     recipe = source.get("recipe") or {}
     score, times = recipe.get("score") or {}, recipe.get("times") or {}
     only_scored = score.get("kind", "none") != "none" and not score.get("keep")
@@ -130,7 +130,7 @@ def _with_levels(config: RunConfig, kind: str) -> RunConfig:
             f"{process.sigma_min:g} to {process.sigma_max:g}."
         )
     recipe = config.recipe.model_copy(update={"score": score.model_copy(update={"levels": levels})})
-    # Levels that a preset knows for several steps may lie outside of what is left.
+    # A preset's levels for several steps may lie outside the range that is left.
     times = {steps: known for steps, known in config.sample.times.items() if known[0] <= levels[0]}
     times |= {str(len(levels)): levels} if len(levels) > 1 else {}
     return config.model_copy(
@@ -143,7 +143,7 @@ def _with_levels(config: RunConfig, kind: str) -> RunConfig:
 
 
 def _check_condition(source_is: str, data: dict[str, Any], want: DataConfig) -> None:
-    """Refuse a model that sees another picture beside its input than the run shows it."""
+    """Refuse a model whose condition is not the one that the run gives it."""
     theirs, ours = condition_of(data), condition_of(want.model_dump())
     if same_condition(theirs, ours):
         return

@@ -1,4 +1,4 @@
-"""How long a run will take, said once and early: before the first step if that takes long, seconds after it otherwise.
+"""How long a run will take, reported once and early: before the first step if steps are slow, else seconds after it.
 
 Nothing here changes a result. Where a step is large, passes of a few images are timed before the first one; their
 gradients are thrown away, and their noise is a function of seed and step. Beyond that a thread watches the steps.
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 LARGE = 3e12
 # Seconds of a step from which a timed pass is trusted: a small one says little about fast steps.
 SLOW = 8.0
-# Seconds after which the run is spoken of: with a second step done, with a first one, with none.
+# Seconds after which the estimate is reported: once two steps are done, once one is, or with none.
 SOON, LATER, LATEST = 5.0, 8.0, 15.0
-# Seconds of a run on a CPU from which something else is advised, and what that should take.
+# A run on a CPU longer than this many seconds gets advice on something shorter, which should take the second number.
 DAY, BEARABLE = 86_400.0, 43_200.0
-# Few steps lead to no model. Small networks reach a smaller share of a processor's speed.
+# Too few steps do not make a model. Small networks reach a smaller share of a processor's speed.
 LEAST_STEPS, CLUMSY = 1000, 1.5
 
 
 class Pace:
-    """Finds out how long the run of a trainer will take and tells `say`, once."""
+    """Finds out how long a trainer's run will take and tells `say`, once."""
 
     def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
         self.trainer = trainer
@@ -49,7 +49,7 @@ class Pace:
         self._said = False
 
     def begin(self, stop: Stop) -> None:
-        """Time passes if steps are large, and watch the first steps from now on; a signal ends the timing."""
+        """Time a few passes if steps are large, and watch the first steps from now on; a signal ends the timing."""
         trainer = self.trainer
         if trainer.state.step >= trainer.config.train.steps:
             return
@@ -76,7 +76,7 @@ class Pace:
                 self._say(expectation(config, config.train.steps - done, seconds, self.trainer.device.type, at_least))
 
     def _watch(self, began: float) -> None:
-        """Look at the steps until something has been said; a run that ended has nothing more to expect."""
+        """Watch the steps until something has been said, or the run has ended."""
         start, first, last = self.trainer.state.step, None, (began, 0)
         while not self._said:
             time.sleep(0.1)
@@ -104,7 +104,7 @@ def work_of(trainer: Trainer) -> float:
 
 
 def let_signals_in(trainer: Trainer) -> None:
-    """Let backward passes pass through Python at every weight: only there a signal is heard before they end."""
+    """Make backward passes enter Python at every weight, the only way for them to notice a signal before they end."""
 
     def listen(weight: Tensor) -> None:
         """Do nothing: Python looks at signals when a function is called."""

@@ -21,7 +21,7 @@ IN_QUEUE = 4
 
 
 def replayable(config: RunConfig, device: torch.device, processes: int = 1) -> bool:
-    """Whether a pass may be recorded: it draws no masks, and needs no number from the GPU on the CPU.
+    """Whether a pass may be recorded: it draws no masks, and the CPU needs no number from the GPU.
 
     Not with several processes: recordings have not yet been tried together with summing gradients between processes.
     Nor with a fake network, which would have to be recorded by itself and together with the model.
@@ -97,7 +97,7 @@ class Replay:
         return Loss(weighted, distance, draw.t)
 
     def clear_gradients(self) -> bool:
-        """Set the gradients to zero in place, and wait for a step that is far behind.
+        """Set the gradients to zero in place, and wait if the GPU is too many steps behind.
 
         Returns False before the first recording, when no gradients have fixed memory yet.
         """

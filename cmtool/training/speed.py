@@ -16,7 +16,7 @@ from cmtool.errors import ConfigError
 from cmtool.samplers.generate import out_of_memory
 from cmtool.training.bench import stand_in_data, trial
 
-# A trial takes about this many steps' time: its first steps choose algorithms, two more are counted.
+# A trial takes about this many steps: the first ones choose algorithms, and two more are timed.
 STEPS = 4
 
 
@@ -28,8 +28,8 @@ def measure(
 ) -> dict[tuple[str, int], float]:
     """Return training images a second by (network, resolution) of as many candidates as `seconds` allow.
 
-    Those with the least work come first, of each network; at least one is measured. A candidate that would take more
-    than half of the time left is passed over: its speed follows from the work of one that is like it.
+    Of each network the candidates with the least work come first; at least one is measured. A candidate that would take
+    more than half of the remaining time is skipped: its speed is inferred from the work of a similar one.
 
     Args:
         candidates: networks with resolutions.

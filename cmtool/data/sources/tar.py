@@ -1,7 +1,7 @@
-"""Tar files of images, and WebDataset's shards: read in place by an index of offsets, nothing is extracted.
+"""Tar files of images, and WebDataset's shards: read in place by an index of offsets; nothing is extracted.
 
-WebDataset keeps what belongs to an image under one name with other endings: `0001.jpg` and `0001.cls`, the number of
-its class as text, or `0001.json` with an entry `label`.
+WebDataset stores what belongs to an image under one name with different endings: `0001.jpg` and `0001.cls`, the number
+of its class as text, or `0001.json` with an entry `label`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Index:
-    """The images of some shards in their order, the files that say their classes by key, and what was passed over."""
+    """The images of some shards in order, the files with their classes by key, and what was skipped."""
 
     images: list[Place] = field(default_factory=list)
     labels: dict[str, Place] = field(default_factory=dict)
