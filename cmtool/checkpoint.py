@@ -185,8 +185,8 @@ def verify(path: str | Path) -> tuple[dict[str, Any], str]:
     return header, said
 
 
-def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return (tensors, header) of a model file after checking its digest.
+def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return (tensors on the CPU, header) of a model file after checking its digest.
 
     Raises:
         CheckpointError: if the file is missing, damaged (any bit), or no cmtool model.
@@ -195,10 +195,9 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
 
     header, _ = verify(path)
     try:
-        tensors = load_file(str(path), device="cpu")
+        return load_file(str(path), device="cpu"), header
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, header
 
 
 def model_hash(path: str | Path) -> str:

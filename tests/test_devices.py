@@ -28,8 +28,7 @@ ROOMS = (
 ALLOWED = {
     "diffusion/process.py exact": "the one way from a device to float64",
     "diffusion/parameterization.py ddpm_levels": "a table, where `exact` has put the levels",
-    "schedules/times.py": "times are drawn on the CPU",
-    "schedules/density.py": "tables of levels, on the CPU",
+    "schedules/times.py": "times are drawn, and tables of levels made, on the CPU",
     "losses/diagnose.py level_density": "a table of levels, on the CPU",
     "losses/objective.py uniforms": "random numbers, on the CPU",
     "losses/direction.py posterior_mean": "asks for the device",

@@ -83,19 +83,17 @@ def find_model(
     fits: Fits | None = None,
     wanted: str = "model",
     option: str = "--model",
-    runs: Path | str = "runs",
     output: Talk | None = None,
     preset: str = "digits",
 ) -> FoundModel:
     """Return the model that a command uses.
 
     Args:
-        given: what the user named; None: `$CMTOOL_MODEL`, else the newest finished run below `runs`.
+        given: what the user named; None: `$CMTOOL_MODEL`, else the newest finished run below `runs/`.
         kinds: kinds that fit, preferred first: a run of the first kind is taken before any of the second.
         fits: a further condition on the header of a run that was not named.
         wanted: what to call the model in messages, e.g. "teacher".
         option: the option to name in messages.
-        runs: where to look for runs.
         output: where to report that a published model is fetched; None: nowhere.
         preset: the preset to suggest training if there is no model.
 
@@ -110,13 +108,12 @@ def find_model(
             needed = " or ".join(KIND_NAMES.get(kind, kind) for kind in kinds)
             kind = header.get("kind") or "file of no known kind"
             raise UserError(
-                f"{path} is a {KIND_NAMES.get(kind, kind)}, and a {needed} is needed.",
-                f"name another with {option}",
+                f"{path} is a {KIND_NAMES.get(kind, kind)}, and a {needed} is needed.", f"name another with {option}"
             )
         if lacking := missing_in_header(header):
             raise CheckpointError(f"{path} is damaged or no whole model: its header has no {lacking}.")
         return FoundModel(path, header, f"as {option} says" if given else "as $CMTOOL_MODEL says")
-    candidates = finished_runs(Path(runs))
+    candidates = finished_runs(Path("runs"))
     for kind in kinds:
         for path, header in candidates:
             if header.get("kind") == kind and (fits is None or fits(header)):
@@ -124,7 +121,7 @@ def find_model(
     command = f"cmtool {'train-ct' if kinds[0] == 'consistency' else 'train-edm'} --preset {preset}"
     along = ", e.g. demo/digits, which came along" if option == "--model" and kinds[0] == "consistency" else ""
     raise UserError(
-        f"there is no {wanted}: no {option} is given, and no finished run under ./{runs} fits.",
+        f"there is no {wanted}: no {option} is given, and no finished run under ./runs fits.",
         f"train one with `{command}`, or name one with {option}{along}",
     )
 

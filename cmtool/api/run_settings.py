@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,14 +22,12 @@ from cmtool.talk import SILENCE, Talk
 if TYPE_CHECKING:
     from cmtool.data.dataset import Dataset
     from cmtool.data.sources.base import Source
-    from cmtool.losses.diagnose import Discrepancy
+    from cmtool.training.diagnosis import Diagnosed
     from cmtool.training.report import Listener
 
 TRACKERS = ("tensorboard", "wandb")
 Settings = Mapping[str, Any] | Sequence[str]
 Images = int | Literal["auto"] | None
-# Called with the step and what was measured at each noise level.
-Diagnosed = Callable[[int, "Sequence[Discrepancy]"], None]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 

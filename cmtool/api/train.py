@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from cmtool.api.plan_run import Plan
 from cmtool.api.plan_stages import Request, plan_of, planned_preset, time_limit, together, train_stages, whole_name
 from cmtool.api.run_settings import (
-    Diagnosed,
     RunPlan,
     Training,
     check_data,
@@ -204,6 +203,7 @@ def _open(
     from cmtool.machine.device import choose_device
     from cmtool.machine.stopping import stoppable
     from cmtool.machine.world import join_world
+    from cmtool.training.diagnosis import Diagnosis
     from cmtool.training.extend import keep_plateau
     from cmtool.training.report import Teller
     from cmtool.training.session import Session
@@ -234,7 +234,8 @@ def _open(
         session.judges_at_end, session.protocol = judged, judge.protocol
     session.chores += [chore for chore in (keep_plateau(session),) if chore is not None]
     if diagnose:
-        session.chores.append((config.train.checkpoint_every, _diagnosis(session, diagnose)))
+        told = diagnose if callable(diagnose) else None
+        session.chores.append((config.train.checkpoint_every, Diagnosis(trainer, folder.path, told)))
     return session, stop
 
 
@@ -325,17 +326,3 @@ def _say_unjudged(config: RunConfig, talk: Talk) -> None:
         talk.warn("no evaluation during training: the run has no reference (--set eval.reference=...).")
     elif config.data.holdout and config.family != "edm":
         talk.say("There is no reference, so no sampling times are searched at the end.")
-
-
-def _diagnosis(session: Session, told: bool | Diagnosed) -> Callable[[], None]:
-    """Return the chore that measures a run's coupling and reports it."""
-    from cmtool.training.diagnosis import Diagnosis
-
-    diagnosis = Diagnosis(session.trainer, session.folder.path)
-
-    def chore() -> None:
-        levels = diagnosis()
-        if callable(told):
-            told(session.state.step, levels)
-
-    return chore

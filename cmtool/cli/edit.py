@@ -17,8 +17,7 @@ from cmtool.cli.edit_options import (
     SuperresOptions,
     TunedOptions,
 )
-from cmtool.cli.lists import parse_floats, parse_ints
-from cmtool.cli.options import sub_app
+from cmtool.cli.options import parse_floats, parse_ints, sub_app
 from cmtool.errors import UserError
 from cmtool.files.atomic import check_place
 

@@ -97,14 +97,14 @@ class EvalOptions:
     @cached_property
     def step_counts(self) -> tuple[int, ...]:
         """Numbers of evaluations an image; empty: what the model takes."""
-        from cmtool.cli.lists import parse_ints
+        from cmtool.cli.options import parse_ints
 
         return parse_ints(self.steps, "--steps") if self.steps is not None else ()
 
     @cached_property
     def levels(self) -> tuple[float, ...] | None:
         """Noise levels of all evaluations, where they are given."""
-        from cmtool.cli.lists import parse_floats
+        from cmtool.cli.options import parse_floats
 
         return parse_floats(self.times, "--times") if self.times is not None else None
 

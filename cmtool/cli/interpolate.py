@@ -10,8 +10,7 @@ import typer
 
 from cmtool.api.interpolate import INVERSION_STEPS
 from cmtool.cli.app import command
-from cmtool.cli.lists import parse_floats, parse_ints
-from cmtool.cli.options import Device, Json, Model, Precision, Quiet
+from cmtool.cli.options import Device, Json, Model, Precision, Quiet, parse_floats, parse_ints
 from cmtool.errors import UsageError, UserError
 from cmtool.files.atomic import check_place
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,7 @@ def presets(given: PresetsCommand) -> None:
 def _list(out: Output) -> None:
     documents = [_summary(name, path) for name, path in list_presets().items()]
     out.json(documents)
-    rows = [[d["name"], d["resolution"], "\n".join(_wrapped(d["recipes"])), _figures(d), d["note"]] for d in documents]
+    rows = [[d["name"], d["resolution"], _wrapped(d["recipes"]), _figures(d), d["note"]] for d in documents]
     out.table("", ["preset", "px", "recipes", "FID in 1 / 2", "note"], rows)
     out.say("cmtool presets NAME shows one in full; cmtool train-ct --preset NAME trains it.")
 
@@ -68,19 +69,13 @@ def _summary(name: str, path: Path) -> dict[str, Any]:
     }
 
 
+def _wrapped(names: list[str]) -> str:
+    """Join names with commas into short lines."""
+    return textwrap.fill(", ".join(names), 14, break_long_words=False, break_on_hyphens=False)
+
+
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _wrapped(names: list[str], width: int = 14) -> list[str]:
-    """Join names with commas into lines of at most `width` characters."""
-    lines = [""]
-    for index, name in enumerate(names):
-        piece = name + ("," if index + 1 < len(names) else "")
-        if lines[-1] and len(lines[-1]) + 1 + len(piece) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {piece}".strip()
-    return lines
 
 
 def _figures(document: dict[str, Any]) -> str:

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from cmtool.cli.app import command
-from cmtool.cli.lists import parse_floats, parse_ints
-from cmtool.cli.options import BatchSize, Device, Json, Model, Out, Precision, Quiet
+from cmtool.cli.options import BatchSize, Device, Json, Model, Out, Precision, Quiet, parse_floats, parse_ints
 
 Num = Annotated[int | None, typer.Option("--num", "-n", min=1, help="How many; default 64 (2000 points).")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Evaluations (a teacher: solver steps).")]

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from cmtool.cli.app import command
-from cmtool.cli.lists import parse_floats, parse_ints
-from cmtool.cli.options import Json, Quiet, Seed, sub_app
+from cmtool.cli.options import Json, Quiet, Seed, parse_floats, parse_ints, sub_app
 from cmtool.cli.output import Output
 from cmtool.errors import UsageError
 

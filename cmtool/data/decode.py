@@ -228,7 +228,7 @@ def read_image(
         return _decode(picture, channels, label, converted)
 
 
-def upright(source: Path, name: str | None = None) -> Image.Image:
+def upright(source: Path) -> Image.Image:
     """Decode one image file, turned as its EXIF orientation says, and keep mode, transparency and profile.
 
     `to_bytes` makes of it what `read_image` returns.
@@ -236,9 +236,8 @@ def upright(source: Path, name: str | None = None) -> Image.Image:
     Raises:
         DataError: as `read_image`.
     """
-    label = name or str(source)
-    with _checked(source, label, animated=False) as picture:
-        return _loaded(picture, label)
+    with _checked(source, str(source), animated=False) as picture:
+        return _loaded(picture, str(source))
 
 
 def to_bytes(picture: Image.Image, channels: int, name: str) -> Bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -223,28 +223,19 @@ def compose_grid(images: Tensor | Bytes, columns: int | None = None, scale: int 
 
 
 def save_grid(
-    images: Tensor | Bytes,
-    path: str | Path,
-    columns: int | None = None,
-    text: Mapping[str, Any] | None = None,
-    scale: int | None = None,
+    images: Tensor | Bytes, path: str | Path, columns: int | None = None, text: Mapping[str, Any] | None = None
 ) -> Path:
     """Write images as one PNG grid (see `compose_grid`); `text` holds the model's hash, seed, times and command."""
-    return _write_png(_picture(compose_grid(images, columns, scale)), path, text)
+    return _write_png(_picture(compose_grid(images, columns)), path, text)
 
 
 def save_folder(
-    images: Tensor | Bytes,
-    folder: str | Path,
-    start: int = 0,
-    names: Sequence[str] | None = None,
-    text: Mapping[str, Any] | None = None,
+    images: Tensor | Bytes, folder: str | Path, start: int = 0, text: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write each image as `folder/000000.png` and so on, counted from `start`, or under `names` (without suffix)."""
+    """Write each image as `folder/000000.png` and so on, counted from `start`."""
     array, target = to_nhwc(images), Path(folder)
-    for index, image in enumerate(array):
-        name = names[index] if names is not None else f"{start + index:06d}"
-        _write_png(_picture(image), target / f"{name}.png", text)
+    for index, image in enumerate(array, start):
+        _write_png(_picture(image), target / f"{index:06d}.png", text)
     return target
 
 
@@ -348,10 +339,10 @@ def save_scatter(
     return target
 
 
-def save_gif(frames: Tensor | Bytes, path: str | Path, seconds_per_frame: float = 1 / 12, loop: bool = True) -> Path:
-    """Write frames (B, C, H, W) in [-1, 1], or bytes (B, H, W, C), as a GIF.
+def save_gif(frames: Tensor | Bytes, path: str | Path, seconds_per_frame: float = 1 / 12) -> Path:
+    """Write frames (B, C, H, W) in [-1, 1], or bytes (B, H, W, C), as a GIF that repeats forever.
 
-    Every frame has its own palette of 256 colors. With `loop` the animation repeats forever.
+    Every frame has its own palette of 256 colors.
     """
     array = to_nhwc(frames)
     factor = max(1, -(-SMALLEST_FRAME // array.shape[1]))
@@ -369,6 +360,6 @@ def save_gif(frames: Tensor | Bytes, path: str | Path, seconds_per_frame: float 
             append_images=pictures[1:],
             duration=round(1000 * seconds_per_frame),
             disposal=2,
-            **({"loop": 0} if loop else {}),
+            loop=0,
         )
     return target

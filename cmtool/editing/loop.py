@@ -1,6 +1,6 @@
 r"""Zero-shot editing (Song et al. 2023, Algorithm 4 and Appendix D): one loop, and operators as data.
 
-An edit knows a part of the image and lets the model make up the rest. With A an orthogonal map and Omega the mask of
+An edit knows part of the image and lets the model make up the rest. With A an orthogonal map and Omega the mask of
 what is generated, the paper replaces x by $A^{-1}[(Ay)(1 - \Omega) + (Ax)\Omega]$ after every evaluation. Written with
 the orthogonal projection $P = A^T(1 - \Omega)A$ onto the known part this is $x + P(y - x)$, and no matrix A is needed:
 P keeps pixels (inpainting), the luma of a pixel (colorization) or the mean of a patch (super-resolution).
@@ -22,8 +22,7 @@ from torch.nn.functional import avg_pool2d
 
 from cmtool.rng import SampleStreams, derive
 from cmtool.samplers.generate import bind
-from cmtool.samplers.multistep import ConsistencyFunction, multistep
-from cmtool.samplers.solvers import levels
+from cmtool.samplers.solvers import ConsistencyFunction, levels, multistep
 
 # Rec. 601 luma of red, green and blue, as the paper writes it.
 LUMA = (0.2989, 0.5870, 0.1140)
@@ -36,7 +35,7 @@ class Operator:
     """What an edit knows of an image.
 
     `project` is the orthogonal projection P onto the known part; `weight` (broadcastable to (B, C, H, W), in [0, 1])
-    tells how much of it is put back: 1 everywhere but at the seam of a soft mask.
+    says how much of it is put back: 1 everywhere except at the seam of a soft mask.
     """
 
     project: Projection
@@ -44,7 +43,7 @@ class Operator:
 
     @property
     def knows(self) -> bool:
-        """Whether anything is known, so that edits can be told by how well they agree with it."""
+        """Whether anything is known, so that edits can be compared by how well they agree with it."""
         return True
 
     def replace(self, x: Tensor, y: Tensor, strength: float = 1.0) -> Tensor:
@@ -214,8 +213,8 @@ def edit_best(
     """Edit each image `candidates` times and keep the edit whose last answer agrees best with what is known.
 
     Algorithm 4 settles large features, such as a color, at noise levels where a measurement as fine as luma says
-    little, and cannot come back to them: the choice among several makes up for it. Candidate 0 is the edit of the seed
-    itself, and each depends on its image's seed alone.
+    little, and cannot return to them later; choosing among several edits makes up for that. Candidate 0 is the edit of
+    the seed itself, and each depends on its image's seed alone.
 
     Args:
         seeds: one for each image, B in all.
@@ -233,7 +232,7 @@ def edit_best(
 
 
 def _closer(a: Edited, b: Edited) -> Edited:
-    """Per image the one of smaller residual."""
+    """Of each image, the edit with the smaller residual."""
     better = b.residual < a.residual
 
     def pick(old: Tensor, new: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmtool.rng import derive
-from cmtool.samplers.multistep import ConsistencyFunction
+from cmtool.samplers.solvers import ConsistencyFunction
 
 
 def positions(length: int, window: int, overlap: float = 0.5, offset: int = 0) -> list[int]:
@@ -48,20 +48,16 @@ class Windowed:
         model: the model of one size.
         shape: (C, H, W) of the pictures.
         batch_size: windows computed at once.
-        overlap: least share of a window that the next one sees too.
     """
 
-    def __init__(
-        self, model: ConsistencyFunction, shape: tuple[int, int, int], batch_size: int = 64, overlap: float = 0.5
-    ) -> None:
+    def __init__(self, model: ConsistencyFunction, shape: tuple[int, int, int], batch_size: int = 64) -> None:
         self._model, self.image_shape, self.sigma_min = model, shape, model.sigma_min
-        self._batch_size = batch_size
-        self._window, self._overlap = model.image_shape[-1], overlap
+        self._window, self._batch_size = model.image_shape[-1], batch_size
 
     def corners(self, t: float) -> list[tuple[int, int]]:
         """Return (top, left) of the windows at noise level `t`, of which they are a function."""
         rows, columns = (
-            positions(length, self._window, self._overlap, derive(0, "windows", axis, f"{t:.6g}"))
+            positions(length, self._window, offset=derive(0, "windows", axis, f"{t:.6g}"))
             for axis, length in enumerate(self.image_shape[1:])
         )
         return [(top, left) for top in rows for left in columns]

@@ -22,6 +22,8 @@ from cmtool.models import Model, beside
 from cmtool.rng import SampleStreams
 from cmtool.samplers.generate import conditions_for, labels_for
 
+TOGETHER = 64  # trajectories
+
 
 @dataclass(frozen=True)
 class Consistency:
@@ -43,18 +45,14 @@ class Consistency:
 
 
 @torch.no_grad()
-def measure_consistency(
-    model: Model, teacher: Model, count: int = 256, levels: int = 18, seed: int = 0, batch_size: int = 64
-) -> Consistency:
+def measure_consistency(model: Model, teacher: Model, count: int = 256, levels: int = 18) -> Consistency:
     """Walk `count` trajectories of the teacher (Heun, Karras grid of `levels`) and query the model at every level.
 
     Args:
         model: a consistency model.
         teacher: a diffusion model of the same images.
-        count: trajectories; at least two.
+        count: trajectories, at least two; number i starts from the noise of sample i.
         levels: grid points.
-        seed: trajectory i starts from the noise of sample seed + i.
-        batch_size: trajectories at once.
 
     Raises:
         DataError: the two are for images of different shapes, or of different classes.
@@ -66,8 +64,8 @@ def measure_consistency(
     grid = tuple(reversed(karras_grid(levels, teacher.sigma_min, teacher.sigma_max, teacher.rho)))
     pictures = conditions_for(model, None)
     answers, ends = [], []
-    for start in range(seed, seed + count, batch_size):
-        seeds = range(start, min(start + batch_size, seed + count))
+    for start in range(0, count, TOGETHER):
+        seeds = range(start, min(start + TOGETHER, count))
         streams = SampleStreams(seeds, teacher.device, teacher.dtype)
         label = labels_for(teacher, streams, None)
         known = label if places is None or label is None else torch.tensor(places, device=label.device)[label]

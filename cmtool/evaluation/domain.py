@@ -71,9 +71,9 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int = 0)
 
 
 @torch.inference_mode()
-def extract(model: Classifier, images: Tensor, batch_size: int = 512) -> tuple[Array, Array]:
+def extract(model: Classifier, images: Tensor) -> tuple[Array, Array]:
     """Return float64 features (N, 64) and class probabilities (N, classes) of images (N, C, H, W) in [-1, 1]."""
-    parts = [model.features(batch) for batch in images.split(batch_size)]
+    parts = [model.features(batch) for batch in images.split(512)]
     features = torch.cat(parts)
     return features.double().numpy(), model.logits(features).double().softmax(dim=1).numpy()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,40 +17,27 @@ from cmtool.evaluation.metrics import Metrics
 from cmtool.evaluation.samples import ImageSet, from_array
 from cmtool.models import Model, beside, ve_process
 from cmtool.samplers.generate import bind, conditions_for, generate, labels_for, streams_for, to_pictures
-from cmtool.samplers.multistep import multistep
 from cmtool.samplers.plan import SamplePlan
+from cmtool.samplers.solvers import multistep
 
 BATCH = 256
 # While times that begin alike are scored, samples after the shared evaluations are kept, up to this many bytes.
 KEPT_BYTES = 256 * 2**20
 
 
-def make_images(
-    model: Model,
-    plan: SamplePlan,
-    seeds: Sequence[int],
-    name: str = "samples",
-    batch_size: int = BATCH,
-    advance: Callable[[int], None] = lambda count: None,
-) -> ImageSet:
+def make_images(model: Model, plan: SamplePlan, seeds: Sequence[int], batch_size: int = BATCH) -> ImageSet:
     """Sample one image per seed into memory, rounded to bytes (points stay floats), with its label."""
     parts, labels = [], []
     for batch in generate(model, plan, seeds, batch_size=batch_size):
         parts.append(_stored(batch.x0, model))
         if batch.labels is not None:
             labels.append(batch.labels.cpu().numpy())
-        advance(len(batch.x0))
     meta = {"class_names": model.header["data"].get("class_names")}
-    return from_array(np.concatenate(parts), name, np.concatenate(labels) if labels else None, meta)
+    return from_array(np.concatenate(parts), "samples", np.concatenate(labels) if labels else None, meta)
 
 
 def judge_model(
-    judge: Judge,
-    model: Model,
-    plan: SamplePlan,
-    seeds: Sequence[int],
-    metrics: Sequence[str] | None = None,
-    batch_size: int = BATCH,
+    judge: Judge, model: Model, plan: SamplePlan, seeds: Sequence[int], metrics: Sequence[str] | None = None
 ) -> Metrics:
     """Sample a model and judge the samples; nothing is written.
 
@@ -60,10 +47,9 @@ def judge_model(
         plan: sampler and noise levels, from `plan_sampling(model.header, ...)`.
         seeds: one for each sample.
         metrics: as in `Judge.__call__`.
-        batch_size: images at once.
     """
-    images = make_images(model, plan, seeds, batch_size=batch_size)
-    return replace(judge, batch_size=batch_size)(images, metrics, use_cache=False)
+    images = make_images(model, plan, seeds)
+    return replace(judge, batch_size=BATCH)(images, metrics, use_cache=False)
 
 
 def _stored(x0: Tensor, model: Model) -> np.ndarray:

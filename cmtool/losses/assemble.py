@@ -25,7 +25,7 @@ from cmtool.losses.tangent import build_average, build_limit, build_trig
 from cmtool.losses.target import data, leap, pair
 from cmtool.losses.weighting import build_weighting
 from cmtool.models import Model
-from cmtool.schedules.density import LevelDensity
+from cmtool.schedules.times import LevelDensity
 
 RULES: dict[str, Callable[[TargetPart], TargetRule]] = {
     "pair": lambda part: pair,

@@ -19,7 +19,7 @@ from cmtool.losses.coupling import Coupling
 from cmtool.losses.direction import Reference, posterior_mean
 from cmtool.losses.terms import Draw, Nets, Slice
 from cmtool.rng import generator
-from cmtool.schedules.density import LevelDensity, density_from
+from cmtool.schedules.times import LevelDensity, density_from
 
 # Images whose posterior mean is taken: each is compared with every reference image.
 ASKED = 512

@@ -1,18 +1,19 @@
-"""The two-leg rule: what is true of one leg by a given slope and another by the network must be true of the whole way.
+"""The two-leg rule: a leg along a given slope and a leg by the network must together lead where the network does alone.
 
-One rule holds flow matching, SoFlow, alpha-Flow, shortcut models and CTM, and MeanFlow in its limit. It needs no
+One rule covers flow matching, SoFlow, alpha-Flow, shortcut models and CTM, and MeanFlow in its limit. It needs no
 derivative: two passes of the network at two points.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cmtool.config.parts import RecipeConfig, TargetPart
+from cmtool.config.parts import LegsPart, RecipeConfig, TargetPart
 from cmtool.config.schema import ProcessConfig
 from cmtool.diffusion.process import RectifiedFlow, expand
 from cmtool.diffusion.solvers import euler_step
@@ -22,19 +23,18 @@ from cmtool.losses.tangent import average_velocity, build_average
 from cmtool.losses.target import call, paired_passes
 from cmtool.losses.terms import Nets, Points, Slice
 from cmtool.rng import batch_uniform
-from cmtool.schedules.legs import at_end, leg_share, middle_level
 
 # (levels t and r, share of the run that is done, rows) -> levels from t to r
 Middle = Callable[[tuple[Tensor, ...], float, Slice], tuple[Tensor, ...]]
 
-# The way along which a solver's mean slope is taken is at least this share of t: differences of close points round.
+# A solver's mean slope is taken over at least this share of t: differences of close points lose digits.
 LEAST_WAY = 1e-3
 
 
 def build_middle(recipe: RecipeConfig, process: ProcessConfig) -> Middle | None:
-    """Return what adds to the levels t and r of a draw the one where the first leg ends; None for other rules.
+    """Return what inserts the end of the first leg between the levels t and r of a draw; None for other rules.
 
-    At the end of the law of a rule with a `limit` it adds none, by which the rule knows that it is there.
+    For a rule with a `limit` it inserts nothing once the law has reached its end, so that the rule takes the limit.
     """
     part, target, times = recipe.legs, recipe.target, recipe.times
     if target.rule != "two_leg":
@@ -58,7 +58,7 @@ def build_middle(recipe: RecipeConfig, process: ProcessConfig) -> Middle | None:
 
 @dataclass(frozen=True)
 class Stepped(Pair):
-    """A pair whose distance pulls by the length of the first leg, `share` (B,) of the way, but is reported whole."""
+    """A pair whose gradient is scaled by the length of the first leg, `share` (B,) of the way; its distance is not."""
 
     share: Tensor
 
@@ -71,8 +71,8 @@ class Stepped(Pair):
 def first_leg(part: TargetPart, nets: Nets, points: Points, to: Tensor, whole: Tensor) -> Tensor:
     """Return the clean image (B, C, H, W) that the straight line from x_t to the end of the first leg aims at.
 
-    The leg ends at level `to` (B,) and is by the direction, in as many solver steps as it has, or by the target network
-    itself where it is not the `whole` (B,) way.
+    The leg ends at level `to` (B,). It follows the direction, in as many solver steps as that has, or the target
+    network itself where the leg is not the `whole` (B,) way.
     """
     x, t = points.x_t, points.t
     if points.solver is euler_step:
@@ -116,10 +116,43 @@ def build_two_leg(part: TargetPart) -> TargetRule:
         u, u_m = paired_passes(nets, prediction, rest)
         with torch.no_grad():
             share = expand(a, x)
-            # Where the first leg is the whole way, the network's own is nowhere, and may be undefined at r = 0.
+            # Where the first leg is the whole way, the network's own is empty, and may be undefined at r = 0.
             target = torch.where(share < 1, share * velocity + (1 - share) * u_m, velocity)
             if part.residual == "rate":
                 target = u + (target - u) / share
         return Stepped(u, target, a) if part.residual == "step" else Pair(u, target)
 
     return two_leg
+
+
+def leg_share(part: LegsPart, done: float) -> float:
+    """Return a in (0, 1], the share of the gap that the first leg takes, when `done` in [0, 1] of the run is over.
+
+    `exponential` is SoFlow's law, start (end / start)^done; `sigmoid` alpha-Flow's, 1 - sigmoid(gamma (x - 1/2)) with x
+    from 0 to 1 between `begins` and `ends`, set to 1 above 1 - end and to `end` below it.
+    """
+    if part.law == "exponential":
+        return part.start * (part.end / part.start) ** done
+    if part.law == "sigmoid":
+        x = (done - part.begins) / (part.ends - part.begins)
+        a = (1 - math.tanh(part.gamma * (x - 0.5) / 2)) / 2
+        return 1.0 if a > 1 - part.end else max(a, part.end)
+    return part.start
+
+
+def at_end(part: LegsPart, done: float) -> bool:
+    """Whether a law that shrinks is at its end when `done` in [0, 1] of the run is over."""
+    return part.law in ("exponential", "sigmoid") and leg_share(part, done) <= part.end
+
+
+def middle_level(part: LegsPart, t: Tensor, r: Tensor, a: float | Tensor) -> Tensor:
+    """Return the noise level (B,) after a share `a` (or (B,) of them) of the way from t to r in rectified flow's time.
+
+    Float64 in and out. A leg is at least `part.shortest` long, or the whole way where that is shorter; then it is r.
+    """
+    flow = RectifiedFlow()
+    tau = flow.time(t)
+    whole = tau - flow.time(r)
+    leg = (a * whole).clamp_min(part.shortest)
+    # With a margin for rounding, so that a gap meant to be `shortest` counts as such.
+    return torch.where(leg >= whole * (1 - 1e-9), r, flow.level(tau - leg))

@@ -22,8 +22,7 @@ from cmtool.losses.weighting import Weighting
 from cmtool.models import beside
 from cmtool.rng import batch_normal, batch_uniform, derive, moved
 from cmtool.schedules.curriculum import CurriculumState, mix_at
-from cmtool.schedules.density import LevelDensity
-from cmtool.schedules.times import Uniforms, draw_times
+from cmtool.schedules.times import LevelDensity, Uniforms, draw_times
 
 
 class Comparison(Protocol):

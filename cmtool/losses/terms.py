@@ -76,8 +76,24 @@ class Nets:
         return getattr(self.student, "pairing", None) or on_tape
 
 
+class _Timed:
+    """Times (B,) each, from the noisiest to the cleanest."""
+
+    times: tuple[Tensor, ...]
+
+    @property
+    def t(self) -> Tensor:
+        """The noisiest time (B,)."""
+        return self.times[0]
+
+    @property
+    def r(self) -> Tensor:
+        """The cleanest time (B,)."""
+        return self.times[-1]
+
+
 @dataclass(frozen=True)
-class Draw:
+class Draw(_Timed):
     """Everything that is settled about a pass before a network runs.
 
     Images `x0` and unit noise `z` are (B, C, H, W), `times` are (B,) each, from the noisiest to the cleanest, `label`
@@ -102,19 +118,9 @@ class Draw:
     augment: Tensor | None = None
     guidance: Tensor | None = None
 
-    @property
-    def t(self) -> Tensor:
-        """The noisiest time (B,)."""
-        return self.times[0]
-
-    @property
-    def r(self) -> Tensor:
-        """The cleanest time (B,)."""
-        return self.times[-1]
-
 
 @dataclass(frozen=True)
-class Points:
+class Points(_Timed):
     """What a target rule works with: the images of a draw, and the way from one noise level to another.
 
     `x0`, `z` and `x_t` are (B, C, H, W), `times` (B,) each in the images' dtype, `label` (B,) or None. `denoise` gives
@@ -133,13 +139,3 @@ class Points:
     share: float | Tensor = 0.0
     group: int = 1
     augment: Tensor | None = None
-
-    @property
-    def t(self) -> Tensor:
-        """The noisiest time (B,)."""
-        return self.times[0]
-
-    @property
-    def r(self) -> Tensor:
-        """The cleanest time (B,)."""
-        return self.times[-1]

@@ -100,15 +100,12 @@ def _range(values: Sequence[float], log: bool, from_zero: bool) -> tuple[float, 
     return (low if from_zero and low == 0 else low - gap), high + gap
 
 
-def line_chart(
-    title: str, series: Sequence[Series], *, x: str = "step", y: str = "", log: bool = False, from_zero: bool = False
-) -> str:
+def line_chart(title: str, series: Sequence[Series], *, y: str = "", log: bool = False, from_zero: bool = False) -> str:
     """Return a chart as HTML: a figure with its SVG and legend; empty when no series has a point.
 
     Args:
         title: what is shown.
-        series: lines; those without points are left out.
-        x: name of the horizontal axis.
+        series: lines over the steps; those without points are left out.
         y: name of the vertical axis.
         log: draw y in powers of ten.
         from_zero: let y begin at zero.
@@ -121,13 +118,13 @@ def line_chart(
     low, high = min(xs), max(xs)
     across = Scale(low - 1, high + 1, LEFT, WIDTH - RIGHT) if low == high else Scale(low, high, LEFT, WIDTH - RIGHT)
     up = Scale(*_range(ys, log, from_zero), HEIGHT - BOTTOM, TOP, log)
-    body = [*_axes(across, up, x, y), *(_line(s, across, up) for s in drawn)]
+    body = [*_axes(across, up, y), *(_line(s, across, up) for s in drawn)]
     label = escape(f"{title}: " + "; ".join(f"{s.name} ends at {number(s.points[-1][1])}" for s in drawn))
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
     return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}{_legend(drawn)}</figure>'
 
 
-def _axes(across: Scale, up: Scale, x: str, y: str) -> list[str]:
+def _axes(across: Scale, up: Scale, y: str) -> list[str]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
     for value in up.ticks():
@@ -140,9 +137,7 @@ def _axes(across: Scale, up: Scale, x: str, y: str) -> list[str]:
         here = f"{across(value):.1f}"
         parts.append(f'<line class="grid" x1="{here}" x2="{here}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text class="tick x" x="{here}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
-    parts.append(
-        f'<text class="name x" x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>'
-    )
+    parts.append(f'<text class="name x" x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
     middle = (TOP + bottom) / 2
     parts.append(
         f'<text class="name" transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y)}</text>'

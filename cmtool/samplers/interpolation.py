@@ -14,8 +14,7 @@ from cmtool.diffusion.solvers import heun_step
 from cmtool.errors import UserError
 from cmtool.rng import SampleStreams, derive
 from cmtool.samplers.generate import bind
-from cmtool.samplers.multistep import ConsistencyFunction, multistep
-from cmtool.samplers.solvers import levels
+from cmtool.samplers.solvers import ConsistencyFunction, levels, multistep
 
 # Noise that pictures get before they are encoded: about one byte.
 DITHER = 0.01
@@ -74,14 +73,13 @@ def decode(
     times: Sequence[float],
     label: Tensor | None = None,
     *,
-    seed: int = 0,
     clamp: bool = True,
 ) -> Tensor:
     """Turn unit-variance noise (B, C, H, W) into images: f(times[0] * noise, times[0]), then the later times.
 
-    Later evaluations add the same noise (a function of `seed`) to every picture, so that a path stays smooth.
+    Later evaluations add the same noise to every picture, so that a path stays smooth.
     """
-    shared = SampleStreams([derive(seed, "interpolation")] * len(noise), noise.device, noise.dtype)
+    shared = SampleStreams([derive(0, "interpolation")] * len(noise), noise.device, noise.dtype)
     draw = partial(shared.normal, noise.shape[1:])
     return multistep(bind(model, label, clamp), times[0] * noise, (*times, model.sigma_min), draw)
 
@@ -116,6 +114,6 @@ def dithered(x0: Tensor, level: float) -> Tensor:
     return x0 + level * streams.normal(x0.shape[1:])
 
 
-def key_noise(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def key_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """The initial noise (K, *shape) that `sample` gives to these seeds."""
-    return SampleStreams(seeds, dtype=dtype).normal(shape)
+    return SampleStreams(seeds).normal(shape)

@@ -53,7 +53,7 @@ def _consistency(name: str, title: str, run: str, **more: bool) -> SamplerInfo:
 SAMPLERS: dict[str, SamplerInfo] = {
     info.name: info
     for info in (
-        _consistency("multistep", "Algorithm 1: evaluate, renoise, repeat", "multistep:multistep", to_zero=False),
+        _consistency("multistep", "Algorithm 1: evaluate, renoise, repeat", "solvers:multistep", to_zero=False),
         _diffusion("heun", "probability-flow ODE, order 2 (Karras et al. 2022)", "solvers:heun", 18, _twice),
         _diffusion("euler", "probability-flow ODE, order 1 (DDIM)", "solvers:euler", 40),
         _diffusion("ancestral", "stochastic, Euler to below and noise up again", "solvers:ancestral", 100),
@@ -84,7 +84,7 @@ class Guidance:
     weak: str | None = None
 
     def request(self) -> dict[str, Any]:
-        """What a file says of it."""
+        """What a sample file records of it."""
         found = {"guidance": self.scale, "guidance_interval": self.interval and list(self.interval), "weak": self.weak}
         return {key: value for key, value in found.items() if value is not None}
 
@@ -125,7 +125,7 @@ def plan_guidance(
     interval: Sequence[float] | None = None,
     weak: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Guidance | None:
-    """Check what is asked of a model's guidance; `weak` is the weak model's file and header. None: no guidance.
+    """Check the guidance asked of a model; `weak` is the weak model's file and header. None: no guidance.
 
     Raises:
         UserError: guidance that the model cannot give, a weak model of another kind, or an option without the others.

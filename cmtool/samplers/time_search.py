@@ -94,7 +94,7 @@ def greedy_search(score: Memo, steps: int, levels: Sequence[float], start: Times
     return SearchResult(times, score(times), "greedy", score.trace)
 
 
-def joint_search(score: Memo, start: Times, levels: Sequence[float], step: int | None = None) -> SearchResult:
+def joint_search(score: Memo, start: Times, levels: Sequence[float]) -> SearchResult:
     """Improve `start` by moving one time after another along the grid, halving the steps when nothing helps.
 
     The first time stays where it is. Times off the grid are first moved to its nearest point. The result never scores
@@ -102,7 +102,7 @@ def joint_search(score: Memo, start: Times, levels: Sequence[float], step: int |
     """
     places = [min(range(len(levels)), key=lambda i, t=time: abs(levels[i] - t)) for time in start]  # type: ignore[misc]
     best, value = start, score(start)
-    stride = step or max(1, len(levels) // 8)
+    stride = max(1, len(levels) // 8)
     while stride:
         moved = False
         for position in range(1, len(places)):

@@ -1,4 +1,4 @@
-"""Curricula: the number of grid points N(k), the target's decay mu(k), the stage of a ratio map.
+"""Curricula: the number of grid points N(k), the target's decay mu(k), the stage of a ratio map, the learning rate.
 
 All are functions of the step k of K; none keeps state, so a resumed run cannot drift.
 """
@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from cmtool.config.parts import CouplingPart, CurriculumPart, GapPart, TargetPart
+from cmtool.config.schema import RunConfig, TrainConfig
 
 
 def num_scales_sqrt(step: int, steps: int, s0: int, s1: int) -> int:
@@ -100,3 +101,36 @@ def curriculum_at(
         # Held within a stage; renewed by the update that follows the last step before N changes.
         decay = 1.0 if num_scales(curriculum, step + 1, steps) == points else 0.0
     return CurriculumState(step, steps, points, decay, ratio_stage(gap, step, steps))
+
+
+def lr_factor(train: TrainConfig, step: int, span: tuple[int, int] | None = None) -> float:
+    """Return the factor on `train.lr` for the 0-based `step`: linear warm-up, then the chosen decay to `decay_end`.
+
+    The last step of a decayed run has the factor `decay_end` (plus one step's share), whatever the run's length; an
+    inverse square root has no such end. `span` is (first, end) of the steps that count as the whole run.
+    """
+    first, end = span or (0, train.steps)
+    step, steps = step - first, end - first
+    warm = train.warmup * steps
+    factor = min(1.0, (step + 1) / warm) if warm >= 1 else 1.0
+    start = train.decay_start * steps
+    if train.decay == "none" or step < start:
+        return factor
+    if train.decay == "inverse_sqrt":
+        return factor * math.sqrt(max(start, 1) / max(step, start, 1))
+    done = min((step - start) / max(steps - start, 1), 1.0)
+    curve = 1 - done if train.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return factor * (train.decay_end + (1 - train.decay_end) * curve)
+
+
+def span_at(config: RunConfig, step: int) -> tuple[int, int]:
+    """Return (first, end) of the steps that a step's schedule spans: the run, or its stage if each starts over."""
+    train = config.train
+    if train.restart == "stage":
+        return halving_span(config.recipe.curriculum, step, train.steps)
+    return 0, train.steps
+
+
+def rate_at(config: RunConfig, step: int) -> float:
+    """Return the learning rate of a step."""
+    return config.train.lr * lr_factor(config.train, step, span_at(config, step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from cmtool.schedules.curriculum import mix_at
 if TYPE_CHECKING:
     from cmtool.training.loop import Trainer
 
+# Called with the step and what was measured at each noise level.
+Diagnosed = Callable[[int, Sequence[Discrepancy]], None]
 # Number of images to measure with: several times an image's number of values, or the linear guess would fit noise.
 LEAST, MOST, PER_VALUE = 512, 8192, 8
 # Limit on the numbers held at once, so large images are fewer.
@@ -24,10 +27,13 @@ FILE = "discrepancy.jsonl"
 
 
 class Diagnosis:
-    """Measures a trainer's objective at its step and appends one row to `discrepancy.jsonl` of the run folder."""
+    """Measures a trainer's objective at its step and appends one row to `discrepancy.jsonl` of the run folder.
 
-    def __init__(self, trainer: Trainer, folder: Path) -> None:
-        self.trainer = trainer
+    `told` is called with the step and what was measured.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path, told: Diagnosed | None = None) -> None:
+        self.trainer, self.told = trainer, told
         self.path = folder / FILE
         dataset = trainer.dataset
         first, labels = dataset.batch(torch.arange(1))
@@ -48,10 +54,11 @@ class Diagnosis:
         seed, batch = trainer.config.train.seed, min(trainer.micro, trainer.config.train.batch_size)
         return diagnose(nets, trainer.objective.coupling, self.images, self.label, mix=mix, seed=seed, batch=batch)
 
-    def __call__(self) -> list[Discrepancy]:
-        """Measure, append and return the entries."""
-        found = self.measure()
-        row = {"step": self.trainer.state.step, "levels": [entry.row() for entry in found]}
+    def __call__(self) -> None:
+        """Measure, append the entries and tell them."""
+        step, found = self.trainer.state.step, self.measure()
+        row = {"step": step, "levels": [entry.row() for entry in found]}
         with writing(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-        return found
+        if self.told is not None:
+            self.told(step, found)

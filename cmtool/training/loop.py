@@ -27,8 +27,7 @@ from cmtool.machine.world import World
 from cmtool.models import Model
 from cmtool.rng import derive
 from cmtool.samplers.generate import out_of_memory
-from cmtool.schedules.curriculum import CurriculumState, curriculum_at
-from cmtool.schedules.learning_rate import rate_at, span_at
+from cmtool.schedules.curriculum import CurriculumState, curriculum_at, rate_at, span_at
 from cmtool.training.batches import Batches
 from cmtool.training.forecast import Forecast, forecast
 from cmtool.training.learner import Learner

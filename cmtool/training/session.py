@@ -21,9 +21,8 @@ from cmtool.training.clock import Timekeeper
 from cmtool.training.loop import Due, Trainer
 from cmtool.training.pace import Pace
 from cmtool.training.posthoc import write_snapshots
-from cmtool.training.previews import write_preview
 from cmtool.training.provenance import provenance
-from cmtool.training.report import Listener, Outcome, Watch
+from cmtool.training.report import Listener, Outcome, Watch, write_preview
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.setup import collapsed
 from cmtool.training.state import restore_newest

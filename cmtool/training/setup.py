@@ -30,8 +30,7 @@ from cmtool.samplers.generate import bind
 from cmtool.samplers.plan import misfit
 from cmtool.samplers.solvers import Denoise, dpmpp_2m, heun, no_noise
 from cmtool.samplers.times import solver_times
-from cmtool.schedules.density import LevelDensity
-from cmtool.schedules.times import grid_of
+from cmtool.schedules.times import LevelDensity, grid_of
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all, fuse, put_in_step

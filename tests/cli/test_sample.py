@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from cmtool.api.choose import choose_labels, choose_seeds
-from cmtool.cli.lists import parse_floats, parse_ints
+from cmtool.cli.options import parse_floats, parse_ints
 from cmtool.data.images import read_png_text
 from cmtool.errors import UsageError
-from cmtool.samplers import multistep
+from cmtool.samplers import solvers
 from cmtool.units import format_ints
 from tests.cli.tiny import Shell, write_model
 
@@ -237,7 +237,7 @@ def test_a_folder_does_not_wait_for_the_disk_image_by_image(shell, tmp_path, mon
 
 def test_a_signal_ends_the_batch_that_is_being_made(shell, tmp_path, monkeypatch):
     write_model(tmp_path)
-    solved, made = multistep.multistep, []
+    solved, made = solvers.multistep, []
 
     def slow(denoise, x, sigmas, noise):
         made.append(len(x))
@@ -246,7 +246,7 @@ def test_a_signal_ends_the_batch_that_is_being_made(shell, tmp_path, monkeypatch
             time.sleep(60)
         return solved(denoise, x, sigmas, noise)
 
-    monkeypatch.setattr(multistep, "multistep", slow)
+    monkeypatch.setattr(solvers, "multistep", slow)
     began = time.monotonic()
     code, _, said = shell("sample", "--num", 24, "--batch-size", 4, "--out", "cut")
     assert code == 128 + signal.SIGTERM and "what was made is kept" in said

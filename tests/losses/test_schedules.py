@@ -19,8 +19,7 @@ from cmtool.schedules.curriculum import (
     num_scales_doubling,
     ratio_stage,
 )
-from cmtool.schedules.density import density_from
-from cmtool.schedules.times import Uniforms, draw_times, grid_tensor, lognormal_masses, ratio_map
+from cmtool.schedules.times import Uniforms, density_from, draw_times, grid_tensor, lognormal_masses, ratio_map
 from tests.losses.oracles import D, column
 
 PROCESS = ProcessConfig()

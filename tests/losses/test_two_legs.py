@@ -12,11 +12,10 @@ from cmtool.data.load import load_dataset
 from cmtool.diffusion.process import RectifiedFlow
 from cmtool.diffusion.solvers import build_solver, euler_step
 from cmtool.losses.assemble import build_distance, build_objective, build_target
-from cmtool.losses.legs import build_middle
+from cmtool.losses.legs import at_end, build_middle, leg_share, middle_level
 from cmtool.losses.terms import Nets, Points, Slice
 from cmtool.losses.weighting import build_weighting
 from cmtool.samplers.solvers import jumps, no_noise
-from cmtool.schedules.legs import at_end, leg_share, middle_level
 from cmtool.schedules.times import Uniforms, draw_times
 from cmtool.training.setup import prepare
 from tests.losses.oracles import D, Given, column, config_of, gaussian_denoise, images, loss_of, model, rows

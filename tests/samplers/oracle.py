@@ -6,8 +6,7 @@ import torch
 
 from cmtool.rng import SampleStreams
 from cmtool.samplers.generate import bind
-from cmtool.samplers.multistep import multistep
-from cmtool.samplers.solvers import no_noise
+from cmtool.samplers.solvers import multistep, no_noise
 
 
 class GaussianConsistency:

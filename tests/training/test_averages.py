@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cmtool.config.schema import EmaConfig, TrainConfig
-from cmtool.schedules.learning_rate import lr_factor
+from cmtool.schedules.curriculum import lr_factor
 from cmtool.training.averages import decay_at, move_towards, power_gamma
 
 

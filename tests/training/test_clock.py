@@ -10,7 +10,7 @@ from cmtool.checkpoint import read_header
 from cmtool.config.load import resolve
 from cmtool.errors import ConfigError
 from cmtool.machine.stopping import Stop
-from cmtool.schedules.learning_rate import rate_at
+from cmtool.schedules.curriculum import rate_at
 from cmtool.training.clock import Clock, Course, Timekeeper
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session

@@ -10,7 +10,7 @@ import torch
 
 from cmtool.checkpoint import load_tensors, read_header
 from cmtool.config.load import resolve
-from cmtool.schedules.learning_rate import lr_factor
+from cmtool.schedules.curriculum import lr_factor
 from cmtool.training.extend import plateau_end
 
 TINY = ["network.channels=8", "network.channel_mult=[1]", "network.head_channels=8", "network.attention=[]",

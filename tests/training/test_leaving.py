@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cmtool.machine.stopping import stoppable
-from cmtool.schedules.learning_rate import span_at
+from cmtool.schedules.curriculum import span_at
 from cmtool.training import pace
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.state import restore_newest

@@ -14,7 +14,7 @@ from cmtool.errors import DivergenceError, UserError
 from cmtool.machine.stopping import Stop, parse_span
 from cmtool.models import load
 from cmtool.training import forecast as forecasts
-from cmtool.training import previews
+from cmtool.training import report as reports
 from cmtool.training.forecast import check_disk, forecast
 from cmtool.training.report import band_means
 from cmtool.training.run_folder import RunFolder
@@ -239,13 +239,13 @@ def test_weights_that_are_not_finite_are_not_saved_when_a_signal_ends_the_run(tm
 def test_collapse_is_warned_of(tmp_path, monkeypatch):
     config = config_of("ct", "train.sample_every=200", "train.checkpoint_every=1000", steps=201)
     session, heard = session_of(config, tmp_path / "run")
-    monkeypatch.setattr(previews, "preview", lambda model, count: torch.zeros(count, 1, 8, 8))
+    monkeypatch.setattr(reports, "preview", lambda model, count: torch.zeros(count, 1, 8, 8))
     session.state.step = 200
     session.sample()
     assert "collapse" in heard.warnings[0] and "step 200" in heard.warnings[0]
     heard.warnings.clear()
     real = session.trainer.dataset.batch(torch.arange(64))[0]
-    monkeypatch.setattr(previews, "preview", lambda model, count: real)
+    monkeypatch.setattr(reports, "preview", lambda model, count: real)
     session.sample()
     assert not heard.warnings
 
