@@ -181,20 +181,21 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     if weak is not None:
         check_same_classes(dataset, weak.header["data"], f"the weak model {config.recipe.direction.weak}")
         weak = placed(precision.apply_to_teacher(weak), device, config.train.compile)
-    fused = fuse(config, device, [model for model in (student, teacher, weak, fake) if model is not None])
+    frozen = [model for model in (teacher, weak) if model is not None]
+    fused = fuse(config, device, [model for model in (student, fake, *frozen) if model is not None])
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher, weak))
-    if sharding is not None and teacher is not None:
-        sharding.apply(teacher.network)
+    for model in frozen if sharding else ():
+        sharding.apply(model.network)
     state = TrainState(config, student, sharding, precision.name, fake)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
-    compiled = compile_all(config, state, teacher, passes)
+    compiled = compile_all(config, state, frozen, passes)
     told = [precision.describe(), *fused, *put_in_step(config, student), *compiled]
     trainer.notes = [*told, *_said(config, trainer.world)]
-    frozen = frozen_predictor(config.recipe.coupling, device)
-    if frozen is not None:
-        check_same_classes(dataset, frozen.header["data"], f"the predictor {config.recipe.coupling.model}")
-    trainer.nets = replace(trainer.nets, frozen=frozen)
+    predictor = frozen_predictor(config.recipe.coupling, device)
+    if predictor is not None:
+        check_same_classes(dataset, predictor.header["data"], f"the predictor {config.recipe.coupling.model}")
+    trainer.nets = replace(trainer.nets, frozen=predictor)
     return trainer
 
 

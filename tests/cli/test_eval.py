@@ -355,17 +355,16 @@ def test_a_guided_teacher_is_judged_by_guided_samples(shell, workdir):
     for name, options in {
         "plain": (),
         "guided": ("--guidance", 2),
-        "weak": ("--guidance", 2, "--weak", "runs/weak", "--guidance-interval", "0.1,5"),
+        "weak": ("--guidance", 2, "--weak", "runs/weak", "--guidance-interval", "0.001,5"),
         "guided again": ("--guidance", 2),
     }.items():
         (row,) = shell.json(*ask, *options)["results"]
         values[name] = row["metrics"]["fid"]
         assert row.get("guidance") == (2.0 if options else None)
-    # The weak model has the teacher's weights, from which nothing leads away.
-    assert values["plain"] == pytest.approx(values["weak"]) and values["guided"] == values["guided again"]
-    assert values["plain"] != pytest.approx(values["guided"])
+    assert values["guided"] == values.pop("guided again")
+    assert len({round(value, 3) for value in values.values()}) == 3
     made = sorted(path.name for path in (workdir / "samples").glob("*.npz"))
-    assert made == [f"teacher-{kind}-0-60.npz" for kind in ("3", "6-g2", "6-g2-0.1-5-weak")]
+    assert made == [f"teacher-{kind}-0-60.npz" for kind in ("3", "6-g2", "6-g2-0.001-5-weak")]
     assert (row["samples"], row["nfe"]) == ("teacher, 6 NFE, guidance 2", 6)
     assert row.get("weak") is None
 
