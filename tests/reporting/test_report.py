@@ -143,7 +143,7 @@ def test_a_guided_teacher_is_shown_by_guided_samples(cmtool, workdir):
     guided = ("--guidance", "2", "--weak", "runs/weak")
     said = cmtool("report", "runs/teacher", "runs/student", *guided)
     assert said.code == 0 and "student: --weak changes a teacher's slope" in said.err
-    assert Path("report.html").read_text(encoding="utf-8").count(", guidance 2)") == 1
+    assert Path("report.html").read_text(encoding="utf-8").count(", guidance 2)") == 2  # of one picture, told and shown
     said = cmtool("report", "runs/teacher", *guided[2:], "--out", "other.html")
     assert said.code == 2 and "there is none" in said.err and not Path("other.html").exists()
 
