@@ -184,8 +184,9 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     frozen = [model for model in (teacher, weak) if model is not None]
     fused = fuse(config, device, [model for model in (student, fake, *frozen) if model is not None])
     objective = build_objective(config, supplies=gather(config, dataset, device, teacher, weak))
-    for model in frozen if sharding else ():
-        sharding.apply(model.network)
+    if sharding is not None:
+        for model in frozen:
+            sharding.apply(model.network)
     state = TrainState(config, student, sharding, precision.name, fake)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
