@@ -193,10 +193,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     compiled = compile_all(config, state, frozen, passes)
     told = [precision.describe(), *fused, *put_in_step(config, student), *compiled]
     trainer.notes = [*told, *_said(config, trainer.world)]
-    predictor = frozen_predictor(config.recipe.coupling, device)
-    if predictor is not None:
-        check_same_classes(dataset, predictor.header["data"], f"the predictor {config.recipe.coupling.model}")
-    trainer.nets = replace(trainer.nets, frozen=predictor)
+    trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, dataset, device))
     return trainer
 
 
@@ -326,11 +323,13 @@ def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -
     return Pairs(on["noisy"], on["clean"], on.get("labels"), on["levels"])
 
 
-def frozen_predictor(part: CouplingPart, device: torch.device) -> Model | None:
-    """Return the frozen model that the generator coupling needs; None if it needs none."""
+def frozen_predictor(part: CouplingPart, dataset: Dataset, device: torch.device) -> Model | None:
+    """Return the frozen model that the generator coupling needs, with the classes of the data; None if it needs none."""
     if part.kind != "generator" or part.predictor != "frozen" or part.model is None:
         return None
-    return load(part.model, device)
+    predictor = load(part.model, device)
+    check_same_classes(dataset, predictor.header["data"], f"the predictor {part.model}")
+    return predictor
 
 
 def check_rows(config: RunConfig, world: World) -> None:
