@@ -324,7 +324,7 @@ def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -
 
 
 def frozen_predictor(part: CouplingPart, dataset: Dataset, device: torch.device) -> Model | None:
-    """Return the frozen model that the generator coupling needs, with the classes of the data; None if it needs none."""
+    """Return the frozen model that the generator coupling needs, of the classes of the data; None if it needs none."""
     if part.kind != "generator" or part.predictor != "frozen" or part.model is None:
         return None
     predictor = load(part.model, device)
