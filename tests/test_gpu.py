@@ -17,6 +17,7 @@ from cmtool.diffusion.grid import karras_grid
 from cmtool.losses.objective import Objective
 from cmtool.losses.terms import Draw, Slice
 from cmtool.machine.recorded import WARM_UP, Recorded
+from cmtool.networks.in_step import in_step, on_tape
 from cmtool.rng import batch_normal
 from cmtool.samplers.generate import generate, sample_batch
 from cmtool.samplers.plan import plan_sampling
@@ -79,6 +80,41 @@ def test_a_network_answers_as_on_the_processor():
     with torch.no_grad():
         difference = (ours(x, t) - there(x.cuda(), t.cuda()).cpu()).abs().max()
     assert difference < 1e-2
+
+
+def gradient_of(trainer, pairing) -> torch.Tensor:
+    """The gradient of the first batch, its pair of passes run by `pairing`, in float64 on the CPU."""
+    trainer.state.student.pairing = pairing
+    x0, label, _ = trainer.batches.take(0, 0, 8)
+    trainer.state.clear_gradients()
+    loss = loss_of(trainer.objective, trainer.nets, x0, label, trainer.curriculum(), Slice(0, 0, 0, 8))
+    loss.weighted.mean().backward()
+    return torch.cat([p.grad.flatten() for p in trainer.state.parameters()]).cpu().double()
+
+
+@pytest.mark.parametrize("recipe", ["ict", "ct"])
+def test_passes_of_a_pair_side_by_side_have_the_gradient_of_one_after_the_other(recipe):
+    trainer = trainer_on(GPU, recipe, **{"train.precision": "bf16"})
+    with torch.no_grad():
+        for parameter in trainer.state.target.parameters():
+            parameter.mul_(1.001)
+    one, two = (gradient_of(trainer, way) for way in (on_tape, in_step))
+    assert float(F.cosine_similarity(one, two, dim=0)) > 0.999
+
+
+def test_pairs_side_by_side_are_chosen_by_a_race_and_recorded():
+    trainer = trainer_on(GPU, "ct", "train.pairs_in_step=true", **{"train.precision": "bf16"})
+    for _ in range(WARM_UP + 2):
+        trainer.step()
+    print(f"side by side: {trainer.state.student.pairing.won}; {trainer.replay.calls.reason}")
+    assert trainer.state.student.pairing.won is not None
+    trainer.state.student.pairing = in_step
+    forced = trainer.recorder()
+    trainer.replay = forced
+    for _ in range(WARM_UP + 2):
+        trainer.step()
+    assert (forced.calls.reason, forced.calls.replays) == (None, True)
+    trainer.check_finite(weights=True)
 
 
 @pytest.mark.parametrize("steps", [2, 10])
@@ -184,6 +220,7 @@ def test_what_cannot_be_recorded_is_called_as_it_is():
 
 def test_deterministic_runs_repeat_to_the_bit(cmtool, workdir):
     words = ("train-ct", "--preset", "shapes", "--steps", 8, "--set", "data.size=64", "--deterministic", "--quiet")
+    words += ("--set", "eval.reference=")  # unjudged
     for name in ("a", "b"):
         assert cmtool(*words, "--out", workdir / name).code == 0
     first, second = ((workdir / name / "model.safetensors").read_bytes() for name in ("a", "b"))

@@ -180,7 +180,7 @@ def decide(
         UserError: contradictory or unusable requests, or no model that fits.
     """
     check_request(wish.steps, wish.times, wish.indices, wish.of)
-    found = find_model(model, kinds=_kinds(wish), output=talk)
+    found = find_model(model, kinds=kinds_for(wish), output=talk)
     seeds, labels = wish.seeds_and_labels(found.header)
     plan = wish.plan(found.header, talk)
     first = wish.seed or 0 if wish.seeds is None else seeds[0]
@@ -203,8 +203,8 @@ def decide(
     return job
 
 
-def _kinds(wish: Wish) -> tuple[str, ...]:
-    """The kinds of model to look for: that of the sampler if one is named, a teacher if it is to be guided."""
+def kinds_for(wish: Wish) -> tuple[str, ...]:
+    """Return the kinds of model to look for: that of the sampler if one is named, a teacher if it is to be guided."""
     kinds = ("consistency", "diffusion")
     if wish.sampler is None:
         return kinds if wish.guidance is None else kinds[::-1]

@@ -14,11 +14,12 @@ import typer
 
 from cmtool.cli import complete
 from cmtool.cli.app import command
-from cmtool.cli.options import BatchSize, Device, Json, Model, Precision, Quiet, Seed
+from cmtool.cli.options import BatchSize, Device, GuidanceOptions, Json, Model, Precision, Quiet, Seed
 from cmtool.files.atomic import atomic_text
 
 if TYPE_CHECKING:
     from cmtool.api.find import FoundModel
+    from cmtool.api.sample import Wish
     from cmtool.cli.evaluate_sets import Making, Wanted
     from cmtool.cli.output import Output
     from cmtool.evaluation.verdict import Verdict
@@ -62,15 +63,19 @@ Data = Annotated[str | None, typer.Option("--data", help="Images for --make-ref:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """The options of `cmtool eval`."""
-
+class _Judged:
     samples: Samples = None
     ref: Ref = None
     model: Model = None
     num: Num = None
     steps: Steps = None
     times: Times = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(GuidanceOptions, _Judged):
+    """The options of `cmtool eval`."""
+
     metrics: Metrics = None
     features: FeatureName = None
     mode: Mode = None
@@ -108,6 +113,12 @@ class EvalOptions:
 
         return parse_floats(self.times, "--times") if self.times is not None else None
 
+    def wishes(self) -> list[Wish]:
+        """Return how each model is to be sampled: once for every number of evaluations."""
+        from cmtool.api.sample import Wish
+
+        return [Wish(steps=count, times=self.levels, **self.guided()) for count in self.step_counts or (None,)]
+
     def check(self) -> None:
         """Refuse, without torch, whatever can be told to be wrong; raises `UserError`."""
         from cmtool.errors import UsageError
@@ -124,7 +135,7 @@ class EvalOptions:
             raise UsageError("--make-ref and --data belong together.", "cmtool eval --make-ref REF.npz --data photos/")
         if self.bootstrap and self.bootstrap < 20:
             raise UsageError(f"--bootstrap {self.bootstrap} is too few for an interval; use at least 20.")
-        _ = self.step_counts, self.levels
+        _ = self.step_counts, self.levels, self.guided()
 
 
 @command
@@ -155,7 +166,7 @@ def _judge(options: EvalOptions, output: Output, world: World) -> None:
     if ref is not None:
         check_reference(ref, options.mode, output.say)
     making = _making(options, output, world)
-    wanted = list_wanted(options.samples or [], options.model, ref, options.step_counts, options.levels, making)
+    wanted = list_wanted(options.samples or [], options.model, ref, options.wishes(), making)
     ref = ref or usual_reference([one.found for one in wanted if one.found is not None], output)
     how = Judging(
         metrics=options.metric_names,

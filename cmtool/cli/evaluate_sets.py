@@ -15,6 +15,7 @@ from cmtool.samplers.plan import SEED_BLOCK as BLOCK
 
 if TYPE_CHECKING:
     from cmtool.api.find import FoundModel
+    from cmtool.api.sample import Wish
     from cmtool.cli.output import Output
     from cmtool.evaluation.samples import ImageSet
     from cmtool.evaluation.verdict import Opened
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from cmtool.samplers.plan import SamplePlan
 
 # What a sample file's maker recorded that belongs next to its metrics.
-ABOUT = ("model", "model_hash", "sampler", "nfe", "times", "seeds", "quantize")
+GUIDED = ("guidance", "guidance_interval", "weak")
+ABOUT = ("model", "model_hash", "sampler", "nfe", "times", *GUIDED, "seeds", "quantize")
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,12 @@ class ModelSet:
 
     @property
     def name(self) -> str:
-        """The model and its evaluations an image."""
-        return f"{self.found.name}, {self.plan.nfe} NFE"
+        """The model, its evaluations an image, and how it is guided."""
+        return self._named(self.plan.nfe)
+
+    def _named(self, nfe: object) -> str:
+        guidance = self.plan.guidance
+        return f"{self.found.name}, {nfe} NFE" + ("" if guidance is None else f", guidance {guidance.scale:g}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,7 +122,7 @@ class ModelSet:
         about = {"nfe": self.plan.nfe, "times": list(self.plan.times)}
         name = self.name
         if self.any_times and "nfe" in images.meta:
-            name = f"{self.found.name}, {images.meta['nfe']} NFE"
+            name = self._named(images.meta["nfe"])
         return opened(name, images, about, self if making.consistency else None)
 
     def _existing(self, count: int) -> ImageSet | None:
@@ -129,13 +135,18 @@ class ModelSet:
         return None
 
     def _fits(self, meta: Mapping[str, Any]) -> bool:
-        """Whether samples are of this model, and of these times and seeds where that matters."""
+        """Whether samples are of this model and guidance, and of these times and seeds where that matters."""
         if meta.get("model_hash") != self.found.digest or meta.get("quantize") == "truncate" or meta.get("labels"):
+            return False
+        if {key: meta[key] for key in GUIDED if meta.get(key) is not None} != self._guided():
             return False
         alone = self.making.alone
         times_fit = list(self.plan.times) == meta.get("times") and meta.get("sampler") == self.plan.sampler
         seeds_fit = str(meta.get("seeds", "")).split("-")[0] == str(self.making.seed * BLOCK)
         return (times_fit or (self.any_times and alone)) and (seeds_fit or alone)
+
+    def _guided(self) -> dict[str, Any]:
+        return {} if self.plan.guidance is None else self.plan.guidance.request()
 
     def _make(self, count: int) -> Path:
         """Sample the model into `samples/`, in the form of `cmtool sample --out FILE.npz`."""
@@ -143,7 +154,8 @@ class ModelSet:
         from cmtool.cli.output import command_line
 
         making, plan, first = self.making, self.plan, self.making.seed * BLOCK
-        out = Path("samples") / f"{self.found.name}-{plan.nfe}-{first}-{count}.npz"
+        kind = "-".join([str(plan.nfe), *([] if plan.guidance is None else plan.guidance.words())])
+        out = Path("samples") / f"{self.found.name}-{kind}-{first}-{count}.npz"
         making.output.say(f"{self.name}: making {count:,} samples ({plan.source})")
         seeds = range(first, first + count)
         job = Job(self.found, plan, seeds, None, out, "round", making.precision, command=command_line())
@@ -215,16 +227,18 @@ def list_wanted(
     samples: Sequence[str],
     model: str | None,
     ref: str | None,
-    steps: Sequence[int],
-    times: tuple[float, ...] | None,
+    wishes: Sequence[Wish],
     making: Making,
 ) -> list[Wanted]:
     """Turn the arguments into sets to judge; headers are read, nothing is loaded.
 
+    `wishes`: how each model is sampled.
+
     Raises:
-        UserError: there is no model, a path does not exist, or times do not fit a model.
+        UserError: there is no model, a path does not exist, or times or guidance do not fit a model.
     """
     from cmtool.api.find import find_model
+    from cmtool.api.sample import kinds_for
 
     files = [name for name in samples if not _is_model(name)]
     for name in files:
@@ -234,10 +248,10 @@ def list_wanted(
             )
     found = [find_model(name) for name in samples if _is_model(name)]
     if not samples:
-        found = [model_for(model, ref)]
+        found = [model_for(model, ref, kinds_for(wishes[0]))]
         making.output.say(found[0].describe())
     sets: list[Wanted] = [FileSet(Path(name), name, making) for name in files]
-    sets += [one for model_file in found for one in _plans(model_file, steps, times, making)]
+    sets += [one for model_file in found for one in _plans(model_file, wishes, making)]
     alone = replace(making, alone=len(sets) == 1)
     return [replace(one, making=alone) for one in sets]
 
@@ -249,14 +263,9 @@ def _is_model(name: str) -> bool:
     return path.suffix == ".safetensors" and path.is_file()
 
 
-def _plans(
-    found: FoundModel, steps: Sequence[int], times: tuple[float, ...] | None, making: Making
-) -> Iterator[ModelSet]:
-    from cmtool.samplers.plan import plan_sampling
-
-    for count in steps or (None,):
-        plan = plan_sampling(found.header, steps=count, times=times)
-        yield ModelSet(found, plan, count is None and times is None, making)
+def _plans(found: FoundModel, wishes: Sequence[Wish], making: Making) -> Iterator[ModelSet]:
+    for wish in wishes:
+        yield ModelSet(found, wish.plan(found.header, making.output), wish.steps is None and wish.times is None, making)
 
 
 def append_row(model: Path | None, row: Mapping[str, Any], output: Output) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cmtool.cli import complete
+from cmtool.cli.lists import parse_floats
 from cmtool.errors import UsageError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -68,6 +70,24 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, e.g. --set train.lr=1e-4; may be repeated.", metavar="KEY=VALUE"),
 ]
+Guidance = Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance scale; 1: none.")]
+Interval = Annotated[str | None, typer.Option("--guidance-interval", help="Noise levels that are guided, e.g. 0.2,5.")]
+Weak = Annotated[str | None, typer.Option("--weak", help="A worse teacher to be guided away from (autoguidance).")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    """How a command's samples are guided; a base, which stands in the help behind the bases named after it."""
+
+    guidance: Guidance = None
+    guidance_interval: Interval = None
+    weak: Weak = None
+
+    def guided(self) -> dict[str, Any]:
+        """Return the options as fields of a `Wish` (`cmtool.api.sample`)."""
+        interval = self.guidance_interval
+        levels = None if interval is None else parse_floats(interval, "--guidance-interval")
+        return {"guidance": self.guidance, "interval": levels, "weak": self.weak}
 
 
 def sub_app(help: str) -> typer.Typer:

@@ -10,9 +10,10 @@ import typer
 
 from cmtool.cli import complete
 from cmtool.cli.app import command
-from cmtool.cli.options import Device, Json, Quiet
+from cmtool.cli.options import Device, GuidanceOptions, Json, Quiet
 
 if TYPE_CHECKING:
+    from cmtool.api.sample import Wish
     from cmtool.cli.output import Output
     from cmtool.reporting.page import Gallery
     from cmtool.reporting.runs import RunRecord
@@ -29,13 +30,17 @@ Samples = Annotated[bool, typer.Option("--samples/--no-samples", help="Make new 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Options of `cmtool report`, in the order of the help."""
-
+class _Written:
     runs: Runs = None
     root: Root = Path("runs")
     out: OutFile = Path("report.html")
     samples: Samples = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(GuidanceOptions, _Written):
+    """Options of `cmtool report`, in the order of the help."""
+
     device: Device = "auto"
     json: Json = False
     quiet: Quiet = False
@@ -60,12 +65,13 @@ def report(options: ReportOptions) -> None:
     found, passed = read_runs(options.runs or [], options.root)
     for sentence in passed:
         output.say(sentence)
+    from cmtool.api.sample import Wish
     from cmtool.reporting.page import render
 
-    galleries = []
+    galleries, wish = [], Wish(**options.guided())
     with output.progress(len(found), "report") as update:
         for run in found:
-            galleries.append(_gallery(run, options.samples, options.device, output))
+            galleries.append(_gallery(run, options, wish, output))
             update(note=run.name)
     atomic_text(out, render(found, galleries))
     output.say(f"{len(found)} run{'s' * (len(found) != 1)}; open it in any browser")
@@ -78,21 +84,27 @@ def _document(out: Path, runs: list[RunRecord], passed: list[str]) -> dict[str, 
     return {"report": str(out), "bytes": out.stat().st_size, "runs": listed, "passed_over": passed}
 
 
-def _gallery(run: RunRecord, samples: bool, device: str, output: Output) -> Gallery:
+def _gallery(run: RunRecord, options: ReportOptions, wish: Wish, output: Output) -> Gallery:
     """Collect the pictures of a run; report what cannot be shown, and make the page without it."""
     from cmtool.api.find import find_model, load_model
-    from cmtool.errors import UserError
+    from cmtool.api.sample import weak_model
+    from cmtool.errors import UsageError, UserError
     from cmtool.reporting.page import Gallery
     from cmtool.reporting.pictures import grid_pictures, nearest_training, step_pictures
 
     gallery = Gallery(grid_pictures(run.grids))
-    if not (samples and run.finished):
+    if not (options.samples and run.finished):
         return gallery
     try:
-        model = load_model(find_model(str(run.path)), device, "fp32")
-        gallery.steps = step_pictures(model)
+        found = find_model(str(run.path))
+        plan = wish.plan(found.header, output)
+        model = load_model(found, options.device, "fp32")
+        guided = (plan.guidance, weak_model(plan, model, "fp32"))
+        gallery.steps = step_pictures(model, guided)
         if not model.float_samples:
-            gallery.nearest = nearest_training(model, run.config.data)
+            gallery.nearest = nearest_training(model, run.config.data, guided)
+    except UsageError:  # an option that is wrong for every run
+        raise
     except UserError as error:
         output.say(f"{run.name}: {error.message} The page goes without.")
     return gallery

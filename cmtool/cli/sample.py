@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 import typer
 
 from cmtool.cli.app import command
-from cmtool.cli.options import BatchSize, Device, Json, Model, Out, Precision, Quiet, parse_floats, parse_ints
+from cmtool.cli.options import (
+    BatchSize,
+    Device,
+    GuidanceOptions,
+    Json,
+    Model,
+    Out,
+    Precision,
+    Quiet,
+    parse_floats,
+    parse_ints,
+)
 
 Num = Annotated[int | None, typer.Option("--num", "-n", min=1, help="How many; default 64 (2000 points).")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Evaluations (a teacher: solver steps).")]
@@ -17,9 +28,6 @@ Times = Annotated[str | None, typer.Option("--times", help="Noise levels of all 
 Indices = Annotated[str | None, typer.Option("--indices", help="Published grid indices, e.g. 0,22,39.")]
 Of = Annotated[int | None, typer.Option("--of", help="Points of the grid that --indices count on, e.g. 40.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="multistep; for teachers heun, euler, ...")]
-Guidance = Annotated[float | None, typer.Option("--guidance", min=0, help="Guidance scale; 1: none.")]
-Interval = Annotated[str | None, typer.Option("--guidance-interval", help="Noise levels that are guided, e.g. 0.2,5.")]
-Weak = Annotated[str | None, typer.Option("--weak", help="A worse teacher to be guided away from (autoguidance).")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", "-l", help="Class by name or number, or all; may be repeated.")
 ]
@@ -37,9 +45,7 @@ Condition = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
-    """The options of `cmtool sample`."""
-
+class _Wanted:
     model: Model = None
     num: Num = None
     steps: Steps = None
@@ -48,9 +54,12 @@ class SampleOptions:
     of: Of = None
     sampler: SamplerName = None
     label: Labels = None
-    guidance: Guidance = None
-    guidance_interval: Interval = None
-    weak: Weak = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(GuidanceOptions, _Wanted):
+    """The options of `cmtool sample`."""
+
     seed: Seed = None
     seeds: Seeds = None
     condition: Condition = None
@@ -77,7 +86,6 @@ def sample(options: SampleOptions) -> None:
     from cmtool.cli.output import Output, command_line
 
     output = Output.of_rank(options.json, options.quiet)
-    interval = options.guidance_interval
     wish = Wish(
         num=options.num,
         steps=options.steps,
@@ -88,9 +96,7 @@ def sample(options: SampleOptions) -> None:
         labels=options.label,
         seed=options.seed,
         seeds=None if options.seeds is None else parse_ints(options.seeds, "--seeds"),
-        guidance=options.guidance,
-        interval=None if interval is None else parse_floats(interval, "--guidance-interval"),
-        weak=options.weak,
+        **options.guided(),
     )
     job = decide(
         options.model,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -194,4 +193,4 @@ def seconds(work: Callable[[], object], rounds: int = 3) -> float:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
-    return statistics.median(found)
+    return sorted(found)[rounds // 2]

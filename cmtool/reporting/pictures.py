@@ -6,7 +6,7 @@ import base64
 import io
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from cmtool.errors import UserError
 from cmtool.evaluation.memorization import copies
 from cmtool.models import Model
 from cmtool.samplers.generate import generate
-from cmtool.samplers.plan import plan_sampling
+from cmtool.samplers.plan import Guidance, plan_sampling
 
 Bytes = NDArray[np.uint8]
 # Samples shown, in rows of ROW; points are so small that fewer than a thousand would say little.
@@ -60,26 +60,32 @@ def _scatter(points: Tensor, caption: str) -> Picture:
         return embed_png(save_scatter(points, Path(folder) / "points.png").read_bytes(), caption)
 
 
-def _samples(model: Model, steps: int | None, count: int) -> tuple[Tensor, str]:
+# How a model is guided, and the weak model where there is one.
+Guided = tuple[Guidance | None, Model | None]
+
+
+def _samples(model: Model, steps: int | None, count: int, guided: Guided) -> tuple[Tensor, str]:
     """Samples (count, C, H, W) of the seeds 0 .. count - 1 on the CPU, and in words how they were made."""
-    plan = plan_sampling(model.header, steps=steps)
-    x0 = torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, range(count))])
+    guidance, weak = guided
+    plan = replace(plan_sampling(model.header, steps=steps), guidance=guidance)
+    x0 = torch.cat([batch.x0.float().cpu() for batch in generate(model, plan, range(count), weak=weak)])
     levels = ", ".join(f"{level:.3g}" for level in plan.times[:4]) + (" ..." if len(plan.times) > 4 else "")
-    return x0, f"{plan.nfe} evaluation{'s' * (plan.nfe != 1)} (times {levels})"
+    told = "" if guidance is None else f", guidance {guidance.scale:g}"
+    return x0, f"{plan.nfe} evaluation{'s' * (plan.nfe != 1)} (times {levels}{told})"
 
 
-def step_pictures(model: Model) -> list[Picture]:
+def step_pictures(model: Model, guided: Guided = (None, None)) -> list[Picture]:
     """Return samples of a consistency model in one step and in two from the same noise (a teacher: its usual steps).
 
     The one-step image of a seed is placed above its two-step image; points (toy data) give two scatter pictures.
     """
     if model.kind != "consistency":
         count = POINTS if model.float_samples else SHOWN
-        x0, how = _samples(model, None, count)
+        x0, how = _samples(model, None, count, guided)
         return [_scatter(x0, how) if model.float_samples else embed_grid(x0, ROW, how)]
     if model.float_samples:
-        return [_scatter(*_samples(model, steps, POINTS)) for steps in (1, 2)]
-    (one, how_one), (two, how_two) = (_samples(model, steps, SHOWN) for steps in (1, 2))
+        return [_scatter(*_samples(model, steps, POINTS, guided)) for steps in (1, 2)]
+    (one, how_one), (two, how_two) = (_samples(model, steps, SHOWN, guided) for steps in (1, 2))
     rows = [part for start in range(0, SHOWN, ROW) for part in (one[start : start + ROW], two[start : start + ROW])]
     return [embed_grid(torch.cat(rows), ROW, f"rows 1, 3, ...: {how_one}; rows 2, 4, ... below, same noise: {how_two}")]
 
@@ -92,7 +98,7 @@ class Nearest:
     words: str
 
 
-def nearest_training(model: Model, data: DataConfig) -> Nearest:
+def nearest_training(model: Model, data: DataConfig, guided: Guided = (None, None)) -> Nearest:
     """Return one-step samples, each followed by the training images nearest to it in pixels.
 
     Raises:
@@ -104,7 +110,7 @@ def nearest_training(model: Model, data: DataConfig) -> Nearest:
         raise UserError("points have no nearest training images to look at.")
     dataset = load_dataset(data)
     real = _some(dataset)
-    x0, _ = _samples(model, None, 8 * JUDGED)
+    x0, _ = _samples(model, None, 8 * JUDGED, guided)
     samples = to_nhwc(x0)
     flat, flat_real = (part.reshape(len(part), -1).astype(np.float32) for part in (samples, real))
     judged = copies(flat, flat_real)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cmtool.errors import UsageError, UserError, unknown
@@ -87,6 +88,11 @@ class Guidance:
         """What a sample file records of it."""
         found = {"guidance": self.scale, "guidance_interval": self.interval and list(self.interval), "weak": self.weak}
         return {key: value for key, value in found.items() if value is not None}
+
+    def words(self) -> list[str]:
+        """What the name of a file says of it."""
+        weak = [] if self.weak is None else [Path(self.weak).parent.name or Path(self.weak).stem]
+        return [f"g{self.scale:g}", *(f"{level:g}" for level in self.interval or ()), *weak]
 
 
 @dataclass(frozen=True)

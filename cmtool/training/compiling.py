@@ -8,6 +8,7 @@ minutes. Recomputed blocks (`network.checkpointing`) are compiled like others.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +87,14 @@ def put_in_step(config: RunConfig, student: Model) -> list[str]:
     return []
 
 
-def compile_all(config: RunConfig, state: TrainState, teacher: Model | None, batch: int) -> list[str]:
-    """Compile student, target and teacher if `train.compile` is set; return the messages to show."""
+def compile_all(config: RunConfig, state: TrainState, frozen: Sequence[Model], batch: int) -> list[str]:
+    """Compile student, target, fake and frozen networks if `train.compile` is set; return the messages to show."""
     if not config.train.compile:
         return []
     if config.network.dropout:
         # Two passes under one seed must draw the same mask; the compiler's own generator does not promise that.
         torch._inductor.config.fallback_random = True  # type: ignore[attr-defined]
-    models = [model for model in (state.student, state.target, teacher) if model is not None]
+    models = [*(learner.model for learner in state.learners), state.target, *frozen]
     for model in dict.fromkeys(models):
         reason = compile_network(model, batch)
         if reason is not None:

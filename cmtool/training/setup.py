@@ -181,22 +181,21 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
     weak = weak_teacher(config, dataset, device)
     if weak is not None:
         weak = placed(precision.apply_to_teacher(weak), device, config.train.compile)
-    fused = fuse(config, device, [model for model in (student, teacher, weak, fake) if model is not None])
-    supplies = gather(config, dataset, device, teacher, weak)
+    frozen = [model for model in (teacher, weak) if model is not None]
+    fused = fuse(config, device, [model for model in (student, fake, *frozen) if model is not None])
     features = learned_features(config, dataset, device, world)
-    objective = build_objective(config, supplies=replace(supplies, features=features))
-    if sharding is not None and teacher is not None:
-        sharding.apply(teacher.network)
+    supplies = replace(gather(config, dataset, device, teacher, weak), features=features)
+    objective = build_objective(config, supplies=supplies)
+    if sharding is not None:
+        for model in frozen:
+            sharding.apply(model.network)
     state = TrainState(config, student, sharding, precision.name, fake, features)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
-    compiled = compile_all(config, state, teacher, passes)
+    compiled = compile_all(config, state, frozen, passes)
     told = [precision.describe(), *fused, *put_in_step(config, student), *compiled]
     trainer.notes = [*told, *_said(config, trainer.world)]
-    frozen = frozen_predictor(config.recipe.coupling, device)
-    if frozen is not None:
-        check_same_classes(dataset, frozen.header["data"], f"the predictor {config.recipe.coupling.model}")
-    trainer.nets = replace(trainer.nets, frozen=frozen)
+    trainer.nets = replace(trainer.nets, frozen=frozen_predictor(config.recipe.coupling, dataset, device))
     return trainer
 
 
@@ -326,11 +325,13 @@ def stored_pairs(part: CouplingPart, config: RunConfig, teacher: Model | None) -
     return Pairs(on["noisy"], on["clean"], on.get("labels"), on["levels"])
 
 
-def frozen_predictor(part: CouplingPart, device: torch.device) -> Model | None:
-    """Return the frozen model that the generator coupling needs; None if it needs none."""
+def frozen_predictor(part: CouplingPart, dataset: Dataset, device: torch.device) -> Model | None:
+    """Return the frozen model that the generator coupling needs, of the classes of the data; None if it needs none."""
     if part.kind != "generator" or part.predictor != "frozen" or part.model is None:
         return None
-    return load(part.model, device)
+    predictor = load(part.model, device)
+    check_same_classes(dataset, predictor.header["data"], f"the predictor {part.model}")
+    return predictor
 
 
 def check_rows(config: RunConfig, world: World) -> None:

@@ -78,9 +78,11 @@ class GradientSum:
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
             work.wait()
             pieces = flat.split([parameter.numel() for parameter in bucket])
+            gradients = []
             for parameter in bucket:
-                parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
-            gradients = [parameter.grad for parameter in bucket]
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+                gradients.append(parameter.grad)
             torch._foreach_copy_(gradients, [p.view(g.shape) for p, g in zip(pieces, gradients, strict=True)])
         self._sent.clear()
 

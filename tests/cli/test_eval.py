@@ -343,3 +343,35 @@ def test_a_kernel_distance_of_few_images_has_no_error_and_says_so(shell, workdir
     assert code == 0 and "±" not in out and "is given without an error" in " ".join(err.split())
     metrics = shell.json("eval", "a.npz", "--ref", "digits", "--metrics", "kid")["results"][0]["metrics"]
     assert metrics["kid"] > 0 and metrics["kid_std"] is None
+
+
+def test_a_guided_teacher_is_judged_by_guided_samples(shell, workdir):
+    """They are made and named as such, found again, and not taken for plain ones, nor these for them."""
+    more = {"kind": "diffusion", "num_classes": 10, "label_dropout": 0.1}
+    write_digits_model(workdir, "weak", **{**more, "label_dropout": 0.0})
+    write_digits_model(workdir, "teacher", **more)
+    ask = ("eval", "--model", "runs/teacher", "--ref", "digits", "--num", 60, "--steps", 2, "--metrics", "fid")
+    values = {}
+    for name, options in {
+        "plain": (),
+        "guided": ("--guidance", 2),
+        "weak": ("--guidance", 2, "--weak", "runs/weak", "--guidance-interval", "0.001,5"),
+        "guided again": ("--guidance", 2),
+    }.items():
+        (row,) = shell.json(*ask, *options)["results"]
+        values[name] = row["metrics"]["fid"]
+        assert row.get("guidance") == (2.0 if options else None)
+    assert values["guided"] == values.pop("guided again")
+    assert len({round(value, 3) for value in values.values()}) == 3
+    made = sorted(path.name for path in (workdir / "samples").glob("*.npz"))
+    assert made == [f"teacher-{kind}-0-60.npz" for kind in ("3", "6-g2", "6-g2-0.001-5-weak")]
+    assert (row["samples"], row["nfe"]) == ("teacher, 6 NFE, guidance 2", 6)
+    assert row.get("weak") is None
+
+
+def test_guidance_that_cannot_be_is_refused_by_eval_too(shell, workdir):
+    write_digits_model(workdir, "student")
+    ask = ("eval", "--model", "runs/student", "--ref", "digits")
+    assert "guided while it is trained" in shell.fails(*ask, "--guidance", 2)
+    assert "there is none" in shell.fails(*ask, "--weak", "runs/student")
+    assert not (workdir / "samples").exists()

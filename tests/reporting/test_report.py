@@ -136,6 +136,18 @@ def test_mistakes_are_one_sentence(cmtool, workdir):
     assert not Path("page.pdf").exists()
 
 
+def test_a_guided_teacher_is_shown_by_guided_samples(cmtool, workdir):
+    for name in ("teacher", "weak"):
+        write_run("runs", name, recipe="edm")
+    write_run("runs", "student")
+    guided = ("--guidance", "2", "--weak", "runs/weak")
+    said = cmtool("report", "runs/teacher", "runs/student", *guided)
+    assert said.code == 0 and "student: --weak changes a teacher's slope" in said.err
+    assert Path("report.html").read_text(encoding="utf-8").count(", guidance 2)") == 2  # of one picture, told and shown
+    said = cmtool("report", "runs/teacher", *guided[2:], "--out", "other.html")
+    assert said.code == 2 and "there is none" in said.err and not Path("other.html").exists()
+
+
 def test_a_teacher_has_no_grid_to_show(cmtool, workdir):
     write_run("runs", "teacher", recipe="edm")
     write_run("runs", "student")

@@ -16,6 +16,7 @@ def two_processes(tmp_path_factory):
     """The folder that both processes of tests/training/shard_worker.py have written into."""
     folder = tmp_path_factory.mktemp("two")
     teacher_file(folder / "teacher.safetensors")
+    teacher_file(folder / "weak.safetensors", seed=6)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.training.shard_worker", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=ROOT)

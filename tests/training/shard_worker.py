@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmtool.config.schema import RunConfig
 from cmtool.data.load import load_dataset
@@ -15,13 +17,13 @@ from cmtool.machine.launch import main_of_a_rank
 from cmtool.machine.world import World, join_world
 from cmtool.training.loop import Trainer
 from cmtool.training.setup import prepare
-from cmtool.training.sharding import gathers_in_derivatives, local, whole
+from cmtool.training.sharding import Sharding, gathers_in_derivatives, local, whole
 from tests.training import sum_worker
 from tests.training.tiny import CPU, config_of
 
 FP64 = {"train.precision": "fp64"}
 # Recipe, settings, steps: a plain one, target and clipping, a forward-mode derivative with a teacher, scalars and a
-# learned weighting, recomputed blocks, another network.
+# learned weighting, recomputed blocks, a fake network, a weak teacher beside the teacher, another network.
 CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "ict": ("ict", (), 20),
     "cd": ("cd", ("train.grad_clip=0.01", "recipe.target.ema=0.9"), 2),
@@ -29,6 +31,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "edm2": ("ict", ("network.kind=edm2", "network.log_variance=true", "recipe.weighting.kind=learned"), 2),
     "checkpointing": ("ict", ("network.checkpointing=true", "train.micro_batch=2"), 2),
     "fake network": ("sid", ("recipe.score.fake_steps=2", "recipe.score.levels=[80.0,1.0]"), 2),
+    "weak teacher": ("cd", ("recipe.direction.guidance=2.0", 'recipe.direction.weak="FOLDER/weak.safetensors"'), 2),
     "mlp": ("ict", ("network.kind=mlp", "train.optimizer=lion"), 2),
 }
 if not gathers_in_derivatives():
@@ -60,18 +63,40 @@ def difference(one: Trainer, two: Trainer) -> float:
     return worst
 
 
+@contextlib.contextmanager
+def splits() -> Iterator[list[nn.Module]]:
+    """Yield the networks that are split meanwhile."""
+    found: list[nn.Module] = []
+    apply = Sharding.apply
+
+    def applied(self: Sharding, network: nn.Module) -> None:
+        found.append(network)
+        apply(self, network)
+
+    with sum_worker.replaced(Sharding, "apply", applied):
+        yield found
+
+
 def run_case(name: str, folder: Path, world: World) -> dict[str, Any]:
     recipe, sets, steps = CASES[name]
+    sets = tuple(text.replace("FOLDER", str(folder)) for text in sets)
     flags: dict[str, object] = dict(FP64)
     if recipe.startswith(("cd", "sid")):
         flags["teacher"] = str(folder / "teacher.safetensors")
     one = trainer(config_of(recipe, *sets, **flags))
-    two = trainer(config_of(recipe, *sets, "train.shard=true", **flags), world)
+    with splits() as split:
+        two = trainer(config_of(recipe, *sets, "train.shard=true", **flags), world)
     for _ in range(steps):
         one.step()
         two.step()
     norms = (two.state.average_norm(), one.state.average_norm())
-    found = {"difference": difference(one, two), "held": held(two), "whole": held(one), "norms": norms}
+    found = {
+        "difference": difference(one, two),
+        "held": held(two),
+        "whole": held(one),
+        "norms": norms,
+        "split": len(split),
+    }
     losses = (two.report(), one.report())
     found |= {"loss": [r.loss for r in losses], "grad_norm": [r.grad_norm for r in losses]}
     if name == "ict":

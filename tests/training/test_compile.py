@@ -79,7 +79,7 @@ def test_a_failing_compiler_leaves_the_network_as_it_was():
 
 
 def test_compiling_is_asked_for_and_its_failure_said(monkeypatch):
-    assert compile_all(config_of("ict"), trainer_of(config_of("ict")).state, None, 8) == []
+    assert compile_all(config_of("ict"), trainer_of(config_of("ict")).state, (), 8) == []
     monkeypatch.setattr(compiling, "compile_network", lambda model, batch: "RuntimeError: no compiler")
     trainer = trainer_of(config_of("ict", "train.compile=true", steps=1))
     assert "run as they are (RuntimeError: no compiler)" in trainer.notes[-1]
@@ -97,7 +97,7 @@ def test_what_was_compiled_before_the_failure_runs_as_it_is_too(monkeypatch):
         return "RuntimeError: no memory" if len(calls) == 2 else None
 
     monkeypatch.setattr(compiling, "compile_network", second_fails)
-    said = compile_all(config_of("ct", *MLP, "train.compile=true", steps=1), trainer.state, None, 8)
+    said = compile_all(config_of("ct", *MLP, "train.compile=true", steps=1), trainer.state, (), 8)
     assert len(calls) == 2
     assert "no memory" in said[0]
     assert not any(block._compiled_call_impl for model in calls for block in units(model.network))
@@ -163,3 +163,37 @@ def test_training_says_its_precision_and_a_wrong_micro_batch_is_refused(cmtool):
     done = cmtool(*words, "--micro-batch", "auto")
     assert done.code == 0, done.err
     assert "precision fp32" in done.err
+
+
+def guided_by_weak(folder):
+    """Settings of autoguidance in distillation."""
+    weak = teacher_file(folder / "weak.safetensors", seed=6)
+    return "recipe.direction.guidance=2.0", f'recipe.direction.weak="{weak}"'
+
+
+@pytest.mark.parametrize("recipe", ["sid", "cd"])
+def test_fake_and_weak_networks_are_compiled_too(recipe, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(compiling, "compile_network", lambda model, batch: compiled.append(model))
+    sets = guided_by_weak(tmp_path) if recipe == "cd" else ()
+    trainer = trainer_of(with_source(recipe, tmp_path, "train.compile=true", *sets))
+    nets = trainer.nets
+    own = {nets.student, nets.target, nets.teacher, nets.fake} - {None}
+    assert own < set(compiled) if recipe == "cd" else own == set(compiled)  # beside them the weak model
+    assert len(compiled) == len(set(compiled)) == {"sid": 3, "cd": 4}[recipe]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["sid", "dmd2", "cd"])
+def test_steps_of_compiled_fake_and_weak_networks_are_the_plain_ones(recipe, tmp_path, monkeypatch):
+    eager = compiling.compile_network
+    monkeypatch.setattr(compiling, "compile_network", lambda model, batch: eager(model, batch, backend="eager"))
+    sets = guided_by_weak(tmp_path) if recipe == "cd" else ()
+    plain = trainer_of(with_source(recipe, tmp_path, *sets, steps=2))
+    trainer = trainer_of(with_source(recipe, tmp_path, "train.compile=true", *sets, steps=2))
+    assert any("compiled by blocks" in note for note in trainer.notes)
+    for _ in range(2):
+        plain.step()
+        trainer.step()
+    for a, b in zip(plain.state.parameters(), trainer.state.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

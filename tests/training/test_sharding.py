@@ -45,6 +45,12 @@ def test_each_process_holds_half(found, name):
     assert 1 <= sum(part["held"] for part in told) / told[0]["whole"] < 1.05
 
 
+def test_a_weak_teacher_is_split_beside_the_teacher_and_a_fake_network_too(found):
+    """Student, average, target of its own, teacher; and what else a recipe has."""
+    split = {name: rank[name]["split"] for rank in found[0] for name in CASES}
+    assert (split["ict"], split["cd"], split["weak teacher"], split["fake network"]) == (2, 4, 5, 4)
+
+
 def test_a_sharded_checkpoint_is_the_one_of_a_single_process(found):
     told, folder = found
     sharded, header = load_tensors(folder / "sharded.safetensors")
