@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmtool.api.find import FoundModel, find_model
+from cmtool.config.judgments import as_named
 from cmtool.editing.levels import EditPlan
 from cmtool.editing.tasks import Task
 from cmtool.errors import UserError
@@ -55,9 +56,8 @@ class Edits:
 
 def picture_size(header: Mapping[str, Any]) -> tuple[int, int]:
     """Return (channels, side) of a model's pictures, which a model of latents has decoded."""
-    data = header["data"]
-    channels, side, *_ = (data.get("latent") or {}).get("pixels") or (data["channels"], data["resolution"])
-    return channels, side
+    data = as_named(header["data"])
+    return data["channels"], data["resolution"]
 
 
 def find_editor(row: Task, model: Model | FoundModel | str | Path | None, talk: Talk) -> FoundModel:

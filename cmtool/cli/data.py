@@ -81,7 +81,10 @@ def make(options: MakeOptions) -> None:
 
 def _packed_lines(header: dict[str, Any]) -> list[str]:
     count, channels, side, _ = header["shape"]
-    lines = [f"{count:,} of {header['found']:,} files packed as {side} x {side} x {channels}"]
+    done = "packed as"
+    if header.get("latent"):
+        done, channels = "encoded as latents of", channels // 2
+    lines = [f"{count:,} of {header['found']:,} files {done} {side} x {side} x {channels}"]
     lines += [f"skipped: {number:,} {reason}" for reason, number in header["skipped"].items()]
     if header["duplicates"]:
         lines.append(f"{header['duplicates']:,} exact duplicates (kept)")
@@ -135,6 +138,9 @@ def _tables(output: Output, facts: dict[str, Any]) -> None:
 
     names = ("source", "path", "images", "found", "duplicates", "resolution", "channels", "classes", "fingerprint")
     rows = [[name, _number(facts[name])] for name in names if facts.get(name) is not None]
+    if latent := facts.get("latent"):
+        rows += [["latents of", f"{latent['pixels'][1]}-pixel images"], ["autoencoder", latent["autoencoder"]]]
+        rows += [["norm", latent["norm"]]]
     if facts.get("bytes"):
         rows.append(["size", human_bytes(facts["bytes"])])
     for title in ("skipped", "unusable", "sizes"):

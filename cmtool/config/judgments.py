@@ -116,13 +116,22 @@ def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in ("source", "path", "kind", "resolution", "channels"))
 
 
+def as_named(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data table of a header with the size of the pictures, as a preset names it, where it holds latents."""
+    latent = data.get("latent")
+    if not latent:
+        return dict(data)
+    channels, side, _ = latent["pixels"]
+    return {**data, "channels": channels, "resolution": side, "latent": (data["channels"], data["resolution"])}
+
+
 def is_teacher_of(config: RunConfig, header: Mapping[str, Any]) -> bool:
     """Whether a model that nobody named may teach a run: one of train-edm, of the same preset and the same pictures."""
     data, mine = header.get("data") or {}, config.data
     source = mine.source if mine.path is None else data.get("source")  # for a path, looking at the files decides
     wanted = {**mine.model_dump(include={"path", "kind", "resolution", "channels"}), "source": source}
     ours = header.get("preset") == config.preset and header.get("recipe", {}).get("family", "edm") == "edm"
-    return ours and same_data(data, wanted)
+    return ours and same_data(as_named(data), wanted)
 
 
 def reference_of(header: Mapping[str, Any]) -> str | None:
@@ -143,10 +152,10 @@ def held_out_data(header: Mapping[str, Any]) -> DataConfig | None:
     Raises:
         ConfigError: the header says something else than training writes.
     """
-    data = header.get("data") or {}
+    data = as_named(header.get("data") or {})
     if not data.get("holdout"):
         return None
-    keys = ("path", "kind", "resolution", "channels", "size", "fit", "filter", "small", "holdout")
+    keys = ("path", "kind", "resolution", "channels", "latent", "size", "fit", "filter", "small", "holdout")
     path = data.get("path")
     table = {"source": source_of_path(path) if path else data.get("source")}
     try:

@@ -66,7 +66,10 @@ def open_autoencoder(place: str) -> Any:
         raise UserError("latents need the package 'diffusers'.", install_extra("latent")) from None
     try:
         found = AutoencoderKL.from_pretrained(
-            str(folder or place), use_safetensors=True, local_files_only=folder is not None
+            str(folder or place),
+            use_safetensors=True,
+            local_files_only=folder is not None,
+            low_cpu_mem_usage=False,  # True asks for one more package, and says so
         )
     except Exception as error:  # diffusers, its hub client and safetensors raise errors of many kinds
         raise DataError(f"{place} is no autoencoder that diffusers reads: {_in_one_line(error)}") from None
@@ -118,21 +121,33 @@ def encode(autoencoder: Any, images: Tensor, shift: list[float], scale: list[flo
     return torch.cat([(law.mean - _by_channel(shift, images)) * factor, law.std * factor], dim=1)
 
 
+def fitting_autoencoder(place: str, norm: str, side: int, channels: int) -> tuple[Any, list[float], list[float]]:
+    """Return an autoencoder for pictures of this side and these channels, and (shift, scale) of `norm`.
+
+    Raises:
+        UserError, DataError: see `open_autoencoder` and `norm_of`; or the pictures do not fit.
+    """
+    autoencoder = open_autoencoder(place)
+    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    if channels != 3 or side % factor:
+        raise DataError(
+            f"the autoencoder makes a latent pixel of {factor} x {factor} pixels of 3 channels: it cannot encode "
+            f"{side} x {side} x {channels}.",
+            f"use a --resolution that is a multiple of {factor}",
+        )
+    return autoencoder, *norm_of(autoencoder, norm)
+
+
 def pack_latents(pictures: Path, out: Path, place: str, norm: str, talk: Talk) -> dict[str, Any]:
     """Encode a packed file of pictures into `out`, in half precision, and return the header of the new file.
 
     Raises:
-        UserError, DataError: see `open_autoencoder` and `norm_of`; or the pictures' side does not fit.
+        UserError, DataError: see `fitting_autoencoder`.
     """
-    autoencoder, data = open_autoencoder(place), read_packed(pictures)
-    shift, scale = norm_of(autoencoder, norm)
-    side, factor = data.resolution, 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    if data.channels != 3 or side % factor:
-        raise DataError(
-            f"the autoencoder makes a latent pixel of {factor} x {factor} pixels of 3 channels: it cannot encode "
-            f"{side} x {side} x {data.channels}.",
-            f"use a --resolution that is a multiple of {factor}",
-        )
+    data = read_packed(pictures)
+    side = data.resolution
+    autoencoder, shift, scale = fitting_autoencoder(place, norm, side, data.channels)
+    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     size = max(1, BATCH_PIXELS // side**2)
     latent = {"autoencoder": str(place), "hash": weights_hash(autoencoder), "norm": norm, "shift": shift,
               "scale": scale, "pixels": [data.channels, side, side]}  # fmt: skip

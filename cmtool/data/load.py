@@ -158,6 +158,7 @@ def find_data(cfg: DataConfig, talk: Talk = SILENCE) -> Source | Dataset:
         OfflineError: a data set has to be downloaded and cannot be.
     """
     cfg = _named(cfg)
+    found: Source | Dataset
     if cfg.path is None and cfg.source in BUILTIN:
         found, path = BUILTIN[cfg.source](cfg), Path(cfg.source)
     else:

@@ -17,6 +17,7 @@ from cmtool.config.sources import SOURCES, named_source
 from cmtool.data.builtin import BUILTIN
 from cmtool.data.dataset import Dataset
 from cmtool.data.decode import Bytes, SkippedImage, channels_of, fit_image
+from cmtool.data.images import to_nhwc
 from cmtool.data.packed import Rules, is_packed, pack, read_packed
 from cmtool.data.sources.base import Source, decode
 from cmtool.data.sources.known import locate
@@ -59,9 +60,13 @@ def survey_dataset(data: Dataset, path: Path | None, pictures: int) -> Survey:
         facts["class_counts"] = _class_counts(counts, data.class_names, data.classes or 0)
     if data.latent is not None:
         facts["latent"] = dict(data.latent)
-    if data.latent is not None or data.float_samples or not pictures:
+    if data.float_samples or not pictures:
         return Survey(facts, None, data.images if data.float_samples else None)
     chosen = torch.tensor(_spread(len(data), pictures), dtype=torch.long)
+    if data.latent is not None:
+        from cmtool.data.latents import decoder
+
+        return Survey(facts, to_nhwc(decoder(data.latent)(data.batch(chosen)[0])))
     return Survey(facts, data.images[chosen].permute(0, 2, 3, 1).numpy())
 
 
@@ -163,9 +168,9 @@ def make(
         raise DataError(f"{out} exists and is no packed data set; it is left alone.", "choose another --out")
     if latents is None:
         return pack(source, out, rules, talk)
-    from cmtool.data.latents import open_autoencoder, pack_latents
+    from cmtool.data.latents import fitting_autoencoder, pack_latents
 
-    open_autoencoder(latents[0])
+    fitting_autoencoder(*latents, rules.resolution, rules.channels)
     with tempfile.TemporaryDirectory(prefix="cmtool-", dir=out.parent) as folder:
         pack(source, Path(folder) / "pictures.cmdata", rules, talk)
         return pack_latents(Path(folder) / "pictures.cmdata", out, *latents, talk)

@@ -88,8 +88,18 @@ class Editor:
             answer = denoise(self._view, y, times[0], labels)
             misfit = (answer - y).square().flatten(1).mean(1)
             return answer, misfit, misfit
-        helps = {"guidance": self._plan.guidance, "fresh": self._plan.fresh, "clamp": self._model.clamps}
-        made = edit_best(self._view, self._operator, y, seeds, times, labels, candidates=candidates, **helps)
+        made = edit_best(
+            self._view,
+            self._operator,
+            y,
+            seeds,
+            times,
+            labels,
+            candidates=candidates,
+            clamp=self._model.clamps,
+            guidance=self._plan.guidance,
+            fresh=self._plan.fresh,
+        )
         if not self._operator.knows:
             misfit = (made.answer - y).square().flatten(1).mean(1)
             return made.image, misfit, misfit

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cmtool.config.judgments import as_named
 from cmtool.data import Dataset, to_nhwc
 from cmtool.data.array_images import open_array_images
 from cmtool.data.decode import SUFFIXES, SkippedImage, channels_of
@@ -136,10 +137,8 @@ class ImageSet:
 
 def image_shape(header: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return (H, W, C) of the samples of a model, from its header; points are (D, 1, 1)."""
-    data = header["data"]
+    data = as_named(header["data"])
     side, channels = data["resolution"], data["channels"]
-    if data.get("latent"):
-        channels, side, _ = data["latent"]["pixels"]
     return (channels, 1, 1) if data.get("float_samples") else (side, side, channels)
 
 

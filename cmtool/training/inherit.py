@@ -6,6 +6,7 @@ from typing import Any
 
 from cmtool.config.combinations import check_combination, same_meaning
 from cmtool.config.condition import condition_of, same_condition
+from cmtool.config.judgments import as_named
 from cmtool.config.networks import network_config
 from cmtool.config.schema import DataConfig, RunConfig
 from cmtool.errors import CheckpointError, ConfigError
@@ -47,9 +48,9 @@ def check_pictures(config: RunConfig, source: dict[str, Any], source_is: str) ->
     Raises:
         CheckpointError: names `source_is` and what would fit.
     """
-    data, want = source["data"], config.data
-    pixels = (data.get("latent") or {}).get("pixels") or [data["channels"], data["resolution"]]
-    for name, has in (("resolution", pixels[1]), ("channels", pixels[0])):
+    data, want = as_named(source["data"]), config.data
+    for name in ("resolution", "channels"):
+        has = data[name]
         if has != getattr(want, name):
             raise CheckpointError(
                 f"{source_is} has {name} {has}; the preset has {getattr(want, name)}.",

@@ -206,8 +206,8 @@ def test_latents_of_imagenet_at_256():
 @pytest.mark.parametrize(("preset", "sizes"), [("avatars", (2, 128, 6, 4)), ("folder64", (4, 384, 12, 6))])
 def test_presets_say_how_large_a_transformer_in_place_of_their_unet_is(preset, sizes):
     def found(*more):
-        network = config(preset, None, sets=["network.kind=dit", *more]).network
-        return network.patch, network.width, network.depth, network.heads
+        c = config(preset, None, sets=["network.kind=dit", *more])
+        return c.network.patch_for(c.data.resolution), c.network.width, c.network.depth, c.network.heads
 
     assert found() == sizes
     assert found("network.depth=2", "network.heads=2") == (*sizes[:2], 2, 2)

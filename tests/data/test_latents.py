@@ -154,7 +154,10 @@ def test_from_pictures_to_pictures(cmtool, workdir):
     for reference in ("photos", "runs/z", "z.cmdata"):  # those of the run and of the file are decoded
         done = cmtool("eval", "--model", "runs/z", "--ref", reference, "--num", 50, "--features", "shapes",
                       "--metrics", "fid", "--json")  # fmt: skip
-        assert done.code == 0 and json.loads(done.out)["rows"][0]["fid"] > 0, done.err
+        assert done.code == 0 and json.loads(done.out)["results"][0]["metrics"]["fid"] > 0, done.err
+    done = cmtool("data", "show", "z.cmdata", "--grid", "g.png", "--num", 4)
+    assert done.code == 0 and "latents of" in done.out + done.err, done.err
+    assert Image.open(workdir / "g.png").size >= (32, 32)
     assert cmtool("report", "runs/z", "--out", "r.html").code == 0
     shop = Workshop(package.load(workdir / "runs/z", "cpu"), "runs/z")
     assert shop.about({})["tasks"] == ["inpaint", "stroke"] and shop.side == 16
