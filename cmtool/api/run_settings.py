@@ -243,11 +243,22 @@ def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
             path = find_model(value, kinds=kinds, option=f"--{name}").path
             headers[name] = read_header(path)
             config = config.model_copy(update={name: str(path)})
+    config = _with_weak(config)
     start = headers.get("init") or headers.get("teacher")
     adopted = config if start is None else adopt(config, start)
     if len(headers) == 2:
         check_teacher(config, headers["teacher"], headers["init"])
     return adopted
+
+
+def _with_weak(config: RunConfig) -> RunConfig:
+    """Find the model that a teacher is guided away from by its name, as other models are found."""
+    part = config.recipe.direction
+    if part.weak is None:
+        return config
+    found = find_model(part.weak, kinds=("diffusion",), option="--set recipe.direction.weak").path
+    recipe = config.recipe.model_copy(update={"direction": part.model_copy(update={"weak": str(found)})})
+    return config.model_copy(update={"recipe": recipe})
 
 
 def plan_extension(old: Path, asked: Training) -> RunPlan:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cmtool.cli import complete
-from cmtool.cli.lists import parse_floats
 from cmtool.errors import UsageError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]

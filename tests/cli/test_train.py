@@ -179,6 +179,11 @@ BAD = [
     ("train-cd", "needs a teacher", 1),
     ("train-cd --teacher {m}/none.safetensors", "there is no model", 1),
     ("train-cd --teacher {m}/student.safetensors", "a teacher is needed", 1),
+    (
+        "train-cd --teacher {m}/teacher.safetensors --set recipe.direction.guidance=2 --set recipe.direction.weak=demo/digits",
+        "name another with --set recipe.direction.weak",
+        1,
+    ),
     ("train-cd --teacher {m}/wide.safetensors", "resolution 16", 1),
     ("train-cd --teacher {m}/classes.safetensors", "10 classes", 1),
     ("train-cd --teacher {m}/cut.safetensors", "is damaged", 1),
