@@ -208,8 +208,8 @@ def _whole(plan: Plan, folder: Path, request: Request, how: _How, dry_run: bool)
     if dry_run:
         return TrainedRun(plan.config, folder, plan=plan)
     with ExitStack() as held:
-        together(how.device, held)
-        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, how.talk)
+        world = together(how.device, held)
+        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, how.talk, world)
 
 
 def _run(plan: RunPlan, until: float | None = None, last: bool = True, *, how: _How) -> TrainedRun:
@@ -293,7 +293,7 @@ def _open(
     if diagnose and plan.config.data.condition:
         raise UsageError("--diagnose knows no pictures beside the input, and data.condition asks for them.")
     _take_folder(held, plan, how.fresh, trainer, talk)
-    judge, closing = judges(trainer, talk)
+    judge, closing = judges(trainer, talk if last else SILENCE)
     closing = closing if last else None
     config = plan.config
     update = held.enter_context(talk.progress(config.train.steps, f"{config.preset} {config.recipe_name}"))
