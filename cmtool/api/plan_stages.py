@@ -14,7 +14,7 @@ from cmtool.api.run_settings import Place, RunPlan, check_data, plan_run
 from cmtool.config.load import resolve
 from cmtool.config.methods import METHODS
 from cmtool.errors import UsageError
-from cmtool.machine.launch import in_world, local_rank
+from cmtool.machine.launch import in_world, is_first, local_rank
 from cmtool.talk import Talk
 from cmtool.training.clock import Clock
 from cmtool.training.run_folder import PLAN, RunFolder
@@ -58,7 +58,7 @@ def plan_of(
     folder = place.folder(usual_name(wishes, path))
     wishes = of_teacher(wishes, path, talk)
     world = together(device, held)
-    made = settle(wishes, path, folder, device, talk, fresh, dry_run) if world is None or world.main else None
+    made = settle(wishes, path, folder, device, talk, fresh, dry_run) if is_first() else None
     plan = made if world is None else world.gather(made)[0]
     assert plan is not None
     flags = {"train.time": wishes.time, "teacher": wishes.teacher}
@@ -82,6 +82,7 @@ def train_stages(
     run: Callable[[RunPlan, float | None, bool], End],
     clock: Clock,
     talk: Talk,
+    world: World | None = None,
 ) -> End:
     """Train the stages of a plan one after another, each from the models before it that its recipe needs.
 
@@ -92,8 +93,16 @@ def train_stages(
         run: trains one run until a time of the clock; its model is the last one, to be searched for times and judged.
         clock: told what a stage that was finished before had spent.
         talk: told where each stage goes.
+        world: the processes, which meet before each stage: it looks for models that the first one writes.
     """
-    _pack(plan, folder, request, talk)
+
+    def meet() -> None:
+        if world is not None:
+            world.wait()
+
+    if is_first():
+        _pack(plan, folder, request, talk)
+    meet()
     stages = list(stage_runs(plan, folder, request.flags.get("train.time"), clock.spent))
     made = {"diffusion": request.flags.get("teacher")}
     for number, stage in enumerate(stages, 1):
@@ -107,6 +116,7 @@ def train_stages(
         end = run(run_plan, stage.until, last)
         if end.model is None or last:
             return end
+        meet()
         spent = RunFolder(stage.folder).spent() if end.was_finished else None
         if spent is not None:
             clock.go_on(spent)

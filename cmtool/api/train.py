@@ -136,8 +136,8 @@ def _whole(plan: Plan, folder: Path, request: Request, how: _How) -> TrainedRun:
     if asked.dry_run:
         return TrainedRun(plan.config, folder, plan=plan)
     with ExitStack() as held:
-        together(asked.device, held)
-        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, asked.talk)
+        world = together(asked.device, held)
+        return train_stages(plan, folder, request, partial(_run, how=how), how.clock, asked.talk, world)
 
 
 def _run(plan: RunPlan, until: float | None = None, last: bool = True, *, how: _How) -> TrainedRun:
@@ -218,7 +218,7 @@ def _open(
     if diagnose and plan.config.data.condition:
         raise UsageError("--diagnose knows no pictures beside the input, and data.condition asks for them.")
     _take_folder(held, plan, asked.fresh, trainer, talk)
-    judge, closing = judges(trainer, talk)
+    judge, closing = judges(trainer, talk if last else SILENCE)
     closing = closing if last else None
     config = plan.config
     update = held.enter_context(talk.progress(config.train.steps, f"{config.preset} {config.recipe_name}"))

@@ -25,7 +25,7 @@ from cmtool.errors import DataError
 # How many files are looked at, evenly spread over the source, and the time limit in seconds.
 MOST, SECONDS = 2500, 5.0
 # Bytes at either end of a file by which two of one length are told apart.
-ENDS = 1 << 17
+ENDS = 1 << 15
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -15,7 +17,7 @@ from cmtool.api.plan import Speeds
 from cmtool.api.train import train
 from cmtool.checkpoint import read_header
 from cmtool.training.report import Listener
-from cmtool.training.run_folder import clear_plan
+from cmtool.training.run_folder import RunFolder, clear_plan
 
 
 @pytest.fixture
@@ -192,3 +194,18 @@ def test_a_polished_plan_is_done_in_time(here, cmtool):
     assert "stage 2 of 3: icd, in runs/my/student" in typed.err and "stage 3 of 3: polish, in runs/my" in typed.err
     assert time.monotonic() - began == pytest.approx(7, abs=3.5)
     assert read_header("runs/my/model.safetensors")["recipe_name"] == "polish"
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_the_stages_together(here):
+    """The second one finds the models that the first one writes; both stop, go on and end with one run folder."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cmtool"]
+    line = ["train-ct", "--data", "faces.npz", "--recipe", "polish", "--time", "20s", "--anyway", *QUICK]
+    first = subprocess.run([*start, *line, "--max-time", "10s"], capture_output=True, text=True, timeout=120)
+    assert first.returncode == 0 and "time limit reached" in first.stderr, first.stderr
+    second = subprocess.run([*start, *line], capture_output=True, text=True, timeout=120)
+    assert second.returncode == 0 and second.stdout == "runs/faces/model.safetensors\n", second.stderr
+    assert read_header("runs/faces/model.safetensors")["recipe_name"] == "polish"
+    logs = [Path("runs/faces", stage, "run.log").read_text() for stage in ("teacher", "student", "")]
+    assert all("finished at step" in log for log in logs)
+    assert 10 < RunFolder(Path("runs/faces")).spent() < 40  # both start twice, here on one core
