@@ -60,11 +60,10 @@ def edit_settings(header: Mapping[str, Any]) -> EditConfig:
         given = EditConfig.model_validate(written)
     except ValidationError as error:
         raise UserError(f"the model's levels for editing are unusable: {error.errors()[0]['msg']}.") from None
-    # A model of before there was an edit has no levels for it.
-    later = _of_preset(header)
-    return given.model_copy(
-        update={name: getattr(later, name) for name in EditConfig.model_fields if name not in written}
-    )
+    # A model of before there was an edit, or before its levels were found for such pictures, knows none of its own.
+    later, usual = _of_preset(header), EditConfig()
+    unknown = (n for n in EditConfig.model_fields if n not in written or getattr(given, n) == getattr(usual, n))
+    return given.model_copy(update={name: getattr(later, name) for name in unknown})
 
 
 def _of_preset(header: Mapping[str, Any]) -> EditConfig:

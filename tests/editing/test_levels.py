@@ -97,6 +97,13 @@ def test_the_header_decides_then_the_preset_it_names_then_the_usual_levels():
     assert edit_settings({}) == EditConfig()
 
 
+def test_levels_that_were_found_later_replace_the_usual_ones_of_a_header():
+    header = {"preset": "avatars", "edit": EditConfig().model_dump()}
+    assert (edit_settings(header).deblur.steps, EditConfig().deblur.steps) == (20, 4)
+    own = EditLevels(steps=7, first=3.0, last=0.3)
+    assert edit_settings({**header, "edit": {**header["edit"], "deblur": own.model_dump()}}).deblur == own
+
+
 def test_a_preset_of_the_same_name_in_the_working_folder_is_not_meant(tmp_path, monkeypatch):
     shipped = edit_settings({"preset": "shapes"})
     assert shipped.colorize.candidates > 1
