@@ -3,7 +3,7 @@
     python benchmarks/little_data.py --out runs/little [--images 500] [--steps 3600] [--p 0 0.12] [--seeds 0]
         [--num 2000] [--features shapes] [--recipe edm]
 
-One row a run: the Frechet distance, precision and recall of its samples against the 4,000 held-out faces, and copies:
+One row a run: the Frechet distance, precision and recall of its samples against 2,000 held-out faces, and copies:
 the share of samples that lie nearer to a face of the training set than to any of as many held-out faces. Chance is one
 half; other held-out faces in place of samples show what chance gives. A run that was stopped goes on where it was.
 """

@@ -37,7 +37,7 @@ from cmtool.errors import ConfigError, UserError
 from cmtool.files.atomic import atomic_text
 from cmtool.talk import SILENCE, Talk
 from cmtool.training.lock import locked
-from cmtool.training.run_folder import PLAN, clear_plan
+from cmtool.training.run_folder import PLAN, RunFolder, clear_plan
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +107,7 @@ def make_plan(wishes: Wishes, path: str, device: str = "auto", talk: Talk = SILE
     speeds = replace(speeds, precision=precision_of(choice, found, wishes, device))
     lines = lines_of(choice, found, wishes, speeds, time.time())
     preset = preset_of(choice, found, wishes, lines[:-1])
+    preset.tables["plan"]["machine"] = {"device": speeds.device, "threads": speeds.threads}
     check_preset(preset, wishes)
     return Plan(preset, lines, warnings_of(choice, found), choice)
 
@@ -316,6 +317,8 @@ def settle(wishes: Wishes, path: str, folder: Path, device: str, talk: Talk, fre
     kept = None if fresh else kept_plan(folder, wishes, path)
     if kept is not None:
         talk.say(f"going by the plan in {folder / PLAN}")
+        if not RunFolder(folder).finished():
+            _say_machine(kept.preset.tables["plan"].get("machine", {}), device, talk)
         return kept
     if (folder / "config.toml").is_file() and not fresh:
         raise UserError(
@@ -334,6 +337,23 @@ def settle(wishes: Wishes, path: str, folder: Path, device: str, talk: Talk, fre
             if not (folder / PLAN).is_file():  # another process may just have put one there
                 atomic_text(folder / PLAN, plan.toml)
     return plan
+
+
+def _say_machine(before: Mapping[str, Any], device: str, talk: Talk) -> None:
+    """Say what another machine than that of the plan changes, and what it does not."""
+    import torch
+
+    from cmtool.machine.device import choose_device
+    from cmtool.machine.launch import local_rank
+
+    now = {"device": _name(choose_device(device, local_rank())), "threads": torch.get_num_threads()}
+    if not before or before == now:
+        return
+    there, here = (f"{one.get('device')}, threads: {one.get('threads')}" for one in (before, now))
+    talk.say(
+        f"the plan was made on another machine ({there}; here {here}): its network, resolution, batch and shares of the "
+        "time stay, the number of steps follows the pace of this one, and the last bits may differ."
+    )
 
 
 def of_teacher(wishes: Wishes, path: str, talk: Talk) -> Wishes:

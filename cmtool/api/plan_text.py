@@ -112,9 +112,10 @@ def _classes(look: Look) -> list[str]:
         return []
     if not has_classes(look):
         counts = sorted(look.classes.values())
+        half = counts[len(counts) // 2]
         return [
-            f"half of the {len(look.classes):,} classes have {counts[len(counts) // 2]} pictures or fewer, so the "
-            "model learns none (--set data.labels=true for all of them)."
+            f"half of the {len(look.classes):,} classes have {half} picture{'s' * (half != 1)} or fewer, so the model "
+            "learns none (--set data.labels=true for all of them)."
         ]
     alone = [name for name, count in look.classes.items() if count <= 1]
     if not alone:

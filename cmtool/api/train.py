@@ -310,7 +310,7 @@ def judges(trainer: Trainer, talk: Talk) -> tuple[RunJudge | None, Closing | Non
 
     def closing(model: Model, late: Callable[[], bool]) -> dict[str, Any]:
         talk.say("searching sampling times for 2 to 4 steps")
-        return short_search(model, judge.judge, count=count, seconds=180 if judge.own else 60, late=late)
+        return short_search(model, judge.judge, count=count, seconds=180 if judge.slow else 60, late=late)
 
     return judge, closing if config.family != "edm" and count else None
 

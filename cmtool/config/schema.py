@@ -265,12 +265,14 @@ class StageRow(Table):
 class PlanTable(Table):
     """The stages that a preset is trained in, each from the newest models before it that its recipe needs.
 
-    `time` is that of all of them, in seconds; `stages` are rows as in `StageRow`; `asked` is what it was made for.
+    `time` is that of all of them, in seconds; `stages` are rows as in `StageRow`; `asked` is what it was made for, and
+    `machine` where.
     """
 
     time: float | None = Field(None, gt=0)
     stages: tuple[dict[str, Any], ...] = Field(min_length=1)
     asked: dict[str, Any] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
 
 
 class PresetFile(Table):

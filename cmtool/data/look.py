@@ -120,11 +120,14 @@ def _at_source(path: str, source: Source) -> Look:
         found.classes = {names[label]: labels[label] for label in range(source.classes)}
     if not found.sizes:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.unusable.most_common())
-        raise DataError(f"none of the {source.count:,} pictures in {path} can be read ({reasons}).", _HINT)
+        none = f"none of the {source.count:,} pictures" if source.count > 1 else "the only picture"
+        can = "can" if source.count > 1 else "cannot"
+        raise DataError(f"{none} in {path} {can} be read ({reasons}).", _LARGE if "too large" in reasons else _HINT)
     return found
 
 
 _HINT = "cmtool data show names what is wrong with them; PNG and JPEG files are read everywhere"
+_LARGE = f"at most {MAX_PIXELS // 1_000_000} megapixels are read: cut larger pictures into tiles"
 
 
 def _peek(found: Look, name: str, data: Payload) -> None:

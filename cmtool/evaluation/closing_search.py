@@ -13,9 +13,10 @@ from cmtool.config.schema import EvalConfig
 from cmtool.data.dataset import Dataset
 from cmtool.diffusion.grid import karras_grid
 from cmtool.errors import UserError
-from cmtool.evaluation.judge import Judge
+from cmtool.evaluation.judge import Judge, check_size
 from cmtool.evaluation.models import TimesScore, judge_model
-from cmtool.evaluation.references import held_out_reference
+from cmtool.evaluation.pretrained import has_imagenet
+from cmtool.evaluation.references import held_out_reference, resolve_reference
 from cmtool.evaluation.samples import image_shape
 from cmtool.models import Model
 from cmtool.samplers.plan import SEED_BLOCK, plan_sampling
@@ -35,12 +36,14 @@ class RunJudge:
     """Judges the model of a run again and again: `judge(model)` returns its metrics, from the same seeds every time.
 
     `make` sets up the judge when it is first needed: the run's `own` held-out images are read only then.
+    `slow`: its features take longer than the samples do.
     """
 
     make: Callable[[], Judge]
     count: int
     metrics: tuple[str, ...]
     own: bool = False
+    slow: bool = False
 
     @classmethod
     def of(cls, config: EvalConfig, model: Model, data: Dataset | None = None) -> RunJudge:
@@ -56,14 +59,20 @@ class RunJudge:
         """
         device, shape = str(model.device), image_shape(model.header)
         if config.reference is not None:
-            judge = Judge.of(config.reference, shape, config.features, device=device)
-            return cls(lambda: judge, config.count, config.metrics or ("fid", "pr"))
+            known = resolve_reference(config.reference, shape)
+            make = partial(Judge.of, known, shape, config.features, device=device)
+            slow = (config.features or known.features) == "imagenet" and has_imagenet()
+            judge = cls(make, config.count, config.metrics or ("fid", "pr"), slow=slow)
+            check_size(shape, known)
+            if not slow:
+                judge.judge  # noqa: B018 (what is wrong with the reference is said before training)
+            return judge
         if data is None or data.held_out is None:
             raise UserError("the preset names no reference to compare with.", "set eval.reference, e.g. to digits")
         reference = held_out_reference(data, data.info.path or data.info.source)
         make = partial(Judge.of, reference, shape, config.features, device=device)
         metrics = config.metrics or ("fid", "pr", "copies")
-        return cls(make, min(config.count, reference.count), metrics, own=True)
+        return cls(make, min(config.count, reference.count), metrics, own=True, slow=True)
 
     @cached_property
     def judge(self) -> Judge:
@@ -90,11 +99,11 @@ class RunJudge:
     def search_count(self, images_seen: int) -> int:
         """Return how many samples each candidate of a closing search takes; 0: there is no search.
 
-        Small networks can be evaluated dozens of times. Against held-out images any features will do, if the search
-        is short compared with the training; against other references there is none with Inception.
+        Small networks can be evaluated dozens of times. Held-out images are searched with any features, and others with
+        `imagenet`, if the search is short compared with the training; with Inception there is none.
         """
-        if not self.own:
-            small = self.judge.network.domain or self.judge.network.name == "points"
+        if not self.slow:
+            small = self.judge.network.domain or self.judge.network.name in ("points", "small")
             return SHORT_COUNT if small else 0
         count = min(OWN_COUNT, images_seen // (SHARE * CANDIDATES))
         return count if count >= LEAST_COUNT else 0

@@ -59,6 +59,11 @@ def usual_features(otherwise: str = "inception") -> str:
     return "imagenet" if pretrained.has_imagenet() else otherwise
 
 
+def general_features() -> str:
+    """Return the network for pictures that none of ours was trained on, whose figures never are FID."""
+    return "imagenet" if pretrained.has_imagenet() else "small"
+
+
 def build_features(
     name: str,
     shape: tuple[int, int, int],

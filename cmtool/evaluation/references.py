@@ -25,7 +25,7 @@ from cmtool.data.builtin import AVATARS_SIDE
 from cmtool.data.packed import is_packed, read_packed
 from cmtool.errors import DataError
 from cmtool.evaluation.choices import check_reference_name
-from cmtool.evaluation.features import usual_features
+from cmtool.evaluation.features import general_features, usual_features
 from cmtool.evaluation.samples import ImageSet, from_dataset, open_images, open_npz_images
 from cmtool.evaluation.statistics import Array, Statistics
 from cmtool.files.archives import NpzReader
@@ -38,10 +38,15 @@ ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches
 CLEAN_FID = "https://www.cs.cmu.edu/~clean-fid/stats"
 
 
+# The usual features of pictures that no network of ours was trained on.
+GENERAL = "general"
+
+
 @dataclass(frozen=True)
 class Named:
     """A reference known by name: its usual features, resizing rule, number of samples, and where it is from.
 
+    `GENERAL` features are `imagenet` where it is installed, else the small network.
     `shape` (H, W, C) is given for images of which only a file of statistics is published.
     """
 
@@ -72,7 +77,7 @@ NAMED: dict[str, Named] = {
     "digits": Named("digits", 1797, data=DataConfig(source="digits", resolution=8, channels=1, labels=True)),
     "shapes": Named("shapes", 1797, data=DataConfig(source="shapes", resolution=16, channels=3, labels=True)),
     "avatars": Named(
-        "shapes", 4000, data=DataConfig(source="avatars", resolution=AVATARS_SIDE, channels=3, kind="heldout")
+        GENERAL, 2000, data=DataConfig(source="avatars", resolution=AVATARS_SIDE, channels=3, kind="heldout", size=2000)
     ),
     "toy2d": Named("points", 10_000, data=DataConfig(source="toy2d", resolution=1, channels=2, labels=True)),
     "cifar10": Named("inception", 50_000, remote=_clean_fid, shape=(32, 32, 3)),
@@ -178,8 +183,9 @@ def _builtin(name: str, named: Named, shape: tuple[int, int, int] | None) -> Ref
     if grows and shape is not None and shape[0] == shape[1] and shape[2] == 3:
         data = data.model_copy(update={"resolution": shape[0]})
     images = from_dataset(load_dataset(data), name)
-    said = f"the {images.count:,} held-out images" if data.kind == "heldout" else f"all {images.count:,} images"
-    return Reference(name, f"{said} of the data set", images, named.features, named.count)
+    said = f"{images.count:,} held-out images" if data.kind == "heldout" else f"all {images.count:,} images"
+    features = general_features() if named.features == GENERAL else named.features
+    return Reference(name, f"{said} of the data set", images, features, named.count)
 
 
 def _from_preset(name: str) -> Reference:

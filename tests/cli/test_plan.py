@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cmtool.api.plan import Speeds
 from cmtool.api.train import train
@@ -26,9 +27,18 @@ def here(workdir, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     np.savez("faces.npz", arr_0=pixels)
     np.savez("few.npz", arr_0=pixels[:12])
-    speeds = Speeds({("tiny", 8): 1200.0, ("small", 8): 600.0, ("small", 16): 400.0}, threads=2)
+    speeds = Speeds({("tiny", 8): 1200.0, ("small", 8): 600.0, ("small", 16): 400.0}, threads=torch.get_num_threads())
     monkeypatch.setattr("cmtool.api.plan_run.measure_speeds", lambda *given: speeds)
     return workdir
+
+
+def test_another_machine_is_told_what_stays(here, cmtool):
+    line = ("train-ct", "--data", "faces.npz", "--steps", 50, "--max-time", "0.01s")
+    assert cmtool(*line).code == 0
+    plan = Path("runs/faces/plan.toml")
+    plan.write_text(plan.read_text().replace('device = "cpu"', 'device = "cuda (H200)"'))
+    second = cmtool(*line)
+    assert "made on another machine (cuda (H200), threads: " in second.err and "the pace of this one" in second.err
 
 
 def files():
@@ -124,6 +134,7 @@ def test_a_planned_run_ends_in_time_and_goes_on_where_it_was_stopped(here, cmtoo
     second = cmtool(*line)
     assert second.out == "runs/faces/model.safetensors\n", second.err
     assert "going by the plan in runs/faces/plan.toml" in second.err
+    assert "another machine" not in second.err
     assert Path("runs/faces/teacher/model.safetensors").is_file()
     assert time.monotonic() - began == pytest.approx(8, abs=3.5)
     header = read_header("runs/faces/model.safetensors")

@@ -43,11 +43,13 @@ def here(folder, monkeypatch):
     import cmtool.api.train as training
     import cmtool.interop.published as names
     from cmtool.api.plan import Speeds
+    from cmtool.evaluation import pretrained
 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CMTOOL_CACHE", str(folder / "cache"))
     monkeypatch.setattr(names, "DEMOS", folder / "demo")
     # The search for sampling times at the end of a training takes longer than everything else here together.
     monkeypatch.setattr(training, "judges", lambda trainer, talk: (None, None))
+    monkeypatch.setattr(pretrained, "has_imagenet", lambda: False)  # half a minute for the reference alone
     monkeypatch.setattr(plans, "measure_speeds", lambda *given: Speeds({("small", 16): 400.0}))  # instead of 6 s each
     return folder

@@ -10,7 +10,9 @@ import pytest
 from cmtool.config.load import resolve
 from cmtool.data import save_npz
 from cmtool.errors import DataError, OfflineError
+from cmtool.evaluation import pretrained
 from cmtool.evaluation.choices import REFERENCES
+from cmtool.evaluation.closing_search import OWN_COUNT, RunJudge
 from cmtool.evaluation.features import build_features
 from cmtool.evaluation.frechet import frechet_distance, frechet_to_fit
 from cmtool.evaluation.judge import Judge
@@ -195,11 +197,26 @@ def test_figures_by_request_and_notes():
 
 
 @pytest.mark.parametrize("preset", ["digits", "avatars", "shapes", "shapes64", "toy2d"])
-def test_presets_of_built_in_data_are_judged_by_features_that_come_along(preset):
+def test_presets_of_built_in_data_are_judged_by_features_that_come_along(preset, monkeypatch):
+    monkeypatch.setattr(pretrained, "has_imagenet", lambda: False)
     config = resolve(preset).config
     side = config.data.resolution
     shape = (2, 1, 1) if preset == "toy2d" else (side, side, config.data.channels)
     reference = resolve_reference(config.eval.reference, shape)
-    assert reference.features == {"toy2d": "points", "avatars": "shapes"}.get(preset, config.data.source)
+    assert reference.features == {"toy2d": "points", "avatars": "small"}.get(preset, config.data.source)
     network = build_features(reference.features, shape)
-    assert network.domain or network.name == "points"
+    assert network.domain or network.name in ("points", "small")
+    if preset == "avatars":
+        assert "knows drawn shapes" in network.caveat and reference.images.count == 2000
+        monkeypatch.setattr(pretrained, "has_imagenet", lambda: True)
+        assert resolve_reference("avatars", shape).features == "imagenet"
+
+
+def test_a_run_on_avatars_looks_at_them_when_it_is_asked(monkeypatch):
+    """With features that take their time the reference is not looked at before training, and the search is short."""
+    monkeypatch.setattr(pretrained, "has_imagenet", lambda: True)
+    header = {"kind": "consistency", "data": {"resolution": 16, "channels": 3}, "times": {}}
+    model = type("Model", (), {"header": header, "device": "cpu"})()
+    judge = RunJudge.of(resolve("avatars").config.eval, model)
+    assert judge.slow and not judge.own and "judge" not in judge.__dict__
+    assert judge.search_count(1000) == 0 and judge.search_count(10**6) == OWN_COUNT
