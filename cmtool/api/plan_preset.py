@@ -46,7 +46,7 @@ def preset_of(choice: Choice, look: Look, wishes: Wishes, lines: Sequence[str] =
         rate = tables["train"]["lr"]
         if one.stage.lr != 1 and isinstance(rate, int | float):
             tables["recipe"][one.stage.recipe].setdefault("lr", one.stage.lr * rate)
-    default = {one.stage.family: one.stage.recipe for one in reversed(choice.stages)}
+    default: dict[str, str] = {one.stage.family: one.stage.recipe for one in reversed(choice.stages)}
     return Preset("plan", "plan.toml", tables, default)
 
 

@@ -351,8 +351,8 @@ def _say_machine(before: Mapping[str, Any], device: str, talk: Talk) -> None:
         return
     there, here = (f"{one.get('device')}, threads: {one.get('threads')}" for one in (before, now))
     talk.say(
-        f"the plan was made on another machine ({there}; here {here}): its network, resolution, batch and shares of the "
-        "time stay, the number of steps follows the pace of this one, and the last bits may differ."
+        f"the plan was made on another machine ({there}; here {here}): its network, resolution, batch and shares of "
+        "the time stay, the number of steps follows the pace of this one, and the last bits may differ."
     )
 
 
