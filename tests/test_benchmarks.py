@@ -171,7 +171,7 @@ def test_an_unknown_benchmark_is_answered_with_the_names():
     done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True, cwd=root)
     assert done.returncode == 2
     assert (
-        "train-step|ect-step|sample|teacher|equal-time|eval|averages|overhead|scale|card|pair-cost|card-day|side-by-side|data"
+        "train-step|ect-step|sample|teacher|equal-time|eval|averages|overhead|scale|card|pair-cost|card-day|side-by-side"
         in done.stderr
     )
 

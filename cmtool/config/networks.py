@@ -85,9 +85,8 @@ class NetworkConfig(Table):
             return values
         foreign = {name for other in NETWORKS.values() for name in other.model_fields} - set(cls.model_fields)
         kind = cls.model_fields["kind"].default
-        values, tables = (
-            {key: value for key, value in values.items() if (key in NETWORKS) == wanted} for wanted in (False, True)
-        )
+        tables = {key: value for key, value in values.items() if key in NETWORKS and isinstance(value, dict)}
+        values = {key: value for key, value in values.items() if key not in tables}
         own = {"kind": kind} | {key: value for key, value in values.items() if key not in foreign}
         return cls.sized(tables.get(kind, {}) | own, values)
 
