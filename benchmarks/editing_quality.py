@@ -2,7 +2,7 @@
 
     python benchmarks/editing_quality.py --model runs/digits-ict-pm [--data digits] [--images 50] [--variations 32]
         [--first 50] [--seed 1] [--times paper | 80,1,0.5] [--steps 20] [--guidance 0,1.2] [--fresh 0.1]
-        [--loops usual,4:0.1] [--candidates 4] [--lpips 64] [--json]
+        [--loops usual,4:0.1] [--candidates 4] [--lpips 64] [--conditioned RUN ...] [--json]
 
 For every task and every held-out picture (never trained on: `--set data.kind=train` for digits, the disjoint index
 range of shapes) it makes variations, and prints over the unknown part: the squared error of their mean and of one of
@@ -11,7 +11,9 @@ lies inside the 5 % to 95 % interval of the variations (bytes, so half a level o
 are not certain (interval wider than 8 levels), and the precision of the edits by the features of `digits_quality.py`
 next to that of the model's own samples; faces have no such features. A loop of `--loops` is a number of evaluations and
 the share of new noise between them, `usual` what `cmtool edit` takes. `--lpips 64` adds LPIPS of pictures enlarged to
-64 pixels, for which VGG16's weights must be there.
+64 pixels, for which VGG16's weights must be there. `--conditioned` names models with `data.condition`: each is a row
+in one and a row in two evaluations, beside the edits that are given the same (`--tasks colorize,superres4`). `kept` is
+how far the condition of an answer is from the given one, in levels of bytes.
 
 docs/howto/edit.md has the measured figures. On 64 held-out shapes (4 variations of each, the class given, levels
 from 20 to .3) over-relaxation of 0, .8 and 2 gave inpainting errors of .415, .306 and .219 (one), .218, .148 and .104
@@ -30,15 +32,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from conditioned import answers, condition_of_task, kept, refusal
 from digits_quality import SIDES, measured
 from numpy.typing import NDArray
 from torch import Tensor
 
 import cmtool
 from cmtool.cli.output import Output
+from cmtool.config.condition import Condition
 from cmtool.config.parts import DistancePart
 from cmtool.config.schema import DataConfig
 from cmtool.data import split_indices
+from cmtool.data.condition import derived
 from cmtool.data.images import from_uint8
 from cmtool.data.load import load_dataset
 from cmtool.data.shapes import HELD_OUT, shapes_images
@@ -243,9 +248,14 @@ def variations(
 
 
 def measure(
-    made: Tensor, truth: Tensor, case: Case, judge: Judge, lpips: Distance | None = None
+    made: Tensor,
+    truth: Tensor,
+    case: Case,
+    judge: Judge,
+    lpips: Distance | None = None,
+    condition: Condition | None = None,
 ) -> dict[str, float | None]:
-    """Return the figures of edits (N, B, C, H, W) of `truth` (B, C, H, W)."""
+    """Return the figures of edits (N, B, C, H, W) of `truth` (B, C, H, W), of which `condition` was known."""
     unknown = case.unknown
     low, high = (torch.quantile(made, share, dim=0) for share in (0.05, 0.95))
     covered = (truth >= low - LEVEL / 2) & (truth <= high + LEVEL / 2)
@@ -261,6 +271,7 @@ def measure(
         "mse trivial": error(case.trivial),
         "psnr": float(np.mean([psnr(one, truth) for one in made])),
         "psnr trivial": psnr(case.trivial, truth),
+        "kept": None if condition is None else kept(made, truth, condition),
         "cover": float(covered[unknown].double().mean()) if several else None,
         "cover unsure": float(covered[unsure].double().mean()) if several and unsure.any() else None,
         **_precision(made, judge),
@@ -296,8 +307,10 @@ def own_precision(model: Model, judge: Judge, steps: int, count: int = 1000) -> 
     return float(judge.inside(torch.cat([batch.x0 for batch in generate(model, plan, range(count))])).mean())
 
 
-def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, output: Output) -> list[dict[str, Any]]:
-    """Return one row for every task, loop and over-relaxation."""
+def table(
+    given: argparse.Namespace, model: Model, others: Sequence[Model], truth: Tensor, judge: Judge, output: Output
+) -> list[dict[str, Any]]:
+    """Return one row for every task, loop and over-relaxation, then those of conditioned models."""
     rows = []
     lpips = build_lpips(DistancePart(kind="lpips", resize=given.lpips)) if given.lpips else None
     tasks, loops = (given.tasks or USUAL[given.data]).split(","), (given.loops or "usual").split(",")
@@ -315,11 +328,29 @@ def table(given: argparse.Namespace, model: Model, truth: Tensor, judge: Judge, 
             made = variations(
                 model, task, case, given.variations, plan.times, guidance, candidates, given.seed, search, fresh
             )
-            figures = measure(made, truth, case, judge, lpips)
+            figures = measure(made, truth, case, judge, lpips, condition_of_task(task, truth))
             head = {"task": task, "nfe": len(plan.times) * candidates, "fresh": fresh, "guidance": guidance}
-            rows.append({**head, **figures, "seconds": round(time.process_time() - began, 1)})
-            output.say("  ".join(f"{key} {_text(value)}" for key, value in rows[-1].items()))
+            rows.append(_row(head, figures, began, output))
+    for other, steps in itertools.product(others, (1, 2)):
+        began = time.process_time()
+        seeds = [_seeds(len(truth), given.seed, index) for index in range(given.variations)]
+        made = answers(other, truth, steps, seeds)
+        head = {"task": f"{other.header['data']['condition']}, conditioned", "nfe": steps, "fresh": None}
+        figures = measure(made, truth, shown(other.condition, truth), judge, lpips, other.condition)
+        rows.append(_row({**head, "guidance": None}, figures, began, output))
     return rows
+
+
+def shown(condition: Condition, truth: Tensor) -> Case:
+    """Return what a conditioned model is asked: every value is unknown, and its condition is the trivial answer."""
+    seen = derived(truth, condition)
+    return Case(editing.nothing_known(), seen, seen.expand_as(truth), torch.ones_like(truth, dtype=torch.bool))
+
+
+def _row(head: dict[str, Any], figures: dict[str, Any], began: float, output: Output) -> dict[str, Any]:
+    row = {**head, **figures, "seconds": round(time.process_time() - began, 1)}
+    output.say("  ".join(f"{key} {_text(value)}" for key, value in row.items()))
+    return row
 
 
 def _loop(text: str) -> tuple[int, float]:
@@ -348,12 +379,17 @@ def main() -> None:
     parser.add_argument("--loops", default=None, help="comma-separated, such as usual,4:1,4:0.1")
     parser.add_argument("--lpips", type=int, default=0, help="side that pictures are enlarged to for LPIPS; 0: none")
     parser.add_argument("--candidates", type=int, default=None, help="default: the tuned number")
+    parser.add_argument("--conditioned", nargs="+", default=[], metavar="RUN", help="models with data.condition")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     output = Output(given.json)
     model, judge = cmtool.load(given.model, "cpu").module, Judge(given.data)
     truth = held_out(given.data, given.images, given.first)
+    others = [cmtool.load(run, "cpu").module for run in given.conditioned]
+    for run, other in zip(given.conditioned, others, strict=True):
+        if reason := refusal(other, truth):
+            parser.error(f"--conditioned {run} {reason}.")
     own = {}
     if judge.judges:
         own = {f"own samples, {steps} evaluations": own_precision(model, judge, steps) for steps in (1, 2)}
@@ -361,7 +397,7 @@ def main() -> None:
         output.say(f"precision: {own}")
     if given.lpips:
         output.say(f"LPIPS of pictures enlarged to {given.lpips} pixels, with {backbone_path()}")
-    rows = table(given, model, truth, judge, output)
+    rows = table(given, model, others, truth, judge, output)
     output.table(f"{given.model}: {len(truth)} held-out pictures", list(rows[0]), [list(row.values()) for row in rows])
     output.json({"model": given.model, "rows": rows, "precision": own})
 
