@@ -126,7 +126,8 @@ def _pretrained(name: str, network: pretrained.Network, device: str) -> Features
         return Batch(network.features(images, device))
 
     extras = {"weights_sha256": network.digest, "resize": network.resize, "network": network.version}
-    fingerprint = f"{name.replace(':', '-')}-{network.side}-{network.digest[:16]}"
+    side = f"{network.side}-pillow" if network.pillow else network.side
+    fingerprint = f"{name.replace(':', '-')}-{side}-{network.digest[:16]}"
     return Features(name, fingerprint, call, _only_images, extras=extras)
 
 

@@ -4,9 +4,11 @@
 1,280 activations before its classifier, averaged over the picture. `timm:NAME` is any model of the timm library with
 its own size, mean and deviation; two have protocols of their own that published figures follow:
 
-* DINOv2 (FD in DINOv2's features, Stein et al. 2023; EDM2): 224 pixels, bicubic with antialiasing, the class token
-  after the last norm, positions interpolated as the authors' code does;
-* CLIP (CMMD, Jayasumana et al. 2024): the projected embedding, scaled to length 1.
+* DINOv2 (FD in DINOv2's features, Stein et al. 2023; EDM2): 224 pixels, the class token after the last norm, positions
+  interpolated as the authors' code does;
+* CLIP (CMMD, Jayasumana et al. 2024): the middle square of the picture, the projected embedding, scaled to length 1.
+
+Both resize with Pillow's bicubic filter, whose pictures have 8 bits: rounded, and cut where the filter overshoots.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -43,7 +46,8 @@ class Network:
     """A network of features with its weights, and how images are brought to it.
 
     `call` maps normalized images (B, 3, side, side) to features (B, D). `digest` is the SHA-256 of the weights' file,
-    and `version` says which code builds the network. `clamp`: overshoots of the interpolation are cut to [0, 1].
+    and `version` says which code builds the network. `pillow`: images are resized by Pillow, to 8 bits, as published
+    figures ask; `crop`: only their middle square is.
     """
 
     call: Callable[[Tensor], Tensor]
@@ -53,23 +57,40 @@ class Network:
     std: tuple[float, ...]
     digest: str
     version: str
-    clamp: bool = True
+    pillow: bool = False
+    crop: bool = False
 
     @property
     def resize(self) -> str:
         """How images are resized, in words."""
-        return f"{self.side} px, {self.interpolation}, antialiased"
+        said = f"{self.side} px, {self.interpolation}, antialiased"
+        return said + ", Pillow" * self.pillow + ", middle square" * self.crop
 
     @torch.inference_mode()
     def features(self, images: Array, device: str) -> Array:
         """Return features (B, D) of uint8 (B, H, W, C)."""
-        x = torch.from_numpy(np.ascontiguousarray(tile_channels(images))).to(device).permute(0, 3, 1, 2).float() / 255
-        size = (self.side, self.side)
-        x = nn.functional.interpolate(x, size, mode=self.interpolation, align_corners=False, antialias=True)
-        x = x.clamp(0, 1) if self.clamp else x
+        images = tile_channels(images)
+        if self.pillow:
+            images = _by_pillow(images, self.side, self.crop)
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
+        if not self.pillow:
+            size = (self.side, self.side)
+            x = nn.functional.interpolate(x, size, mode=self.interpolation, align_corners=False, antialias=True)
+            x = x.clamp(0, 1)
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (self.mean, self.std))
         # Convolutions on a CPU take half the time with channels last.
         return self.call(((x - mean) / std).contiguous(memory_format=torch.channels_last)).float().cpu().numpy()
+
+
+def _by_pillow(images: Array, side: int, crop: bool) -> Array:
+    """Resize uint8 (B, H, W, 3) to (B, side, side, 3), bicubic; with `crop` the middle square of each."""
+    if crop:
+        height, width = images.shape[1:3]
+        short = min(height, width)
+        top, left = (height - short) // 2, (width - short) // 2
+        images = images[:, top : top + short, left : left + short]
+    pictures = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    return np.stack([np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures])
 
 
 def has_imagenet() -> bool:
@@ -171,9 +192,10 @@ def timm_network(name: str, device: str, say: Callable[[str], None] = lambda tex
         found = network(x)
         return nn.functional.normalize(found, dim=1) if clip else found
 
-    interpolation = config.interpolation if config.interpolation in ("bicubic", "bilinear") else "bicubic"
+    pillow = bool(dino or clip)
+    interpolation = config.interpolation if config.interpolation == "bilinear" and not pillow else "bicubic"
     said = f"{model} of timm {timm.__version__}"
-    return Network(call, side, interpolation, config.mean, config.std, sha256(file), said, clamp=not dino)
+    return Network(call, side, interpolation, config.mean, config.std, sha256(file), said, pillow, crop=bool(clip))
 
 
 def _config(timm: Any, model: str) -> Any:
@@ -210,9 +232,14 @@ def _weights(model: str, config: Any, file: Path | None, say: Callable[[str], No
 
 
 def _published_positions(network: nn.Module, file: Path, side: int) -> None:
-    """Interpolate DINOv2's positions as the authors' code does: bicubic, no antialiasing, scale (n + 0.1) / 37."""
+    """Interpolate DINOv2's positions as the authors' code does: bicubic, no antialiasing, scale (n + 0.1) / 37.
+
+    With registers the authors' code antialiases and scales by n / 37, which timm has done already.
+    """
     from timm.models import load_state_dict
 
+    if network.num_reg_tokens:
+        return
     stored = load_state_dict(str(file))["pos_embed"].float()
     patches = side // network.patch_embed.patch_size[0]  # type: ignore[union-attr, index, operator]
     whole = math.isqrt(stored.shape[1] - 1)

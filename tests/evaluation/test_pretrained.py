@@ -10,7 +10,9 @@ from torch import nn
 from cmtool.errors import DataError, OfflineError, UsageError, UserError
 from cmtool.evaluation import pretrained
 from cmtool.evaluation.features import build_features, usual_features
+from cmtool.evaluation.frechet import frechet_from_features
 from cmtool.evaluation.inception import WEIGHTS
+from cmtool.evaluation.kid import gaussian_mmd
 from tests.evaluation.stand_in import write_stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
@@ -94,29 +96,69 @@ def test_a_model_of_timm_takes_a_file_and_its_own_size_and_scaling(tmp_path):
         build_features(f"{name}@nowhere.pth", (16, 16, 3))
 
 
+# --- the published protocols: figures of their authors' code on the same weights and pictures ---
+
+
+def filled(network):
+    """Return a state dict of the network's shapes that is the same on every machine."""
+    state = {}
+    for index, (name, value) in enumerate(sorted(network.state_dict().items())):
+        drawn = np.random.RandomState(index).standard_normal(tuple(value.shape))
+        if value.ndim == 1:
+            drawn = 0.1 * drawn + (not name.endswith("bias"))
+        else:
+            drawn *= 0.3 if value.ndim == 3 else np.prod(value.shape[1:]) ** -0.5
+        state[name] = torch.from_numpy(drawn).float()
+    return state
+
+
+def blocks(seed, count=4):
+    """Return pictures (count, 40, 56, 3) with edges hard enough for bicubic filters to overshoot."""
+    return np.random.RandomState(seed).randint(0, 256, (count, 5, 7, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+
+
 @needs_timm
-def test_dinov2_follows_its_authors():
-    """224 pixels, the class token after the norm, and positions interpolated from 37 x 37 by (16 + 0.1) / 37."""
+def test_dinov2_features_and_their_distance_are_those_of_dgm_eval():
+    """224 pixels by Pillow, positions interpolated from 37 x 37 by (16 + 0.1) / 37, the class token after the norm."""
     import timm
 
     model = "vit_small_patch14_dinov2.lvd142m"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        stored = timm.create_model(model).eval()
-    torch.save(stored.state_dict(), "dino.pth")
-    found = build_features(f"timm:{model}@dino.pth", (16, 16, 3))
-    with torch.no_grad():
-        grid = stored.pos_embed[:, 1:].reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
-        grid = nn.functional.interpolate(grid, scale_factor=(16.1 / 37, 16.1 / 37), mode="bicubic")
-        x = torch.from_numpy(pictures(1)).permute(0, 3, 1, 2).float() / 255
-        x = nn.functional.interpolate(x, (224, 224), mode="bicubic", antialias=True)
-        x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
-            :, None, None
-        ]
-        tokens = stored.patch_embed.proj(x).flatten(2).transpose(1, 2) + grid.flatten(2).transpose(1, 2)
-        tokens = torch.cat([stored.cls_token + stored.pos_embed[:, :1], tokens], dim=1)
-        expected = stored.norm(stored.blocks(tokens))[:, 0]
-    assert np.allclose(found.call(pictures(1)).features, expected, atol=1e-4)
+    # The authors' file has a mask token beside the weights that timm's network has.
+    torch.save(filled(timm.create_model(model)) | {"mask_token": torch.zeros(1, 384)}, "dino.pth")
+    found = build_features(f"timm:{model}@dino.pth", (40, 56, 3))
+    assert found.extras["resize"] == "224 px, bicubic, antialiased, Pillow" and "pillow" in found.fingerprint
+    first, second = (found.call(blocks(seed)).features for seed in (0, 1))
+    known = [[-0.69794863, -0.61512947, 1.36940527, 0.71286207], [-1.08486342, 0.29031587, 1.70188415, 0.40591788]]
+    assert np.allclose(first[:2, :4], known, atol=1e-4)
+    assert frechet_from_features(first, second) == pytest.approx(53.23825, rel=2e-5)
+
+
+@needs_timm
+def test_clip_embeddings_and_cmmd_are_those_of_the_authors_code():
+    """The middle square by Pillow, the projection, length 1; taken with CLIP of the library transformers."""
+    import timm
+
+    model = "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
+    state = filled(timm.create_model(model))
+    torch.save(state | {"head.bias": torch.zeros(512)}, "clip.pth")
+    found = build_features(f"timm:{model}@clip.pth", (40, 56, 3))
+    assert found.extras["resize"] == "224 px, bicubic, antialiased, Pillow, middle square"
+    first, second = (found.call(blocks(seed)).features for seed in (0, 1))
+    known = [[-0.03436930, 0.00038435, 0.04583103, -0.03866312], [-0.00340557, -0.03278735, 0.06549668, -0.03671538]]
+    assert np.allclose(first[:2, :4], known, atol=1e-5)
+    assert gaussian_mmd(first, second) == pytest.approx(0.9665581, rel=1e-5)
+
+
+@needs_timm
+def test_dinov2_with_registers_equals_its_authors_code():
+    """Positions without a class token, antialiased and scaled by 16 / 37."""
+    import timm
+
+    model = "vit_small_patch14_reg4_dinov2.lvd142m"
+    torch.save(filled(timm.create_model(model)), "registers.pth")
+    found = build_features(f"timm:{model}@registers.pth", (40, 56, 3)).call(blocks(0, 2)).features
+    known = [[-0.80298120, -0.72552848, 0.78824103, 0.58960724], [-1.15842319, -0.30413374, 1.28711069, 0.26390013]]
+    assert np.allclose(found[:, :4], known, atol=1e-4)
 
 
 @needs_timm
