@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -89,8 +90,13 @@ def _by_pillow(images: Array, side: int, crop: bool) -> Array:
         short = min(height, width)
         top, left = (height - short) // 2, (width - short) // 2
         images = images[:, top : top + short, left : left + short]
-    pictures = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
-    return np.stack([np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures])
+
+    def resized(image: Array) -> Array:
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter's lock
+        return np.stack(list(pool.map(resized, images)))
 
 
 def has_imagenet() -> bool:
