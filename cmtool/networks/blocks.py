@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -182,7 +183,7 @@ def add_label(embedding: Tensor, table: Tensor, label: Tensor | None) -> Tensor:
     return embedding + wide(rows) * (label >= 0).unsqueeze(1)
 
 
-class RawNetwork(nn.Module):
+class RawNetwork(nn.Module, ABC):
     """What all raw networks F(x, c_noise, label, r) have in common.
 
     Attributes: `channels` (of an image), `resolution` (nominal side), `num_classes` (None: no labels), `two_time`,
@@ -297,13 +298,13 @@ class RawNetwork(nn.Module):
             emb = self.embed(c_noise, label, r, augment)
         return self.compute(x.to(self.dtype), emb).to(x.dtype)
 
+    @abstractmethod
     def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
         """Return the embedding (B, E) of what a network is told, in the dtype of the weights; without autocast."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (B, C, H, W) to F in the same shape; `emb` (B, E)."""
-        raise NotImplementedError
 
     def run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Call a block, recomputing it in the backward pass when `checkpointing` is on."""
