@@ -16,7 +16,7 @@ from cmtool.evaluation import inception_score, kid
 from cmtool.evaluation.bootstrap import Comparison, Statistic, compare, frechet_statistic, interval, share_statistic
 from cmtool.evaluation.features import Features, build_features
 from cmtool.evaluation.measure import Measured, Side, measure, measure_reference
-from cmtool.evaluation.metrics import K_DENSITY, METRICS, Case, K, Metrics, compute_metrics
+from cmtool.evaluation.metrics import K_DENSITY, METRICS, Against, Case, K, Metrics, check_reference_has, compute_metrics
 from cmtool.evaluation.references import Reference, resolve_reference
 from cmtool.evaluation.samples import ImageSet
 from cmtool.machine.world import World
@@ -150,10 +150,28 @@ class Judge:
             measured = measure(images, self.network, self.batch_size, update, use_cache, self.world)
         if self.side is None:
             return Metrics({})
-        real = self.reference.images
-        strict = metrics is not None
-        case = Case(measured, self.side, self.network, images, real, trajectories, strict, self.training)
+        case = Case(
+            **vars(self._against(self.side)),
+            samples=measured,
+            images=images,
+            trajectories=trajectories,
+            strict=metrics is not None,
+        )
         return compute_metrics(case, metrics)
+
+    def _against(self, side: Side) -> Against:
+        return Against(side=side, network=self.network, real=self.reference.images, training=self.training)
+
+    def check(self, metrics: Sequence[str] | None) -> None:
+        """Refuse metrics that cannot be computed whatever the samples, before any is made.
+
+        Raises:
+            UserError: the reference lacks what one asks of it, or its features are not here.
+        """
+        for name in metrics or ():
+            judge = self.beside(name)
+            if judge.side is not None:
+                check_reference_has((name,), judge._against(judge.side))
 
     def protocol(self, metrics: Sequence[str] | None) -> dict[str, Any]:
         """Return everything that has to be stated with a figure for it to be meaningful."""

@@ -27,24 +27,33 @@ DINOV2 = "timm:vit_large_patch14_dinov2.lvd142m"
 CLIP = "timm:vit_large_patch14_clip_quickgelu_336.openai"
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """What samples are compared with.
+
+    `side` are the reference's features under `network`, `real` its pixels where they are known, `training` the features
+    of as many training images where the reference was held out of them.
+    """
+
+    side: Side
+    network: Features
+    real: ImageSet | None = None
+    training: Measured | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(Against):
     """One set of samples and everything that metrics compare it with.
 
-    `samples` and `side` are the features of both, `images` and `real` their pixels where they are known, `training` the
-    features of as many training images where the reference was held out of them, and `trajectories` measures the
-    model's consistency along a teacher's. `strict`: the metrics were requested by name, so
-    that one that cannot be computed is refused instead of left out.
+    `samples` are its features, `images` its pixels, and `trajectories` measures the model's consistency along a
+    teacher's. `strict`: the metrics were requested by name, so that one that cannot be computed is refused instead of
+    left out.
     """
 
     samples: Measured
-    side: Side
-    network: Features
     images: ImageSet
-    real: ImageSet | None = None
     trajectories: Callable[[], dict[str, float]] | None = None
     strict: bool = False
-    training: Measured | None = None
 
     @property
     def real_features(self) -> Measured:
@@ -76,20 +85,23 @@ class Metrics:
 
 
 Lack = Callable[[Case], UserError | None]
+LackOfReference = Callable[[Against], UserError | None]
 
 
 @dataclass(frozen=True)
 class Metric:
     """A row: `figures` maps each key of the result to its heading in a table ("": not shown).
 
-    `needs` are called in turn; each returns why the metric cannot be computed, or None. A metric that is not `usual` is
-    computed only when it is requested by name. `network` names the features that it is defined with; None: any.
+    `asks` of the reference and `needs` of the case are called in turn; each returns why the metric cannot be computed, or
+    None. A metric that is not `usual` is computed only when it is requested by name. `network` names the features that
+    it is defined with; None: any.
     """
 
     name: str
     figures: dict[str, str]
     compute: Callable[[Case, Metrics], None]
     needs: tuple[Lack, ...] = ()
+    asks: tuple[LackOfReference, ...] = ()
     usual: bool = True
     network: str | None = None
 
@@ -97,8 +109,8 @@ class Metric:
 # --- what metrics need -----------------------------------------------------------------------------------------------
 
 
-def _reference_images(case: Case) -> UserError | None:
-    if case.side.measured is not None:
+def _reference_images(against: Against) -> UserError | None:
+    if against.side.measured is not None:
         return None
     return DataError(
         "precision, recall, density, coverage and KID need images, and the reference holds statistics only.",
@@ -119,8 +131,8 @@ def _probabilities(case: Case) -> UserError | None:
     return DataError(f"the Inception Score needs class probabilities, which {case.network.name} does not give.")
 
 
-def _training_images(case: Case) -> UserError | None:
-    if case.side.measured is not None and case.real is not None:
+def _training_images(against: Against) -> UserError | None:
+    if against.side.measured is not None and against.real is not None:
         return None
     return DataError(
         "memorization is judged against training images, and the reference holds statistics only.",
@@ -128,8 +140,8 @@ def _training_images(case: Case) -> UserError | None:
     )
 
 
-def _held_out(case: Case) -> UserError | None:
-    if case.training is not None:
+def _held_out(against: Against) -> UserError | None:
+    if against.training is not None:
         return None
     return DataError(
         "copies compares distances to training images and to held-out ones, and the reference was not held out.",
@@ -302,13 +314,13 @@ METRICS: dict[str, Metric] = {
         Metric("fid", {"fid": "FID"}, _fid),
         Metric("sfid", {"sfid": "sFID"}, _sfid, (_spatial_features,)),
         Metric("is", {"is": "IS", "is_std": ""}, _is, (_probabilities,)),
-        Metric("kid", {"kid": "KID", "kid_std": ""}, _kid, (_reference_images,)),
-        Metric("pr", {"precision": "precision", "recall": "recall"}, _precision, (_reference_images,)),
-        Metric("dc", {"density": "density", "coverage": "coverage"}, _density, (_reference_images,)),
+        Metric("kid", {"kid": "KID", "kid_std": ""}, _kid, asks=(_reference_images,)),
+        Metric("pr", {"precision": "precision", "recall": "recall"}, _precision, asks=(_reference_images,)),
+        Metric("dc", {"density": "density", "coverage": "coverage"}, _density, asks=(_reference_images,)),
         Metric("classes", {"class_agreement": "classes"}, _classes),
         Metric("fdd", {"fdd": "FDD"}, _fdd, usual=False, network=DINOV2),
-        Metric("cmmd", {"cmmd": "CMMD"}, _cmmd, (_reference_images,), usual=False, network=CLIP),
-        Metric("copies", {"copies": "copies (chance .5)", "copies_std": ""}, _copies, (_held_out,)),
+        Metric("cmmd", {"cmmd": "CMMD"}, _cmmd, asks=(_reference_images,), usual=False, network=CLIP),
+        Metric("copies", {"copies": "copies (chance .5)", "copies_std": ""}, _copies, asks=(_held_out,)),
         Metric(
             "memorization",
             {
@@ -319,7 +331,7 @@ METRICS: dict[str, Metric] = {
                 "nearest_ratio": "",
             },
             _memorization,
-            (_training_images,),
+            asks=(_training_images,),
             usual=False,
         ),
         Metric(
@@ -352,6 +364,18 @@ def check_metrics(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(names))
 
 
+def check_reference_has(names: Sequence[str], against: Against) -> None:
+    """Refuse a reference that lacks what a metric asks of it, before any sample is made.
+
+    Raises:
+        UserError: one sentence.
+    """
+    for name in names:
+        for ask in METRICS[name].asks:
+            if (lack := ask(against)) is not None:
+                raise lack
+
+
 def compute_metrics(case: Case, names: Sequence[str] | None = None) -> Metrics:
     """Compute the metrics of one set of samples.
 
@@ -366,7 +390,7 @@ def compute_metrics(case: Case, names: Sequence[str] | None = None) -> Metrics:
     for metric in METRICS.values():
         if not (metric.usual if names is None else metric.name in names):
             continue
-        lack = next((why for need in metric.needs if (why := need(case)) is not None), None)
+        lack = next((why for need in (*metric.asks, *metric.needs) if (why := need(case)) is not None), None)
         if lack is None:
             metric.compute(case, found)
         elif names is not None:

@@ -127,8 +127,7 @@ def judge_sets(
     judge = Judge.of(
         reference, candidates[0].shape, how.network, how.mode, device, talk, world, batch_size=how.batch_size
     )
-    for name in how.metrics or ():
-        judge.beside(name)  # so that missing weights are refused before anything slow begins
+    judge.check(how.metrics)
     sets = [_judged(candidate, judge, how) for candidate in candidates]
     if not world.main:
         return Verdict(judge, [])

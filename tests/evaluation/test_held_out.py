@@ -16,6 +16,7 @@ from cmtool.evaluation.judge import Judge
 from cmtool.evaluation.memorization import nearer_to_training
 from cmtool.evaluation.references import Reference, held_out_reference
 from cmtool.evaluation.samples import from_array
+from cmtool.evaluation.verdict import Judging, judge_sets
 from cmtool.training.report import Watch
 
 
@@ -95,6 +96,19 @@ def test_held_out_images_judge_with_as_many_of_the_training_images():
     assert said["features"] == "small" and said["resize"] and said["weights_sha256"]
     with pytest.raises(DataError, match="not held out"):
         Judge.of("digits")(from_array(np.zeros((20, 8, 8, 1), np.uint8), "black"), ["copies"])
+
+
+def test_a_reference_that_lacks_what_a_metric_asks_is_refused_before_samples_are_made():
+    class Slow:
+        shape = (8, 8, 1)
+
+        def open(self, usual):
+            raise AssertionError("samples were made")
+
+    with pytest.raises(DataError, match="not held out"):
+        judge_sets([Slow()], "digits", Judging(metrics=("fid", "copies")))
+    with pytest.raises(AssertionError, match="samples were made"):
+        judge_sets([Slow()], "digits", Judging(metrics=("fid", "memorization")))
 
 
 def test_a_run_judge_looks_at_held_out_images_only_when_it_is_asked():
