@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from cmtool.api.plan import Speeds, Wishes, candidate, check_wishes, choose, resolutions_for, sizes_for, ways_of, with_named
+from cmtool.api.plan import (
+    Speeds,
+    Wishes,
+    candidate,
+    check_wishes,
+    choose,
+    resolutions_for,
+    sizes_for,
+    ways_of,
+    with_named,
+)
 from cmtool.api.plan_preset import preset_of
 from cmtool.api.plan_run import Plan, _early, read_plan
 from cmtool.api.plan_stages import shared_settings, stage_runs

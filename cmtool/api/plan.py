@@ -201,7 +201,7 @@ def resolutions_for(look: Look) -> list[int]:
 
 
 def sizes_for(wishes: Wishes, resolution: int) -> list[Size]:
-    """Return the networks to choose from at a resolution, the weakest first: those that what was named can be said of."""
+    """Return the networks to choose from at a resolution, the weakest first: those that the named settings fit."""
     named = {o.keys[1]: o.value for o in named_settings(wishes) if len(o.keys) > 1 and o.keys[0] == "network"}
     able = [size for size in laws.SIZES if size.takes(named)] or list(laws.SIZES)
     return [size for size in able if resolution in size.sides] or able

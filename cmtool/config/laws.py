@@ -55,7 +55,7 @@ class Size(ABC):
 
     @abstractmethod
     def memory(self, resolution: int) -> tuple[float, float]:
-        """Return bytes of weights with optimizer and averages, and bytes of activations for each picture, both rough."""
+        """Return bytes of weights with optimizer and averages, and of activations for each picture, both rough."""
 
     @abstractmethod
     def described(self) -> str:
@@ -166,8 +166,8 @@ class Transformer(Size):
         return f"a transformer ({self.depth} blocks, {self.width} wide)"
 
 
-# From the weakest to the strongest at their resolutions. "small" at 16 px is the network of preset shapes, "dit" that of
-# preset avatars with kind = "dit"; "large" is that of the presets for folders.
+# From the weakest to the strongest at their resolutions. "small" at 16 px is the network of preset shapes, "dit" that
+# of preset avatars with kind = "dit"; "large" is that of the presets for folders.
 SIZES: tuple[Size, ...] = (
     UNet(
         name="tiny",
