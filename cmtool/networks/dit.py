@@ -254,10 +254,11 @@ class Dit(RawNetwork, WideBuffers):
         self.final_layer = FinalLayer(cfg, self.patch**2 * channels)
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
+        self.hear_augment(cfg.augment_labels, cfg.width)
 
     def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Return the condition (B, width) of noise level, second time and label."""
-        condition = self.t_embedder(c_noise)
+        """Return the condition (B, width) of noise level, second time, label and augmentation."""
+        condition = self.told(self.t_embedder(c_noise), augment)
         if r is not None:
             condition = condition + self.aimed(r, self.r_embedder)
         if self.num_classes is not None:
