@@ -172,6 +172,13 @@ def test_the_plan_is_a_preset_file_that_means_the_same(tmp_path):
     assert [run.until for run in stage_runs(read, tmp_path, 50.0, spent=10.0)] == [26.0, 50.0]
 
 
+def test_pictures_that_come_along_are_judged_by_their_own_reference():
+    faces = replace(pictures(size=(16, 16)), path="avatars")
+    assert resolve(plan(faces, time=600.0), recipe="icd").config.eval.reference == "avatars"
+    assert resolve(plan(faces, time=600.0, resolution=32), recipe="icd").config.eval.reference is None
+    assert resolve(plan(time=600.0), recipe="icd").config.eval.reference is None
+
+
 def test_a_third_row_is_a_third_stage(tmp_path):
     made = plan(time=600.0, recipe="icd")
     made.tables["plan"]["stages"].append({"recipe": "cd", "share": 1.0, "folder": "polish"})
