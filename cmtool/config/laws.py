@@ -283,7 +283,7 @@ WAYS: dict[str, tuple[tuple[Stage, ...], ...]] = {
 # Cost of a step of methods that have no row above.
 COSTS = {"edm": 1.0, "ct": 1.5, "cd": 2.2}
 # Levels for a few steps: fine grain on flat grounds is most of what one step leaves, and low levels remove it.
-SAMPLING_TIMES = {"2": [80.0, 0.4], "3": [80.0, 0.8, 0.1]}
+SAMPLING_TIMES = {"2": [80.0, 0.4], "3": [80.0, 0.8, 0.1], "4": [80.0, 2.0, 0.4, 0.1]}
 # The end of a doubling curriculum, by the steps of its stage.
 INTERVALS = ((0, 80), (4_000, 160), (20_000, 320), (80_000, 640), (250_000, 1280))
 # Dropout by how often a picture is seen; small networks of little training do not need it.
