@@ -185,7 +185,11 @@ def _builtin(name: str, named: Named, shape: tuple[int, int, int] | None) -> Ref
     images = from_dataset(load_dataset(data), name)
     said = f"{images.count:,} held-out images" if data.kind == "heldout" else f"all {images.count:,} images"
     features = general_features() if named.features == GENERAL else named.features
-    return Reference(name, f"{said} of the data set", images, features, named.count)
+    training = None
+    if data.kind == "heldout":
+        learned = load_dataset(data.model_copy(update={"kind": "train", "size": images.count}))
+        training = from_dataset(learned, f"training images of {name}")
+    return Reference(name, f"{said} of the data set", images, features, named.count, training=training)
 
 
 def _from_preset(name: str) -> Reference:

@@ -9,6 +9,7 @@ import pytest
 
 from cmtool.config.load import resolve
 from cmtool.data import save_npz
+from cmtool.data.load import load_dataset
 from cmtool.errors import DataError, OfflineError
 from cmtool.evaluation import pretrained
 from cmtool.evaluation.choices import REFERENCES
@@ -210,6 +211,10 @@ def test_presets_of_built_in_data_are_judged_by_features_that_come_along(preset,
         assert "knows drawn shapes" in network.caveat and reference.images.count == 2000
         monkeypatch.setattr(pretrained, "has_imagenet", lambda: True)
         assert resolve_reference("avatars", shape).features == "imagenet"
+        # Faces that runs train on stand beside them, to judge copying by.
+        trained = {face.tobytes() for face in load_dataset(config.data).images.permute(0, 2, 3, 1).contiguous().numpy()}
+        assert reference.training.count == 2000 and all(face.tobytes() in trained for face in reference.training.all())
+        assert not any(face.tobytes() in trained for face in reference.images.all())
 
 
 def test_a_run_on_avatars_looks_at_them_when_it_is_asked(monkeypatch):
