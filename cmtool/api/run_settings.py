@@ -240,7 +240,7 @@ def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
     for name, kinds in (("teacher", ("diffusion",)), ("init", ("consistency", "diffusion"))):
         value = getattr(config, name)
         if value is not None:
-            path = find_model(value, kinds=kinds, option=f"--{name}").path
+            path = find_model(value, kinds=kinds, option=f"--{name}", preset=config.preset).path
             headers[name] = read_header(path)
             config = config.model_copy(update={name: str(path)})
     config = _with_weak(config)
@@ -256,7 +256,8 @@ def _with_weak(config: RunConfig) -> RunConfig:
     part = config.recipe.direction
     if part.weak is None:
         return config
-    found = find_model(part.weak, kinds=("diffusion",), option="--set recipe.direction.weak").path
+    option = "--set recipe.direction.weak"
+    found = find_model(part.weak, kinds=("diffusion",), option=option, preset=config.preset).path
     recipe = config.recipe.model_copy(update={"direction": part.model_copy(update={"weak": str(found)})})
     return config.model_copy(update={"recipe": recipe})
 

@@ -172,7 +172,12 @@ def _check_guidable(header: Mapping[str, Any], scale: float, weak: tuple[str, Ma
     elif weak is not None:
         if reason := misfit(weak[1], data, bool(data.get("num_classes"))):
             raise UserError(f"{weak[0]} cannot be the weak model: {reason}.", "name a smaller or earlier teacher")
-    elif not data.get("num_classes") or not header.get("label_dropout"):
+    elif not data.get("num_classes"):
+        raise UserError(
+            "guidance leads away from the answer to no label, and this teacher knows no classes.",
+            "name a worse teacher with --weak, e.g. an earlier checkpoint or a shorter run",
+        )
+    elif not header.get("label_dropout"):
         raise UserError(
             "guidance leads away from the answer to no label, and this teacher was not trained with dropped labels.",
             "train one with --set train.label_dropout=0.1, or name a worse teacher with --weak",

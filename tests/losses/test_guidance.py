@@ -149,7 +149,7 @@ def test_samples_of_a_guided_teacher(teachers):
 REFUSED = [
     ("consistency", 2.0, None, "guided while it is trained"),
     ("kept", 2.0, None, "not trained with dropped labels"),
-    ("plain", 2.0, None, "not trained with dropped labels"),
+    ("plain", 2.0, None, "knows no classes"),
     ("plain", 2.0, "consistency", "a teacher is guided by a teacher"),
     ("plain", 2.0, "large", "resolution 16, the teacher 8"),
     ("plain", 2.0, "kept", "classes"),
