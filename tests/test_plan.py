@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from cmtool.api.plan import Speeds, Wishes, check_wishes, choose, resolutions_for, ways_of, with_named
+from cmtool.api.plan import (
+    Speeds,
+    Wishes,
+    candidate,
+    check_wishes,
+    choose,
+    resolutions_for,
+    sizes_for,
+    ways_of,
+    with_named,
+)
 from cmtool.api.plan_preset import preset_of
 from cmtool.api.plan_run import Plan, _early, read_plan
 from cmtool.api.plan_stages import shared_settings, stage_runs
@@ -60,20 +70,35 @@ def test_speeds_follow_the_work_of_the_nearest_network():
     assert SLOW.at(small, 32) < 110
 
 
+def test_each_resolution_has_its_networks_and_what_is_named_has_a_say():
+    def names(side, *settings):
+        return [size.name for size in sizes_for(Wishes(settings=settings), side)]
+
+    assert names(16) == ["dit-small", "dit"] and names(32) == ["tiny", "small", "medium", "large"]
+    assert names(16, "network.dropout=0.1") == names(16) and names(16, "network.kind=dit") == names(16)
+    assert names(16, "network.channels=24") == names(16, "network.kind=adm") == names(32)
+    assert names(32, "network.depth=3") == names(32, "network.kind=dit") == names(16)
+    made = plan(settings=("network.kind=dit", "network.depth=3"), resolution=32, time=600.0)
+    network = resolve(made, recipe="icd").config.network
+    assert (network.kind, network.depth, network.width % 32) == ("dit", 3, 0)
+    assert resolve(plan(settings=("network.channels=24",), time=600.0), recipe="icd").config.network.kind == "adm"
+
+
 def test_the_tables_agree_with_the_networks():
     from cmtool.networks import parameter_count
     from cmtool.training.bench import stand_in_data
     from cmtool.training.setup import fresh_student
 
-    for name, side in (("small", 16), ("medium", 32), ("large", 64)):
+    for name, side in (("small", 16), ("medium", 32), ("large", 64), ("dit", 16)):
         size = laws.size_named(name)
         preset = preset_of(replace(choose(pictures(), Wishes(resolution=side), SLOW), size=size), pictures(), Wishes())
         config = resolve(preset, recipe="edm").config
         count = parameter_count(fresh_student(config, stand_in_data(config, 1)).network)
-        assert laws.memory(size, side)[0] / 28 == pytest.approx(count, rel=0.25), name
+        assert size.memory(side)[0] / 28 == pytest.approx(count, rel=0.25), name
     for size in laws.SIZES:
         for side in laws.RESOLUTIONS:
-            assert len(size.network(side)["channel_mult"]) > 1 and laws.NEED[side]
+            made = candidate(pictures(), Wishes(resolution=side), SLOW, side, size)
+            assert laws.NEED[side] and resolve(preset_of(made, pictures(), Wishes()), recipe="edm")
 
 
 def test_stages_of_each_command_and_recipe():
@@ -145,6 +170,13 @@ def test_the_plan_is_a_preset_file_that_means_the_same(tmp_path):
     assert [run.folder for run in runs] == [tmp_path / "run/teacher", tmp_path / "run"]
     assert [run.until for run in stage_runs(read, tmp_path, 50.0)] == [20.0, 50.0]
     assert [run.until for run in stage_runs(read, tmp_path, 50.0, spent=10.0)] == [26.0, 50.0]
+
+
+def test_pictures_that_come_along_are_judged_by_their_own_reference():
+    faces = replace(pictures(size=(16, 16)), path="avatars")
+    assert resolve(plan(faces, time=600.0), recipe="icd").config.eval.reference == "avatars"
+    assert resolve(plan(faces, time=600.0, resolution=32), recipe="icd").config.eval.reference is None
+    assert resolve(plan(time=600.0), recipe="icd").config.eval.reference is None
 
 
 def test_a_third_row_is_a_third_stage(tmp_path):

@@ -61,8 +61,10 @@ class Speeds:
         key = size.name, resolution
         if key in self.measured:
             return self.measured[key]
-        wanted = laws.work(size, resolution)
-        works = {known: laws.work(laws.size_named(known[0]), known[1]) for known in self.measured}
+        wanted = size.work(resolution)
+        measured = {known: laws.size_named(known[0]) for known in self.measured}
+        alike = [known for known, other in measured.items() if other.kind == size.kind] or list(measured)
+        works = {known: measured[known].work(known[1]) for known in alike}
         near = min(works, key=lambda known: max(works[known] / wanted, wanted / works[known]))
         return self.measured[near] * works[near] / wanted
 
@@ -198,6 +200,13 @@ def resolutions_for(look: Look) -> list[int]:
     return [r for r in laws.RESOLUTIONS if r <= side] or [laws.RESOLUTIONS[0]]
 
 
+def sizes_for(wishes: Wishes, resolution: int) -> list[Size]:
+    """Return the networks to choose from at a resolution, the weakest first: those that the named settings fit."""
+    named = {o.keys[1]: o.value for o in named_settings(wishes) if len(o.keys) > 1 and o.keys[0] == "network"}
+    able = [size for size in laws.SIZES if size.takes(named)] or list(laws.SIZES)
+    return [size for size in able if resolution in size.sides] or able
+
+
 def choose(look: Look, wishes: Wishes, speeds: Speeds) -> Choice:
     """Return what the laws make of pictures, wishes and speeds.
 
@@ -211,7 +220,7 @@ def choose(look: Look, wishes: Wishes, speeds: Speeds) -> Choice:
     sides = (
         [wishes.resolution] if wishes.resolution else [r for r in resolutions_for(look) if r > 8 or look.side() < 13]
     )
-    every = [candidate(look, wishes, speeds, side, size) for side in sides for size in laws.SIZES]
+    every = [candidate(look, wishes, speeds, side, size) for side in sides for size in sizes_for(wishes, side)]
     fitting = [c for c in every if c.micro is None or c.micro > 0] or every
     good = [c for c in fitting if c.ratio >= 1 and c.size.name != "tiny"]
     if good:
@@ -246,7 +255,7 @@ def candidate(look: Look, wishes: Wishes, speeds: Speeds, resolution: int, size:
         stages=planned,
         speed=speed,
         ratio=images / (laws.NEED[resolution] * size.need),
-        dropout=laws.by_least(laws.DROPOUT, seen) if size.channels >= 32 else 0.0,
+        dropout=laws.by_least(laws.DROPOUT, seen) if size.drops else 0.0,
         augment=laws.augmentation(look.usable),
         seconds=wishes.seconds if wishes.steps is None else _seconds(planned, speed / batch),
     )
@@ -285,7 +294,7 @@ def passes_in(size: Size, resolution: int, batch: int, free: float | None, stage
     """Return images at once that fit into `free` bytes; None: all of the batch, 0: not even the weights do."""
     if free is None:
         return None
-    fixed, each = laws.memory(size, resolution)
+    fixed, each = size.memory(resolution)
     weights, kept = stage.memory
     room = laws.MEMORY_SHARE * free - weights * fixed
     if room >= batch * kept * each:

@@ -10,7 +10,7 @@ from cmtool.config import laws
 from cmtool.config.load import Preset, resolve
 from cmtool.config.methods import METHODS
 from cmtool.config.overrides import Override
-from cmtool.config.sources import named_source, source_of_path
+from cmtool.config.sources import SOURCES, named_source, source_of_path
 
 if TYPE_CHECKING:
     from cmtool.data.look import Look
@@ -40,6 +40,8 @@ def preset_of(choice: Choice, look: Look, wishes: Wishes, lines: Sequence[str] =
         _put(tables, tuple(laws.PLACES["augment"].split(".")), choice.augment)
     for key, value in laws.ALSO.items():
         _put(tables, tuple(key.split(".")), value)
+    if named and SOURCES[named].usual == (choice.resolution, choice.channels):
+        _put(tables, ("eval", "reference"), named)
     for override in named_settings(wishes):
         _name(tables, override, choice.stages[-1].stage.recipe)
     for one in choice.stages:
@@ -73,6 +75,7 @@ def _stage_row(one: Planned) -> dict[str, Any]:
 
 def _recipe_row(one: Planned, choice: Choice) -> dict[str, Any]:
     row = {"method": one.stage.recipe, "steps": one.steps, **one.stage.row}
+    row |= {"lr": choice.size.teacher_lr} if one.stage.family == "edm" else {}
     row |= {"micro_batch": one.micro} if one.micro else {}
     row |= {"checkpoint_every": max(10, one.steps // 20), "sample_every": max(50, one.steps // 3)}
     if METHODS[one.stage.recipe].get("curriculum", {}).get("scales") == "doubling":

@@ -20,6 +20,7 @@ from cmtool.api.plan import (
     check_wishes,
     choose,
     resolutions_for,
+    sizes_for,
     ways_of,
     with_named,
 )
@@ -115,7 +116,7 @@ def make_plan(wishes: Wishes, path: str, device: str = "auto", talk: Talk = SILE
 def _early(wishes: Wishes, found: Look) -> Wishes:
     """Refuse settings that no run would take before anything is measured; do without a polish that does not."""
     side = wishes.resolution or max(resolutions_for(found))
-    draft = candidate(found, wishes, Speeds({("small", 16): 1e9}), side, laws.size_named("small"))
+    draft = candidate(found, wishes, Speeds({("small", 16): 1e9}), side, sizes_for(wishes, side)[0])
     try:
         check_preset(preset_of(draft, found, wishes), wishes)
     except ConfigError:
@@ -143,7 +144,7 @@ def measure_speeds(found: Look, wishes: Wishes, device: str, seconds: float, tal
         return resolve(preset, recipe="edm").config
 
     sides = [wishes.resolution] if wishes.resolution else resolutions_for(found)
-    pairs = [(size, side) for size in laws.SIZES for side in sides]
+    pairs = [(size, side) for side in sides for size in sizes_for(wishes, side)]
     allowed = min(seconds, SHARE * wishes.seconds)
     with talk.progress(None, "measuring this machine"):
         timed = measure(pairs, config_of, place, allowed)

@@ -41,7 +41,7 @@ def _area(size: tuple[int, int]) -> int:
 
 def _resolution(choice: Choice, look: Look, wishes: Wishes) -> str:
     side = f"{choice.resolution} x {choice.resolution}"
-    net = f"a {choice.size.name} network ({choice.size.channels} channels)"
+    net = choice.size.described()
     if wishes.resolution is not None:
         why = "as named"
     elif choice.resolution == max(resolutions_for(look)):

@@ -6,10 +6,14 @@ torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 RESOLUTIONS = (8, 16, 32, 64, 128, 256)
+# Where U-Nets are chosen: at 16 px transformers are far ahead of them in equal time.
+OF_UNETS = (8, 32, 64, 128, 256)
 # Pictures may be enlarged by this factor to the resolution above, e.g. 28 pixels to 32.
 ENLARGED = 1.25
 # The ratio to be content with where no resolution gets all the images that it needs.
@@ -19,41 +23,212 @@ TIMES = {"5 min": 300.0, "30 min": 1800.0, "2 h": 7200.0, "a night (8 h)": 28_80
 USUAL_TIME = 1800.0
 
 
-@dataclass(frozen=True)
-class Size:
-    """A network: base width, residual blocks a level, learning rate, images a step, and what it needs to be trained.
+@dataclass(frozen=True, kw_only=True)
+class Size(ABC):
+    """A network that a plan may choose: its learning rates, images a step, and what it needs to be trained.
 
-    `need` multiplies the images of `NEED`. `wide` levels are those of the folder presets.
+    `lr` is the rate of students and of training from scratch, `teacher_lr` that of teachers. `need` multiplies the
+    images of `NEED`; `sides` are the resolutions at which it is chosen.
     """
 
+    kind: ClassVar[str]
+
     name: str
+    lr: float
+    teacher_lr: float
+    batch: int
+    need: float
+    sides: tuple[int, ...] = RESOLUTIONS
+
+    @property
+    @abstractmethod
+    def drops(self) -> bool:
+        """Whether it is large enough to need dropout."""
+
+    @abstractmethod
+    def network(self, resolution: int) -> dict[str, Any]:
+        """Return the [network] table for pictures of this side."""
+
+    @abstractmethod
+    def work(self, resolution: int) -> float:
+        """Return the multiplications of a forward pass of one picture, roughly."""
+
+    @abstractmethod
+    def memory(self, resolution: int) -> tuple[float, float]:
+        """Return bytes of weights with optimizer and averages, and of activations for each picture, both rough."""
+
+    @abstractmethod
+    def described(self) -> str:
+        """Return what kind of network it is, in a few words."""
+
+    def takes(self, named: Mapping[str, Any]) -> bool:
+        """Whether settings of [network] that were named can be its own: they are not those of another kind alone."""
+        if "kind" in named and any(size.kind == named["kind"] for size in SIZES):
+            return bool(named["kind"] == self.kind)
+        others = {key for size in SIZES for key in size.network(16)} - set(self.network(16))
+        return others.isdisjoint(named)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet(Size):
+    """A U-Net by its base width and residual blocks a level; `wide` levels are those of the folder presets."""
+
+    kind = "adm"
+
     channels: int
     blocks: int
     head_channels: int
-    lr: float
-    batch: int
-    need: float
     wide: bool = False
+
+    @property
+    def drops(self) -> bool:
+        """Whether it is large enough to need dropout."""
+        return self.channels >= 32
 
     def network(self, resolution: int) -> dict[str, Any]:
         """Return the [network] table for pictures of this side."""
         return {
-            "kind": "adm",
+            "kind": self.kind,
             "channels": self.channels,
-            "channel_mult": list((WIDE if self.wide else LEVELS)[resolution]),
+            "channel_mult": list(self._mult(resolution)),
             "num_blocks": self.blocks,
             "attention": [16, 8] if self.wide else [4 if resolution <= 16 else 8],
             "head_channels": self.head_channels,
             "group_channels": 8,
         }
 
+    def _mult(self, resolution: int) -> tuple[int, ...]:
+        return (WIDE if self.wide else LEVELS)[resolution]
 
-# "small" at 16 px is the network of preset shapes; "large" is that of the presets for folders.
-SIZES = (
-    Size("tiny", 16, 1, 16, 1e-3, 32, 0.7),
-    Size("small", 32, 1, 32, 1e-3, 32, 1.0),
-    Size("medium", 64, 1, 32, 5e-4, 32, 2.0),
-    Size("large", 96, 2, 32, 2e-4, 64, 10.0, wide=True),
+    def _levels(self, resolution: int) -> list[tuple[int, int]]:
+        """Return (pixels, width) of each level."""
+        mult = enumerate(self._mult(resolution))
+        return [((resolution >> level) ** 2, self.channels * factor) for level, factor in mult]
+
+    @property
+    def _inner(self) -> int:
+        """Convolutions of a level; the decoder has one block more, on twice the channels."""
+        return 2 * self.blocks + 3 * (self.blocks + 1)
+
+    def work(self, resolution: int) -> float:
+        """Return the multiplications of its 3 x 3 convolutions."""
+        return float(sum(9 * self._inner * pixels * width**2 for pixels, width in self._levels(resolution)))
+
+    def memory(self, resolution: int) -> tuple[float, float]:
+        """Return bytes of weights with optimizer and averages, and of activations for each picture."""
+        weights = sum(9 * self._inner * width**2 for _, width in self._levels(resolution))
+        kept = sum(KEPT * (2 * self.blocks + 1) * pixels * width for pixels, width in self._levels(resolution))
+        return 4.0 * 7 * BESIDES * weights, 4.0 * kept
+
+    def described(self) -> str:
+        """Return what kind of network it is, in a few words."""
+        return f"a {self.name} network ({self.channels} channels)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Size):
+    """A transformer by its width, blocks, heads, and how many patches make a side."""
+
+    kind = "dit"
+
+    width: int
+    depth: int
+    heads: int
+    patches: int
+
+    @property
+    def drops(self) -> bool:
+        """Whether it is large enough to need dropout."""
+        return True
+
+    def network(self, resolution: int) -> dict[str, Any]:
+        """Return the [network] table for pictures of this side."""
+        shape = {"width": self.width, "depth": self.depth, "heads": self.heads}
+        return {"kind": self.kind, **shape, "patch": max(1, resolution // self.patches)}
+
+    def _tokens(self, resolution: int) -> int:
+        return min(self.patches, resolution) ** 2
+
+    def work(self, resolution: int) -> float:
+        """Return the multiplications of the blocks' matrices and of attention."""
+        tokens = self._tokens(resolution)
+        return float(self.depth * (tokens * 12 * self.width**2 + 2 * tokens**2 * self.width + 6 * self.width**2))
+
+    def memory(self, resolution: int) -> tuple[float, float]:
+        """Return bytes of weights with optimizer and averages, and of activations for each picture."""
+        weights = 18 * self.depth * self.width**2 + 3 * self.width**2 + 256 * self.width
+        tokens = self._tokens(resolution)
+        kept = self.depth * tokens * (TOKEN * self.width + 2 * self.heads * tokens)
+        return 4.0 * 7 * weights, 4.0 * kept
+
+    def described(self) -> str:
+        """Return what kind of network it is, in a few words."""
+        return f"a transformer ({self.depth} blocks, {self.width} wide)"
+
+
+# From the weakest to the strongest at their resolutions. "small" at 16 px is the network of preset shapes, "dit" that
+# of preset avatars with kind = "dit"; "large" is that of the presets for folders.
+SIZES: tuple[Size, ...] = (
+    UNet(
+        name="tiny",
+        channels=16,
+        blocks=1,
+        head_channels=16,
+        lr=1e-3,
+        teacher_lr=1e-3,
+        batch=32,
+        need=0.7,
+        sides=OF_UNETS,
+    ),
+    UNet(
+        name="small",
+        channels=32,
+        blocks=1,
+        head_channels=32,
+        lr=1e-3,
+        teacher_lr=1e-3,
+        batch=32,
+        need=1.0,
+        sides=OF_UNETS,
+    ),
+    UNet(
+        name="medium",
+        channels=64,
+        blocks=1,
+        head_channels=32,
+        lr=5e-4,
+        teacher_lr=5e-4,
+        batch=32,
+        need=2.0,
+        sides=OF_UNETS,
+    ),
+    UNet(
+        name="large",
+        channels=96,
+        blocks=2,
+        head_channels=32,
+        lr=2e-4,
+        teacher_lr=2e-4,
+        batch=64,
+        need=10.0,
+        sides=OF_UNETS,
+        wide=True,
+    ),
+    Transformer(
+        name="dit-small",
+        width=96,
+        depth=4,
+        heads=4,
+        patches=8,
+        lr=1e-3,
+        teacher_lr=4e-3,
+        batch=32,
+        need=1.0,
+        sides=(16,),
+    ),
+    Transformer(
+        name="dit", width=128, depth=6, heads=4, patches=8, lr=1e-3, teacher_lr=4e-3, batch=32, need=4.0, sides=(16,)
+    ),
 )
 LEVELS = {8: (1, 2), 16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 1, 2, 2), 128: (1, 1, 2, 2, 2), 256: (1, 1, 1, 2, 2, 2)}
 WIDE = LEVELS | {32: (1, 2, 3), 64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 3, 4)}
@@ -135,6 +310,8 @@ SEARCHING, JUDGING, CLOSING = 0.08, 0.08, 75.0
 KEPT = 14
 # All weights over those of the 3 x 3 convolutions: middle, attention, embedding.
 BESIDES = 1.9
+# Numbers that a transformer's block keeps of a token, in units of its width.
+TOKEN = 20
 # Share of the free memory that a pass may take.
 MEMORY_SHARE = 0.5
 
@@ -157,23 +334,3 @@ def expectation(ratio: float) -> tuple[str, str]:
 def size_named(name: str) -> Size:
     """Return the network of this name."""
     return next(size for size in SIZES if size.name == name)
-
-
-def _levels(size: Size, resolution: int) -> list[tuple[int, int]]:
-    """Return (pixels, width) of each level of the network."""
-    mult = (WIDE if size.wide else LEVELS)[resolution]
-    return [((resolution >> level) ** 2, size.channels * factor) for level, factor in enumerate(mult)]
-
-
-def work(size: Size, resolution: int) -> float:
-    """Return the multiplications of a forward pass of one picture: those of its 3 x 3 convolutions."""
-    inner = 2 * size.blocks + 3 * (size.blocks + 1)  # the decoder has one block more, on twice the channels
-    return float(sum(9 * inner * pixels * width**2 for pixels, width in _levels(size, resolution)))
-
-
-def memory(size: Size, resolution: int) -> tuple[float, float]:
-    """Return bytes of weights with optimizer and averages, and bytes of activations for each picture, both rough."""
-    inner = 2 * size.blocks + 3 * (size.blocks + 1)
-    weights = sum(9 * inner * width**2 for _, width in _levels(size, resolution))
-    kept = sum(KEPT * (2 * size.blocks + 1) * pixels * width for pixels, width in _levels(size, resolution))
-    return 4.0 * 7 * BESIDES * weights, 4.0 * kept

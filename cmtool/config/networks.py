@@ -240,6 +240,7 @@ class DitConfig(NetworkConfig):
     builds = "dit:Dit"
     halves = "convolutions"  # its linear layers are convolutions of one token
     halves_from = 256
+    augments = True
 
     kind: Literal["dit"] = "dit"
     channels: int = Field(384, ge=4, exclude=True)

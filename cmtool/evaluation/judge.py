@@ -16,7 +16,7 @@ from cmtool.evaluation import inception_score, kid
 from cmtool.evaluation.bootstrap import Comparison, Statistic, compare, frechet_statistic, interval, share_statistic
 from cmtool.evaluation.features import Features, build_features
 from cmtool.evaluation.measure import Measured, Side, measure, measure_reference
-from cmtool.evaluation.metrics import K_DENSITY, METRICS, Against, Case, K, Metrics, check_reference_has, compute_metrics
+from cmtool.evaluation.metrics import K_DENSITY, METRICS, Against, Case, K, Metrics, check_against, compute_metrics
 from cmtool.evaluation.references import Reference, resolve_reference
 from cmtool.evaluation.samples import ImageSet
 from cmtool.machine.world import World
@@ -171,7 +171,7 @@ class Judge:
         for name in metrics or ():
             judge = self.beside(name)
             if judge.side is not None:
-                check_reference_has((name,), judge._against(judge.side))
+                check_against((name,), judge._against(judge.side))
 
     def protocol(self, metrics: Sequence[str] | None) -> dict[str, Any]:
         """Return everything that has to be stated with a figure for it to be meaningful."""

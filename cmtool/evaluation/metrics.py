@@ -92,9 +92,9 @@ LackOfReference = Callable[[Against], UserError | None]
 class Metric:
     """A row: `figures` maps each key of the result to its heading in a table ("": not shown).
 
-    `asks` of the reference and `needs` of the case are called in turn; each returns why the metric cannot be computed, or
-    None. A metric that is not `usual` is computed only when it is requested by name. `network` names the features that
-    it is defined with; None: any.
+    `asks` of the reference and `needs` of the case are called in turn; each returns why the metric cannot be
+    computed, or None. A metric that is not `usual` is computed only when it is requested by name. `network` names the
+    features that it is defined with; None: any.
     """
 
     name: str
@@ -364,7 +364,7 @@ def check_metrics(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(names))
 
 
-def check_reference_has(names: Sequence[str], against: Against) -> None:
+def check_against(names: Sequence[str], against: Against) -> None:
     """Refuse a reference that lacks what a metric asks of it, before any sample is made.
 
     Raises:

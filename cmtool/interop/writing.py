@@ -128,8 +128,9 @@ def write_dit(model: Model, out: Path, say: Say) -> None:
     if newer or model.process.truncated_at is not None:
         raise UserError(f"--format dit has no place for {' and '.join(newer) or 'a second, frozen network'}.")
     form = model.process.parameterization
-    tensors = dit.to_dit(plain_tensors(model.network), form, model.image_shape[0])
-    header = {dit.HEADER: json.dumps(model.header)}
+    tensors = dit.to_dit(_untold(model, say), form, model.image_shape[0])
+    network = {key: value for key, value in model.header["network"].items() if key != "augment_labels" or not value}
+    header = {dit.HEADER: json.dumps(model.header | {"network": network})}
     with atomic_write(out) as temporary:
         if out.suffix == ".safetensors":
             save_file(tensors, str(temporary), metadata={"format": "pt", **header})

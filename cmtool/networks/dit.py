@@ -238,9 +238,6 @@ class Dit(RawNetwork, WideBuffers):
             # Starts at zero, so that the weights of a one-time network mean the same until r has been learned.
             self.r_embedder = LevelEmbedder(cfg.width)
             zeroed(self.r_embedder.mlp[2])
-            self.hear_guidance(cfg.guided, cfg.width)
-            if self.map_guidance is not None:
-                zeroed(self.map_guidance)
         if num_classes is not None:
             self.y_embedder = LabelEmbedder(num_classes, cfg.width)
         if cfg.positions == "sincos":
@@ -254,10 +251,14 @@ class Dit(RawNetwork, WideBuffers):
         self.final_layer = FinalLayer(cfg, self.patch**2 * channels)
         if cfg.log_variance:
             self.log_variance_head = LogVariance()
+        self.hear_guidance(cfg.guided, cfg.width)
+        if self.map_guidance is not None:
+            zeroed(self.map_guidance)
+        self.hear_augment(cfg.augment_labels, cfg.width)
 
     def embed(self, c_noise: Tensor, label: Tensor | None, r: Tensor | None, augment: Tensor | None) -> Tensor:
-        """Return the condition (B, width) of noise level, second time and label."""
-        condition = self.t_embedder(c_noise)
+        """Return the condition (B, width) of noise level, second time, label and augmentation."""
+        condition = self.told(self.t_embedder(c_noise), augment)
         if r is not None:
             condition = condition + self.aimed(r, self.r_embedder)
         if self.num_classes is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cmtool.config.laws import Size, work
+from cmtool.config.laws import Size
 from cmtool.config.schema import RunConfig
 from cmtool.errors import ConfigError
 from cmtool.samplers.generate import out_of_memory
@@ -39,13 +39,13 @@ def measure(
     """
     found: dict[tuple[str, int], float] = {}
     ends, pace = time.monotonic() + seconds, 0.0
-    for size, resolution in sorted(candidates, key=lambda one: work(*one)):
+    for size, resolution in sorted(candidates, key=lambda one: one[0].work(one[1])):
         try:
             config = config_of(size, resolution)
         except ConfigError:  # a named setting does not fit this one
             continue
         batch = config.train.batch_size if device.type == "cuda" else min(config.train.batch_size, 32)
-        expected = STEPS * batch * work(size, resolution) / pace if pace else 0.0
+        expected = STEPS * batch * size.work(resolution) / pace if pace else 0.0
         if found and expected > (ends - time.monotonic()) / 2:
             continue
         try:
@@ -55,7 +55,7 @@ def measure(
                 raise
             continue
         found[size.name, resolution] = timed.images_per_s
-        pace = max(pace, timed.images_per_s * work(size, resolution))
+        pace = max(pace, timed.images_per_s * size.work(resolution))
     return found
 
 

@@ -92,6 +92,16 @@ def test_import_of_an_export_is_the_identity(tmp_path, form, file, classes):
     torch.testing.assert_close(second(x, t), first(x, t), rtol=0, atol=1e-4 if form == "flow" else 0)
 
 
+def test_an_export_leaves_out_what_only_training_is_told(tmp_path):
+    path = own_model(tmp_path / "m.safetensors", SMALL.model_copy(update={"augment_labels": 9}))
+    said = []
+    export_model(path, "dit", tmp_path / "d.pt", say=said.append)
+    header = import_model(tmp_path / "d.pt", tmp_path / "again.safetensors", ImportOptions(), say=said.append)
+    assert "augment_labels" not in header["network"] and "map of augmentation labels was left out" in " ".join(said)
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 30.0])
+    torch.testing.assert_close(models.load(tmp_path / "again.safetensors")(x, t), models.load(path)(x, t))
+
+
 def test_a_file_of_others_becomes_a_teacher_with_its_own_range(tmp_path):
     torch.save(foreign.state("dit_s2"), tmp_path / "DiT-S-2.pt")
     said = []

@@ -250,7 +250,7 @@ def test_a_told_network_is_guided_as_improved_meanflow_says():
     assert torch.equal(found[2], x0[2])  # 20 is .952 of the way, above .9
 
 
-@pytest.mark.parametrize("kind", ["adm", "song", "edm2", "mlp"])
+@pytest.mark.parametrize("kind", ["adm", "song", "edm2", "mlp", "dit"])
 def test_a_guided_network_hears_what_it_is_told(kind):
     width = {"channels": 16, "num_blocks": 1} if kind == "mlp" else {"channels": 8, "head_channels": 8}
     config = network_config(kind=kind, two_time=True, guided=True, **width)

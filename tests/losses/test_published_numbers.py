@@ -217,7 +217,7 @@ def test_transport_cost_of_two_modes():
 # --- Derivatives of networks with the parts that only some recipes use ---
 
 
-@pytest.mark.parametrize("kind", ["adm", "song", "edm2", "mlp"])
+@pytest.mark.parametrize("kind", ["adm", "song", "edm2", "mlp", "dit"])
 @pytest.mark.parametrize("form", ["two times", "labels", "truncated"])
 def test_forward_mode_with_every_part_of_a_network(kind, form):
     width = {"channels": 16, "num_blocks": 2} if kind == "mlp" else {"channels": 16, "head_channels": 8}

@@ -73,7 +73,7 @@ def test_processes_share_the_augmented_batch():
     assert torch.equal(torch.cat([part[2] for part in parts]), whole[2])
 
 
-@pytest.mark.parametrize("kind", ["adm", "ddpm++", "edm2", "mlp"])
+@pytest.mark.parametrize("kind", ["adm", "ddpm++", "edm2", "mlp", "dit"])
 def test_every_kind_hears_and_zeros_are_silence(kind):
     table, channels, side, classes = CASES[kind]
     network = build_network(
