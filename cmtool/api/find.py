@@ -101,6 +101,7 @@ def find_model(
         UserError: if there is none, or the named one is of the wrong kind.
     """
     name = given or (os.environ.get("CMTOOL_MODEL") if option == "--model" else None)
+    command = f"cmtool {'train-ct' if kinds[0] == 'consistency' else 'train-edm'} --preset {preset}"
     if name:
         path = _named(name, output)
         header = read_header(path)
@@ -108,7 +109,8 @@ def find_model(
             needed = " or ".join(KIND_NAMES.get(kind, kind) for kind in kinds)
             kind = header.get("kind") or "file of no known kind"
             raise UserError(
-                f"{path} is a {KIND_NAMES.get(kind, kind)}, and a {needed} is needed.", f"name another with {option}"
+                f"{path} is a {KIND_NAMES.get(kind, kind)}, and a {needed} is needed.",
+                f"name another with {option}, or train one with `{command}`",
             )
         if lacking := missing_in_header(header):
             raise CheckpointError(f"{path} is damaged or no whole model: its header has no {lacking}.")
@@ -118,7 +120,6 @@ def find_model(
         for path, header in candidates:
             if header.get("kind") == kind and (fits is None or fits(header)):
                 return FoundModel(path, header, f"the newest finished run of a {KIND_NAMES.get(kind, kind)}")
-    command = f"cmtool {'train-ct' if kinds[0] == 'consistency' else 'train-edm'} --preset {preset}"
     along = ", e.g. demo/digits, which came along" if option == "--model" and kinds[0] == "consistency" else ""
     raise UserError(
         f"there is no {wanted}: no {option} is given, and no finished run under ./runs fits.",

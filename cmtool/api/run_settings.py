@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from cmtool.api.find import find_model
 from cmtool.checkpoint import read_header
 from cmtool.config.explain import is_given
-from cmtool.config.judgments import describe_judging, is_teacher_of
+from cmtool.config.judgments import as_named, describe_judging, is_teacher_of
 from cmtool.config.load import Preset, Resolved, from_toml, resolve
 from cmtool.config.schema import DataConfig, Family, RunConfig
 from cmtool.config.sources import DATA_SOURCES, SOURCES, named_source
-from cmtool.errors import DataError, UsageError, UserError, install_extra, nearest, unknown
+from cmtool.errors import CheckpointError, DataError, UsageError, UserError, install_extra, nearest, unknown
+from cmtool.samplers.plan import misfit
 from cmtool.talk import SILENCE, Talk
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _with_models(config: RunConfig, talk: Talk) -> RunConfig:
     for name, kinds in (("teacher", ("diffusion",)), ("init", ("consistency", "diffusion"))):
         value = getattr(config, name)
         if value is not None:
-            path = find_model(value, kinds=kinds, option=f"--{name}").path
+            path = find_model(value, kinds=kinds, option=f"--{name}", preset=config.preset).path
             headers[name] = read_header(path)
             config = config.model_copy(update={name: str(path)})
     config = _with_weak(config)
@@ -256,8 +257,14 @@ def _with_weak(config: RunConfig) -> RunConfig:
     part = config.recipe.direction
     if part.weak is None:
         return config
-    found = find_model(part.weak, kinds=("diffusion",), option="--set recipe.direction.weak").path
-    recipe = config.recipe.model_copy(update={"direction": part.model_copy(update={"weak": str(found)})})
+    option = "--set recipe.direction.weak"
+    found = find_model(part.weak, kinds=("diffusion",), option=option, preset=config.preset)
+    # Whether the images are latents is known only once they are opened; then `training.setup` asks again.
+    theirs = {**as_named(found.header["data"]), "latent": None}
+    ours = {**config.data.model_dump(), "num_classes": config.data.labels, "latent": None}
+    if reason := misfit({**found.header, "data": theirs}, ours):
+        raise CheckpointError(f"{found.path} cannot be the weak model: {reason}.", "name a smaller or earlier teacher")
+    recipe = config.recipe.model_copy(update={"direction": part.model_copy(update={"weak": str(found.path)})})
     return config.model_copy(update={"recipe": recipe})
 
 

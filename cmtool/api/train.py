@@ -22,8 +22,8 @@ from cmtool.api.run_settings import (
     plan_extension,
     plan_run,
 )
-from cmtool.config.schema import RunConfig
-from cmtool.errors import UsageError, UserError
+from cmtool.config.schema import DataConfig, RunConfig
+from cmtool.errors import DataError, UsageError, UserError
 from cmtool.machine.launch import is_first, local_rank
 from cmtool.talk import SILENCE, Talk
 from cmtool.training.clock import Clock, timekeeper_of
@@ -102,8 +102,19 @@ def train_as(asked: Training) -> TrainedRun:
             return _whole(whole, folder, Request(family, None, settings, flags), how)
         run_plan = plan_run(asked.preset or "digits", family, recipe, settings, flags, place, talk)
     if asked.dry_run:
+        _say_absent(run_plan.config.data, talk)
         return TrainedRun(run_plan.config, run_plan.folder, origins=run_plan.origins)
     return _run(run_plan, how=how)
+
+
+def _say_absent(data: DataConfig, talk: Talk) -> None:
+    """Say that the data are not here, which keeps nobody from looking at settings for another machine."""
+    if data.path is None:
+        return
+    try:
+        check_data(data)
+    except DataError as error:
+        talk.warn(f"{error.message} Training with these settings would stop at once.")
 
 
 def _spelled_out(options: Callable[P, Training]) -> Callable[P, TrainedRun]:

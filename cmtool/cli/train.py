@@ -243,7 +243,7 @@ def _data_words(run: TrainedRun, options: TrainOptions) -> list[str]:
     words = [] if path is None else ["--data", path]
     for name, value in (("small", options.small), ("fit", options.fit)):
         words += [f"--{name}", value] if value else []
-    kept = (*PICTURES, "labels", "num_classes")
+    kept = (*PICTURES, "labels", "num_classes", "condition", "latent")
     for text in options.sets or ():
         words += ["--set", text] if text.strip().partition("=")[0].removeprefix("data.") in kept else []
     return words

@@ -162,12 +162,17 @@ def _check_groups(config: RunConfig) -> None:
             f"recipe.times.group = {group} images share a forward pass: train.micro_batch cannot be 'auto'",
             f"give a multiple of {group}: --micro-batch {16 * group}, for example",
         )
-    micro = train.batch_size if train.micro_batch in (None, "auto") else int(train.micro_batch)
-    if splits_groups(train.batch_size, micro, group):
+    if train.batch_size % group:
         raise Unfit(
-            f"groups of recipe.times.group = {group} images do not divide train.batch_size = {train.batch_size} in "
-            f"parts of train.micro_batch = {micro}",
-            f"add --batch-size {group * -(-train.batch_size // group)}, and a multiple of {group} as --micro-batch",
+            f"recipe.times.group = {group} images of a batch share their times, and train.batch_size = "
+            f"{train.batch_size} is no multiple of {group}",
+            f"add --batch-size {group * -(-train.batch_size // group)}",
+        )
+    if isinstance(train.micro_batch, int) and splits_groups(train.batch_size, train.micro_batch, group):
+        raise Unfit(
+            f"recipe.times.group = {group} images of a batch share their times, and train.micro_batch = "
+            f"{train.micro_batch} is no multiple of {group}",
+            f"add --micro-batch {group * -(-train.micro_batch // group)}",
         )
 
 

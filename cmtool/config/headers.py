@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 # Entries whose type the readers rely on; the code that needs one reports it if it is missing or null.
@@ -66,6 +67,11 @@ def wrong_latent(latent: Any, channels: Any) -> bool:
     texts = all(isinstance(latent.get(key), str) for key in ("autoencoder", "hash", "norm"))
     numbers = all(len(listed(key, (int, float))) == channels for key in ("shift", "scale"))
     return not (texts and numbers and len(listed("pixels", (int,))) == 3)
+
+
+def which_latents(latent: Mapping[str, Any] | None) -> list[Any] | None:
+    """Return what makes two descriptions of latents the same ones; None for pictures."""
+    return None if latent is None else [latent.get(key) for key in ("hash", "shift", "scale", "pixels")]
 
 
 def missing_in_header(header: dict[str, Any]) -> str | None:

@@ -95,6 +95,12 @@ def look(path: str, kind: str | None = None) -> Look:
 
 
 def _at_dataset(path: str, data: Dataset) -> Look:
+    if data.latent is not None:
+        side = data.latent["pixels"][1]
+        raise DataError(
+            f"{path} holds latents, and plans are made for pictures.",
+            f"name a preset for pictures of {side} pixels with --preset; cmtool presets lists them",
+        )
     facts = survey_dataset(data, None, 0).facts
     counts = {str(row["name"] or row["label"]): row["images"] for row in facts.get("class_counts", [])}
     side, gray = data.resolution, len(data) if data.channels == 1 else 0

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmtool.config.condition import condition_of, same_condition
+from cmtool.config.headers import which_latents
 from cmtool.errors import UsageError, UserError, unknown
 from cmtool.samplers.times import default_times, header_range, solver_times, times_from_indices, validate_times
 
@@ -112,16 +114,23 @@ class SamplePlan:
         return info.evaluations(len(self.times)) * (2 if twice else 1)
 
 
-def misfit(header: Mapping[str, Any], data: Mapping[str, Any], labels: bool) -> str | None:
-    """Return why the model of a header cannot guide one of `data` (resolution, channels) and labels; None if it can."""
+def misfit(header: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Return why the model of a header cannot guide one of another header's `data`; None if it can.
+
+    It may see no picture where the other is conditioned on one: then it leads away from answers without the picture.
+    """
     own = header["data"]
     if header["kind"] != "diffusion":
         return f"it is {KIND_NAMES[header['kind']]}, and a teacher is guided by a teacher"
     for name in ("resolution", "channels"):
         if own[name] != data[name]:
             return f"it has {name} {own[name]}, the teacher {data[name]}"
-    if bool(own.get("num_classes")) != labels:
+    if bool(own.get("num_classes")) != bool(data.get("num_classes")):
         return "one of the two models has classes and the other has none"
+    if own.get("condition") and not same_condition(condition_of(own), condition_of(data)):
+        return f"it is conditioned on {own['condition']}, the teacher on {data.get('condition') or 'no picture'}"
+    if which_latents(own.get("latent")) != which_latents(data.get("latent")):
+        return "the two work on latents of different autoencoders, or one of them on pictures"
     return None
 
 
@@ -170,9 +179,14 @@ def _check_guidable(header: Mapping[str, Any], scale: float, weak: tuple[str, Ma
                 f"e.g. --guidance {largest / 2:g}",
             )
     elif weak is not None:
-        if reason := misfit(weak[1], data, bool(data.get("num_classes"))):
+        if reason := misfit(weak[1], data):
             raise UserError(f"{weak[0]} cannot be the weak model: {reason}.", "name a smaller or earlier teacher")
-    elif not data.get("num_classes") or not header.get("label_dropout"):
+    elif not data.get("num_classes"):
+        raise UserError(
+            "guidance leads away from the answer to no label, and this teacher knows no classes.",
+            "name a worse teacher with --weak, e.g. an earlier checkpoint or a shorter run",
+        )
+    elif not header.get("label_dropout"):
         raise UserError(
             "guidance leads away from the answer to no label, and this teacher was not trained with dropped labels.",
             "train one with --set train.label_dropout=0.1, or name a worse teacher with --weak",

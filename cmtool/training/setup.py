@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmtool.checkpoint import load_tensors, resolve_file, save_model
 from cmtool.config.combinations import leaves_one_alone, splits_groups
+from cmtool.config.headers import which_latents
 from cmtool.config.parts import CouplingPart, DirectionPart
 from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
@@ -62,8 +63,8 @@ def load_teacher(path: str | Path, config: RunConfig, device: torch.device) -> M
     return teacher
 
 
-def weak_teacher(config: RunConfig, dataset: Dataset, device: torch.device) -> Model | None:
-    """Load the worse model that a teacher is guided away from; None if the recipe names none.
+def weak_teacher(config: RunConfig, dataset: Dataset, student: Model, device: torch.device) -> Model | None:
+    """Load the worse model that a student's teacher is guided away from; None if the recipe names none.
 
     Raises:
         CheckpointError: if it is missing, or no diffusion model of the same images and classes.
@@ -72,8 +73,8 @@ def weak_teacher(config: RunConfig, dataset: Dataset, device: torch.device) -> M
     if path is None:
         return None
     weak = load(path, device)
-    if reason := misfit(weak.header, vars(config.data), config.data.labels):
-        raise CheckpointError(f"{path} cannot be the weak model: {reason}.")
+    if reason := misfit(weak.header, student.header["data"]):
+        raise CheckpointError(f"{path} cannot be the weak model: {reason}.", "name a smaller or earlier teacher")
     check_same_classes(dataset, weak.header["data"], f"the weak model {path}")
     return weak
 
@@ -103,9 +104,7 @@ def check_same_latents(own: Mapping[str, Any] | None, theirs: Mapping[str, Any] 
     Raises:
         CheckpointError: one sentence.
     """
-    keys = ("hash", "shift", "scale", "pixels")
-    one, other = (None if latent is None else [latent.get(key) for key in keys] for latent in (own, theirs))
-    if one != other:
+    if which_latents(own) != which_latents(theirs):
         what = [
             "pictures" if latent is None else f"latents of {latent['autoencoder']} ({latent['norm']}, {latent['hash']})"
             for latent in (theirs, own)
@@ -178,7 +177,7 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         teacher = placed(precision.apply_to_teacher(teacher), device, config.train.compile)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision.tf32
-    weak = weak_teacher(config, dataset, device)
+    weak = weak_teacher(config, dataset, student, device)
     if weak is not None:
         weak = placed(precision.apply_to_teacher(weak), device, config.train.compile)
     frozen = [model for model in (teacher, weak) if model is not None]

@@ -260,3 +260,17 @@ def test_a_frozen_predictor_must_number_alike(cmtool, shapes_models):
     words = ("--recipe", "ict-gc", "--set", "data.size=64", "--set", "recipe.coupling.predictor=frozen")
     typed = cmtool("train-ct", *SHAPES, *words, "--set", f"recipe.coupling.model={other}", "--name", "m")
     assert typed.code == 1 and "numbers its classes plus" in typed.err and not Path("runs").exists()
+
+
+def test_what_comes_after_a_teacher_can_be_typed_as_it_stands(cmtool):
+    """A student sees the picture that its teacher sees, and a weak model that sees another is refused before a folder is made."""
+    seen = ("--set", "data.labels=false", "--set", "data.condition=gray")
+    edm = cmtool("train-edm", *SHAPES, *seen, "--name", "t")
+    assert edm.code == 0
+    then = next(line for line in edm.err.splitlines() if line.startswith("then: cmtool "))
+    assert cmtool(*then.split()[2:], "--dry-run").code == 0, then
+    assert cmtool("train-edm", *SHAPES, *seen[:2], "--name", "plain").code == 0
+    weak = ("--set", "recipe.direction.guidance=2", "--set", "recipe.direction.weak=runs/t")
+    wrong = cmtool("train-cd", *SHAPES, *seen[:2], "--teacher", "runs/plain", *weak, "--name", "s")
+    assert wrong.code == 1 and "cannot be the weak model: it is conditioned on gray" in wrong.err
+    assert not Path("runs/s").exists()

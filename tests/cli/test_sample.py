@@ -403,7 +403,7 @@ def test_guidance_that_a_model_cannot_give_is_refused(shell, tmp_path):
     write_model(tmp_path, "teacher", kind="diffusion")
     for words, sentence in {
         ("--model", "runs/student", "--guidance", 2): "guided while it is trained",
-        ("--model", "runs/teacher", "--guidance", 2): "not trained with dropped labels",
+        ("--model", "runs/teacher", "--guidance", 2): "knows no classes",
         ("--model", "runs/teacher", "--guidance", 2, "--weak", "runs/student"): "a teacher is guided by a teacher",
         ("--model", "runs/teacher", "--weak", "runs/teacher"): "there is none",
         ("--model", "runs/teacher", "--guidance", 2, "--guidance-interval", "5,1"): "lower and a higher",

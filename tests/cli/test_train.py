@@ -117,6 +117,14 @@ def test_recipes_are_listed(cmtool):
         assert any(line.split()[:1] == [name] for line in typed.out.splitlines())
 
 
+def test_a_dry_run_says_that_its_data_are_not_here(cmtool):
+    typed = cmtool("train-ct", "--preset", "folder64", "--data", "no/where", "--dry-run")
+    assert typed.code == 0 and tomllib.loads(typed.out)["data"]["path"] == "no/where"
+    assert "Warning: there is no data at no/where." in typed.err
+    for words in (("--preset", "folder64"), ("--preset", "shapes", "--data", "digits", "--set", "data.channels=1")):
+        assert "Warning" not in cmtool("train-ct", *words, "--dry-run").err
+
+
 @pytest.mark.parametrize("preset", ["digits", "cifar10", "imagenet64", "lsun_bedroom256"])
 @pytest.mark.parametrize("command", ["train-ct", "train-edm"])
 def test_a_dry_run_prints_what_would_be_run_and_writes_nothing(cmtool, command, preset):

@@ -83,6 +83,16 @@ def test_latents_and_presets_of_other_pictures(tmp_path, cmtool, workdir):
     assert done.code != 0 and "holds latents, which are not packed again" in done.err
 
 
+def test_a_plan_is_for_pictures(cmtool, workdir):
+    """Of latents it would say "8 x 8, color": neither the sizes of networks nor the words would fit."""
+    written(workdir / "z.cmdata")
+    for words in (("plan",), ("train-ct", "--time", "1m")):
+        done = cmtool(*words, "--data", "z.cmdata")
+        assert done.code == 1 and "z.cmdata holds latents, and plans are made for pictures" in done.err
+        assert "a preset for pictures of 16 pixels" in done.err
+    assert sorted(path.name for path in workdir.iterdir()) == ["z.cmdata"]
+
+
 def test_without_the_package_the_sentence_names_it(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)

@@ -14,7 +14,7 @@ from cmtool.losses.terms import Nets
 from cmtool.models import load
 from cmtool.networks import build_network
 from cmtool.samplers.generate import sample_batch
-from cmtool.samplers.plan import Guidance, plan_guidance, plan_sampling
+from cmtool.samplers.plan import Guidance, misfit, plan_guidance, plan_sampling
 from cmtool.training.inherit import adopt
 from cmtool.training.setup import prepare
 from tests.losses.oracles import D, config_of, gaussian_denoise, images, rows
@@ -149,13 +149,29 @@ def test_samples_of_a_guided_teacher(teachers):
 REFUSED = [
     ("consistency", 2.0, None, "guided while it is trained"),
     ("kept", 2.0, None, "not trained with dropped labels"),
-    ("plain", 2.0, None, "not trained with dropped labels"),
+    ("plain", 2.0, None, "knows no classes"),
     ("plain", 2.0, "consistency", "a teacher is guided by a teacher"),
     ("plain", 2.0, "large", "resolution 16, the teacher 8"),
     ("plain", 2.0, "kept", "classes"),
     ("consistency", 2.0, "plain", "this is a consistency model"),
     ("plain", None, "small", "--weak only says how --guidance works"),
 ]
+
+
+def test_a_weak_model_sees_the_same_picture_or_none():
+    """And it works in the same latents; a condition of the same shape but another kind is refused too."""
+    data = {"resolution": 16, "channels": 3}
+    latent = {"hash": "a", "shift": [0.0], "scale": [1.0], "pixels": [3, 64, 64]}
+
+    def reason(weak, strong):
+        return misfit({"kind": "diffusion", "data": data | weak}, data | strong)
+
+    assert reason({}, {}) is reason({}, {"condition": "gray"}) is reason({"condition": "a"}, {"condition": "b"}) is None
+    assert reason({"latent": latent}, {"latent": dict(latent)}) is None
+    assert reason({"condition": "gray"}, {}) == "it is conditioned on gray, the teacher on no picture"
+    assert reason({"condition": "edges"}, {"condition": "gray"}) == "it is conditioned on edges, the teacher on gray"
+    for strong in ({}, {"latent": {**latent, "hash": "b"}}):
+        assert "different autoencoders" in reason({"latent": latent}, strong)
 
 
 @pytest.mark.parametrize(("model", "scale", "weak", "words"), REFUSED)
