@@ -15,11 +15,11 @@ from cmtool.api.plan import (
     choose,
     resolutions_for,
     sizes_for,
-    ways_of,
+    stages_of,
     with_named,
 )
 from cmtool.api.plan_preset import preset_of
-from cmtool.api.plan_run import Plan, _early, read_plan
+from cmtool.api.plan_run import Plan, check_early, read_plan
 from cmtool.api.plan_stages import shared_settings, stage_runs
 from cmtool.api.plan_text import lines_of, warnings_of
 from cmtool.config import laws
@@ -103,16 +103,13 @@ def test_the_tables_agree_with_the_networks():
 
 def test_stages_of_each_command_and_recipe():
     def recipes(*a, **k):
-        return [" ".join(stage.recipe for stage in way) for way in ways_of(Wishes(*a, **k))]
+        return " ".join(stage.recipe for stage in stages_of(Wishes(*a, **k)))
 
-    assert recipes("ct") == recipes("cd") == ["edm icd polish", "edm icd"] and recipes("edm") == ["edm"]
-    assert recipes("cd", teacher="t") == ["icd polish", "icd"]
-    assert recipes("ct", recipe="ict") == ["ict"] and recipes("ct", recipe="cd") == ["edm cd"]
-    assert recipes("cd", recipe="icd") == ["edm icd"] and recipes("cd", recipe="icd", teacher="t") == ["icd"]
-    assert recipes("ct", recipe="polish") == ["edm icd polish"] and recipes("ct", recipe="ict-pm") == ["ict-pm"]
-    # What is said of a recipe or of its steps is said of a student.
-    for named in ({"steps": 700}, {"settings": ("recipe.curriculum.s1=33",)}, {"settings": {"recipe.distance.c": 0.1}}):
-        assert recipes("ct", **named) == ["edm icd"]
+    assert recipes("ct") == recipes("cd") == "edm icd" and recipes("edm") == "edm"
+    assert recipes("cd", teacher="t") == "icd" and recipes("cd", recipe="polish", teacher="t") == "icd polish"
+    assert recipes("ct", recipe="ict") == "ict" and recipes("ct", recipe="cd") == "edm cd"
+    assert recipes("cd", recipe="icd") == "edm icd" and recipes("cd", recipe="icd", teacher="t") == "icd"
+    assert recipes("ct", recipe="polish") == "edm icd polish" and recipes("ct", recipe="ict-pm") == "ict-pm"
     with pytest.raises(ConfigError, match="belongs to train-ct, not to train-edm"):
         recipes("edm", recipe="ict")
     with pytest.raises(ConfigError, match="starts from a trained model"):
@@ -121,32 +118,28 @@ def test_stages_of_each_command_and_recipe():
         recipes("ct", recipe="itc")
 
 
-def test_a_polish_comes_in_where_it_gets_enough_steps():
-    def stages(**wishes):
-        return [(one.stage.recipe, one.stage.share) for one in choose(pictures(), Wishes(**wishes), SLOW).stages]
-
-    assert stages(time=300.0) == [("edm", 0.4), ("icd", 0.6)]
-    assert stages(time=1200.0) == [(stage.recipe, stage.share) for stage in laws.POLISHED]
-    assert len(stages(time=300.0, recipe="polish")) == 3 and len(stages(time=1200.0, polish=False)) == 2
-    long = choose(pictures(), Wishes(time=1200.0), SLOW)
-    assert long.stages[-1].steps >= laws.POLISH.least and [one.until for one in long.stages][-1] == 1200
-    made = preset_of(long, pictures(), Wishes(time=1200.0))
+def test_a_polish_that_is_asked_for_is_a_third_stage():
+    assert [(one.stage.recipe, one.stage.share) for one in choose(pictures(), Wishes(time=1200.0), SLOW).stages] == [
+        ("edm", 0.4), ("icd", 0.6)
+    ]  # fmt: skip
+    wishes = Wishes(time=1200.0, recipe="polish")
+    long = choose(pictures(), wishes, SLOW)
+    assert [one.stage for one in long.stages] == list(laws.POLISHED) and long.stages[-1].until == 1200
+    made = preset_of(long, pictures(), wishes)
     configs = {row["recipe"]: resolve(made, recipe=row["recipe"]).config for row in made.tables["plan"]["stages"]}
     assert configs["polish"].train.lr == pytest.approx(0.1 * configs["icd"].train.lr)
     assert configs["polish"].network.dropout == 0 and made.default == {"edm": "edm", "cd": "icd"}
     assert configs["polish"].train.checkpoint_every < configs["edm"].train.checkpoint_every
-    named = plan(time=1200.0, settings=("train.lr=0.01", "network.channels=24"))
+    named = plan(time=1200.0, recipe="polish", settings=("train.lr=0.01", "network.channels=24"))
     rates = [resolve(named, recipe=name).config.train.lr for name in ("edm", "icd", "polish")]
     assert rates == pytest.approx([0.01, 0.01, 0.001])
 
 
 @pytest.mark.parametrize("named", ["network.dropout=0.2", "data.condition=gray", "train.precision=bf16"])
-def test_a_polish_is_left_out_where_what_is_named_does_not_go_with_it(named):
-    wishes = _early(Wishes(time=1200.0, settings=(named,)), pictures())
-    assert [one.stage.recipe for one in choose(pictures(), wishes, SLOW).stages] == ["edm", "icd"]
-    assert _early(Wishes(time=1200.0), pictures()).polish
+def test_what_a_polish_cannot_go_with_is_refused_before_anything_is_measured(named):
+    check_early(Wishes(time=1200.0, settings=(named,)), pictures())
     with pytest.raises(ConfigError):
-        _early(Wishes(recipe="polish", settings=(named,)), pictures())
+        check_early(Wishes(recipe="polish", settings=(named,)), pictures())
 
 
 def plan(look=None, speeds=SLOW, **wishes):
@@ -221,7 +214,7 @@ def test_few_pictures_and_odd_resolutions_are_refused():
 
 
 def test_memory_bounds_what_is_computed_at_once():
-    wide = Wishes(resolution=256, time=1e6)
+    wide = Wishes(resolution=256, time=1e6, recipe="polish")
     roomy, tight = (choose(pictures(), wide, replace(FAST, memory=memory)) for memory in (1e12, 4e9))
     assert roomy.micro is None and 0 < tight.micro < tight.batch
     made = preset_of(tight, pictures(), wide)

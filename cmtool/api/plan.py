@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user named; None is for the plan to choose. Times in seconds.
-
-    `polish`: what was named goes with a polish, as far as is known.
-    """
+    """What the user named; None is for the plan to choose. Times in seconds."""
 
     family: Family = "ct"
     recipe: str | None = None
@@ -38,7 +35,6 @@ class Wishes:
     named: Mapping[str, Any] = field(default_factory=dict)
     settings: Sequence[str] | Mapping[str, Any] = ()
     anyway: bool = False
-    polish: bool = True
 
     @property
     def seconds(self) -> float:
@@ -109,21 +105,14 @@ class Choice:
         return laws.expectation(self.ratio)
 
 
-def ways_of(wishes: Wishes) -> tuple[tuple[Stage, ...], ...]:
-    """Return the stages of a request in every way there is, the best first: those of the law, or of a named recipe.
-
-    Named steps and settings of a recipe are those of a student, which is then the last stage.
+def stages_of(wishes: Wishes) -> tuple[Stage, ...]:
+    """Return the stages of a request: those of the law, or those that a named recipe needs.
 
     Raises:
         ConfigError: an unknown recipe, one of another command, or one that starts from a model nobody can train here.
     """
-    if wishes.recipe is None:
-        ways = laws.WAYS[wishes.family]
-        named = wishes.steps is not None or any(key.strip().startswith("recipe.") for key in wishes.settings)
-        ways = ways if wishes.polish and not named else ways[-1:]
-    else:
-        ways = (_way_to(wishes.recipe, wishes.family),)
-    return tuple(way[1:] if wishes.teacher and len(way) > 1 else way for way in ways)
+    way = laws.WAYS[wishes.family] if wishes.recipe is None else _way_to(wishes.recipe, wishes.family)
+    return way[1:] if wishes.teacher and len(way) > 1 else way
 
 
 def _way_to(recipe: str, asked: Family) -> tuple[Stage, ...]:
@@ -136,7 +125,7 @@ def _way_to(recipe: str, asked: Family) -> tuple[Stage, ...]:
             f"recipe '{recipe}' belongs to train-{family}, not to train-{asked}.",
             f"cmtool train-{family} --recipe {recipe} --data ...",
         )
-    for way in (*laws.WAYS[family], (laws.SCRATCH,)):
+    for way in (*laws.WAYS.values(), laws.POLISHED, (laws.SCRATCH,)):
         if way[-1].recipe == recipe:
             return way
     needs = METHODS[recipe].get("needs", "nothing")
@@ -179,7 +168,7 @@ def named_settings(wishes: Wishes) -> list[Override]:
         ConfigError: no such setting.
     """
     given = [Override(tuple(key.split(".")), value, key) for key, value in wishes.named.items()]
-    return [*given, *parse_sets(wishes.settings, ways_of(wishes)[0][-1].recipe)]
+    return [*given, *parse_sets(wishes.settings, stages_of(wishes)[-1].recipe)]
 
 
 def with_named(wishes: Wishes) -> Wishes:
@@ -262,15 +251,11 @@ def candidate(look: Look, wishes: Wishes, speeds: Speeds, resolution: int, size:
 
 
 def steps_of(wishes: Wishes, pace: float) -> tuple[Planned, ...]:
-    """Return the stages with their steps at `pace` steps of `edm` a second: the first way in which all have enough.
+    """Return the stages with their steps at `pace` steps of `edm` a second.
 
     Named steps are those of the last stage; the earlier ones keep their share of the time to it.
     """
-    planned = [_shared_out(stages, wishes, pace) for stages in ways_of(wishes)]
-    return next((found for found in planned if all(one.steps >= one.stage.least for one in found)), planned[-1])
-
-
-def _shared_out(stages: tuple[Stage, ...], wishes: Wishes, pace: float) -> tuple[Planned, ...]:
+    stages = stages_of(wishes)
     total = sum(stage.share for stage in stages)
     if wishes.steps is not None:
         unit = wishes.steps * stages[-1].cost / stages[-1].share

@@ -21,7 +21,7 @@ from cmtool.api.plan import (
     choose,
     resolutions_for,
     sizes_for,
-    ways_of,
+    stages_of,
     with_named,
 )
 from cmtool.api.plan_preset import asked, check_preset, preset_of
@@ -95,14 +95,14 @@ def make_plan(wishes: Wishes, path: str, device: str = "auto", talk: Talk = SILE
         UserError: nothing that can be trained on, too little time, or settings that the schema refuses.
     """
     wishes = with_named(wishes)
-    ways_of(wishes)
+    stages_of(wishes)
     check_data(DataConfig(source="folder", path=path, resolution=1))
     from cmtool.data.look import look
 
     with talk.progress(None, f"looking at {path}"):
         found = look(path, wishes.named.get("data.kind"))
     check_wishes(wishes, found)
-    wishes = _early(wishes, found)
+    check_early(wishes, found)
     speeds = measure_speeds(found, wishes, device, MEASURING, talk)
     choice = choose(found, wishes, speeds)
     speeds = replace(speeds, precision=precision_of(choice, found, wishes, device))
@@ -113,17 +113,15 @@ def make_plan(wishes: Wishes, path: str, device: str = "auto", talk: Talk = SILE
     return Plan(preset, lines, warnings_of(choice, found), choice)
 
 
-def _early(wishes: Wishes, found: Look) -> Wishes:
-    """Refuse settings that no run would take before anything is measured; do without a polish that does not."""
+def check_early(wishes: Wishes, found: Look) -> None:
+    """Refuse settings that no run would take before anything is measured.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
     side = wishes.resolution or max(resolutions_for(found))
     draft = candidate(found, wishes, Speeds({("small", 16): 1e9}), side, sizes_for(wishes, side)[0])
-    try:
-        check_preset(preset_of(draft, found, wishes), wishes)
-    except ConfigError:
-        if len(ways_of(wishes)) == 1:
-            raise
-        return _early(replace(wishes, polish=False), found)
-    return wishes
+    check_preset(preset_of(draft, found, wishes), wishes)
 
 
 def measure_speeds(found: Look, wishes: Wishes, device: str, seconds: float, talk: Talk = SILENCE) -> Speeds:

@@ -250,8 +250,8 @@ class Stage:
 
     `folder` is where below the run folder it goes; the last stage has the run folder itself. What a stage starts from
     follows from what its recipe needs: the newest teacher and the newest consistency model of the stages before. `row`
-    is the recipe's table in the preset, `lr` its rate in units of the network's, `least` the steps below which the
-    stage is not worth its time, `memory` that of its weights and of its activations in units of `edm`'s.
+    is the recipe's table in the preset, `lr` its rate in units of the network's, `memory` that of its weights and of
+    its activations in units of `edm`'s.
     """
 
     recipe: str
@@ -261,25 +261,21 @@ class Stage:
     folder: str
     row: dict[str, Any]
     lr: float = 1.0
-    least: int = 0
     memory: tuple[float, float] = (1.0, 1.0)
 
 
 # Measured on 16 px faces, two cores, equal total minutes, FD in ImageNet features in one / two steps: a teacher and its
-# student 264 / 160, from scratch 331 / 260. A polish took another student's 270 / 125 to 149 / 94.
+# student 264 / 160, from scratch 331 / 260.
 TEACHER = Stage("edm", "edm", 0.4, 1.0, "teacher", {"optimizer": "radam"})
 STUDENT = Stage("icd", "cd", 0.6, 2.2, "student", {})
 SCRATCH = Stage("ict-pm", "ct", 1.0, 1.5, "student", {})
 # It trains a third network and goes back through it and the teacher: 5.0 to 5.5 steps of `edm` at 16 and 32 px.
-POLISH = Stage("polish", "cd", 0.3, 5.3, "polish", {}, lr=0.1, least=300, memory=(1.5, 3.0))
-# Shares of the time where there is a polish.
+POLISH = Stage("polish", "cd", 0.3, 5.3, "polish", {}, lr=0.1, memory=(1.5, 3.0))
+# Shares of the time where a polish is asked for. In equal time it was no better than a longer student
+# (docs/recipes.md), so that no plan has one by itself.
 POLISHED = tuple(replace(stage, share=share) for stage, share in ((TEACHER, 0.4), (STUDENT, 0.3), (POLISH, 0.3)))
-# The ways of each command; the first one is taken whose stages all get their least steps.
-WAYS: dict[str, tuple[tuple[Stage, ...], ...]] = {
-    "edm": ((TEACHER,),),
-    "ct": (POLISHED, (TEACHER, STUDENT)),
-    "cd": (POLISHED, (TEACHER, STUDENT)),
-}
+# The stages of each command.
+WAYS: dict[str, tuple[Stage, ...]] = {"edm": (TEACHER,), "ct": (TEACHER, STUDENT), "cd": (TEACHER, STUDENT)}
 # Cost of a step of methods that have no row above.
 COSTS = {"edm": 1.0, "ct": 1.5, "cd": 2.2}
 # Levels for a few steps: fine grain on flat grounds is most of what one step leaves, and low levels remove it.

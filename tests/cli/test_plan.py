@@ -51,7 +51,7 @@ def test_a_dry_run_says_five_lines_and_prints_a_preset(here, cmtool):
     assert [line.split(":")[0] for line in typed.err.splitlines()] == ["pictures", "size", "recipe", "machine", "done"]
     tables = tomllib.loads(typed.out)
     assert tables["data"]["path"] == "faces.npz"
-    assert [s["recipe"] for s in tables["plan"]["stages"]] == ["edm", "icd", "polish"]
+    assert [s["recipe"] for s in tables["plan"]["stages"]] == ["edm", "icd"]
     assert not files()
     Path("my.toml").write_text(typed.out)
     again = cmtool("train-cd", "--preset", "my.toml", "--recipe", "icd", "--teacher", "x", "-n")
