@@ -128,3 +128,21 @@ def gaussian_mmd(first: Array, second: Array, sigma: float = SIGMA, scale: float
         return total / (len(a) * len(b))
 
     return scale * (mean(first, first) + mean(second, second) - 2 * mean(first, second))
+
+
+def kid_notes(kid: KernelDistance, samples: int, reference: int) -> list[str]:
+    """Say what the spread over subsets means if it is less than the error of the kernel distance."""
+    smaller = min(samples, reference)
+    if kid.mean == 0 and kid.std is None and samples == reference:
+        return ["samples and reference have the same features: the kernel distance is 0 and no estimate."]
+    if kid.std is None:
+        return [
+            f"every subset of the kernel distance holds all {smaller:,} images of a side, so it is given without an "
+            f"error; more than {SUBSET_SIZE:,} images on both sides give one."
+        ]
+    if smaller < 2 * kid.subset:
+        return [
+            f"the subsets of the kernel distance share most of {smaller:,} images: the spread shown is less than "
+            "its error."
+        ]
+    return []

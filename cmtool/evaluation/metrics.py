@@ -15,7 +15,6 @@ from cmtool.errors import DataError, UsageError, UserError, unknown
 
 if TYPE_CHECKING:
     from cmtool.evaluation.features import Features
-    from cmtool.evaluation.kid import KernelDistance
     from cmtool.evaluation.manifold import Manifold
     from cmtool.evaluation.measure import Measured, Side
     from cmtool.evaluation.samples import ImageSet
@@ -192,32 +191,12 @@ def _is(case: Case, found: Metrics) -> None:
 
 
 def _kid(case: Case, found: Metrics) -> None:
-    from cmtool.evaluation.kid import kernel_distance
+    from cmtool.evaluation.kid import kernel_distance, kid_notes
 
     samples, real = case.samples.features, case.real_features.features
     kid = kernel_distance(samples, real)
     found.values |= {"kid": kid.mean, "kid_std": kid.std}
     found.notes += kid_notes(kid, len(samples), len(real))
-
-
-def kid_notes(kid: KernelDistance, samples: int, reference: int) -> list[str]:
-    """Say what the spread over subsets means if it is less than the error of the kernel distance."""
-    from cmtool.evaluation.kid import SUBSET_SIZE
-
-    smaller = min(samples, reference)
-    if kid.mean == 0 and kid.std is None and samples == reference:
-        return ["samples and reference have the same features: the kernel distance is 0 and no estimate."]
-    if kid.std is None:
-        return [
-            f"every subset of the kernel distance holds all {smaller:,} images of a side, so it is given without an "
-            f"error; more than {SUBSET_SIZE:,} images on both sides give one."
-        ]
-    if smaller < 2 * kid.subset:
-        return [
-            f"the subsets of the kernel distance share most of {smaller:,} images: the spread shown is less than "
-            "its error."
-        ]
-    return []
 
 
 def _manifold(case: Case, found: Metrics) -> Manifold | None:

@@ -5,8 +5,7 @@ import pytest
 
 from cmtool.errors import DataError
 from cmtool.evaluation.inception_score import inception_score
-from cmtool.evaluation.kid import KernelDistance, kernel_distance, mmd, subset_draws
-from cmtool.evaluation.metrics import kid_notes
+from cmtool.evaluation.kid import KernelDistance, kernel_distance, kid_notes, mmd, subset_draws
 from tests.evaluation.known import GOLDEN, degenerate_sets, golden_sets
 
 
