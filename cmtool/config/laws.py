@@ -227,7 +227,7 @@ SIZES: tuple[Size, ...] = (
         sides=(16,),
     ),
     Transformer(
-        name="dit", width=128, depth=6, heads=4, patches=8, lr=1e-3, teacher_lr=4e-3, batch=32, need=4.0, sides=(16,)
+        name="dit", width=128, depth=6, heads=4, patches=8, lr=1e-3, teacher_lr=4e-3, batch=32, need=2.5, sides=(16,)
     ),
 )
 LEVELS = {8: (1, 2), 16: (1, 2, 2), 32: (1, 2, 2, 2), 64: (1, 1, 2, 2), 128: (1, 1, 2, 2, 2), 256: (1, 1, 1, 2, 2, 2)}
