@@ -217,8 +217,11 @@ def resolve_file(path: str | Path) -> Path:
         if inside.is_file():
             return inside
         if (path / "config.toml").is_file():
-            raise CheckpointError(f"the run in {path} has not finished: it has no model.safetensors yet.")
-        raise CheckpointError(f"{path} holds no model.safetensors.")
+            raise CheckpointError(
+                f"the run in {path} has not finished: it has no model.safetensors yet.",
+                "the command that began it goes on with it; cmtool runs lists the runs",
+            )
+        raise CheckpointError(f"{path} holds no model.safetensors.", "cmtool runs lists the runs")
     if not path.is_file():
         raise CheckpointError(f"there is no model at {path}.", "cmtool models lists the names that can be fetched")
     return path

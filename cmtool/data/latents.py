@@ -9,6 +9,7 @@ al. 2025b), `sd` multiplies by the autoencoder's own scaling factor (Rombach et 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from cmtool.config.schema import RunConfig
 from cmtool.data.dataset import Dataset
 from cmtool.data.packed import latents_writer, read_packed
 from cmtool.errors import ConfigError, DataError, UserError, install_extra
+from cmtool.files.cache import offline
 from cmtool.talk import Talk
 
 # Means and deviations of the four channels as published, and the deviation that they are brought to.
@@ -31,6 +33,8 @@ NORMS = {
     "imf": ((0.86488, -0.27787343, 0.21616915, 0.3738409), (4.85503674, 5.31922414, 3.93725398, 3.9870003), 1.0),
 }
 BATCH_PIXELS = 2**20
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_NAME_ONE = "name the folder of a diffusers AutoencoderKL, or owner/name on the hub"
 
 
 def _folder(place: str) -> Path | None:
@@ -43,11 +47,9 @@ def _folder(place: str) -> Path | None:
     for folder in (path, path / "vae"):
         if (folder / "config.json").is_file():
             return folder
-    if path.exists() or place.count("/") != 1 or place.startswith((".", "/", "~")):
-        raise DataError(
-            f"{place} is no folder of an autoencoder: it holds no config.json.",
-            "name the folder of a diffusers AutoencoderKL, or owner/name on the hub",
-        )
+    if path.exists() or not _HUB_NAME.fullmatch(place):
+        lacks = "it holds no config.json" if path.exists() else "there is no such folder"
+        raise DataError(f"{place} is no folder of an autoencoder: {lacks}.", _NAME_ONE)
     return None
 
 
@@ -68,13 +70,16 @@ def open_autoencoder(place: str) -> Any:
         found = AutoencoderKL.from_pretrained(
             str(folder or place),
             use_safetensors=True,
-            local_files_only=folder is not None,
+            local_files_only=folder is not None or offline(),
             low_cpu_mem_usage=False,  # True asks for one more package, and says so
         )
     except Exception as error:  # diffusers, its hub client and safetensors raise errors of many kinds
-        raise DataError(f"{place} is no autoencoder that diffusers reads: {_in_one_line(error)}") from None
+        if folder is None and isinstance(error, OSError):
+            told = "CMTOOL_OFFLINE forbids fetching it" if offline() else "the hub does not give it"
+            raise DataError(f"{place} is no folder here, and {told}.", _NAME_ONE) from None
+        raise DataError(f"{place} is no autoencoder that diffusers reads: {_in_one_line(error)}", _NAME_ONE) from None
     if found.config.in_channels != 3:
-        raise DataError(f"the autoencoder {place} takes {found.config.in_channels} channels; pictures have 3.")
+        raise DataError(f"{place} encodes pictures of in_channels = {found.config.in_channels}, not 3.", _NAME_ONE)
     return found.float().eval().requires_grad_(False)
 
 
@@ -133,7 +138,7 @@ def fitting_autoencoder(place: str, norm: str, side: int, channels: int) -> tupl
         raise DataError(
             f"the autoencoder makes a latent pixel of {factor} x {factor} pixels of 3 channels: it cannot encode "
             f"{side} x {side} x {channels}.",
-            f"use a --resolution that is a multiple of {factor}",
+            f"use --resolution {factor * -(-side // factor)}" if side % factor else "use --channels 3",
         )
     return autoencoder, *norm_of(autoencoder, norm)
 
@@ -149,7 +154,7 @@ def pack_latents(pictures: Path, out: Path, place: str, norm: str, talk: Talk) -
     autoencoder, shift, scale = fitting_autoencoder(place, norm, side, data.channels)
     factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     size = max(1, BATCH_PIXELS // side**2)
-    latent = {"autoencoder": str(place), "hash": weights_hash(autoencoder), "norm": norm, "shift": shift,
+    latent = {"autoencoder": _recorded(place), "hash": weights_hash(autoencoder), "norm": norm, "shift": shift,
               "scale": scale, "pixels": [data.channels, side, side]}  # fmt: skip
     channels = int(autoencoder.config.latent_channels)
     with latents_writer(out, 2 * channels, side // factor) as writer, talk.progress(len(data), "encoding") as update:
@@ -165,12 +170,24 @@ def pack_latents(pictures: Path, out: Path, place: str, norm: str, talk: Talk) -
                               "classes": data.classes, "latent": latent})  # fmt: skip
 
 
+def _recorded(place: str) -> str:
+    """Return what names an autoencoder from every folder: a whole path, or the name on the hub."""
+    return place if _folder(place) is None else str(Path(place).expanduser().absolute())
+
+
 @lru_cache(maxsize=1)
 def _known(place: str, digest: str) -> Any:
-    """Return an autoencoder whose weights have this hash."""
-    autoencoder = open_autoencoder(place)
+    """Return the autoencoder of this hash: from its place, or from a folder of its name in the working folder."""
+    name = Path(place).name
+    if not Path(place).expanduser().exists() and Path(name).is_dir():
+        place = name
+    back = f"put its folder back, or a copy of it named {name} into the working folder"
+    try:
+        autoencoder = open_autoencoder(place)
+    except DataError as error:
+        raise DataError(f"the autoencoder that the latents were made with is not here: {error.message}", back) from None
     if weights_hash(autoencoder) != digest:
-        raise DataError(f"the autoencoder {place} is another than the one that the latents were made with.")
+        raise DataError(f"the autoencoder {place} is another than the one that the latents were made with.", back)
     return autoencoder
 
 

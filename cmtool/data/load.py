@@ -91,18 +91,22 @@ def load_source(source: Source, rules: Rules, talk: Talk = SILENCE) -> Dataset:
 def _matching(data: Dataset, cfg: DataConfig) -> Dataset:
     """Refuse a packed file of another shape; its pixels are not resized a second time."""
     if data.latent is not None:
-        _, side, _ = data.latent["pixels"]
-        if (side, 3) != (cfg.resolution, cfg.channels):
+        (_, side, _), shape = data.latent["pixels"], (data.channels, data.resolution)
+        sets = [] if side == cfg.resolution else [f"--set data.resolution={side}"]
+        sets += [] if cfg.channels == 3 else ["--set data.channels=3"]
+        of_pixels = len(sets)
+        sets += [] if cfg.latent in (None, shape) else [f"--set 'data.latent=[{shape[0]}, {shape[1]}]'"]
+        if of_pixels:
             raise DataError(
                 f"{data.info.path} holds latents of images of {side} pixels and 3 channels; the preset wants "
                 f"{cfg.resolution} and {cfg.channels}.",
-                f"add --set data.resolution={side} --set data.channels=3",
+                f"add {' '.join(sets)}",
             )
-        if cfg.latent not in (None, (data.channels, data.resolution)):
+        if sets:
             raise DataError(
-                f"{data.info.path} holds latents of {data.channels} channels and {data.resolution} a side; the preset "
+                f"{data.info.path} holds latents of {shape[0]} channels and {shape[1]} a side; the preset "
                 f"wants {cfg.shape[0]} and {cfg.shape[1]}.",
-                f"add --set 'data.latent=[{data.channels}, {data.resolution}]'",
+                f"add {' '.join(sets)}",
             )
         return data
     if (data.resolution, data.channels) != (cfg.resolution, cfg.channels):

@@ -1,6 +1,7 @@
 """Latents of an autoencoder: encoded, drawn anew, trained on, decoded; and what is refused."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -66,12 +67,13 @@ def test_latents_and_presets_of_other_pictures(tmp_path, cmtool, workdir):
     done = cmtool("train-ct", "--preset", "folder64", "--data", "z.cmdata", "--steps", 2)
     assert done.code != 0
     assert "holds latents of images of 16 pixels and 3 channels; the preset wants 64 and 3" in done.err
-    assert "--set data.resolution=16" in done.err
+    assert done.err.endswith("Hint: add --set data.resolution=16\n")
     done = cmtool("train-ct", "--preset", "folder64", "--data", "z.cmdata", "--set", "data.resolution=16",
                   "--set", "network.channel_mult=[1,1,1,1,1]", "--steps", 2)  # fmt: skip
     assert done.code != 0 and "the latents are 8 x 8" in done.err
     done = cmtool("train-ct", "--preset", "imagenet256", "--data", "z.cmdata", "--steps", 2)
     assert done.code != 0 and "holds latents of images of 16 pixels" in done.err
+    assert done.err.endswith("Hint: add --set data.resolution=16 --set 'data.latent=[4, 8]'\n")
     photos(workdir / "photos", 1)
     done = cmtool("train-ct", "--preset", "imagenet256", "--data", "photos", "--steps", 2)
     assert done.code != 0 and "holds pictures, and the preset trains on latents" in done.err and "--encode" in done.err
@@ -173,12 +175,48 @@ def test_from_pictures_to_pictures(cmtool, workdir):
     assert shop.about({})["tasks"] == ["inpaint", "stroke"] and shop.side == 16
     assert shop.sample({})["images"][0].startswith("data:image/png")
     edits_of_latents(cmtool, workdir)
+    from_elsewhere(cmtool, workdir)
     latents.open_autoencoder.cache_clear()
     latents._known.cache_clear()
     made.decoder.conv_out.bias.data += 1
     made.save_pretrained(workdir / "vae")
     done = cmtool("sample", "--model", "runs/z", "--num", 3, "--out", "t.npz")
     assert done.code != 0 and "is another than the one that the latents were made with" in done.err
+
+
+def from_elsewhere(cmtool, workdir):
+    """A model decodes in whatever folder it is asked; where its autoencoder is gone, a copy of that name serves."""
+    ask = ("sample", "--model", workdir / "runs/z", "--num", 1, "--out")
+    for name, moved in (("there", None), ("copied", workdir / "copied/vae"), ("gone", workdir / "moved")):
+        latents.open_autoencoder.cache_clear()
+        latents._known.cache_clear()
+        (workdir / name).mkdir()
+        os.chdir(workdir / name)
+        if moved is not None:
+            (workdir / "vae").rename(moved)
+        done = cmtool(*ask, "e.npz")
+        if moved is not None:
+            moved.rename(workdir / "vae")
+        assert (done.code == 0) == (name != "gone"), done.err
+    assert "that the latents were made with is not here" in done.err and "Hint: put its folder back" in done.err
+    assert not (workdir / "gone/e.npz").exists()
+    os.chdir(workdir)
+
+
+def test_a_name_that_is_no_folder_is_not_asked_of_the_network(cmtool, workdir, monkeypatch):
+    """`vae/` can only be a folder; `owner/name` may be on the hub, which `CMTOOL_OFFLINE` forbids to ask."""
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra 'latent'")
+    asked = []
+    real = diffusers.AutoencoderKL.from_pretrained
+    monkeypatch.setattr(
+        diffusers.AutoencoderKL, "from_pretrained", lambda *a, **how: asked.append(how) or real(*a, **how)
+    )
+    photos(workdir / "photos", 1)
+    make = ("data", "make", "photos", "--resolution", 16, "--out", "z.cmdata", "--encode")
+    for name, words in (("vae/", "there is no such folder"), ("some/vae", "is no folder here, and CMTOOL_OFFLINE")):
+        done = cmtool(*make, name)
+        assert done.code == 1 and words in done.err and "Hint: name the folder of a diffusers AutoencoderKL" in done.err
+    assert [how["local_files_only"] for how in asked] == [True]
 
 
 def edits_of_latents(cmtool, workdir):
@@ -240,7 +278,7 @@ def test_a_cell_is_known_only_where_all_of_its_pixels_are(monkeypatch):
             lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{")),
             "no autoencoder that diffusers reads",
         ),
-        (lambda folder: autoencoder(folder, in_channels=1), "takes 1 channels; pictures have 3"),
+        (lambda folder: autoencoder(folder, in_channels=1), "vae/ encodes pictures of in_channels = 1, not 3"),
         (lambda folder: autoencoder(folder, latent_channels=8), "makes 8.*use --norm sd"),
     ],
 )
