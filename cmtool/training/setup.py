@@ -109,10 +109,8 @@ def check_same_latents(own: Mapping[str, Any] | None, theirs: Mapping[str, Any] 
             "pictures" if latent is None else f"latents of {latent['autoencoder']} ({latent['norm']}, {latent['hash']})"
             for latent in (theirs, own)
         ]
-        raise CheckpointError(
-            f"the model {name} works on {what[0]}, and the data are {what[1]}.",
-            "name another model, or with --data what that one was trained on",
-        )
+        hint = "name another model, or with --data what that one was trained on"
+        raise CheckpointError(f"the model {name} works on {what[0]}, and the data are {what[1]}.", hint)
 
 
 def start_from(student: Model, source: Model) -> None:
