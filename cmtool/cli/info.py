@@ -26,6 +26,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LONGEST = 2**24
 _UNREADABLE = (struct.error, zlib.error, zipfile.BadZipFile)
 _DAMAGE = (ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, *_UNREADABLE)
+# Tensors of networks that are not learned, by the last part of their names.
+CONSTANTS = ("freqs", "phases", "pos_embed", "resample_filter")
 FIRST = ("file", "run", "kind", "preset", "recipe_name", "step", "steps", "parameters", "times", "figures", "data")
 
 
@@ -67,9 +69,10 @@ def describe_model(path: Path) -> dict[str, Any]:
         CheckpointError: missing, truncated, damaged, or no cmtool model.
     """
     preamble = read_preamble(path)
-    shapes = [entry["shape"] for name, entry in preamble.items() if name != "__metadata__"]
+    shapes = {name: entry["shape"] for name, entry in preamble.items() if name != "__metadata__"}
     header = header_of(preamble, path)
-    counts = {"parameters": sum(math.prod(shape) for shape in shapes), "tensors": len(shapes)}
+    learned = [shape for name, shape in shapes.items() if name.rpartition(".")[2] not in CONSTANTS]
+    counts = {"parameters": sum(math.prod(shape) for shape in learned), "tensors": len(shapes)}
     return {"file": str(path), "bytes": path.stat().st_size, **counts, **header}
 
 

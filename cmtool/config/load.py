@@ -18,6 +18,7 @@ from cmtool.config.explain import explain, explain_unfit, is_given, unknown_key
 from cmtool.config.find import find_preset, shown
 from cmtool.config.judgments import are_other_pictures, is_about_pictures, name_source
 from cmtool.config.methods import METHODS
+from cmtool.config.networks import kinds_with
 from cmtool.config.overrides import Override, flag_overrides, parse_sets, route
 from cmtool.config.schema import FAMILIES, PresetFile, RunConfig
 from cmtool.config.toml import read_toml, write_toml
@@ -165,7 +166,25 @@ def resolve(
     tables = {"network": {}, "process": {}, "train": {}} | tables | {"preset": loaded.name, "recipe_name": name}
     tables["recipe"] = tables.get("recipe", {}) | _identity(loaded.method(name))
     _fit_micro_batch(tables["train"], origins)
-    return Resolved(_validated(tables, origins, loaded.label), origins, other_data)
+    config = _validated(tables, origins, loaded.label)
+    _check_network(by_hand, config.network.kind)
+    return Resolved(config, origins, other_data)
+
+
+def _check_network(by_hand: Sequence[Override], kind: str) -> None:
+    """Refuse a setting of another kind of network, of which a preset may have some, where it was given by hand.
+
+    Raises:
+        ConfigError: names the setting and the kinds that have it.
+    """
+    for override in by_hand:
+        name = override.keys[1] if override.keys[0] == "network" and len(override.keys) == 2 else ""
+        kinds = kinds_with(name, kind) if name else []
+        if kinds:
+            raise ConfigError(
+                f"network.{name} is a setting of {' or '.join(kinds)}, and the network is of kind {kind}.",
+                f"add --set network.kind={kinds[0]}, or leave it out",
+            )
 
 
 def _validated(tables: dict[str, Any], origins: dict[str, str], label: str) -> RunConfig:

@@ -339,6 +339,16 @@ def _named(values: Any) -> Any:
 Network = Annotated[AnyNetwork, Field(discriminator="kind"), BeforeValidator(_named)]
 
 
+def kinds_with(setting: str, kind: str) -> list[str]:
+    """Return the kinds of network that a setting is for, if one of `kind` knows nothing of it; else none.
+
+    The settings of the first four kinds may stand for each of them, and for the size of others.
+    """
+    if setting in NETWORKS[kind].model_fields or setting in NetworkConfig.ORDER:
+        return []
+    return [name for name, table in NETWORKS.items() if setting in table.model_fields]
+
+
 def network_config(**values: Any) -> Any:
     """Return the table of the kind that `values` name.
 

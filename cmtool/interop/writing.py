@@ -137,8 +137,8 @@ def write_dit(model: Model, out: Path, say: Say) -> None:
         else:
             torch.save({"ema": OrderedDict(tensors), **header}, temporary)
     fed = {"ddpm": "it predicts the noise of DiT's 1,000 steps", "flow": "it gives SiT's velocity"}
-    usual = "their code can hold it (learn_sigma=False), but neither of their samplers feeds a network of this kind"
-    say(f"{fed.get(form, usual)}; our own settings lie beside it, and cmtool import finds them.")
+    usual = "DiT's code can hold it (learn_sigma=False), but the samplers of DiT and SiT ask for noise or a velocity"
+    say(f"{fed.get(form, usual)}; cmtool's own settings are in the file too, so that cmtool import gives the model back.")
 
 
 def write_diffusers(model: Model, out: Path, say: Say) -> None:
@@ -190,12 +190,17 @@ def export_model(path: Path, format: str, out: Path, say: Say = lambda text: Non
     if format not in WRITERS:
         raise UserError(unknown("format", format, FORMATS))
     model = load(path)
-    if model.condition is not None and format != "hub":
-        raise UserError(
-            f"--format {format} has no place for the picture that this model is conditioned on "
-            f"({model.header['data']['condition']})."
-        )
-    if model.latent is not None and format in ("onnx", "torchscript"):
-        raise UserError(f"--format {format} holds no autoencoder, and this model works on latents.")
-    WRITERS[format](model, out, say)
+    try:
+        if model.condition is not None and format != "hub":
+            raise UserError(
+                f"--format {format} has no place for the picture that this model is conditioned on "
+                f"({model.header['data']['condition']})."
+            )
+        if model.latent is not None and format in ("onnx", "torchscript"):
+            raise UserError(f"--format {format} holds no autoencoder, and this model works on latents.")
+        WRITERS[format](model, out, say)
+    except UserError as error:
+        if error.hint is None and format != "hub":
+            error.hint = "choose another --format; hub holds every model"
+        raise
     return model.header

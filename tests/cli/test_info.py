@@ -7,7 +7,12 @@ import struct
 
 import pytest
 
+from cmtool.checkpoint import save_model
+from cmtool.cli.info import describe_model
 from cmtool.config.load import resolve, to_toml
+from cmtool.config.networks import NETWORKS
+from cmtool.models import build_model
+from cmtool.networks.build import parameter_count
 
 HEADER = {
     "format": 1,
@@ -35,6 +40,19 @@ def write(path, header=HEADER, shapes=((3, 4), (5,)), metadata="cmtool"):
     text = json.dumps(preamble).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
     return path
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_what_is_not_learned_is_no_parameter(workdir, kind):
+    """Positions of a transformer and frequencies of an embedding are tensors of the file, and no parameters."""
+    fourier = {"embedding": "fourier"} if "embedding" in NETWORKS[kind].model_fields else {}
+    sides = {"resolution": 1, "channels": 2} if kind == "mlp" else {"resolution": 8, "channels": 3}
+    model = build_model({
+        "kind": "consistency", "network": {"kind": kind, "channels": 16, "width": 16, "depth": 1, "heads": 2, **fourier},
+        "process": {}, "data": {"source": "shapes", "num_classes": None, **sides},
+    })  # fmt: skip
+    save_model(workdir / "m.safetensors", dict(model.network.state_dict()), model.header)
+    assert describe_model(workdir / "m.safetensors")["parameters"] == parameter_count(model.network)
 
 
 def test_a_model_file(cmtool, workdir):

@@ -127,6 +127,8 @@ SETS = [
         "network.head_channels=7",
         "network.head_channels = 7 does not divide the 64 channels of an attention layer",
     ),
+    ("network.patch=3", "network.patch is a setting of dit, and the network is of kind adm"),
+    ("network.width=64", "network.width is a setting of dit, and the network is of kind adm"),
     ("network.num_blocks=[1,2,3]", "network.num_blocks has 3 values and network.channel_mult 2"),
 ]
 

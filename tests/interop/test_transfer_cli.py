@@ -52,6 +52,10 @@ def test_a_trained_transformer_goes_out_and_comes_back(cmtool, workdir):
             pictures.append(samples["arr_0"])
     assert np.array_equal(*pictures)
     assert pictures[0].std() > 0.3
+    own_model(workdir / "unet.safetensors", side=8)
+    done = cmtool("export", "unet.safetensors", "--format", "dit", "--out", "u.pt")
+    assert done.code == 1 and done.err.endswith("Hint: choose another --format; hub holds every model\n")
+    assert not (workdir / "u.pt").exists()
     done = cmtool("train-ct", "--preset", "shapes", "--set", "network.kind=dit", "--set", "network.patch=5")
     assert done.code != 0 and "network.patch = 5 does not divide data.resolution = 16" in done.err
 
