@@ -138,7 +138,7 @@ def write_dit(model: Model, out: Path, say: Say) -> None:
             torch.save({"ema": OrderedDict(tensors), **header}, temporary)
     fed = {"ddpm": "it predicts the noise of DiT's 1,000 steps", "flow": "it gives SiT's velocity"}
     usual = "DiT's code can hold it (learn_sigma=False), but the samplers of DiT and SiT ask for noise or a velocity"
-    say(f"{fed.get(form, usual)}; cmtool's own settings are in the file too, so that cmtool import gives the model back.")
+    say(f"{fed.get(form, usual)}; our own settings are in the file too, so that cmtool import gives the model back.")
 
 
 def write_diffusers(model: Model, out: Path, say: Say) -> None:
