@@ -413,6 +413,11 @@ def _check_shard(config: RunConfig) -> None:
         )
     if train.compile:
         raise ValueError("train.shard = true and train.compile = true exclude each other; leave one of them out")
+    if train.optimizer == "muon":
+        raise Unfit(
+            "train.shard = true gives every process a part of each matrix, and train.optimizer = 'muon' needs it whole",
+            "add --set train.optimizer=adamw",
+        )
     if config.process.truncated_at is not None:
         raise ValueError(
             "train.shard = true asks all processes to run the same layers, and this recipe chooses between two "

@@ -112,7 +112,9 @@ class TrainConfig(Table):
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None, description="images per forward pass; None: the whole batch; auto: halved until it fits the memory"
     )
-    optimizer: Literal["radam", "adam", "adamw", "lion", "sgd"] = "radam"
+    optimizer: Literal["radam", "adam", "adamw", "lion", "sgd", "muon"] = Field(
+        "radam", description="muon: Muon for matrices and kernels, AdamW for the rest"
+    )
     lr: float = Field(1e-4, gt=0, le=10)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)

@@ -38,7 +38,7 @@ def forecast(config: RunConfig, state: TrainState) -> Forecast:
     """Count what a run keeps: two checkpoints and one being written, and the model."""
     weights = sum(p.numel() * p.element_size() for p in state.student.network.parameters())
     copies = 2 + len(state.extra_emas) + (state.target is not state.student)
-    moments = {"sgd": 1, "lion": 1}.get(config.train.optimizer, 2)
+    moments = {"sgd": 1, "lion": 1, "muon": 1}.get(config.train.optimizer, 2)
     checkpoint = weights * (copies + moments)
     # The fake network of score distillation has no average, but an optimizer of its own.
     fake = 0 if state.fake is None else sum(p.numel() * p.element_size() for p in state.fake.model.network.parameters())

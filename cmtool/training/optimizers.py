@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cmtool.config.schema import TrainConfig
 from cmtool.errors import DivergenceError
+from cmtool.training.muon import Muon
 from cmtool.training.sharding import Sharding, is_sharded, local
 from cmtool.training.summing import GradientSum
 
@@ -272,6 +273,8 @@ def build_optimizer(train: TrainConfig, params: list[nn.Parameter]) -> torch.opt
         return torch.optim.RAdam(params, foreach=True, **adam)
     if train.optimizer == "lion":
         return Lion(params, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    if train.optimizer == "muon":
+        return Muon(params, **adam)
     if train.optimizer == "sgd":
         return torch.optim.SGD(params, momentum=train.betas[0], foreach=True, **common)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
