@@ -55,6 +55,7 @@ class NetworkConfig(Table):
     builds: ClassVar[str]
     halves: ClassVar[Literal["convolutions", "none"]] = "none"
     halves_from: ClassVar[int] = 64
+    halves_side: ClassVar[int] = 32
     augments: ClassVar[bool] = False
 
     kind: str
@@ -239,7 +240,8 @@ class DitConfig(NetworkConfig):
 
     builds = "dit:Dit"
     halves = "convolutions"  # its linear layers are convolutions of one token
-    halves_from = 256
+    halves_from = 96
+    halves_side = 8
     augments = True
 
     kind: Literal["dit"] = "dit"

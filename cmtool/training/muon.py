@@ -58,7 +58,8 @@ class Muon(torch.optim.Optimizer):
                 self._muon.state[lent] = self.state[parameter]
             self._run(self._muon)
             for parameter, lent in zip(self._matrices, self._lent, strict=True):
-                parameter.copy_(lent.view(parameter.shape))
+                if lent.data_ptr() != parameter.data_ptr():  # a kernel in another layout was copied to be flattened
+                    parameter.copy_(lent.view(parameter.shape))
 
     def _run(self, part: torch.optim.Optimizer) -> None:
         part.param_groups[0]["lr"] = self.param_groups[0]["lr"]

@@ -12,9 +12,6 @@ from cmtool.errors import ConfigError
 from cmtool.models import HALF, Model
 from cmtool.networks.convolution import hold_in, set_backward_dtype
 
-# Below this a network computes no faster in bfloat16: its tensors are too small.
-LEAST_SIDE = 32
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -73,10 +70,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def gains(config: RunConfig) -> bool:
-    """Whether the network is large enough to be faster in bfloat16."""
+    """Whether network and pictures are large enough to be faster in bfloat16."""
     network = config.network
     wide = network.halves == "convolutions" and network.channels >= network.halves_from
-    return wide and config.data.resolution >= LEAST_SIDE
+    return wide and config.data.resolution >= network.halves_side
 
 
 def refused(config: RunConfig) -> str | None:
