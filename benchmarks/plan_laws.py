@@ -53,6 +53,7 @@ VARIATIONS: dict[str, str] = {
     "rate-1e-3": "--set train.lr=1e-3",
     "rate-4e-3": "--set train.lr=4e-3",
     "rate-8e-3": "--set train.lr=8e-3",
+    "radam": "--set train.optimizer=radam",
     "dit-64": "--set network.kind=dit --set network.width=64 --set network.depth=4 --set network.heads=4",
     "dit-96": "--set network.kind=dit --set network.width=96 --set network.depth=4 --set network.heads=4",
     "dit-128": "--set network.kind=dit --set network.width=128 --set network.depth=6 --set network.heads=4",

@@ -57,7 +57,7 @@ def _train_table(choice: Choice) -> dict[str, Any]:
     return {
         "steps": choice.stages[-1].steps,
         "batch_size": choice.batch,
-        "optimizer": "radam",
+        "optimizer": laws.OPTIMIZER,
         "lr": choice.size.lr,
         "warmup": 0.02,
         "decay": "linear",

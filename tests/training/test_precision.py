@@ -39,9 +39,9 @@ def test_auto_takes_bfloat16_only_where_network_device_and_recipe_gain(monkeypat
     assert settle_precision(config_of("ict"), GPU).name == "fp32"
 
 
-def test_a_transformer_gains_from_a_width_of_256_on():
-    for width, able in ((256, True), (128, False)):
-        sets = ("network.kind=dit", f"network.width={width}", "data.resolution=32")
+def test_a_transformer_gains_from_a_width_of_96_on_at_any_side():
+    for width, side, able in ((96, 16, True), (128, 8, True), (64, 32, False)):
+        sets = ("network.kind=dit", f"network.width={width}", f"data.resolution={side}")
         assert gains(resolve("shapes", recipe="ict", sets=sets).config) is able
 
 
