@@ -74,10 +74,11 @@ def test_each_resolution_has_its_networks_and_what_is_named_has_a_say():
     def names(side, *settings):
         return [size.name for size in sizes_for(Wishes(settings=settings), side)]
 
-    assert names(16) == ["dit-small", "dit"] and names(32) == ["tiny", "small", "medium", "large"]
+    assert names(16) == ["dit-small", "dit"] and names(64) == ["tiny", "small", "medium", "large"]
+    assert names(32) == [*names(16), "dit-large"]
     assert names(16, "network.dropout=0.1") == names(16) and names(16, "network.kind=dit") == names(16)
-    assert names(16, "network.channels=24") == names(16, "network.kind=adm") == names(32)
-    assert names(32, "network.depth=3") == names(32, "network.kind=dit") == names(16)
+    assert names(16, "network.channels=24") == names(16, "network.kind=adm") == names(64)
+    assert names(64, "network.depth=3") == names(64, "network.kind=dit") == names(32)
     made = plan(settings=("network.kind=dit", "network.depth=3"), resolution=32, time=600.0)
     network = resolve(made, recipe="icd").config.network
     assert (network.kind, network.depth, network.width % 32) == ("dit", 3, 0)
