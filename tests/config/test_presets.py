@@ -211,7 +211,7 @@ def test_presets_say_how_large_a_transformer_in_place_of_their_unet_is(preset, s
 
     assert found() == sizes
     assert found("network.depth=2", "network.heads=2") == (*sizes[:2], 2, 2)
-    assert config(preset, None).network.kind == "adm"
+    assert config(preset, None).network.kind == {"avatars": "dit", "folder64": "adm"}[preset]
 
 
 def test_noise_is_embedded_as_in_the_released_weights():
