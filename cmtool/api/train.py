@@ -267,8 +267,6 @@ def _trainer(plan: RunPlan, goes_on: RunFolder | None, device: torch.device, wor
         talk.say(line)
     if config.train.compile:
         talk.say("compiling the networks: some seconds for small ones, minutes for large ones")
-    if config.recipe.distance.kind == "align":
-        talk.say("training the network of the distance, once for these images and this seed: about a minute")
     dataset = settle_classes(config, dataset, goes_on, talk)
     trainer = prepare(in_latents(config, dataset), dataset, device, world)
     for note in trainer.notes:

@@ -360,21 +360,8 @@ def _check_measure(config: RunConfig) -> None:
         raise ValueError(
             f"recipe.distance.kind = 'lpips' compares gray or RGB images, not {config.data.channels} channels"
         )
-    kind, rule = recipe.distance.kind, recipe.target.rule
-    if kind in ("lpips", "align") and rule in ("trig_tangent", *TWO_TIMES):
-        raise ValueError(f"recipe.distance.kind = '{kind}' compares images, not what '{rule}' predicts")
-    if kind == "align":
-        _check_align(config)
-
-
-def _check_align(config: RunConfig) -> None:
-    recipe, other = config.recipe, "take another distance: --set recipe.distance.kind=pseudo_huber"
-    if recipe.target.rule == "moments":
-        raise Unfit("recipe.distance.kind = 'align' pulls single images, and 'moments' compares sets of them", other)
-    if not recipe.target.stop_gradient:
-        raise Unfit("recipe.distance.kind = 'align' pulls predictions alone: target.stop_gradient must be true", other)
-    if SOURCES[config.data.source].points or config.data.resolution < 4:
-        raise Unfit("recipe.distance.kind = 'align' turns and blurs images of at least 4 pixels a side", other)
+    if recipe.distance.kind == "lpips" and recipe.target.rule in ("trig_tangent", *TWO_TIMES):
+        raise ValueError(f"recipe.distance.kind = 'lpips' compares images, not what '{recipe.target.rule}' predicts")
 
 
 def _check_score(config: RunConfig) -> None:

@@ -223,18 +223,13 @@ class TargetPart(Part):
 
 
 class DistancePart(Part):
-    """How prediction and target are compared; every distance gives one number per image.
+    """How prediction and target are compared; every distance gives one number per image."""
 
-    `align`: in the features of a small network that is trained on the images at the start of the run; it pulls every
-    image by a vector of norm 1 towards the data (manifold feature distance, Align Your Tangent).
-    """
-
-    kind: Literal["l1", "l2", "squared_norm", "pseudo_huber", "cauchy", "lpips", "align"] = "l2"
+    kind: Literal["l1", "l2", "squared_norm", "pseudo_huber", "cauchy", "lpips"] = "l2"
     c: float | None = Field(None, ge=0, description="pseudo_huber, cauchy: None: c_scale * sqrt(values an image)")
     c_scale: float = Field(0.00054, ge=0)
     pooling: Literal["max", "average"] = Field("max", description="lpips: pooling of the VGG features")
     resize: int = Field(224, ge=0, description="lpips: side to which images below 256 are enlarged; 0: never")
-    lessons: int = Field(1500, ge=1, description="align: steps in which its network learns (a minute for 16 pixels)")
 
 
 class WeightingPart(Part):

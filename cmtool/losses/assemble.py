@@ -12,7 +12,6 @@ from cmtool.config.schema import RunConfig
 from cmtool.diffusion.process import VarianceExploding
 from cmtool.diffusion.solvers import build_solver
 from cmtool.errors import ConfigError
-from cmtool.losses.aligned import Features, build_aligned
 from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction, build_guidances
 from cmtool.losses.distance import BUILDERS, Distance
@@ -48,17 +47,9 @@ def build_target(part: TargetPart) -> TargetRule:
     return RULES[part.rule](part)
 
 
-def build_distance(part: DistancePart, values: int, features: Features | None = None) -> Distance:
-    """Return the distance that `part` names, for images of `values` = C * H * W numbers; "align" needs `features`.
-
-    Raises:
-        ConfigError: if there are none.
-    """
-    if part.kind != "align":
-        return DISTANCES[part.kind](part, values)
-    if features is None:
-        raise ConfigError("recipe.distance.kind = 'align' needs a network trained on the images.")
-    return build_aligned(features)
+def build_distance(part: DistancePart, values: int) -> Distance:
+    """Return the distance that `part` names, for images of `values` = C * H * W numbers."""
+    return DISTANCES[part.kind](part, values)
 
 
 def has_dropout(config: RunConfig) -> bool:
@@ -76,14 +67,13 @@ def direction_of(config: RunConfig) -> DirectionPart:
 
 @dataclass(frozen=True)
 class Supplies:
-    """What some parts need besides settings: teacher, weak model, images, pairs, a measured law, learned features."""
+    """What some parts need besides settings: a teacher, a weak model beside it, images, pairs, a measured law."""
 
     teacher: Model | None = None
     reference: Reference | None = None
     pairs: Pairs | None = None
     density: LevelDensity | None = None
     weak: Model | None = None
-    features: Features | None = None
 
 
 def build_objective(
@@ -115,7 +105,7 @@ def build_objective(
         direction=build_direction(direction_of(config), given.teacher, given.reference, given.weak, recipe.augment),
         solver=build_solver(recipe.direction.solver, recipe.direction.substeps, settings.rho),
         target=build_target(recipe.target),
-        distance=build_distance(recipe.distance, values, given.features),
+        distance=build_distance(recipe.distance, values),
         weighting=build_weighting(recipe.weighting, settings, recipe.times),
         dropout=has_dropout(config),
         mix=recipe.coupling,

@@ -35,7 +35,6 @@ from cmtool.schedules.times import LevelDensity, grid_of
 from cmtool.training.batches import some_images
 from cmtool.training.classes import check_same_classes
 from cmtool.training.compiling import compile_all, fuse, put_in_step
-from cmtool.training.features import learned_features
 from cmtool.training.loop import Trainer
 from cmtool.training.precision import settle_precision
 from cmtool.training.sharding import Sharding, check_derivative, check_shardable
@@ -183,13 +182,11 @@ def prepare(config: RunConfig, dataset: Dataset, device: torch.device, world: Wo
         weak = placed(precision.apply_to_teacher(weak), device, config.train.compile)
     frozen = [model for model in (teacher, weak) if model is not None]
     fused = fuse(config, device, [model for model in (student, fake, *frozen) if model is not None])
-    features = learned_features(config, dataset, device, world)
-    supplies = replace(gather(config, dataset, device, teacher, weak), features=features)
-    objective = build_objective(config, supplies=supplies)
+    objective = build_objective(config, supplies=gather(config, dataset, device, teacher, weak))
     if sharding is not None:
         for model in frozen:
             sharding.apply(model.network)
-    state = TrainState(config, student, sharding, precision.name, fake, features)
+    state = TrainState(config, student, sharding, precision.name, fake)
     trainer = Trainer(config, state, objective, dataset, teacher, world)
     passes = min(trainer.micro, max(trainer.world.rows(config.train.batch_size)[1], 1))
     compiled = compile_all(config, state, frozen, passes)

@@ -28,8 +28,7 @@ class TrainState:
     """Student, target, sampling averages and optimizer at a step.
 
     `target` is the student itself unless the recipe gives it its own decay; `fake` is the fake network of score
-    distillation with its optimizer; `features` is the network of a learned distance, which does not change but has to
-    be the same after a pause. With `sharding` every process holds its rows of each network, and all processes
+    distillation with its optimizer. With `sharding` every process holds its rows of each network, and all processes
     must take part in saving, exporting or copying one.
     """
 
@@ -40,7 +39,6 @@ class TrainState:
         sharding: Sharding | None = None,
         precision: str | None = None,
         fake: Model | None = None,
-        features: nn.Module | None = None,
     ) -> None:
         self.config = config
         # The number format of the computation, which the settings may leave to the machine.
@@ -52,7 +50,6 @@ class TrainState:
         self.ema = self._frozen_copy().eval()
         self.extra_emas = [self._frozen_copy().eval() for _ in config.train.extra_emas]
         self._fake = None if fake is None else fake.train()
-        self._features = features
         if sharding is not None:
             for network in self._networks().values():
                 sharding.apply(network)
@@ -140,8 +137,6 @@ class TrainState:
         }
         if self.sharding is not None:
             found = self.sharding.gather(found)
-        if self._features is not None:
-            found |= {f"features.{name}": tensor for name, tensor in self._features.state_dict().items()}
         for prefix, learner in zip(_OPTIMIZERS, self.learners, strict=False):
             found |= {f"{prefix}{name}": tensor for name, tensor in learner.moments().items()}
         return found
@@ -171,9 +166,6 @@ class TrainState:
             for role, network in self._networks().items():
                 own = {k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(f"{role}.")}
                 self._load(network, own)
-            if self._features is not None:
-                own = {k.removeprefix("features."): v for k, v in tensors.items() if k.startswith("features.")}
-                self._features.load_state_dict(own)
             for prefix, learner in zip(_OPTIMIZERS, self.learners, strict=False):
                 learner.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             self.step = int(header["step"])

@@ -153,18 +153,6 @@ def test_groups_of_samples_agree_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_learned_distance_is_the_same_in_two_processes(tmp_path, monkeypatch):
-    """The first process trains the distance's network and hands it to the others: each run has a cache of its own."""
-    extra, weights = ("--set", "recipe.distance.kind=align", "--set", "recipe.distance.lessons=20"), []
-    for processes in (1, 2):
-        monkeypatch.setenv("CMTOOL_CACHE", str(tmp_path / f"cache-{processes}"))
-        launch(tmp_path / str(processes), processes, 10, ("--recipe", "ict", *extra))
-        weights.append(load_tensors(tmp_path / str(processes) / "model.safetensors")[0])
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-7)
-
-
-@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(tmp_path):
     launch(tmp_path / "whole", 1, 8)
     launch(tmp_path / "part", 2, 8, ("--max-time", "0.01s"))
