@@ -239,7 +239,8 @@ def _open(
     view = held.enter_context(tracked(view, asked.track if world.main else (), folder.path, config))
     seen = _work(config)
     judged = last and judge is not None and judge.is_worth(trainer.state.ema, seen)
-    timekeeper = timekeeper_of(config, how.clock, until, searches=closing is not None, judged=judged)
+    quick = judge is not None and judge.quick
+    timekeeper = timekeeper_of(config, how.clock, until, searches=closing is not None, judged=judged, quick=quick)
     session = Session(trainer, folder, view, judge, closing, timekeeper)
     if judge is not None and judge.own:
         session.judges_at_end, session.protocol = judged, judge.protocol

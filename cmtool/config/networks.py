@@ -28,8 +28,9 @@ class NetworkConfig(Table):
     """What every network has.
 
     `builds` is the "module:class" below `cmtool.networks`. `halves` says what bfloat16 may round in it while the
-    forward passes stay in float32: the gradients of its convolutions, or nothing. Below `halves_from` channels it
-    computes no faster in bfloat16. `augments` says that it can be told how an image was augmented.
+    forward passes stay in float32: the gradients of its convolutions, or nothing. Below `halves_from` channels,
+    or on images below `halves_side` pixels, it computes no faster in bfloat16. `augments` says that it can be told how
+    an image was augmented.
     """
 
     # The order in which files and lists name the settings.

@@ -36,7 +36,7 @@ class RunJudge:
     """Judges the model of a run again and again: `judge(model)` returns its metrics, from the same seeds every time.
 
     `make` sets up the judge when it is first needed: the run's `own` held-out images are read only then.
-    `slow`: its features take longer than the samples do.
+    `slow`: its features take longer than the samples do. `quick`: they are those of the small network that comes along.
     """
 
     make: Callable[[], Judge]
@@ -44,6 +44,7 @@ class RunJudge:
     metrics: tuple[str, ...]
     own: bool = False
     slow: bool = False
+    quick: bool = False
 
     @classmethod
     def of(cls, config: EvalConfig, model: Model, data: Dataset | None = None) -> RunJudge:
@@ -72,7 +73,8 @@ class RunJudge:
         reference = held_out_reference(data, data.info.path or data.info.source)
         make = partial(Judge.of, reference, shape, config.features, device=device)
         metrics = config.metrics or ("fid", "pr", "copies")
-        return cls(make, min(config.count, reference.count), metrics, own=True, slow=True)
+        quick = (config.features or reference.features) == "small"
+        return cls(make, min(config.count, reference.count), metrics, own=True, slow=True, quick=quick)
 
     @cached_property
     def judge(self) -> Judge:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from cmtool.config.laws import CLOSING, JUDGING, SEARCHING
+from cmtool.config.laws import CLOSING, JUDGING, QUICK, SEARCHING
 from cmtool.config.schema import RunConfig
 
 # Shares of a run's time at which its end is decided anew.
@@ -149,7 +149,7 @@ class Timekeeper:
 
 
 def timekeeper_of(
-    config: RunConfig, clock: Clock, until: float | None, *, searches: bool, judged: bool = False
+    config: RunConfig, clock: Clock, until: float | None, *, searches: bool, judged: bool = False, quick: bool = False
 ) -> Timekeeper | None:
     """Return what keeps a run to its time, None if it has none; room for the last grid and a search is left.
 
@@ -159,11 +159,12 @@ def timekeeper_of(
         until: when its model should be there, in seconds of the clock; None: after `train.time`.
         searches: whether it ends with a search for sampling times.
         judged: whether the finished model is judged, which is worth up to a fifth of the training.
+        quick: whether search and judgment see images through the small network.
     """
     if config.train.time is None:
         return None
     ends = config.train.time if until is None else until
     # A forward pass costs a third of a step.
     grid = GRID * EVALUATIONS[config.recipe.model_kind] / (3 * config.train.batch_size)
-    share = SEARCHING * searches + JUDGING * judged
+    share = (SEARCHING * searches + JUDGING * judged) * (QUICK if quick else 1)
     return Timekeeper(clock, ends, 1.5 + min(CLOSING, share * ends), grid)

@@ -111,7 +111,7 @@ def test_a_reference_that_lacks_what_a_metric_asks_is_refused_before_samples_are
         judge_sets([Slow()], "digits", Judging(metrics=("fid", "memorization")))
 
 
-def test_a_run_judge_looks_at_held_out_images_only_when_it_is_asked():
+def test_a_run_judge_looks_at_held_out_images_only_when_it_is_asked(monkeypatch):
     header = {"kind": "consistency", "data": {"resolution": 8, "channels": 3}, "times": {}}
     model = type("Model", (), {"header": header, "device": "cpu"})()
     judge = RunJudge.of(EvalConfig(), model, split())
@@ -119,6 +119,10 @@ def test_a_run_judge_looks_at_held_out_images_only_when_it_is_asked():
     assert "judge" not in judge.__dict__
     assert judge.search_count(1000) == 0 and judge.search_count(10**6) == OWN_COUNT
     assert not judge.is_worth(model, 1000) and judge.is_worth(model, 5000)
+    assert judge.quick
+    monkeypatch.setattr(pretrained, "has_imagenet", lambda: True)
+    assert not RunJudge.of(EvalConfig(), model, split()).quick
+    assert RunJudge.of(EvalConfig(features="small"), model, split()).quick
     with pytest.raises(UserError, match="names no reference"):
         RunJudge.of(EvalConfig(), model, split(share=0.0))
 

@@ -11,10 +11,24 @@ from cmtool.config.load import resolve
 from cmtool.errors import ConfigError
 from cmtool.machine.stopping import Stop
 from cmtool.schedules.curriculum import rate_at
-from cmtool.training.clock import Clock, Course, Timekeeper
+from cmtool.training.clock import Clock, Course, Timekeeper, timekeeper_of
 from cmtool.training.run_folder import RunFolder
 from cmtool.training.session import Session
 from tests.training.tiny import Heard, config_of, run, trainer_of
+
+
+@pytest.mark.parametrize(("quick", "closing"), [(False, 48.0), (True, 12.0)])
+def test_time_is_kept_free_for_the_search_and_the_judgment_by_what_they_take(quick, closing):
+    """A step a second: of 300 s the search and the judgment get 16 %, with the small network a quarter of that."""
+    hand = Hand()
+    config = config_of("ict", **{"train.time": 300.0})
+    keeper = timekeeper_of(config, Clock(0.0, hand), None, searches=True, judged=True, quick=quick)
+    ends = []
+    for step in range(1, 100):
+        hand.seconds += 1
+        ends.append(keeper.look(step, 1000))
+    last = [end for end in ends if end is not None][-1]
+    assert last == pytest.approx(300 - closing, abs=12)
 
 
 class Hand:

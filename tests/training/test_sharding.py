@@ -105,6 +105,7 @@ def test_one_process_has_nothing_to_share():
     [
         ("ict", ("train.micro_batch=auto",), "give a number"),
         ("ict", ("train.compile=true",), "exclude each other"),
+        ("ict", ("train.optimizer=muon",), "needs it whole"),
         ("tcm", (), "leave train.shard out"),
         ("cd-inf-full", (), "recipe.target.stop_gradient = true or recipe.target.derivative = 'difference'"),
     ],

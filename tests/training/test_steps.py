@@ -76,6 +76,8 @@ def test_torchs_own_generator_has_no_say():
         ("soflow", ("train.optimizer=adam", "network.dropout=0.3")),
         ("aflow", ("train.optimizer=adam", "recipe.legs.ends=0.6")),
         ("ict", ("network.kind=dit", "network.depth=2")),
+        ("ict", ("network.kind=dit", "network.depth=1", "network.width=32", "train.optimizer=muon")),
+        ("edm", ("network.channels=32", "train.optimizer=muon")),
     ],
 )
 def test_twenty_steps_are_ten_and_ten_to_the_bit(tmp_path, recipe, sets):
