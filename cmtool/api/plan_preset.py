@@ -77,7 +77,8 @@ def _recipe_row(one: Planned, choice: Choice) -> dict[str, Any]:
     row = {"method": one.stage.recipe, "steps": one.steps, **one.stage.row}
     row |= {"lr": choice.size.teacher_lr} if one.stage.family == "edm" else {}
     row |= {"micro_batch": one.micro} if one.micro else {}
-    row |= {"checkpoint_every": max(10, one.steps // 20), "sample_every": max(50, one.steps // 3)}
+    # The least of both: a plan made while the machine was busy foresees fewer steps than there will be.
+    row |= {"checkpoint_every": max(50, one.steps // 20), "sample_every": max(200, one.steps // 3)}
     if METHODS[one.stage.recipe].get("curriculum", {}).get("scales") == "doubling":
         row["curriculum"] = {"s1": laws.by_least(laws.INTERVALS, one.steps)}
     if one.until is not None:
