@@ -118,7 +118,7 @@ def ect(asked: argparse.Namespace, train: Path, data: Dataset, folder: Path) -> 
     words = ("network.kind=ddpmpp", "network.embedding='positional'", "network.encoder='standard'")
     sets = [word for text in (*words, "network.resample_filter=[1,1]") for word in ("--set", text)]
     until = f"{asked.minutes * TEACHER}m"
-    cmtool("train-edm", "--preset", "shapes", "--data", train, *sets, "--time-limit", until, "--out", folder / "edm")
+    cmtool("train-edm", "--preset", "shapes", "--data", train, *sets, "--time", until, "--out", folder / "edm")
     step = EctStep(load(folder / "edm"), data, argparse.Namespace(**vars(asked), device="cpu"))
     began, seconds, count = time.monotonic(), 60 * asked.minutes * (1 - TEACHER), 0
     while (passed := time.monotonic() - began) < seconds:
