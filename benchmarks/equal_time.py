@@ -33,8 +33,8 @@ from torch import Tensor
 if not __package__:  # typed as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.ect_step import EctStep
-from benchmarks.matched import checkout, diffusers_peer
+from benchmarks.ect_step import EctStep, disagreement
+from benchmarks.matched import TOLERANCE, checkout, diffusers_peer
 from cmtool.config.load import resolve
 from cmtool.data.dataset import Dataset, from_tensors
 from cmtool.models import Model, load
@@ -105,21 +105,31 @@ def ours(asked: argparse.Namespace, train: Path, data: Dataset, folder: Path) ->
     return model, int(model.header["step"])
 
 
-def sizes(asked: argparse.Namespace, data: Dataset, preset: str = "shapes") -> Model:
-    """A fresh model of ours with the network that every program gets."""
+def settings(data: Dataset) -> tuple[str, ...]:
+    """What adapts a preset to pictures without classes."""
     channels, side, _ = data.images.shape[1:]
-    sets = (f"data.resolution={side}", f"data.channels={channels}", "data.labels=false", "train.label_dropout=0")
+    return (f"data.resolution={side}", f"data.channels={channels}", "data.labels=false", "train.label_dropout=0")
+
+
+def sizes(asked: argparse.Namespace, data: Dataset, preset: str = "shapes") -> Model:
+    """A fresh model of ours with the network of a preset, in 32 groups of channels as diffusers has them."""
+    sets = (*settings(data), "network.group_channels=1")
     return fresh_student(resolve(preset, recipe=asked.recipe, sets=sets).config, data)
 
 
 def ect(asked: argparse.Namespace, train: Path, data: Dataset, folder: Path) -> tuple[Answer, int]:
     """ECT's loop from a diffusion model of its own network."""
     checkout(asked.ect_path, "--ect-path", "ECT_PATH")
-    words = ("network.kind=ddpmpp", "network.embedding='positional'", "network.encoder='standard'")
-    sets = [word for text in (*words, "network.resample_filter=[1,1]") for word in ("--set", text)]
-    until = f"{asked.minutes * TEACHER}m"
+    heads = f"network.head_channels={1 << 20}"
+    network = ("network.kind=song", "network.scale_shift=false", "network.group_channels=4", heads)
+    words = (*network, "network.embedding=positional", "network.resample_filter=[1,1]", *settings(data))
+    sets = [word for text in words for word in ("--set", text)]
+    until = f"{60 * asked.minutes * TEACHER:.0f}s"
     cmtool("train-edm", "--preset", "shapes", "--data", train, *sets, "--time", until, "--out", folder / "edm")
-    step = EctStep(load(folder / "edm"), data, argparse.Namespace(**vars(asked), device="cpu"))
+    teacher = load(folder / "edm")
+    step = EctStep(teacher, data, argparse.Namespace(**vars(asked), device="cpu"))
+    if (apart := disagreement(teacher, step)) > TOLERANCE:
+        raise AssertionError(f"ECT's network with the same weights differs by {apart:.2e}")
     began, seconds, count = time.monotonic(), 60 * asked.minutes * (1 - TEACHER), 0
     while (passed := time.monotonic() - began) < seconds:
         step.loss.update_schedule(int(STAGES * passed / seconds))
