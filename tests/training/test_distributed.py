@@ -106,11 +106,19 @@ def test_a_fake_network_is_trained_alike_by_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["soflow", "shortcut"])
-def test_two_legs_of_two_processes_agree_with_one(recipe, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--recipe", "soflow"),
+        ("--recipe", "shortcut"),
+        ("--set", "train.optimizer=muon", "--set", "network.channels=32"),
+    ],
+    ids=["soflow", "shortcut", "muon"],
+)
+def test_two_legs_and_muon_agree_too(words, tmp_path):
     weights = []
     for processes in (1, 2):
-        launch(tmp_path / str(processes), processes, 20, ("--recipe", recipe))
+        launch(tmp_path / str(processes), processes, 20, words)
         weights.append(load_tensors(tmp_path / str(processes) / "model.safetensors")[0])
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-7)
