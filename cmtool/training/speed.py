@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from cmtool.training.bench import stand_in_data, trial
 
 # A trial takes about this many steps: the first ones choose algorithms, and two more are timed.
 STEPS = 4
+# Networks of different kinds do as much work in times that differ by up to about this factor.
+UNALIKE = 4.0
 
 
 def measure(
@@ -29,24 +32,25 @@ def measure(
     """Return training images a second by (network, resolution) of as many candidates as `seconds` allow.
 
     Of each network the candidates with the least work come first; at least one is measured. A candidate that would take
-    more than half of the remaining time is skipped: its speed is inferred from the work of a similar one.
+    more than half of the remaining time, judged by those of its kind, is skipped: its speed is inferred from the work
+    of a similar one.
 
     Args:
         candidates: networks with resolutions.
         config_of: the settings of a run of one; its batch is what is timed.
         device: where.
-        seconds: the time for all of it.
+        seconds: the time for all but the first one, whose trial pays for imports too.
     """
     found: dict[tuple[str, int], float] = {}
-    ends, pace = time.monotonic() + seconds, 0.0
+    ends, paces = math.inf, dict[str, float]()
     for size, resolution in sorted(candidates, key=lambda one: one[0].work(one[1])):
         try:
             config = config_of(size, resolution)
         except ConfigError:  # a named setting does not fit this one
             continue
         batch = config.train.batch_size if device.type == "cuda" else min(config.train.batch_size, 32)
-        expected = STEPS * batch * size.work(resolution) / pace if pace else 0.0
-        if found and expected > (ends - time.monotonic()) / 2:
+        pace = paces.get(size.kind) or UNALIKE * max(paces.values(), default=math.inf)
+        if STEPS * batch * size.work(resolution) / pace > (ends - time.monotonic()) / 2:
             continue
         try:
             timed = trial(config, stand_in_data(config), device, config.train.precision, batch)
@@ -54,8 +58,10 @@ def measure(
             if not out_of_memory(error):
                 raise
             continue
+        if not found:
+            ends = time.monotonic() + seconds
         found[size.name, resolution] = timed.images_per_s
-        pace = max(pace, timed.images_per_s * size.work(resolution))
+        paces[size.kind] = max(paces.get(size.kind, 0.0), timed.images_per_s * size.work(resolution))
     return found
 
 
