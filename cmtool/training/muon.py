@@ -89,5 +89,5 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum_buffer"].lerp_(grad, 1 - MOMENTUM)
         ahead = grad.lerp(momentum, MOMENTUM)
         update = orthogonalized(ahead.bfloat16() if self._rounds else ahead).reshape(parameter.shape)
-        # A matrix whose singular values are 1 has entries of 1 / sqrt(larger side) in the mean square, AdamW's about .2.
+        # Singular values of 1 mean entries of 1 / sqrt(larger side) in the mean square, where AdamW's have about .2.
         parameter.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * 0.2 * math.sqrt(max(grad.shape)))
