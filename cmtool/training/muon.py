@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,18 +57,14 @@ class Muon(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        own: list[nn.Parameter] = self.param_groups[0]["params"]
-        self._matrices = [parameter for parameter in own if is_matrix(parameter)]
-        others = [parameter for parameter in own if not is_matrix(parameter)]
-        device = own[0].device
-        self._rounds = own[0].dtype == torch.float32 and has_fast_bf16(device)
-        fused = device.type in ("cpu", "cuda")
-        self._adamw = (
-            torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
-            if others
-            else None
-        )
+        # Restoring a state reads `fused`: AdamW's count of steps then goes to the weights' device.
+        fused = (params := list(params))[0].device.type in ("cpu", "cuda")
+        adam: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        super().__init__(params, adam)
+        self._rounds = params[0].dtype == torch.float32 and has_fast_bf16(params[0].device)
+        self._matrices = [parameter for parameter in params if is_matrix(parameter)]
+        others = [parameter for parameter in params if not is_matrix(parameter)]
+        self._adamw = torch.optim.AdamW(others, **adam) if others else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -107,7 +107,7 @@ def test_radam_waits_for_a_weight_that_had_no_gradient_before():
 def test_state_through_tensors_and_back_goes_on_to_the_bit(kind, layout):
     def fresh():
         g = torch.Generator().manual_seed(3)
-        shapes = [(4, 3, 3, 3), (5, 7), (2,)] if kind != "muon" else [(40, 5, 3, 3), (32, 64), (2,), (32, 32, 1, 1)]
+        shapes = [(4, 3, 3, 3), (5, 7), (2,), *([(40, 5, 3, 3), (32, 64), (32, 32, 1, 1)] if kind == "muon" else [])]
         made = [nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
         for weight in made:
             weight.data = weight.data.to(memory_format=layout) if weight.dim() == 4 else weight.data
@@ -118,7 +118,7 @@ def test_state_through_tensors_and_back_goes_on_to_the_bit(kind, layout):
         for parameter in parameters:
             parameter.grad = torch.randn(parameter.shape, generator=g).as_strided(parameter.shape, parameter.stride())
 
-    names = ["conv.weight", "linear", "bias", "skip.weight"]
+    names = ["conv.weight", "linear", "bias", "kernel", "matrix", "skip.weight"]
     whole = fresh()
     optimizer = build_optimizer(settings(kind), whole)
     for seed in range(4):
