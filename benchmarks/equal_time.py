@@ -8,8 +8,9 @@
 * **diffusers**: improved consistency training as its research script sets it up (lognormal levels, pseudo-Huber loss,
   10 to 1,280 levels, RAdam at 1e-4, EMAModel), with UNet2DModel of the same widths.
 
-Samples come from each program's averaged weights at seeds 0 to N - 1, levels 80 and 80, 0.8, and are judged by `cmtool
-eval --features imagenet` against pictures that none of them saw. Absent peers are named and skipped.
+Samples come from each program's averaged weights at seeds 0 to N - 1, levels 80 and 80, 0.8, are brought to the size of
+the pictures where a plan chose another, and judged by `cmtool eval --features imagenet` against pictures that none of
+them saw. Absent peers are named and skipped.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ if not __package__:  # typed as a script
 
 from benchmarks.ect_step import EctStep, disagreement
 from benchmarks.matched import TOLERANCE, checkout, diffusers_peer
+from benchmarks.plan_laws import sized
 from cmtool.config.load import resolve
 from cmtool.data.dataset import Dataset, from_tensors
 from cmtool.models import Model, load
@@ -75,8 +77,10 @@ def cmtool(*words: object) -> str:
 def judged(
     answer: Answer, shape: tuple[int, ...], asked: argparse.Namespace, held: Path, folder: Path
 ) -> dict[str, Any]:
-    """Sample with each list of levels and return what `cmtool eval` says."""
+    """Sample images of `shape` (C, H, W) with each list of levels and return what `cmtool eval` says."""
     found = {}
+    with np.load(held, allow_pickle=False) as archive:
+        side = archive["arr_0"].shape[1]
     for steps, levels in LEVELS.items():
         made = []
         for start in range(0, asked.num, 250):
@@ -91,7 +95,7 @@ def judged(
                     x = answer(x, torch.full((len(x),), level)).clamp(-1, 1)
             made.append(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
         path = folder / f"samples-{steps}.npz"
-        np.savez(path, arr_0=np.concatenate(made))
+        np.savez(path, arr_0=sized(np.concatenate(made), side))
         words = ("eval", path, "--ref", held, "--features", "imagenet", "--json")
         found[steps] = json.loads(cmtool(*words))["results"][0]["metrics"]
     return found
@@ -210,7 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             minutes = (time.monotonic() - began) / 60
             rows[name] = {"steps": count, "minutes": minutes, "seed": 0}
-            rows[name] |= judged(answer, tuple(data.images.shape[1:]), asked, held, Path(scratch))
+            shape = answer.image_shape if isinstance(answer, Model) else tuple(data.images.shape[1:])
+            rows[name] |= judged(answer, shape, asked, held, Path(scratch))
             one, two = rows[name]["1"], rows[name]["2"]
             print(f"| {name} | {count} | {minutes:.1f} | {cells(one, two)} |", flush=True)
     if asked.out:

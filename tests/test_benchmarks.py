@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -350,3 +351,21 @@ def test_the_convolutions_of_a_pair_are_counted_and_timed(tmp_path, capsys):
         with FlopCounterMode(display=False) as counted:
             work()
         assert counted.get_total_flops() == row["flops"]
+
+
+def test_equal_time_judges_images_at_the_size_of_the_pictures(monkeypatch, tmp_path):
+    """A plan may train at a smaller size; the others are given the pictures' own."""
+    from benchmarks import equal_time
+
+    held = tmp_path / "held.npz"
+    np.savez(held, arr_0=np.zeros((4, 16, 16, 1), np.uint8))
+    seen = []
+
+    def told(*words):
+        seen.append((np.load(words[1])["arr_0"], words[3]))
+        return json.dumps({"results": [{"metrics": {"fid": 1.0}}]})
+
+    monkeypatch.setattr(equal_time, "cmtool", told)
+    found = equal_time.judged(lambda x, t: x * 0 - 1, (1, 8, 8), argparse.Namespace(num=3), held, tmp_path)
+    assert found == {"1": {"fid": 1.0}, "2": {"fid": 1.0}}
+    assert [(images.shape, int(images.max()), at) for images, at in seen] == 2 * [((3, 16, 16, 1), 0, held)]
