@@ -68,10 +68,13 @@ def test_help_version_and_a_mistake_do_not_even_import_rich(tmp_path):
 
 @pytest.mark.parametrize("words", [["--help"], ["presets"], ["train-ct", "--setp", "5"]], ids=" ".join)
 def test_the_answer_comes_at_once(tmp_path, words):
-    """0.4 s of processor time on top of starting Python; the best of five, since the machine may be busy."""
+    """0.4 s of processor time on top of starting Python; the best of five, since the machine may be busy.
+
+    On a slow machine, where it is more, a quarter of what importing torch takes.
+    """
     best = min(_processor_seconds(tmp_path, "-m", "cmtool", *words) for _ in range(5))
     bare = min(_processor_seconds(tmp_path, "-c", "pass") for _ in range(2))
-    assert best - bare < 0.4
+    assert best - bare < 0.4 or best - bare < (_processor_seconds(tmp_path, "-c", "import torch") - bare) / 4
 
 
 def _processor_seconds(folder: Path, *arguments: str) -> float:
@@ -104,7 +107,7 @@ sys.exit(code)
 
 
 def test_importing_torch_dominates_the_way_to_the_first_image(tmp_path):
-    """Processor time; the best of up to three, since the machine may be busy."""
+    """Processor time: half a second, on a slow machine a third of the import; the best of up to three."""
     rows = []
     while len(rows) < 3 and not (rows and float(rows[-1][1]) < min(0.5, float(rows[-1][0]))):
         done = run_python(tmp_path, "-c", FIRST_IMAGE)
@@ -113,4 +116,4 @@ def test_importing_torch_dominates_the_way_to_the_first_image(tmp_path):
     assert (tmp_path / "one.png").is_file()
     assert rows[0][2] == ""
     torch, rest = (min(float(row[place]) for row in rows) for place in (0, 1))
-    assert rest < min(0.5, torch), (torch, rest)
+    assert rest < max(min(0.5, torch), torch / 3), (torch, rest)

@@ -6,6 +6,8 @@ import torch
 from cmtool.networks.convolution import Conv2d, Tape
 
 BF16 = torch.bfloat16
+# Eight bits: weights, inputs and the answer are each off by up to .002. Processors without bfloat16 round once more.
+HALF = 5e-3
 
 
 def layer_and_points(distance: float, seed: int = 0) -> tuple[Conv2d, torch.Tensor, torch.Tensor]:
@@ -46,9 +48,9 @@ def test_a_difference_is_as_exact_as_a_half_however_small_it_is(method, distance
     layer, x, near = layer_and_points(distance)
     y, after = both(layer, layer, x, near, method)
     exact = plain(layer, near, method) - plain(layer, x, method)
-    assert error(after - y, exact) < 4e-3
+    assert error(after - y, exact) < HALF
     # Rounded on its own the first answer is wrong by more than the whole of a small difference.
-    assert 1e-3 < error(y, plain(layer, x, method)) < 4e-3
+    assert 1e-3 < error(y, plain(layer, x, method)) < HALF
 
 
 @pytest.mark.parametrize("method", ["__call__", "after_doubling"])
@@ -60,7 +62,7 @@ def test_the_difference_counts_other_weights_and_another_bias(method):
         for parameter in other.parameters():
             parameter.add_(1e-3 * torch.randn(parameter.shape, generator=g))
     y, after = both(layer, other, x, near, method)
-    assert error(after - y, plain(other, near, method) - plain(layer, x, method)) < 4e-3
+    assert error(after - y, plain(other, near, method) - plain(layer, x, method)) < HALF
 
 
 def test_another_bias_alone_counts():
