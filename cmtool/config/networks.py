@@ -254,7 +254,9 @@ class DitConfig(NetworkConfig):
     heads: int = Field(6, ge=1, description="attention heads of a block")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the feed-forward layers as a multiple of width")
     norm: Literal["layer", "rms"] = Field("layer", description="normalization before a branch, without weights")
-    mlp: Literal["gelu", "swiglu"] = Field("gelu", description="feed-forward layers; swiglu: two thirds as wide")
+    mlp: Literal["gelu", "gelu_erf", "swiglu"] = Field(
+        "gelu", description="feed-forward layers; gelu: DiT's, by tanh; gelu_erf: exact; swiglu: two thirds as wide"
+    )
     positions: Literal["sincos", "rotary"] = Field("sincos", description="added to tokens, or turning queries and keys")
     qk_norm: bool = Field(False, description="RMS normalization of queries and keys")
 

@@ -10,7 +10,7 @@ from cmtool.errors import ConfigError
 from cmtool.models import build_model
 from cmtool.networks import build_network
 from cmtool.networks.convolution import Linear, Tape, set_backward_dtype
-from cmtool.networks.dit import Attention, rotary_angles, sincos_positions, turned
+from cmtool.networks.dit import Attention, FeedForward, rotary_angles, sincos_positions, turned
 from cmtool.training.setup import start_from
 from tests.networks.network_helpers import inputs, redraw
 
@@ -179,3 +179,14 @@ def test_linear_layers_round_their_gradients_alone_and_pairs_their_difference():
 def test_only_the_inner_layers_are_rounded():
     network = build_network(network_config(**DIT), channels=3, resolution=8, num_classes=4)
     assert set_backward_dtype(network, torch.bfloat16) == 4 * 2
+
+
+@pytest.mark.parametrize(("mlp", "least", "most"), [("gelu_erf", 0.0, 1e-6), ("gelu", 1e-4, 5e-4)])
+def test_the_exact_gelu_is_x_times_the_normal_law_and_that_of_dit_is_not_quite(mlp, least, most):
+    layer = FeedForward(network_config(**DIT | {"mlp": mlp, "mlp_ratio": 1.0}))
+    for linear in (layer.fc1, layer.fc2):
+        torch.nn.init.eye_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    x = torch.linspace(-6, 6, 3200).reshape(1, 100, 32)
+    apart = float((layer(x) - x * torch.special.ndtr(x)).detach().abs().max())
+    assert least <= apart <= most

@@ -169,6 +169,24 @@ def test_muon_is_that_of_torch_up_to_the_rounding_of_its_iteration(rounds, monke
     assert apart < (1e-6 if rounds else 0.02)
 
 
+def test_matrices_of_one_shape_that_are_rounded_move_together_as_each_does_alone(monkeypatch):
+    monkeypatch.setattr("cmtool.training.muon.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("cmtool.training.muon.TOGETHER", 2)
+    shapes = [(40, 64), (40, 64), (64, 40), (40, 64), (40, 4, 4, 4)]
+    together, alone = ([nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    given = [gradients(1, shape, seed)[0].float() for seed, shape in enumerate(shapes)]
+    whole = build_optimizer(settings("muon"), together)
+    for weight, grad in zip(together, given, strict=True):
+        weight.grad = grad
+    assert [len(group) for group in whole._together()] == [2, 2, 1]
+    whole.step()
+    for weight, grad in zip(alone, given, strict=True):
+        run(build_optimizer(settings("muon"), [weight]), [weight], [grad])
+    for one, other in zip(together, alone, strict=True):
+        apart = float(((one - other).norm() / other.norm()).detach())
+        assert apart < 0.02
+
+
 def test_muon_moves_vectors_and_small_matrices_as_adamw_does():
     shapes = [(16,), (31, 40), (12, 96)]
     mine, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
