@@ -356,6 +356,13 @@ def _check_measure(config: RunConfig) -> None:
         raise ValueError("recipe.distance.c = 0 leaves the Cauchy distance without a scale")
     if recipe.weighting.kind == "learned" and not config.network.log_variance:
         raise ValueError("recipe.weighting.kind = 'learned' needs network.log_variance = true")
+    if recipe.distance.details and recipe.distance.kind == "lpips":
+        raise ValueError("recipe.distance.details weighs differences of pixels, and recipe.distance.kind = 'lpips'")
+    if config.data.resolution % 2 ** len(recipe.distance.details):
+        raise ValueError(
+            f"recipe.distance.details has {len(recipe.distance.details)} levels, and data.resolution = "
+            f"{config.data.resolution} cannot be halved as often"
+        )
     if recipe.distance.kind == "lpips" and config.data.channels not in (1, 3):
         raise ValueError(
             f"recipe.distance.kind = 'lpips' compares gray or RGB images, not {config.data.channels} channels"

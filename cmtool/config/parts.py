@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
 
 class Table(BaseModel):
@@ -230,6 +230,9 @@ class DistancePart(Part):
     c_scale: float = Field(0.00054, ge=0)
     pooling: Literal["max", "average"] = Field("max", description="lpips: pooling of the VGG features")
     resize: int = Field(224, ge=0, description="lpips: side to which images below 256 are enlarged; 0: never")
+    details: tuple[PositiveFloat, ...] = Field(
+        (), description="weights of fine details (Haar), those of 2 x 2 pixels first; none: pixels as they are"
+    )
 
 
 class WeightingPart(Part):

@@ -14,7 +14,7 @@ from cmtool.diffusion.solvers import build_solver
 from cmtool.errors import ConfigError
 from cmtool.losses.coupling import Pairs, build_coupling
 from cmtool.losses.direction import Reference, build_direction, build_guidances
-from cmtool.losses.distance import BUILDERS, Distance
+from cmtool.losses.distance import BUILDERS, Distance, in_details
 from cmtool.losses.legs import build_middle, build_two_leg
 from cmtool.losses.moments import moments
 from cmtool.losses.objective import Objective, TargetRule
@@ -49,7 +49,8 @@ def build_target(part: TargetPart) -> TargetRule:
 
 def build_distance(part: DistancePart, values: int) -> Distance:
     """Return the distance that `part` names, for images of `values` = C * H * W numbers."""
-    return DISTANCES[part.kind](part, values)
+    distance = DISTANCES[part.kind](part, values)
+    return in_details(distance, part.details) if part.details else distance
 
 
 def has_dropout(config: RunConfig) -> bool:

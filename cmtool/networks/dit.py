@@ -136,8 +136,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with a GELU between them, or a SwiGLU of the same size (Shazeer 2020).
 
-    DiT takes GELU's approximation by tanh; it differs from the exact one by at most .0005, and on CPUs torch needs two to
-    five times as long for it.
+    DiT takes GELU's approximation by tanh; it differs from the exact one by at most .0005, and on CPUs torch needs two
+    to five times as long for it.
     """
 
     def __init__(self, cfg: DitConfig) -> None:

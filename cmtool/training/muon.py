@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
             ahead = [self._ahead(parameter) for parameter in alike]
             several = len(ahead) > 1
             updates = orthogonalized(torch.stack(ahead)).unbind() if several else [orthogonalized(ahead[0])]
-            # Singular values of 1 mean entries of 1 / sqrt(larger side) in the mean square, where AdamW's have about .2.
+            # Singular values of 1 mean entries of 1 / sqrt(larger side) in the mean square; AdamW's have about .2.
             rate = group["lr"] * 0.2 * math.sqrt(max(ahead[0].shape))
             for parameter, update in zip(alike, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from cmtool.config.load import resolve
 from cmtool.config.parts import DistancePart, TimesPart, WeightingPart
 from cmtool.config.schema import ProcessConfig
+from cmtool.errors import ConfigError
 from cmtool.losses.assemble import build_distance
-from cmtool.losses.distance import l1, l2, pseudo_huber
+from cmtool.losses.distance import haar, l1, l2, pseudo_huber
 from cmtool.losses.weighting import build_weighting
 from tests.losses.oracles import D, column
 
@@ -85,6 +87,65 @@ def test_local_forms_are_the_limits(kind, c, power):
     y = f.clone().requires_grad_(True)
     distance.between(y, f - h * v).sum().backward()
     assert torch.allclose(y.grad / h ** (power - 1), distance.pull(f, v), rtol=1e-4, atol=1e-9)
+
+
+DETAILS = [
+    ("l2", None),
+    ("l1", None),
+    ("squared_norm", None),
+    ("pseudo_huber", 0.3),
+    ("pseudo_huber", 0.0),
+    ("cauchy", 0.3),
+]
+
+
+def test_haar_coefficients_of_a_picture_by_hand():
+    """1 2 / 3 5 beside 4 4 / 4 4: the sums are halved, and so are the differences across, down and crosswise."""
+    picture = torch.tensor([[1.0, 2, 4, 4], [3, 5, 4, 4]])[None, None]
+    assert haar(picture, (2.0,)).flatten().tolist() == [-3.0, 0.0, -5.0, 0.0, 1.0, 0.0, 5.5, 8.0]
+
+
+@pytest.mark.parametrize(("kind", "c"), DETAILS)
+def test_weights_of_one_change_nothing_but_l1_and_heavier_ones_count_grain_more(kind, c):
+    g = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(3, 2, 8, 8, generator=g, dtype=D) for _ in range(2))
+    flat, grainy = torch.ones(1, 1, 4, 4, dtype=D), torch.tensor([[1.0, -1], [-1, 1]], dtype=D).repeat(2, 2)[None, None]
+
+    def measured(details, x, y):
+        return build_distance(DistancePart(kind=kind, c=c, details=details), x[0].numel()).between(x, y)
+
+    if kind != "l1":
+        torch.testing.assert_close(measured((1.0, 1.0), a, b), measured((), a, b))
+    assert float(measured((4.0, 2.0), flat, 0 * flat)) <= float(measured((), flat, 0 * flat)) + 1e-12
+    assert float(measured((4.0, 2.0), grainy, 0 * flat)) > 1.5 * float(measured((), grainy, 0 * flat))
+    exact = measured((4.0, 2.0), grainy, 0 * flat)
+    if kind != "l1":
+        torch.testing.assert_close(exact, measured((), 4 * grainy, 0 * flat))
+
+
+@pytest.mark.parametrize(("kind", "c"), DETAILS)
+def test_local_forms_in_details_are_the_limits(kind, c):
+    g = torch.Generator().manual_seed(0)
+    f, v = (torch.randn(3, 1, 4, 4, generator=g, dtype=D) for _ in range(2))
+    distance = build_distance(DistancePart(kind=kind, c=c, details=(3.0, 2.0)), 16)
+    h, power = 1e-5, 1 if kind == "l1" or c == 0 else 2
+    torch.testing.assert_close(distance.between(f, f + h * v) / h**power, distance.form(f, v), rtol=1e-4, atol=0)
+    y = f.clone().requires_grad_(True)
+    distance.between(y, f - h * v).sum().backward()
+    torch.testing.assert_close(y.grad / h ** (power - 1), distance.pull(f, v), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["recipe.distance.details=[4,2,2,2,2]"], "has 5 levels, and data.resolution = 8 cannot be halved as often"),
+        (["recipe.distance.details=[4,-1]"], "details"),
+        (["recipe.distance.details=[4]", "recipe.distance.kind=lpips"], "weighs differences of pixels"),
+    ],
+)
+def test_details_that_do_not_fit_are_refused(sets, words):
+    with pytest.raises(ConfigError, match=words):
+        resolve("digits", sets=sets)
 
 
 PROCESS = ProcessConfig()
