@@ -36,6 +36,8 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 SIDE, MOST = 32, 2000
 STEPS = (1, 2, 4)
+# What says how large a network is.
+SIZED = ("channels", "width", "depth", "patch")
 # Seeds of a budget in minutes where there are several.
 SEEDS = {5: 3}
 # What is varied by hand, each a line of words behind the plan's command.
@@ -196,7 +198,8 @@ def planned(folder: Path) -> dict[str, Any]:
     ended = {
         row["recipe"]: read_header(place / "model.safetensors")["step"] for row, place in zip(rows, places, strict=True)
     }
-    chosen = {"resolution": tables["data"]["resolution"], "channels": tables["network"]["channels"]}
+    network = {key: tables["network"][key] for key in ("kind", *SIZED) if key in tables["network"]}
+    chosen = {"resolution": tables["data"]["resolution"], "network": network}
     return {**chosen, "batch_size": tables["train"]["batch_size"], "lr": tables["train"]["lr"], "steps": ended}
 
 
@@ -269,7 +272,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             shares = [f"{average(those, 1, key):.2f}" for key in ("precision", "recall", "copies")]
             last = those[-1]["plan"]
             stages = " ".join(f"{recipe} {steps}" for recipe, steps in last["steps"].items())
-            chosen = f"{last['resolution']} px, {last['channels']} ch, {stages}"
+            network = " ".join(str(value) for value in last["network"].values())
+            chosen = f"{last['resolution']} px, {network}, {stages}"
             ratio = f"{average(those, 1, 'fid') / best:.2f}"
             cells = [name, f"{minutes:g}", variation, len(those), *distances, ratio, *shares, chosen]
             lines.append(f"| {' | '.join(map(str, cells))} |")

@@ -41,7 +41,7 @@ def trains(words, log):
     folder = Path(words[words.index("--out") + 1])
     (folder / "teacher").mkdir(parents=True)
     rows = '{ recipe = "edm", share = 0.4, folder = "teacher" }, { recipe = "icd", share = 0.6, folder = "student" }'
-    text = f"[data]\nresolution = 16\n[network]\nchannels = 32\n[train]\nbatch_size = 32\nlr = 1e-3\n[plan]\nstages = [{rows}]\n"
+    text = f'[data]\nresolution = 16\n[network]\nkind = "dit"\nwidth = 96\ndepth = 4\n[train]\nbatch_size = 32\nlr = 1e-3\n[plan]\nstages = [{rows}]\n'
     atomic_text(folder / "plan.toml", text)
     for place, step in ((folder / "teacher", 70), (folder, 50)):
         save_model(place / "model.safetensors", {"a": torch.zeros(1)}, {"step": step})
@@ -69,15 +69,16 @@ def test_runs_are_typed_judged_kept_and_not_repeated(pictures, capsys):
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and sum("error" in row for row in rows) == 1
     assert rows[0]["plan"] == {
-        "resolution": 16, "channels": 32, "batch_size": 32, "lr": 1e-3, "steps": {"edm": 70, "icd": 50},
+        "resolution": 16, "network": {"kind": "dit", "width": 96, "depth": 4}, "batch_size": 32, "lr": 1e-3,
+        "steps": {"edm": 70, "icd": 50},
     }  # fmt: skip
     capsys.readouterr()
     plan_laws.main(asked, fails_once, judges)  # only what had failed
     printed = capsys.readouterr().out
     assert len(typed) == 9 and "emoji64" in typed[-1][2]
     assert (
-        "| avatars16 | 0.05 | plan | 1 | 100.0 | 50.0 | 25.0 | 1.25 | 0.50 | 0.25 | 0.50 | 16 px, 32 ch, edm 70 icd 50 |"
-        in printed
+        "| avatars16 | 0.05 | plan | 1 | 100.0 | 50.0 | 25.0 | 1.25 | 0.50 | 0.25 | 0.50 | "
+        "16 px, dit 96 4, edm 70 icd 50 |" in printed
     )
     plan_laws.main([*asked[2:], "--table"])
     assert capsys.readouterr().out == printed[printed.index("| set") :]

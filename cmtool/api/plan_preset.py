@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from cmtool.api.plan import Choice, Planned, Wishes, named_settings
@@ -74,13 +75,15 @@ def _stage_row(one: Planned) -> dict[str, Any]:
 
 
 def _recipe_row(one: Planned, choice: Choice) -> dict[str, Any]:
-    row = {"method": one.stage.recipe, "steps": one.steps, **one.stage.row}
+    row = {"method": one.stage.recipe, "steps": one.steps, **deepcopy(one.stage.row)}
     row |= {"lr": choice.size.teacher_lr} if one.stage.family == "edm" else {}
     row |= {"micro_batch": one.micro} if one.micro else {}
     # The least of both: a plan made while the machine was busy foresees fewer steps than there will be.
     row |= {"checkpoint_every": max(50, one.steps // 20), "sample_every": max(200, one.steps // 3)}
     if METHODS[one.stage.recipe].get("curriculum", {}).get("scales") == "doubling":
         row["curriculum"] = {"s1": laws.by_least(laws.INTERVALS, one.steps)}
+        if one.stage.family == "cd" and row["curriculum"]["s1"] <= choice.size.rounded:
+            row["half_passes"] = "all"
     if one.until is not None:
         before = [other.until for other in choice.stages if other.until is not None and other.until < one.until]
         row["time"] = round(one.until - max(before, default=0.0), 1)

@@ -31,6 +31,7 @@ _CLASSIC = {
     "mlp": "gelu",
     "positions": "sincos",
     "qk_norm": False,
+    "input_gate": False,
 }
 _GRID = 40  # grid points for a scheduler if the model was not trained on a grid
 

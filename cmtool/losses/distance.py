@@ -125,7 +125,7 @@ def in_details(distance: Distance, weights: Sequence[float]) -> Distance:
         return distance.between(apart, torch.zeros_like(apart))
 
     def pull(f: Tensor, v: Tensor) -> Tensor:
-        _, adjoint = torch.func.vjp(seen, f)
+        adjoint = torch.func.vjp(seen, f)[1]
         pulled: Tensor = adjoint(distance.pull(seen(f), seen(v)))[0]
         return pulled
 

@@ -248,6 +248,8 @@ class Dit(RawNetwork, WideBuffers):
         if cfg.positions == "sincos":
             self.grid = (resolution // self.patch, resolution // self.patch)
             self.register_buffer("pos_embed", sincos_positions(*self.grid, cfg.width))
+        if cfg.input_gate:
+            self.input_gate = Modulation(cfg.width, 2)
         self.blocks = nn.ModuleList([Block(cfg) for _ in range(cfg.depth)])
         for layer in self.blocks.modules():
             if isinstance(layer, Linear):
@@ -274,11 +276,22 @@ class Dit(RawNetwork, WideBuffers):
         """Map x (B, C, H, W) to F; `emb` (B, width)."""
         grid = x.shape[2] // self.patch, x.shape[3] // self.patch
         with exact(x):
-            h = self._placed(self.x_embedder(x), grid)
+            h = self._placed(self._gated(self.x_embedder(x), emb), grid)
         for block in self.blocks:
             h = self.run(block, h, emb, grid)
         with exact(x):
             return self._joined(self.final_layer(h.to(self.dtype), emb), grid)
+
+    def _gated(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """Scale and shift the tokens of patches by the condition, where the network has an input gate.
+
+        Blocks add to their input and pass it on. At large noise levels that is noise, which an answer has to take away
+        again, and leaves as grain. Blocks normalize what they read, so that a small input tells them no less.
+        """
+        if not hasattr(self, "input_gate"):
+            return tokens
+        shift, scale = self.input_gate(condition)
+        return torch.addcmul(shift.to(tokens.dtype), tokens, (scale + 1).to(tokens.dtype))
 
     def _placed(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Add the positions to tokens (B, N, width), on another grid than the nominal one those of that grid."""

@@ -125,6 +125,10 @@ def test_a_file_of_others_becomes_a_teacher_with_its_own_range(tmp_path):
             {"network": SMALL.model_copy(update={"mlp": "swiglu", "qk_norm": True})},
             "network.mlp = 'swiglu' and network.qk_norm = True",
         ),
+        (
+            {"network": SMALL.model_copy(update={"mlp": "gelu_erf", "input_gate": True})},
+            "network.mlp = 'gelu_erf' and network.input_gate = True",
+        ),
     ],
 )
 def test_what_their_code_cannot_hold_is_refused(tmp_path, change, words):

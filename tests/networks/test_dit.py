@@ -190,3 +190,24 @@ def test_the_exact_gelu_is_x_times_the_normal_law_and_that_of_dit_is_not_quite(m
     x = torch.linspace(-6, 6, 3200).reshape(1, 100, 32)
     apart = float((layer(x) - x * torch.special.ndtr(x)).detach().abs().max())
     assert least <= apart <= most
+
+
+def test_an_input_gate_starts_as_nothing_and_scales_and_shifts_the_tokens_by_the_level():
+    def built(**more):
+        torch.manual_seed(0)
+        return build_network(network_config(**DIT, **more), channels=3, resolution=8, num_classes=None)
+
+    plain, gated = redraw(built()), built(input_gate=True)
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    x, c = torch.randn(2, 3, 8, 8), torch.tensor([-1.0, 1.0])
+    assert torch.equal(gated(x, c, None), plain(x, c, None))
+    linear = gated.input_gate[1]
+    with torch.no_grad():
+        linear.bias[: DIT["width"]], linear.bias[DIT["width"] :] = 0.25, -1.0
+    closed = gated(x, c, None)  # nothing of the picture is left, in any network of the level alone
+    assert torch.equal(closed, gated(torch.randn(2, 3, 8, 8), c, None))
+    with torch.no_grad():
+        linear.bias[: DIT["width"]], linear.bias[DIT["width"] :] = 0.0, 1.0
+        plain.x_embedder.proj.weight *= 2
+        plain.x_embedder.proj.bias *= 2
+    torch.testing.assert_close(gated(x, c, None), plain(x, c, None))
