@@ -121,7 +121,7 @@ def test_stages_of_each_command_and_recipe():
 
 def test_a_polish_that_is_asked_for_is_a_third_stage():
     assert [(one.stage.recipe, one.stage.share) for one in choose(pictures(), Wishes(time=1200.0), SLOW).stages] == [
-        ("edm", 0.4), ("icd", 0.6)
+        ("edm", 0.5), ("icd", 0.5)
     ]  # fmt: skip
     wishes = Wishes(time=1200.0, recipe="polish")
     long = choose(pictures(), wishes, SLOW)
@@ -199,7 +199,7 @@ def test_what_is_named_is_kept():
         assert config.train.time is None
     assert student.train.steps == 700 and student.recipe.curriculum.s1 == 33
     # The teacher has its share of the time that the student's steps take.
-    assert teacher.train.steps == round(700 * 2.2 / 0.6 * 0.4)
+    assert teacher.train.steps == round(700 * 1.8)
     assert plan(resolution=64, time=60.0).tables["data"]["resolution"] == 64
     assert shared_settings(("train.lr=1", "recipe.curriculum.s1=3", "train.steps=4")) == ["train.lr=1"]
 
@@ -259,7 +259,7 @@ def test_five_lines_say_what_why_and_when():
 
 
 NONSENSE = [
-    ("share = 0.4", "share = -1", "plan.stages[0]: share = -1 must be greater than 0"),
+    ("share = 0.5", "share = -1", "plan.stages[0]: share = -1 must be greater than 0"),
     ('recipe = "edm"', 'recipe = "edmm"', "no recipe of this file and no method"),
     ('folder = "teacher"', 'folder = "../x"', "must be one word"),
     ("stages = [", "stags = [", "plan.stags is an unknown key"),
