@@ -159,12 +159,30 @@ def test_the_plan_is_a_preset_file_that_means_the_same(tmp_path):
         assert one == other
     assert read.preset.default == {"edm": "edm", "cd": "icd"}
     times = [resolve(path.as_posix(), recipe=name).config.train.time for name in ("edm", "icd")]
-    assert times == [240.0, 360.0]
+    assert times == [300.0, 300.0]
     runs = list(stage_runs(read, tmp_path / "run", None))
-    assert [(run.recipe, run.family, run.until) for run in runs] == [("edm", "edm", 240.0), ("icd", "cd", 600.0)]
+    assert [(run.recipe, run.family, run.until) for run in runs] == [("edm", "edm", 300.0), ("icd", "cd", 600.0)]
     assert [run.folder for run in runs] == [tmp_path / "run/teacher", tmp_path / "run"]
-    assert [run.until for run in stage_runs(read, tmp_path, 50.0)] == [20.0, 50.0]
-    assert [run.until for run in stage_runs(read, tmp_path, 50.0, spent=10.0)] == [26.0, 50.0]
+    assert [run.until for run in stage_runs(read, tmp_path, 50.0)] == [25.0, 50.0]
+    assert [run.until for run in stage_runs(read, tmp_path, 50.0, spent=10.0)] == [30.0, 50.0]
+
+
+def test_students_see_details_and_are_rounded_as_long_as_their_intervals_are_few():
+    """Rounded passes drown the small differences of many intervals, and a U-Net's are not measured."""
+    passes = {}
+    for hours in (0.05, 200):
+        made = plan(time=3600.0 * hours, speeds=FAST, resolution=16)
+        teacher, student = (resolve(made, recipe=name).config for name in ("edm", "icd"))
+        assert student.recipe.distance.details == (4.0, 2.0) and teacher.recipe.distance.details == ()
+        assert student.network.input_gate and student.network.width // student.network.heads == 32
+        passes[student.recipe.curriculum.s1] = student.train.half_passes
+        assert teacher.train.half_passes == "pair"
+    assert passes[80] == "all" and len(passes) == 2 and set(passes.values()) == {"all", "pair"}
+    assert resolve(plan(settings=("network.kind=adm",)), recipe="icd").config.train.half_passes == "pair"
+    # What one plan is told of the distance is not told to the next.
+    told = plan(settings=("recipe.distance.details=[9]",))
+    assert resolve(told, recipe="icd").config.recipe.distance.details == (9.0,)
+    assert resolve(plan(), recipe="icd").config.recipe.distance.details == (4.0, 2.0)
 
 
 def test_pictures_that_come_along_are_judged_by_their_own_reference():
@@ -180,7 +198,7 @@ def test_a_third_row_is_a_third_stage(tmp_path):
     (tmp_path / "three.toml").write_text(Plan(made).toml)
     runs = list(stage_runs(read_plan(tmp_path / "three.toml"), tmp_path, None))
     assert [run.folder.name for run in runs] == ["teacher", "student", tmp_path.name]
-    assert [run.until for run in runs] == pytest.approx([120, 300, 600])
+    assert [run.until for run in runs] == pytest.approx([150, 300, 600])
 
 
 def test_what_is_named_is_kept():
