@@ -57,7 +57,7 @@ def test_a_dry_run_says_five_lines_and_prints_a_preset(here, cmtool):
     again = cmtool("train-cd", "--preset", "my.toml", "--recipe", "icd", "--teacher", "x", "-n")
     assert again.code == 1 and "x" in again.err  # the preset is taken, the teacher is not there
     edm = cmtool("train-edm", "--preset", "my.toml", "-n")
-    assert tomllib.loads(edm.out)["train"]["time"] == 240.0
+    assert tomllib.loads(edm.out)["train"]["time"] == 300.0
     shown = cmtool("presets", "my.toml")
     assert shown.code == 0 and tomllib.loads(shown.out)["plan"]["stages"] == tables["plan"]["stages"]
     document = json.loads(cmtool("train-ct", "--data", "faces.npz", "--dry-run", "--json").out)
