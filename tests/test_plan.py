@@ -179,6 +179,8 @@ def test_students_see_details_and_are_rounded_as_long_as_their_intervals_are_few
         assert teacher.train.half_passes == "pair"
     assert passes[80] == "all" and len(passes) == 2 and set(passes.values()) == {"all", "pair"}
     assert resolve(plan(settings=("network.kind=adm",)), recipe="icd").config.train.half_passes == "pair"
+    for sets, passes in (("recipe.curriculum.s1=320", "pair"), ("train.half_passes=backward", "backward")):
+        assert resolve(plan(settings=(sets,)), recipe="icd").config.train.half_passes == passes
     # What one plan is told of the distance is not told to the next.
     told = plan(settings=("recipe.distance.details=[9]",))
     assert resolve(told, recipe="icd").config.recipe.distance.details == (9.0,)

@@ -46,9 +46,11 @@ def preset_of(choice: Choice, look: Look, wishes: Wishes, lines: Sequence[str] =
     for override in named_settings(wishes):
         _name(tables, override, choice.stages[-1].stage.recipe)
     for one in choice.stages:
-        rate = tables["train"]["lr"]
+        row, rate = tables["recipe"][one.stage.recipe], tables["train"]["lr"]
+        if _rounds(one, row, choice) and "half_passes" not in tables["train"]:
+            row.setdefault("half_passes", "all")
         if one.stage.lr != 1 and isinstance(rate, int | float):
-            tables["recipe"][one.stage.recipe].setdefault("lr", one.stage.lr * rate)
+            row.setdefault("lr", one.stage.lr * rate)
     default: dict[str, str] = {one.stage.family: one.stage.recipe for one in reversed(choice.stages)}
     return Preset("plan", "plan.toml", tables, default)
 
@@ -82,8 +84,6 @@ def _recipe_row(one: Planned, choice: Choice) -> dict[str, Any]:
     row |= {"checkpoint_every": max(50, one.steps // 20), "sample_every": max(200, one.steps // 3)}
     if METHODS[one.stage.recipe].get("curriculum", {}).get("scales") == "doubling":
         row["curriculum"] = {"s1": laws.by_least(laws.INTERVALS, one.steps)}
-        if one.stage.family == "cd" and row["curriculum"]["s1"] <= choice.size.rounded:
-            row["half_passes"] = "all"
     if one.until is not None:
         before = [other.until for other in choice.stages if other.until is not None and other.until < one.until]
         row["time"] = round(one.until - max(before, default=0.0), 1)
@@ -91,6 +91,12 @@ def _recipe_row(one: Planned, choice: Choice) -> dict[str, Any]:
     if place is not None and choice.dropout and not _is_fixed(one.stage.recipe, tuple(place.split("."))):
         _put(row, tuple(place.split(".")), choice.dropout)
     return row
+
+
+def _rounds(one: Planned, row: dict[str, Any], choice: Choice) -> bool:
+    """Whether a student has so few intervals that rounding all of its passes leaves their differences."""
+    intervals = row.get("curriculum", {}).get("s1")
+    return one.stage.family == "cd" and isinstance(intervals, int) and intervals <= choice.size.rounded
 
 
 def _is_fixed(method: str, keys: tuple[str, ...]) -> bool:

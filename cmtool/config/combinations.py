@@ -357,11 +357,15 @@ def _check_measure(config: RunConfig) -> None:
     if recipe.weighting.kind == "learned" and not config.network.log_variance:
         raise ValueError("recipe.weighting.kind = 'learned' needs network.log_variance = true")
     if recipe.distance.details and recipe.distance.kind == "lpips":
-        raise ValueError("recipe.distance.details weighs differences of pixels, and recipe.distance.kind = 'lpips'")
+        raise Unfit(
+            "recipe.distance.details weighs differences of pixels; recipe.distance.kind = 'lpips' compares features",
+            "add --set recipe.distance.details=[]",
+        )
     if config.data.resolution % 2 ** len(recipe.distance.details):
-        raise ValueError(
+        raise Unfit(
             f"recipe.distance.details has {len(recipe.distance.details)} levels, and data.resolution = "
-            f"{config.data.resolution} cannot be halved as often"
+            f"{config.data.resolution} cannot be halved as often",
+            "add --set recipe.distance.details=[], or weights for fewer levels",
         )
     if recipe.distance.kind == "lpips" and config.data.channels not in (1, 3):
         raise ValueError(
