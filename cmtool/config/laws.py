@@ -290,8 +290,7 @@ class Stage:
 
 
 # Measured on 16 px faces, two cores, equal total minutes, FD in ImageNet features in one / two steps: a teacher and its
-# student 264 / 160, from scratch 331 / 260. Shares of .47 to .74 differ little
-# (docs/recipes.md).
+# student 264 / 160, from scratch 331 / 260. Shares of .47 to .74 for the teacher differ little (docs/recipes.md).
 TEACHER = Stage("edm", "edm", 0.5, 1.0, "teacher", {"optimizer": OPTIMIZER})
 STUDENT = Stage("icd", "cd", 0.5, 1.8, "student", {"distance": {"details": [4.0, 2.0]}})
 SCRATCH = Stage("ict-pm", "ct", 1.0, 1.5, "student", {})
