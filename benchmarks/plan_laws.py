@@ -3,7 +3,8 @@
     python -m benchmarks plan-laws --pictures FOLDER --out runs/plan-laws [--minutes 5,20,60] [--sets mnist32,...]
         [--variations plan,...] [--seeds N] [--list | --table]
 
-FOLDER holds avatars16.npz, toon64.npz, emoji64.zip and mnist32.npz. Each run is the command that a user types, `cmtool
+FOLDER holds avatars16.npz, toon64.npz, emoji64.zip and mnist32.npz; `--sets robots.zip` takes the PNGs of another zip
+there, of which a fifth is held out. Each run is the command that a user types, `cmtool
 train-ct --data PICTURES --time M`, with a variation's words behind it; its minutes include everything it does. Its
 samples in one, two and four steps, brought to the size of the pictures, are judged in `imagenet` features by up to
 2,000 pictures that no run saw: Frechet distance, precision, recall, and copies, the share of samples nearer to a
@@ -70,7 +71,7 @@ class Pictures:
     """A data set: its file, how many pictures train, and what its arrays are read by."""
 
     file: str
-    train: int
+    train: int | None  # None: all but a fifth
     read: Callable[[Path], dict[str, NDArray[Any]]]
 
 
@@ -137,14 +138,20 @@ class Run:
         return ["train-ct", *place, *length, *shlex.split(VARIATIONS[self.variation])]
 
 
+def set_named(name: str) -> Pictures:
+    """Return a data set of the experiment, or the zip of this name."""
+    return Pictures(name, None, drawn) if name.endswith(".zip") else SETS[name]
+
+
 def prepare(name: str, pictures: Path, out: Path) -> tuple[Path, Path]:
     """Write the pictures that train and those that judge, and return both files."""
     paths = out / "data" / f"{name}-train.npz", out / "data" / f"{name}-held.npz"
     if not all(path.is_file() for path in paths):
-        known = SETS[name]
-        found = known.read(pictures / known.file)
+        one = set_named(name)
+        found = one.read(pictures / one.file)
+        train = one.train or len(found["arr_0"]) * 4 // 5
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path, rows in zip(paths, (slice(known.train), slice(known.train, known.train + MOST)), strict=True):
+        for path, rows in zip(paths, (slice(train), slice(train, train + MOST)), strict=True):
             np.savez(path, **{key: array[rows] for key, array in found.items()})
     return paths
 
@@ -181,8 +188,8 @@ def judge(folder: Path, training: Path, held: Path) -> dict[str, dict[str, float
     for steps in STEPS:
         samples = model.sample(real.count, steps=steps, seed=1, batch_size=250)
         made = from_array(sized(to_uint8(samples).permute(0, 2, 3, 1).numpy(), real.shape[0]), f"{steps} steps")
-        known = judged(made, ("fid", "pr", "copies"), use_cache=False).known
-        found[str(steps)] = {key: round(float(value), 4) for key, value in known.items()}
+        figures = judged(made, ("fid", "pr", "copies"), use_cache=False).known
+        found[str(steps)] = {key: round(float(value), 4) for key, value in figures.items()}
     return found
 
 
@@ -294,12 +301,13 @@ def listing(asked: argparse.Namespace) -> str:
     return "\n".join([*lines, f"{len(left)} of {len(every)} runs are left, {hours:.1f} hours of training"])
 
 
-def _chosen(known: Sequence[str]) -> Callable[[str], list[str]]:
+def _chosen(known: Sequence[str], ending: str | None = None) -> Callable[[str], list[str]]:
     def chosen(text: str) -> list[str]:
         names = text.split(",")
         for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"unknown {name!r}; choose {', '.join(known)}")
+            if name not in known and not (ending and name.endswith(ending)):
+                others = f" or a file that ends in {ending}" if ending else ""
+                raise argparse.ArgumentTypeError(f"unknown {name!r}; choose {', '.join(known)}{others}")
         return names
 
     return chosen
@@ -313,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--minutes", type=lambda text: [float(part) for part in text.split(",")], default=[5.0, 20.0, 60.0]
     )
-    made.add_argument("--sets", type=_chosen(list(SETS)), default=list(SETS))
+    made.add_argument("--sets", type=_chosen(list(SETS), ".zip"), default=list(SETS))
     made.add_argument("--variations", type=_chosen(list(VARIATIONS)), default=list(VARIATIONS))
     made.add_argument("--seeds", type=int, help="of every budget; usually 3 of five minutes, else 1")
     made.add_argument("--list", action="store_true", help="say what is left and stop")

@@ -94,6 +94,15 @@ def test_runs_are_typed_judged_kept_and_not_repeated(pictures, capsys):
     assert (emoji == 255).all((1, 2, 3)).sum() == 5  # clear ones are white
 
 
+def test_any_zip_of_pictures_is_a_set_of_which_a_fifth_is_held_out(pictures):
+    (pictures / "emoji64.zip").rename(pictures / "others.zip")
+    made = plan_laws.parser().parse_args(["--sets", "mnist32,others.zip"])
+    assert made.sets == ["mnist32", "others.zip"]
+    parts = [plan_laws.arrays(path)["arr_0"] for path in plan_laws.prepare("others.zip", pictures, pictures / "out")]
+    assert [part.shape for part in parts] == [(8, 32, 32, 3), (2, 32, 32, 3)]
+    assert (np.concatenate(parts) == plan_laws.drawn(pictures / "others.zip")["arr_0"]).all()
+
+
 def test_a_list_says_what_would_be_typed(tmp_path, capsys):
     plan_laws.main(["--list", "--out", str(tmp_path / "none"), "--sets", "mnist32", "--variations", "plan,16px"])
     lines = capsys.readouterr().out.splitlines()
