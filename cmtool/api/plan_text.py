@@ -67,7 +67,7 @@ def _recipe(choice: Choice, wishes: Wishes) -> str:
 
 
 def _machine(choice: Choice, look: Look, speeds: Speeds) -> str:
-    where = f"{speeds.threads} threads" if speeds.device == "cpu" else speeds.device
+    where = f"{speeds.threads} thread{'s' * (speeds.threads != 1)}" if speeds.device == "cpu" else speeds.device
     seen = sum(one.steps for one in choice.stages) * choice.batch / max(look.usable, 1)
     micro = f", {choice.micro} at once" if choice.micro else ""
     return (

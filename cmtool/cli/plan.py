@@ -64,7 +64,8 @@ def _show(found: dict[str, Any], times: list[str], data: str, output: Any) -> No
     sides = sorted({side for side, _ in cells})
     rows = [[f"{side} px", *(_cell(cells.get((side, name))) for name in times)] for side in sides]
     machine, pictures = found["machine"], found["pictures"]
-    where = f"{machine['threads']} threads" if machine["device"] == "cpu" else machine["device"]
+    threads = machine["threads"]
+    where = f"{threads} thread{'s' * (threads != 1)}" if machine["device"] == "cpu" else machine["device"]
     title = f"{pictures['count']:,} pictures on {where}: network, steps of the last stage, what to expect"
     output.table(title, ["size", *times], rows)
     words = {row["expect"] for row in found["rows"]}

@@ -258,8 +258,8 @@ NEED = {8: 40_000, 16: 60_000, 32: 120_000, 64: 240_000, 128: 480_000, 256: 960_
 # What images seen over images needed leads to: at least this ratio, in a word, in a sentence.
 EXPECT = (
     (3.0, "best", "as good as a network of this size gets"),
-    (1.0, "good", "good for their size, with some that fail"),
-    (0.4, "fair", "recognizable and grainy"),
+    (1.0, "good", "good for their size where pictures are alike (faces), rough where they vary (photos)"),
+    (0.4, "fair", "recognizable and grainy where pictures are alike (faces), traces where they vary (photos)"),
     (0.12, "rough", "rough shapes in the right colors"),
     (0.0, "noise", "colored noise with traces of shapes"),
 )
