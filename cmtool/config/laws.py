@@ -334,8 +334,8 @@ KEPT = 14
 # All weights over those of the 3 x 3 convolutions: middle, attention, embedding.
 BESIDES = 1.9
 # Parts of a transformer that are not those of DiT: the exact GELU, since a CPU takes several times as long for DiT's
-# approximation, a gate that keeps the noise of the input out of the answer, and convolutions of neighboring patches.
-PARTS = {"mlp": "gelu_erf", "input_gate": True, "depthwise": True}
+# approximation, and a gate that keeps the noise of the input out of the answer.
+PARTS = {"mlp": "gelu_erf", "input_gate": True}
 # Numbers that a transformer's block keeps of a token, in units of its width.
 TOKEN = 20
 # Share of the free memory that a pass may take.

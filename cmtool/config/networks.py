@@ -260,7 +260,6 @@ class DitConfig(NetworkConfig):
     positions: Literal["sincos", "rotary"] = Field("sincos", description="added to tokens, or turning queries and keys")
     qk_norm: bool = Field(False, description="RMS normalization of queries and keys")
     input_gate: bool = Field(False, description="scale and shift tokens by the noise level before the first block")
-    depthwise: bool = Field(False, description="3 x 3 convolutions of the tokens before both branches of a block")
 
     @property
     def forward_mode(self) -> bool:

@@ -32,7 +32,6 @@ _CLASSIC = {
     "positions": "sincos",
     "qk_norm": False,
     "input_gate": False,
-    "depthwise": False,
 }
 _GRID = 40  # grid points for a scheduler if the model was not trained on a grid
 

@@ -181,31 +181,12 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor, norm: str) -> Tensor:
     return torch.addcmul(shift.to(y.dtype), y, (scale + 1).to(y.dtype))
 
 
-class Depthwise(nn.Conv2d):
-    """A 3 x 3 convolution of each value of the tokens with its neighbors, zero at the start.
-
-    Chu et al. 2021 (arXiv 2102.10882) give tokens their positions so. It tells a patch early what stands beside it
-    as well, for a fiftieth of a block's multiplications or less.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, width, 3, padding=1, groups=width)
-        zeroed(self)
-
-    def added(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Add it to tokens x (B, N, width), which stand row by row on a grid, in their own dtype."""
-        cells = x.transpose(1, 2).unflatten(2, grid)
-        return x + self(cells.to(self.weight.dtype)).to(x.dtype).flatten(2).transpose(1, 2)
-
-
 class Block(nn.Module):
     """Attention, then a feed-forward layer; each branch is shifted, scaled and gated by the condition."""
 
     def __init__(self, cfg: DitConfig) -> None:
         super().__init__()
         self.norm = cfg.norm
-        self.depthwise = Depthwise(cfg.width) if cfg.depthwise else None
-        self.depthwise2 = Depthwise(cfg.width) if cfg.depthwise else None
         self.attn = Attention(cfg)
         self.mlp = FeedForward(cfg)
         self.adaLN_modulation = Modulation(cfg.width, 6)
@@ -213,11 +194,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, grid: tuple[int, int]) -> Tensor:
         """Map tokens x (B, N, width) to the same shape."""
         shift, scale, gate, shift2, scale2, gate2 = self.adaLN_modulation(condition)
-        if self.depthwise is not None:
-            x = self.depthwise.added(x, grid)
         x = x + gate.to(x.dtype) * self.attn(modulated(x, shift, scale, self.norm), grid)
-        if self.depthwise2 is not None:
-            x = self.depthwise2.added(x, grid)
         return x + gate2.to(x.dtype) * self.mlp(modulated(x, shift2, scale2, self.norm))
 
 

@@ -126,8 +126,8 @@ def test_a_file_of_others_becomes_a_teacher_with_its_own_range(tmp_path):
             "network.mlp = 'swiglu' and network.qk_norm = True",
         ),
         (
-            {"network": SMALL.model_copy(update={"input_gate": True, "depthwise": True})},
-            "network.input_gate = True and network.depthwise = True",
+            {"network": SMALL.model_copy(update={"mlp": "gelu_erf", "input_gate": True})},
+            "network.mlp = 'gelu_erf' and network.input_gate = True",
         ),
     ],
 )

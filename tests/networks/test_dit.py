@@ -211,21 +211,3 @@ def test_an_input_gate_starts_as_nothing_and_scales_and_shifts_the_tokens_by_the
         plain.x_embedder.proj.weight *= 2
         plain.x_embedder.proj.bias *= 2
     torch.testing.assert_close(gated(x, c, None), plain(x, c, None))
-
-
-def test_a_depthwise_convolution_starts_as_nothing_and_reads_the_neighbors_of_a_token_row_by_row():
-    plain = redraw(build_network(network_config(**DIT), channels=3, resolution=8, num_classes=None))
-    network = build_network(network_config(**DIT, depthwise=True), channels=3, resolution=8, num_classes=None)
-    network.load_state_dict(plain.state_dict(), strict=False)
-    x, c = torch.randn(2, 3, 8, 8), torch.tensor([-1.0, 1.0])
-    assert torch.equal(network(x, c, None), plain(x, c, None))
-    layer = network.blocks[0].depthwise2
-    tokens = torch.randn(2, 2 * 3, DIT["width"])
-    with torch.no_grad():
-        layer.weight[:, 0, 0, 1], layer.weight[::2, 0, 1, 2] = 1.0, 0.5  # of what is above, and half of what is right
-    cells = tokens.unflatten(1, (2, 3))
-    expected = torch.zeros_like(cells)
-    expected[:, 1:] += cells[:, :-1]
-    expected[:, :, :-1, ::2] += 0.5 * cells[:, :, 1:, ::2]
-    torch.testing.assert_close(layer.added(tokens, (2, 3)), tokens + expected.flatten(1, 2))
-    assert not torch.equal(network(x, c, None), plain(x, c, None))
