@@ -128,13 +128,14 @@ def test_a_polish_that_is_asked_for_is_a_third_stage():
     assert [one.stage for one in long.stages] == list(laws.POLISHED) and long.stages[-1].until == 1200
     made = preset_of(long, pictures(), wishes)
     configs = {row["recipe"]: resolve(made, recipe=row["recipe"]).config for row in made.tables["plan"]["stages"]}
-    assert configs["polish"].train.lr == pytest.approx(0.05 * configs["icd"].train.lr)
-    assert [configs[recipe].train.optimizer for recipe in ("edm", "icd", "polish")] == ["muon", "muon", "adam"]
+    assert configs["polish"].train.lr == pytest.approx(configs["icd"].train.lr / 3)
+    assert configs["polish"].recipe.score.kind == "dmd" and configs["polish"].recipe.score.keep
+    assert [configs[recipe].train.optimizer for recipe in ("edm", "icd", "polish")] == ["muon"] * 3
     assert configs["polish"].network.dropout == 0 and made.default == {"edm": "edm", "cd": "icd"}
     assert configs["polish"].train.checkpoint_every < configs["edm"].train.checkpoint_every
     named = plan(time=1200.0, recipe="polish", settings=("train.lr=0.01", "network.channels=24"))
     rates = [resolve(named, recipe=name).config.train.lr for name in ("edm", "icd", "polish")]
-    assert rates == pytest.approx([0.01, 0.01, 0.0005])
+    assert rates == pytest.approx([0.01, 0.01, 0.01 / 3])
 
 
 @pytest.mark.parametrize("named", ["network.dropout=0.2", "data.condition=gray", "train.precision=bf16"])
