@@ -136,8 +136,9 @@ class Transformer(Size):
 
     kind = "dit"
     # The gradient of 256 faces then has a cosine of .98 to the exact one with 20 intervals, .88 with 80, .73 with 160.
-    # A pair of passes that shares its errors has .99 throughout and takes a fifth longer.
-    rounded = 80
+    # A pair of passes that shares its errors has .99 throughout and takes a quarter longer. Rounded students of 80
+    # intervals get worse when they are long (docs/recipes.md).
+    rounded = 40
 
     width: int
     depth: int
@@ -296,7 +297,9 @@ STUDENT = Stage("icd", "cd", 0.5, 1.8, "student", {"distance": {"details": [4.0,
 SCRATCH = Stage("ict-pm", "ct", 1.0, 1.5, "student", {})
 # It trains a third network, three steps in each of its own, and asks the teacher: 7.4 steps of `edm` at 16 px.
 _SCORE = {"kind": "dmd", "reach": [0.02, 0.98], "fake_steps": 3, "keep": 5.0}
-POLISH = Stage("polish", "cd", 0.3, 7.4, "polish", {"optimizer": OPTIMIZER, "score": _SCORE}, lr=1 / 3, memory=(1.5, 3.0))
+POLISH = Stage(
+    "polish", "cd", 0.3, 7.4, "polish", {"optimizer": OPTIMIZER, "score": _SCORE}, lr=1 / 3, memory=(1.5, 3.0)
+)
 # Shares of the time where a polish is asked for.
 POLISHED = tuple(replace(stage, share=share) for stage, share in ((TEACHER, 0.4), (STUDENT, 0.3), (POLISH, 0.3)))
 # The stages of each command.
@@ -306,7 +309,7 @@ COSTS = {"edm": 1.0, "ct": 1.5, "cd": 2.2}
 # Levels for a few steps: fine grain on flat grounds is most of what one step leaves, and low levels remove it.
 SAMPLING_TIMES = {"2": [80.0, 0.4], "3": [80.0, 0.8, 0.1], "4": [80.0, 2.0, 0.4, 0.1]}
 # The end of a doubling curriculum, by the steps of its stage.
-INTERVALS = ((0, 80), (8_000, 160), (20_000, 320), (80_000, 640), (250_000, 1280))
+INTERVALS = ((0, 80), (4_000, 160), (20_000, 320), (80_000, 640), (250_000, 1280))
 # Dropout by how often a picture is seen; small networks of little training do not need it.
 DROPOUT = ((0, 0.0), (300, 0.1), (1500, 0.2))
 # Probability of augmentation by the number of pictures (below it). It has no place in a plan until
