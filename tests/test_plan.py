@@ -171,7 +171,7 @@ def test_the_plan_is_a_preset_file_that_means_the_same(tmp_path):
 def test_students_see_details_and_are_rounded_only_where_few_intervals_are_named():
     """Rounded passes drown the small differences of many intervals, and a U-Net's are not measured."""
     intervals = set()
-    for hours in (0.05, 200):
+    for hours in (0.02, 200):
         made = plan(time=3600.0 * hours, speeds=FAST, resolution=16)
         teacher, student = (resolve(made, recipe=name).config for name in ("edm", "icd"))
         assert student.recipe.distance.details == (4.0, 2.0) and teacher.recipe.distance.details == ()
