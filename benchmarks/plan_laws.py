@@ -4,11 +4,11 @@
         [--variations plan,...] [--seeds N] [--list | --table]
 
 FOLDER holds avatars16.npz, toon64.npz, emoji64.zip and mnist32.npz; `--sets robots.zip` takes the PNGs of another zip
-there, of which a fifth is held out. Each run is the command that a user types, `cmtool
-train-ct --data PICTURES --time M`, with a variation's words behind it; its minutes include everything it does. Its
-samples in one, two and four steps, brought to the size of the pictures, are judged in `imagenet` features by up to
-2,000 pictures that no run saw: Frechet distance, precision, recall, and copies, the share of samples nearer to a
-training picture than to a held-out one. Five minutes are run with three seeds, more with one.
+there, of which a fifth is held out. Each run is the command that a user types, `cmtool train-ct --data PICTURES --time
+M`, with a variation's words behind it; its minutes include everything it does. Its samples in one, two and four steps,
+brought to the size of the pictures, are judged in `imagenet` features by up to 2,000 pictures that no run saw: Frechet
+distance, precision, recall, and copies, the share of samples nearer to a training picture than to a held-out one. Five
+minutes are run with three seeds, more with one.
 
 A line of JSON goes into OUT/results.jsonl after each run, and the same command goes on with what is missing: a run that
 was stopped starts over, one that failed is tried again. `--list` says what is left, `--table` prints what there is.

@@ -46,11 +46,9 @@ def preset_of(choice: Choice, look: Look, wishes: Wishes, lines: Sequence[str] =
     for override in named_settings(wishes):
         _name(tables, override, choice.stages[-1].stage.recipe)
     for one in choice.stages:
-        row, rate = tables["recipe"][one.stage.recipe], tables["train"]["lr"]
-        if _rounds(one, row, choice) and "half_passes" not in tables["train"]:
-            row.setdefault("half_passes", "all")
+        rate = tables["train"]["lr"]
         if one.stage.lr != 1 and isinstance(rate, int | float):
-            row.setdefault("lr", one.stage.lr * rate)
+            tables["recipe"][one.stage.recipe].setdefault("lr", one.stage.lr * rate)
     default: dict[str, str] = {one.stage.family: one.stage.recipe for one in reversed(choice.stages)}
     return Preset("plan", "plan.toml", tables, default)
 
@@ -91,12 +89,6 @@ def _recipe_row(one: Planned, choice: Choice) -> dict[str, Any]:
     if place is not None and choice.dropout and not _is_fixed(one.stage.recipe, tuple(place.split("."))):
         _put(row, tuple(place.split(".")), choice.dropout)
     return row
-
-
-def _rounds(one: Planned, row: dict[str, Any], choice: Choice) -> bool:
-    """Whether a student has so few intervals that rounding all of its passes leaves their differences."""
-    intervals = row.get("curriculum", {}).get("s1")
-    return one.stage.family == "cd" and isinstance(intervals, int) and intervals <= choice.size.rounded
 
 
 def _is_fixed(method: str, keys: tuple[str, ...]) -> bool:

@@ -32,8 +32,6 @@ class Size(ABC):
     """
 
     kind: ClassVar[str]
-    # Up to so many intervals all passes of a student may be rounded to bfloat16.
-    rounded: ClassVar[int] = 0
 
     name: str
     lr: float
@@ -135,10 +133,6 @@ class Transformer(Size):
     """
 
     kind = "dit"
-    # The gradient of 256 faces then has a cosine of .98 to the exact one with 20 intervals, .88 with 80, .73 with 160.
-    # A pair of passes that shares its errors has .99 throughout and takes a quarter longer. Rounded students of 80
-    # intervals get worse when they are long (docs/recipes.md).
-    rounded = 40
 
     width: int
     depth: int
@@ -300,7 +294,8 @@ _SCORE = {"kind": "dmd", "reach": [0.02, 0.98], "fake_steps": 3, "keep": 5.0}
 POLISH = Stage(
     "polish", "cd", 0.3, 7.4, "polish", {"optimizer": OPTIMIZER, "score": _SCORE}, lr=1 / 3, memory=(1.5, 3.0)
 )
-# Shares of the time where a polish is asked for.
+# Shares of the time where a polish is asked for. Steps after the first pay for it (docs/recipes.md), so that no plan
+# has one by itself.
 POLISHED = tuple(replace(stage, share=share) for stage, share in ((TEACHER, 0.4), (STUDENT, 0.3), (POLISH, 0.3)))
 # The stages of each command.
 WAYS: dict[str, tuple[Stage, ...]] = {"edm": (TEACHER,), "ct": (TEACHER, STUDENT), "cd": (TEACHER, STUDENT)}
